@@ -1,0 +1,21 @@
+"""The Space: serve the model that MODEL_ID names, or the default one."""
+
+import os
+
+
+def main() -> None:
+    """Load the model and serve the app until it is stopped."""
+    # Before gradio is imported: it reads this then. The app reports to nobody.
+    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+    from pneumonia_hf.demo import LAUNCH_OPTIONS, build_demo
+    from pneumonia_hf.predictor import DEFAULT_MODEL, Predictor
+
+    model = os.environ.get("MODEL_ID") or DEFAULT_MODEL
+    predictor = Predictor.from_pretrained(model, os.environ.get("MODEL_REVISION") or None)
+    build_demo(predictor).launch(**LAUNCH_OPTIONS)
+
+
+if __name__ == "__main__":
+    from pneumonia_hf.console import run_script
+
+    run_script(main)

@@ -1,0 +1,171 @@
+"""What every script shares: recipe and flags read into dataclasses, errors as one sentence."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import sys
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from collections.abc import Callable, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import NoReturn
+
+from pneumonia_hf.errors import UserError
+
+EXIT_FAULT = 2
+
+
+def run_script(main: Callable[[], int | None]) -> None:
+    """Run a script's `main` and exit with its status.
+
+    What a user can mend is printed as one sentence, with exit status 2; only faults of ours
+    show a traceback.
+    """
+    # Its report of a head that is new would read like a fault; build_model checks the weights.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    for name in ("httpx", "httpcore", "huggingface_hub"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        status = main() or 0
+    except KeyboardInterrupt:
+        print("\nStopped by you; what was finished before is kept.", file=sys.stderr)
+        status = 130
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader of our output has gone: nothing is left to say
+        status = 0
+    except Exception as error:
+        sentence = explain(error)
+        if sentence is None:
+            raise
+        print(f"error: {sentence}", file=sys.stderr)
+        status = EXIT_FAULT
+    raise SystemExit(status)
+
+
+def explain(error: BaseException) -> str | None:
+    """Return the sentence for an error that a user can mend, or None for a fault of ours."""
+    if isinstance(error, UserError):
+        return str(error)
+    if is_disk_full(error):
+        return "The disk is full; free some space and start again: what was finished is kept."
+    if isinstance(error, PermissionError) and error.filename:
+        return f"No permission to use {error.filename}; choose another folder."
+    if isinstance(error, NotADirectoryError | FileExistsError) and error.filename:
+        return f"{error.filename} is a file where a folder is needed; choose another name."
+    return None
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Return whether an error, however the libraries wrap it, comes from a full disk."""
+    chain: BaseException | None = error
+    while chain is not None:
+        if isinstance(chain, OSError) and chain.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        text = str(chain)
+        # safetensors and torch raise errors of their own, with the cause in the text.
+        if "No space left on device" in text or "os error 28" in text:
+            return True
+        if "PytorchStreamWriter failed" in text or "unexpected pos" in text:
+            return True
+        chain = chain.__cause__ or chain.__context__
+    return False
+
+
+class _Parser(ArgumentParser):
+    """A parser whose complaints are one sentence, like all others."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message[:1].upper()}{message[1:]}; --help lists the flags.")
+
+
+def make_parser(description: str) -> ArgumentParser:
+    """Return a parser for a script's few flags; `description` is the script's docstring."""
+    return _Parser(
+        description=description, formatter_class=RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+
+
+def parse_recipe(dataclasses: Sequence[type], arguments: Sequence[str] | None = None) -> tuple:
+    """Return one object a dataclass, from `--config RECIPE.yaml` and flags; flags win.
+
+    Args:
+        dataclasses: the kinds of object, whose field names are the keys and flags.
+        arguments: the command line; left out, that of the process.
+
+    Raises:
+        UserError: no such recipe, an unknown key or flag, a value of the wrong type, a required
+            one left out.
+    """
+    from transformers import HfArgumentParser
+
+    class Parser(_Parser, HfArgumentParser):
+        pass
+
+    parser = Parser(dataclasses, allow_abbrev=False)
+    parser.add_argument("--config", help="Recipe: a YAML file of the flags below.")
+    known = {name for action in parser._actions for name in action.option_strings}
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    for flag in arguments:
+        name = flag.partition("=")[0]
+        if name.startswith("--") and name not in known:
+            raise UserError(f"Unknown flag {name}{_similar(name, known)}.")
+    recipe = _config_flag(arguments)
+    if recipe is not None:
+        keys = _read_recipe(recipe)
+        for key in keys:
+            if f"--{key}" not in known:
+                similar = _similar(key, {name.lstrip("-") for name in known})
+                raise UserError(f"{recipe} has an unknown key {key!r}{similar}.")
+        for action in parser._actions:
+            if action.dest in keys:
+                action.required = False
+                # Text goes through the flag's own type, as if it had been typed.
+                action.default = _as_typed(parser, action, keys[action.dest], recipe)
+    try:
+        *parsed, _ = parser.parse_args_into_dataclasses(arguments, look_for_args_file=False)
+    except ValueError as error:  # transformers' own checks of its arguments
+        raise UserError(" ".join(str(error).split())) from error
+    return tuple(parsed)
+
+
+def _config_flag(arguments: Sequence[str]) -> Path | None:
+    for place, flag in enumerate(arguments):
+        if flag.startswith("--config="):
+            return Path(flag.partition("=")[2])
+        if flag == "--config" and place + 1 < len(arguments):
+            return Path(arguments[place + 1])
+    return None
+
+
+def _read_recipe(path: Path) -> dict:
+    import yaml
+
+    try:
+        keys = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"The recipe {path} does not exist; check --config.") from error
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"The recipe {path} is not a YAML file that can be read: {reason}.") from (
+            error
+        )
+    if not isinstance(keys, dict):
+        raise UserError(f"The recipe {path} must hold lines of `key: value`.")
+    return keys
+
+
+def _as_typed(parser, action, value, recipe: Path):
+    if value is None or isinstance(value, list | dict):
+        return value
+    try:
+        return parser._get_value(action, str(value))
+    except Exception as error:
+        raise UserError(f"{recipe} has {action.dest}: {value}, which is no valid value.") from error
+
+
+def _similar(name: str, known: set[str]) -> str:
+    close = get_close_matches(name, known, n=1)
+    return f"; did you mean {close[0]}?" if close else "; --help lists all"

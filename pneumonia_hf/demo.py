@@ -1,0 +1,152 @@
+"""build_demo: the web page and its endpoint; the only file that imports gradio."""
+
+from __future__ import annotations
+
+import html
+import os
+from dataclasses import asdict
+from typing import Any
+
+import gradio as gr
+from PIL import Image
+
+from pneumonia_hf.attribution import METHODS, explain, overlay
+from pneumonia_hf.errors import UserError
+from pneumonia_hf.hub import REPORTS_FILE, read_json
+from pneumonia_hf.predictor import Prediction, Predictor
+from pneumonia_hf.xray import IMAGE_SUFFIXES, read_xray
+
+NOTICE = (
+    "**Research software, not a medical device.** It must not be used to diagnose or to rule out "
+    "disease. It errs, most of all on films unlike those it was trained on."
+)
+HEAT_NOTICE = (
+    "Bright places moved the score towards pneumonia. They do **not** show where disease is: such "
+    "maps agree badly with radiologists. A map that is nearly dark found little that speaks for it."
+)
+COLOURS = {"PNEUMONIA": "#b3261e", "NORMAL": "#1b6e3c", "REFER": "#8a5a00"}
+KEPT_SECONDS = 3600  # uploaded pictures are patients' data: deleted after an hour
+QUEUE_LENGTH = 32
+
+# What launch() takes, for whoever starts the app.
+LAUNCH_OPTIONS: dict[str, Any] = {
+    # Fonts of the visitor's own machine: the page asks nothing of any other server.
+    "theme": gr.themes.Soft(
+        font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
+    ),
+    "css": "footer {opacity: .6} .verdict {font-size: 1.05rem}",
+    "max_file_size": os.environ.get("MAX_FILE_SIZE", "50mb"),
+    "ssr_mode": False,
+}
+
+
+def build_demo(predictor: Predictor) -> gr.Blocks:
+    """Return the app for one model; `.launch(**LAUNCH_OPTIONS)` serves it.
+
+    The endpoint `/predict` takes a file and a method of METHODS, and gives the fields of a
+    `Prediction` and the overlay.
+    """
+
+    def predict(image: str | None, method: str) -> tuple[dict[str, Any], Image.Image]:
+        """Decide on one chest X-ray and draw what moved the score."""
+        prediction, _, map_over_picture = _analyse(predictor, image, method)
+        return asdict(prediction), map_over_picture
+
+    def show(image: str | None, method: str) -> tuple[str, Image.Image | None, Image.Image | None]:
+        if image is None:
+            return "", None, None
+        prediction, picture, map_over_picture = _analyse(predictor, image, method)
+        return _to_html(prediction), picture, map_over_picture
+
+    with gr.Blocks(
+        title="Pneumonia in chest X-rays", delete_cache=(KEPT_SECONDS, KEPT_SECONDS)
+    ) as demo:
+        gr.Markdown("# Pneumonia in chest X-rays")
+        gr.Markdown(NOTICE)
+        with gr.Row():
+            with gr.Column(scale=1, min_width=260):
+                file = gr.File(
+                    label="Chest X-ray, seen from the front (JPEG, PNG, TIFF, DICOM)",
+                    file_types=sorted(IMAGE_SUFFIXES),
+                    height=170,
+                )
+                method = gr.Dropdown(list(METHODS), value=next(iter(METHODS)), label="Heat map")
+                button = gr.Button("Analyse", variant="primary")
+                gr.Markdown(_describe_model(predictor))
+            with gr.Column(scale=2, min_width=320):
+                verdict = gr.HTML(elem_classes="verdict")
+                with gr.Row():
+                    picture = gr.Image(label="As the model reads it", interactive=False)
+                    heat = gr.Image(label="What moved the score", interactive=False)
+                gr.Markdown(HEAT_NOTICE)
+
+        # One picture at a time: captum hooks into the one model that all requests share.
+        alone = {"concurrency_id": "model", "concurrency_limit": 1}
+        inputs, outputs = [file, method], [verdict, picture, heat]
+        for event in (file.upload, file.clear, method.change, button.click):
+            event(show, inputs, outputs, api_visibility="private", **alone)
+
+        result, result_overlay = gr.JSON(visible=False), gr.Image(visible=False, format="png")
+        gr.Button(visible=False).click(
+            predict, inputs, [result, result_overlay], api_name="predict", **alone
+        )
+    return demo.queue(max_size=QUEUE_LENGTH)
+
+
+def _analyse(
+    predictor: Predictor, path: str | None, method: str
+) -> tuple[Prediction, Image.Image, Image.Image]:
+    if path is None:
+        raise gr.Error("Give a chest X-ray first.", print_exception=False)
+    try:
+        picture = read_xray(path)
+        heat = explain(predictor, picture, method)
+        return predictor.predict(picture), picture, overlay(picture, heat)
+    except UserError as error:
+        raise gr.Error(str(error), print_exception=False) from error
+
+
+def _to_html(prediction: Prediction) -> str:
+    """Return the decision, and the probability on a scale with the threshold marked."""
+    colour = COLOURS[prediction.decision]
+    at = f"left:{prediction.threshold:.1%}"
+    scale = (
+        f'<div style="position:relative;height:14px;border-radius:7px;background:#8884;'
+        f'margin:10px 0 4px" role="img" aria-label="probability {prediction.probability:.3f}, '
+        f'threshold {prediction.threshold:.3f}">'
+        f'<div style="width:{prediction.probability:.1%};height:100%;border-radius:7px;'
+        f'background:{colour}"></div>'
+        f'<div style="position:absolute;top:-4px;bottom:-4px;{at};width:3px;'
+        f'background:currentColor"></div></div>'
+    )
+    warnings = "".join(f"<li>{html.escape(text)}</li>" for text in prediction.warnings)
+    referred = (
+        f"<p>A person should look. The model itself leans to {prediction.label}.</p>"
+        if prediction.decision == "REFER"
+        else ""
+    )
+    return (
+        f'<div><span style="background:{colour};color:white;border-radius:6px;padding:4px 12px;'
+        f'font-size:1.4rem;font-weight:700">{prediction.decision}</span>{scale}'
+        f"<p>Calibrated probability of pneumonia <b>{prediction.probability:.3f}</b>; "
+        f"called pneumonia from <b>{prediction.threshold:.3f}</b> (the mark on the bar).</p>"
+        f"{referred}{f'<ul>{warnings}</ul>' if warnings else ''}</div>"
+    )
+
+
+def _describe_model(predictor: Predictor) -> str:
+    """Return what the model has measured, as its own folder tells."""
+    name = predictor.path.name if predictor.path and predictor.path.exists() else predictor.name
+    if "/" in predictor.name and not os.path.exists(predictor.name):
+        name = predictor.name
+    lines = [f"**Model:** {name}"]
+    reports = read_json(predictor.path / REPORTS_FILE, []) if predictor.path else []
+    for report in reports:
+        metrics = report["metrics"]
+        told = ", ".join(
+            f"{name} {metrics[name]['value']:.3f}"
+            for name in ("auroc", "sensitivity", "specificity")
+            if metrics[name]["value"] is not None
+        )
+        lines.append(f"- {report['data']} ({report['split']}, {report['n']} pictures): {told}")
+    return "\n\n".join(lines[:1]) + "\n" + "\n".join(lines[1:])

@@ -1,0 +1,212 @@
+"""evaluate_predictor: one data set, scored through the Predictor -> one Report."""
+
+from __future__ import annotations
+
+import hashlib
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pneumonia_hf.data import LABELS, hash_file, image_paths, load_parts
+from pneumonia_hf.errors import UserError, XrayError
+from pneumonia_hf.hub import RUN_FILE, read_json
+from pneumonia_hf.metrics import Interval, OperatingPoint, bootstrap_intervals
+from pneumonia_hf.predictor import Prediction, Predictor
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+SPLITS = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a model scored on one data set; all that the figures and tables are made from."""
+
+    data: str  # the data folder's name
+    split: str  # train, validation, test or all
+    model: str
+    weights_sha256: str
+    operating_point: OperatingPoint
+    metrics: dict[str, Interval]
+    files: tuple[str, ...]  # relative to the data folder where they lie in it
+    labels: np.ndarray  # [N] of 0 and 1
+    probabilities: np.ndarray  # [N], calibrated P(pneumonia)
+    patients: tuple[str, ...]  # [N]
+    decisions: tuple[str, ...]  # [N]
+    seen_in_training: int  # pictures that the model was trained on, by their bytes
+    seen_in_validation: int  # pictures on which it was chosen
+    notes: tuple[str, ...]  # what a reader must know before believing the numbers
+
+    @property
+    def confusion(self) -> dict[str, int]:
+        """Return the counts at the threshold: every picture counts, also a referred one."""
+        called = self.probabilities >= self.operating_point.threshold
+        ill = self.labels == 1
+        return {
+            "true_positive": int(np.sum(called & ill)),
+            "false_negative": int(np.sum(~called & ill)),
+            "false_positive": int(np.sum(called & ~ill)),
+            "true_negative": int(np.sum(~called & ~ill)),
+        }
+
+
+def choose_part(
+    data_dir: str | Path, split: str | None, predictor: Predictor
+) -> tuple[str, Dataset]:
+    """Return the name and the rows of the part that is to be scored.
+
+    With `split`, the folder of that name; in a folder without parts, the pictures that the model
+    itself kept apart under that name when it was trained, known by their bytes. Without `split`,
+    the test folder, or all of a folder without parts.
+
+    Raises:
+        UserError: no such part there.
+    """
+    parts = load_parts(data_dir)
+    if split is None:
+        name = "test" if "test" in parts else "all"
+        if name not in parts:
+            raise UserError(
+                f"{data_dir} has no test folder; say which to score with --split "
+                f"{' or '.join(sorted(parts))}."
+            )
+        return name, parts[name]
+    if split not in SPLITS:
+        raise UserError(f"Unknown split {split!r}; choose from {sorted(set(SPLITS))}.")
+    name = SPLITS[split]
+    if name in parts:
+        return name, parts[name]
+    if "all" not in parts:
+        raise UserError(f"{data_dir} has no {split} folder; it has {', '.join(sorted(parts))}.")
+    own = set(_hashes_of_run(predictor).get(name, ()))
+    if not own:
+        raise UserError(
+            f"{data_dir} has no {split} folder, and the model does not say which pictures it kept "
+            f"apart; leave --split out to score them all."
+        )
+    data = parts["all"]
+    rows = [row for row, digest in enumerate(_hash_all(data)) if digest in own]
+    if not rows:
+        raise UserError(
+            f"{data_dir} has no {split} folder and none of the {len(own)} pictures of the model's "
+            f"own {split} part; leave --split out to score them all."
+        )
+    return name, data.select(rows)
+
+
+def evaluate_predictor(
+    predictor: Predictor, dataset: Dataset, data: str = "data", split: str = "all"
+) -> Report:
+    """Score every picture of `dataset` as the app would, and measure it.
+
+    Args:
+        predictor: the model, with its own threshold.
+        dataset: with image, label and patient, as `load_parts` returns.
+        data, split: what the report calls it.
+
+    Raises:
+        UserError: some pictures cannot be read, or a class is absent.
+    """
+    labels = np.asarray(dataset["label"][:])
+    for label, name in enumerate(LABELS):
+        if not np.any(labels == label):
+            raise UserError(f"The {split} part of {data} has no {name}; both classes are needed.")
+    predictions = _predict_all(predictor, image_paths(dataset))
+    probabilities = np.asarray([one.probability for one in predictions])
+    patients = tuple(dataset["patient"][:])
+    run_hashes = _hashes_of_run(predictor)
+    hashes = set(_hash_all(dataset)) if run_hashes else set()
+    seen = {name: len(hashes & set(run_hashes.get(name, ()))) for name in ("train", "validation")}
+    point = predictor.operating_point
+    metrics = bootstrap_intervals(labels, probabilities, point.threshold, patients)
+    return Report(
+        data=data,
+        split=split,
+        model=Path(predictor.name).name if predictor.path else predictor.name,
+        weights_sha256=_hash_weights(predictor),
+        operating_point=point,
+        metrics=metrics,
+        files=_relative(image_paths(dataset)),
+        labels=labels,
+        probabilities=probabilities,
+        patients=patients,
+        decisions=tuple(one.decision for one in predictions),
+        seen_in_training=seen["train"],
+        seen_in_validation=seen["validation"],
+        notes=_notes(predictor, labels, probabilities, metrics, seen),
+    )
+
+
+def _predict_all(predictor: Predictor, paths: list[Path]) -> list[Prediction]:
+    from tqdm.auto import tqdm
+
+    results = list(
+        tqdm(predictor.predict_files(paths), total=len(paths), unit="image", leave=False)
+    )
+    unreadable = [one for one in results if isinstance(one, XrayError)]
+    if unreadable:
+        first = " ".join(str(error) for error in unreadable[:3])
+        raise UserError(
+            f"{len(unreadable)} of {len(paths)} files cannot be read; mend or remove them: {first}"
+        )
+    return results
+
+
+def _hashes_of_run(predictor: Predictor) -> dict[str, list[str]]:
+    if predictor.path is None:
+        return {}
+    return read_json(predictor.path / RUN_FILE, otherwise={}).get("hashes", {})
+
+
+def _hash_all(dataset: Dataset) -> list[str]:
+    with ThreadPoolExecutor() as pool:
+        return list(pool.map(hash_file, image_paths(dataset)))
+
+
+def _hash_weights(predictor: Predictor) -> str:
+    weights = predictor.path / "model.safetensors" if predictor.path else None
+    if weights is None or not weights.exists():
+        return ""
+    with weights.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _relative(paths: list[Path]) -> tuple[str, ...]:
+    """Return class folder and file name: where the data lies is the user's own affair."""
+    return tuple(f"{path.parent.name}/{path.name}" for path in paths)
+
+
+def _notes(predictor, labels, probabilities, metrics, seen) -> tuple[str, ...]:
+    from scipy.stats import binomtest
+
+    notes = []
+    if seen["train"]:
+        notes.append(
+            f"The model was trained on {seen['train']} of these pictures: the numbers flatter."
+        )
+    if seen["validation"]:
+        notes.append(
+            f"Checkpoint and threshold were chosen on {seen['validation']} of these pictures: "
+            f"the numbers flatter."
+        )
+    if not predictor.has_threshold:
+        notes.append("The model carries no threshold of its own: 0.5 was used.")
+    counts = {
+        "accuracy": len(labels),
+        "sensitivity": int(np.sum(labels == 1)),
+        "specificity": int(np.sum(labels == 0)),
+    }
+    for name, count in counts.items():
+        interval = metrics[name]
+        if interval.low == interval.high == 1.0:
+            # The bootstrap cannot draw an error that was not seen.
+            low = binomtest(count, count).proportion_ci(method="exact").low
+            notes.append(
+                f"No error was seen in {name}, so its bootstrap interval has no width; "
+                f"the exact binomial one (Clopper and Pearson 1934) is {low:.3f} to 1."
+            )
+    return tuple(notes)

@@ -1,0 +1,186 @@
+"""Predictor: a model folder and everything that turns a picture into a decision."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from pneumonia_hf import gate
+from pneumonia_hf.errors import UserError, XrayError
+from pneumonia_hf.metrics import OperatingPoint, to_probability
+from pneumonia_hf.preprocess import to_pixel_values
+from pneumonia_hf.xray import read_xray
+
+if TYPE_CHECKING:
+    import torch
+    from PIL import Image
+    from transformers import BaseImageProcessor, PreTrainedModel
+
+# The key of config.json that holds what is ours; transformers keeps unknown keys as they are.
+CONFIG_KEY = "pneumonia_hf"
+DEFAULT_MODEL = Path(__file__).with_name("default_model")
+CHUNK = 32  # files in memory at a time
+NO_THRESHOLD = "This model carries no chosen threshold: 0.5 is used."
+
+Decision = Literal["PNEUMONIA", "NORMAL", "REFER"]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the model says of one picture."""
+
+    label: str  # PNEUMONIA or NORMAL: the side of the threshold
+    probability: float  # calibrated P(pneumonia), 0..1
+    threshold: float  # from here on up the label is PNEUMONIA
+    decision: Decision  # the label, or REFER where a person must look
+    warnings: tuple[str, ...]  # why it is referred, and other doubts; a sentence each
+
+
+class Predictor:
+    """A model with its processor and its operating point, ready to score pictures."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        processor: BaseImageProcessor,
+        name: str = "model",
+        path: Path | None = None,
+    ) -> None:
+        """Take a model and processor that are already loaded; `name` is for people to read.
+
+        Raises:
+            UserError: none of the model's labels is PNEUMONIA.
+        """
+        self.model = model.eval()
+        self.processor = processor
+        self.name = name
+        self.path = path
+        self.class_index = _pneumonia_index(model, name)
+        settings = getattr(model.config, CONFIG_KEY, None)
+        self.has_threshold = bool(settings)
+        settings = settings or {"threshold": 0.5, "refer_low": 0.5, "refer_high": 0.5}
+        self.operating_point = OperatingPoint(
+            settings["threshold"], settings["refer_low"], settings["refer_high"]
+        )
+
+    @classmethod
+    def from_pretrained(
+        cls, path_or_id: str | Path, revision: str | None = None, device: str | None = None
+    ) -> Predictor:
+        """Load a model folder, or a Hub id with an optional `@revision`.
+
+        Args:
+            path_or_id: a local folder, `owner/name` or `owner/name@revision`.
+            revision: a branch, tag or commit of the Hub.
+            device: a torch device; left out, the accelerator if there is one.
+
+        Raises:
+            UserError: no such model, an unreachable Hub, or a folder without a usable model.
+        """
+        import torch
+        from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+        from pneumonia_hf.hub import fetch_folder
+
+        folder = fetch_folder(path_or_id, revision)
+        if revision and "@" not in str(path_or_id) and folder != Path(path_or_id).expanduser():
+            path_or_id = f"{path_or_id}@{revision}"  # so that people see which one it is
+        for name in ("config.json", "preprocessor_config.json"):
+            if not (folder / name).exists():
+                raise UserError(f"{path_or_id} holds no finished model: {name} is missing.")
+        try:
+            model = AutoModelForImageClassification.from_pretrained(folder, dtype=torch.float32)
+            processor = AutoImageProcessor.from_pretrained(folder)
+        except Exception as error:
+            # transformers, safetensors and json each raise their own on damaged files.
+            raise UserError(
+                f"The model in {path_or_id} cannot be loaded: {str(error).splitlines()[0]}"
+            ) from error
+        if device is None:
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        return cls(model.to(device), processor, name=str(path_or_id), path=folder)
+
+    def pixel_values(self, images: Sequence[Image.Image]) -> torch.Tensor:
+        """Return the model's input for `images`, on its device: float32 [N, 3, H, W]."""
+        return to_pixel_values(images, self.processor).to(self.model.device)
+
+    def margins(self, images: Sequence[Image.Image], batch_size: int = 32) -> np.ndarray:
+        """Return logit(PNEUMONIA) less that of all else, of each image: float64 [N]."""
+        import torch
+
+        margins = []
+        for start in range(0, len(images), batch_size):
+            with torch.inference_mode():
+                pixel_values = self.pixel_values(images[start : start + batch_size])
+                logits = self.model(pixel_values=pixel_values).logits.double()
+            others = torch.ones(logits.shape[1], dtype=torch.bool, device=logits.device)
+            others[self.class_index] = False
+            margin = logits[:, self.class_index] - logits[:, others].logsumexp(dim=1)
+            margins.append(margin.cpu().numpy())
+        return np.concatenate(margins) if margins else np.zeros(0)
+
+    def probabilities(self, images: Sequence[Image.Image], batch_size: int = 32) -> np.ndarray:
+        """Return the calibrated P(pneumonia) of each image, in input order: float64 [N]."""
+        return to_probability(self.margins(images, batch_size))
+
+    def predict(self, image: Image.Image) -> Prediction:
+        """Return the decision on one picture, as `read_xray` returns it."""
+        return self.predict_all([image])[0]
+
+    def predict_all(self, images: Sequence[Image.Image]) -> list[Prediction]:
+        """Return the decision on each picture, in input order."""
+        return [
+            self._decide(image, float(probability))
+            for image, probability in zip(images, self.probabilities(images), strict=True)
+        ]
+
+    def predict_files(self, paths: Sequence[Path]) -> Iterator[Prediction | XrayError]:
+        """Yield the decision on each file, in order, or the error of one that cannot be read.
+
+        Files are read in parallel, a few dozen in memory at a time.
+        """
+        with ThreadPoolExecutor() as pool:
+            for start in range(0, len(paths), CHUNK):
+                readings = list(pool.map(_try_to_read, paths[start : start + CHUNK]))
+                pictures = [one for one in readings if not isinstance(one, XrayError)]
+                predictions = iter(self.predict_all(pictures))
+                for one in readings:
+                    yield one if isinstance(one, XrayError) else next(predictions)
+
+    def _decide(self, image: Image.Image, probability: float) -> Prediction:
+        point = self.operating_point
+        label = "PNEUMONIA" if probability >= point.threshold else "NORMAL"
+        reasons = list(gate.doubts(image))
+        if point.low <= probability < point.high:
+            reasons.append(
+                f"Too close to the threshold: which side of it a probability from "
+                f"{point.low:.3f} to {point.high:.3f} is on hangs on a few validation pictures."
+            )
+        decision = "REFER" if reasons else label
+        if not self.has_threshold:
+            reasons.append(NO_THRESHOLD)
+        return Prediction(label, probability, point.threshold, decision, tuple(reasons))
+
+
+def _try_to_read(path: Path) -> Image.Image | XrayError:
+    try:
+        return read_xray(path)
+    except XrayError as error:
+        return error
+
+
+def _pneumonia_index(model: PreTrainedModel, name: str) -> int:
+    """Return the class number of PNEUMONIA: public models of this task differ in their order."""
+    labels = model.config.id2label
+    for index, label in labels.items():
+        if label.upper() == "PNEUMONIA":
+            return int(index)
+    raise UserError(
+        f"{name} has no class named PNEUMONIA (its classes: {', '.join(labels.values())}); "
+        f"give a model of this task."
+    )

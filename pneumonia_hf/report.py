@@ -1,0 +1,225 @@
+"""A Report -> figures, report.md, report.json and predictions.csv in one folder."""
+
+from __future__ import annotations
+
+import csv
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pneumonia_hf.data import LABELS
+from pneumonia_hf.errors import UserError
+from pneumonia_hf.evaluation import Report
+from pneumonia_hf.hub import write_json
+
+COLOUR = "#1f5fa8"
+
+
+def check_report_folder(folder: Path, overwrite: bool) -> None:
+    """Raise a UserError if writing a report into `folder` would replace another."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file; --output_dir takes a folder.")
+    if (folder / "report.json").exists() and not overwrite:
+        raise UserError(
+            f"{folder} holds a report; choose another --output_dir, or give --overwrite."
+        )
+
+
+def write_report(report: Report, folder: Path) -> None:
+    """Write report.json, report.md, predictions.csv and the figures into `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, draw in FIGURES.items():
+        _save(draw(report), folder / f"{name}.png")
+    with (folder / "predictions.csv").open("w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(["file", "patient", "label", "probability", "decision"])
+        for row in zip(
+            report.files,
+            report.patients,
+            (LABELS[label] for label in report.labels),
+            (f"{p:.8f}" for p in report.probabilities),
+            report.decisions,
+            strict=True,
+        ):
+            table.writerow(row)
+    (folder / "report.md").write_text(_to_markdown(report), encoding="utf-8")
+    write_json(folder / "report.json", to_json(report))
+
+
+def to_json(report: Report) -> dict[str, Any]:
+    """Return the report's numbers, without the single pictures; what is undefined is null."""
+    point = report.operating_point
+    return {
+        "data": report.data,
+        "split": report.split,
+        "model": report.model,
+        "weights_sha256": report.weights_sha256,
+        "n": len(report.labels),
+        "patients": len(set(report.patients)),
+        "NORMAL": int(np.sum(report.labels == 0)),
+        "PNEUMONIA": int(np.sum(report.labels == 1)),
+        "threshold": point.threshold,
+        "refer_low": point.low,
+        "refer_high": point.high,
+        "referred": report.decisions.count("REFER"),
+        "seen_in_training": report.seen_in_training,
+        "seen_in_validation": report.seen_in_validation,
+        "confusion": report.confusion,
+        "metrics": {
+            name: {
+                "value": _or_null(interval.value),
+                "low": _or_null(interval.low),
+                "high": _or_null(interval.high),
+            }
+            for name, interval in report.metrics.items()
+        },
+        "notes": list(report.notes),
+    }
+
+
+def _or_null(value: float) -> float | None:
+    return None if math.isnan(value) else value
+
+
+def _to_markdown(report: Report) -> str:
+    numbers = to_json(report)
+    lines = [
+        f"# {report.model} on {report.data} ({report.split})",
+        "",
+        "Research software, not a medical device.",
+        "",
+        f"{numbers['n']} pictures of {numbers['patients']} patients: {numbers['NORMAL']} NORMAL, "
+        f"{numbers['PNEUMONIA']} PNEUMONIA. A picture is called PNEUMONIA from a probability of "
+        f"{numbers['threshold']:.4f}, the model's own threshold. Every picture counts below, also "
+        f"the {numbers['referred']} that the model refers to a person.",
+        "",
+        *(f"**{note}**\n" for note in report.notes),
+        "| metric | value | 95% interval |",
+        "|---|---|---|",
+    ]
+    for name, interval in report.metrics.items():
+        if math.isnan(interval.value):
+            lines.append(f"| {name} | not defined | |")
+        else:
+            lines.append(
+                f"| {name} | {interval.value:.4f} | {interval.low:.4f} to {interval.high:.4f} |"
+            )
+    counts = report.confusion
+    lines += [
+        "",
+        "The intervals are 2.5th to 97.5th percentiles over 1,000 bootstrap resamples of the "
+        "patients, class by class, at the fixed threshold. Precision, accuracy, F1 and AUPRC move "
+        "with the share of pneumonias in the data. `brier` is the Brier score and `ece` the "
+        "expected calibration error over 10 bins (lower is better for both).",
+        "",
+        "| | called NORMAL | called PNEUMONIA |",
+        "|---|---|---|",
+        f"| NORMAL | {counts['true_negative']} | {counts['false_positive']} |",
+        f"| PNEUMONIA | {counts['false_negative']} | {counts['true_positive']} |",
+        "",
+        *(f"![{name.replace('_', ' ')}]({name}.png)\n" for name in FIGURES),
+        "Every picture's probability is in `predictions.csv`. "
+        f"Weights: SHA-256 `{report.weights_sha256 or 'unknown'}`.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def draw_confusion(report: Report):
+    """Return the confusion matrix at the threshold, as a matplotlib figure."""
+    figure, axes = _axes()
+    c = report.confusion
+    counts = np.array(
+        [
+            [c["true_negative"], c["false_positive"]],
+            [c["false_negative"], c["true_positive"]],
+        ]
+    )
+    shares = counts / counts.sum(axis=1, keepdims=True)
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for row in range(2):
+        for column in range(2):
+            axes.text(
+                column,
+                row,
+                f"{counts[row, column]}\n{shares[row, column]:.1%}",
+                ha="center",
+                va="center",
+                color="white" if shares[row, column] > 0.5 else "black",
+            )
+    axes.set_xticks([0, 1], LABELS)
+    axes.set_yticks([0, 1], LABELS)
+    axes.set_xlabel("called")
+    axes.set_ylabel("label in the data")
+    axes.set_title(f"At threshold {report.operating_point.threshold:.3f}")
+    return figure
+
+
+def draw_roc(report: Report):
+    """Return the ROC curve with the operating point on it, as a matplotlib figure."""
+    from sklearn.metrics import roc_curve
+
+    figure, axes = _axes()
+    false_positives, true_positives, _ = roc_curve(report.labels, report.probabilities)
+    area = report.metrics["auroc"]
+    axes.plot(
+        false_positives,
+        true_positives,
+        color=COLOUR,
+        label=f"AUROC {area.value:.3f} ({area.low:.3f} to {area.high:.3f})",
+    )
+    axes.plot([0, 1], [0, 1], color="grey", linestyle=":", label="chance")
+    axes.plot(
+        1 - report.metrics["specificity"].value,
+        report.metrics["sensitivity"].value,
+        "o",
+        color="#c0392b",
+        label="at the threshold",
+    )
+    axes.set_xlabel("1 - specificity")
+    axes.set_ylabel("sensitivity")
+    axes.set_aspect("equal")
+    axes.legend(loc="lower right")
+    axes.set_title("ROC curve")
+    return figure
+
+
+def draw_calibration(report: Report):
+    """Return the reliability diagram over 10 bins, as a matplotlib figure."""
+    figure, axes = _axes()
+    bins = np.minimum((report.probabilities * 10).astype(int), 9)
+    filled = [b for b in range(10) if np.any(bins == b)]
+    means = [report.probabilities[bins == b].mean() for b in filled]
+    shares = [report.labels[bins == b].mean() for b in filled]
+    sizes = [int(np.sum(bins == b)) for b in filled]
+    axes.plot([0, 1], [0, 1], color="grey", linestyle=":", label="perfect")
+    axes.plot(means, shares, "o-", color=COLOUR, label="this model")
+    for mean, share, size in zip(means, shares, sizes, strict=True):
+        axes.annotate(str(size), (mean, share), textcoords="offset points", xytext=(5, -11))
+    axes.set_xlabel("mean probability of the bin (number: pictures in it)")
+    axes.set_ylabel("share of pneumonias in the bin")
+    axes.set_aspect("equal")
+    axes.legend(loc="upper left")
+    axes.set_title(f"Calibration, expected error {report.metrics['ece'].value:.3f}")
+    return figure
+
+
+FIGURES = {
+    "confusion_matrix": draw_confusion,
+    "roc_curve": draw_roc,
+    "calibration": draw_calibration,
+}
+
+
+def _axes():
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5, 4.6), layout="constrained")
+    return figure, figure.subplots()
+
+
+def _save(figure, path: Path) -> None:
+    # No date or version inside, so that the same numbers give the same file.
+    figure.savefig(path, dpi=110, metadata={"Software": None})

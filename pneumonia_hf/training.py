@@ -1,0 +1,483 @@
+"""train(): the Trainer, its callbacks, the best checkpoint, the finished model folder."""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import shutil
+import time
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoModelForImageClassification,
+    BaseImageProcessor,
+    EarlyStoppingCallback,
+    PreTrainedModel,
+    Trainer,
+    TrainingArguments,
+)
+from transformers.trainer_utils import get_last_checkpoint
+
+from pneumonia_hf import __version__
+from pneumonia_hf.augment import augment
+from pneumonia_hf.backbones import BACKBONES, ModelConfig, head_of
+from pneumonia_hf.data import LABELS, DataConfig, decode, hash_file, image_paths
+from pneumonia_hf.errors import UserError
+from pneumonia_hf.hub import REPORTS_FILE, RUN_FILE, check_finished, write_card, write_json
+from pneumonia_hf.metrics import (
+    bootstrap_intervals,
+    choose_threshold,
+    compute_metrics,
+    fit_temperature,
+    to_probability,
+)
+from pneumonia_hf.predictor import CONFIG_KEY, Predictor
+from pneumonia_hf.preprocess import normalise
+from pneumonia_hf.xray import read_xray
+
+if TYPE_CHECKING:
+    from datasets import Dataset, DatasetDict
+    from transformers import EvalPrediction
+
+logger = logging.getLogger(__name__)
+
+CHECKPOINTS = "checkpoints"  # folder of the Trainer's own, inside the output folder
+UNFINISHED = ".unfinished"  # where the model folder is put together
+
+
+@dataclass
+class XrayTrainingArguments(TrainingArguments):
+    """transformers' TrainingArguments with this task's defaults, and a few of our own."""
+
+    output_dir: str | None = field(
+        default=None, metadata={"help": "Folder that becomes the finished model folder."}
+    )
+    per_device_train_batch_size: int = 16
+    per_device_eval_batch_size: int = 32
+    num_train_epochs: float = 10
+    learning_rate: float = 1e-4
+    weight_decay: float = 0.05
+    warmup_steps: float = field(
+        default=0.1, metadata={"help": "Warm-up: a number of steps, or below 1 a share of all."}
+    )
+    lr_scheduler_type: str = "cosine"
+    max_grad_norm: float = 1.0
+    eval_strategy: str = "epoch"
+    save_strategy: str = "epoch"
+    save_total_limit: int | None = 2
+    load_best_model_at_end: bool = True
+    metric_for_best_model: str | None = "auroc"
+    greater_is_better: bool | None = True
+    logging_steps: float = 20
+    report_to: list[str] = field(
+        default_factory=lambda: ["tensorboard"], metadata={"help": "Trackers, or none."}
+    )
+    remove_unused_columns: bool | None = False  # else the Trainer drops the pictures
+    seed: int = 13
+    precision: str = field(
+        default="auto",
+        metadata={
+            "help": "fp32, bf16, fp16, or auto: the mixed precision that the hardware is fast in."
+        },
+    )
+    class_weights: bool = field(
+        default=True, metadata={"help": "Weigh the loss so that both classes count alike."}
+    )
+    early_stopping_patience: int = field(
+        default=3, metadata={"help": "Stop after so many evaluations without a better AUROC."}
+    )
+    cpu_threads: int | None = field(
+        default=None, metadata={"help": "Threads a process; left out, all cores are shared out."}
+    )
+    required_sensitivity: float | None = field(
+        default=None,
+        metadata={"help": "Lower the threshold until this share of pneumonias is found."},
+    )
+    overwrite: bool = field(
+        default=False, metadata={"help": "Replace the model that the output folder holds."}
+    )
+    resume: bool = field(
+        default=False, metadata={"help": "Go on from the last checkpoint in the output folder."}
+    )
+
+    def __post_init__(self) -> None:
+        if self.output_dir is None:
+            raise UserError("Tell where the model goes: --output_dir runs/NAME.")
+        if self.required_sensitivity is not None and not 0 < self.required_sensitivity <= 1:
+            raise UserError(
+                f"required_sensitivity is {self.required_sensitivity}; give a share in 0..1."
+            )
+        if self.precision not in PRECISIONS:
+            raise UserError(
+                f"Unknown precision {self.precision!r}; choose from {sorted(PRECISIONS)}."
+            )
+        if not torch.accelerator.is_available():
+            self.use_cpu = True  # bf16 is refused on a CPU that was not asked for
+            self.dataloader_pin_memory = False
+        precision = fast_precision() if self.precision == "auto" else self.precision
+        self.bf16, self.fp16 = precision == "bf16", precision == "fp16"
+        super().__post_init__()
+        # accelerate launch leaves one thread to a process, which wastes the other cores.
+        processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        torch.set_num_threads(self.cpu_threads or max(1, _cores() // processes))
+
+
+PRECISIONS = {"auto", "fp32", "bf16", "fp16"}
+
+
+def fast_precision() -> str:
+    """Return the precision that this machine multiplies fastest in: bf16, fp16 or fp32."""
+    if torch.cuda.is_available():
+        return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+    if torch.accelerator.is_available():
+        return "fp32"
+    able = torch.cpu.get_capabilities()
+    return "bf16" if able.get("avx512_bf16") or able.get("amx_bf16") else "fp32"
+
+
+def _cores() -> int:
+    """Return how many cores this process may use."""
+    able = getattr(os, "sched_getaffinity", None)  # Linux alone has it
+    return len(able(0)) if able else os.cpu_count() or 1
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a run is made of, beside the Trainer's arguments."""
+
+    data: DataConfig
+    model: ModelConfig
+
+
+def check_output_folder(arguments: XrayTrainingArguments) -> None:
+    """Raise a UserError if training into `arguments.output_dir` would destroy something."""
+    folder = Path(arguments.output_dir)
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file; --output_dir takes a folder.")
+    if arguments.overwrite and arguments.resume:
+        raise UserError("--resume goes on with a run and --overwrite replaces it; choose one.")
+    if arguments.overwrite:
+        return
+    if (folder / "config.json").exists() or (folder / "model.safetensors").exists():
+        raise UserError(
+            f"{folder} holds a finished model; choose another --output_dir, "
+            f"or give --overwrite to replace it."
+        )
+    begun = (folder / CHECKPOINTS).is_dir() and get_last_checkpoint(folder / CHECKPOINTS)
+    if begun and not arguments.resume:
+        raise UserError(
+            f"{folder} holds an unfinished run; give --resume to go on with it, "
+            f"or --overwrite to begin anew."
+        )
+    if arguments.resume and not begun:
+        raise UserError(f"{folder} holds no checkpoint to go on from; leave --resume out.")
+
+
+def train(
+    model: PreTrainedModel,
+    processor: BaseImageProcessor,
+    data: DatasetDict,
+    recipe: Recipe,
+    arguments: XrayTrainingArguments,
+) -> Path:
+    """Fine-tune `model` and return the folder of the finished one.
+
+    The checkpoint with the best validation AUROC is calibrated, given its threshold and saved in
+    `arguments.output_dir`; the Trainer's checkpoints stay in `checkpoints/` inside it. The test
+    part is not opened.
+
+    Args:
+        model, processor: as `build_model` returns them.
+        data: as `load_xrays` returns it.
+        recipe: what is written into the run manifest; its `data.augment_strength` is used.
+        arguments: the Trainer's; `output_dir` is the folder to make.
+
+    Raises:
+        UserError: unreadable pictures, an output folder that holds something, a loss of NaN.
+    """
+    check_output_folder(arguments)
+    folder = Path(arguments.output_dir)
+    started = time.monotonic()
+    arguments.output_dir = str(folder / CHECKPOINTS)
+    if arguments.overwrite and arguments.process_index == 0:
+        # The old model stays in place until the new one is finished; its checkpoints cannot.
+        shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+    train_part = decode(data["train"], processor, "train")
+    validation_part = decode(data["validation"], processor, "validation")
+    trainer = XrayTrainer(
+        model=model,
+        args=arguments,
+        processing_class=processor,
+        train_dataset=train_part,
+        eval_dataset=validation_part,
+        recipe=recipe,
+        compute_loss_func=ClassWeightedLoss(train_part.labels, arguments),
+        compute_metrics=_compute_trainer_metrics,
+        callbacks=_callbacks(arguments),
+    )
+    trainer.train(resume_from_checkpoint=arguments.resume or None)
+    unfinished = folder / UNFINISHED
+    try:
+        trainer.save_model(str(unfinished))  # every process takes part where weights are sharded
+        if trainer.is_world_process_zero():
+            hashes = {
+                "train": train_part.hashes,
+                "validation": validation_part.hashes,
+                "test": tuple(hash_file(path) for path in image_paths(data["test"])),
+            }
+            _finish(unfinished, data, recipe, arguments, hashes, _progress(trainer, started))
+            _put_in_place(unfinished, folder)
+    finally:
+        if trainer.is_world_process_zero():
+            shutil.rmtree(unfinished, ignore_errors=True)
+    trainer.accelerator.wait_for_everyone()
+    return folder
+
+
+class XrayTrainer(Trainer):
+    """The Trainer, fed with uint8 pixels, and exact about the weights that it loads."""
+
+    def __init__(self, *args, recipe: Recipe, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self.recipe = recipe
+        self.frozen_norms = [
+            module
+            for module in self.model.modules()
+            if isinstance(module, nn.modules.batchnorm._BatchNorm)
+            and not any(parameter.requires_grad for parameter in module.parameters())
+        ]
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Augment (in training) and normalise the batch, on the device that it now is on."""
+        inputs = super()._prepare_inputs(inputs)
+        pixels = inputs["pixel_values"]
+        if self.model.training:
+            for norm in self.frozen_norms:
+                norm.eval()  # else frozen layers' running statistics would still move
+            pixels = augment(pixels, self.recipe.data.augment_strength)
+        pixel_values = normalise(pixels, self.processing_class)
+        if self.recipe.model.channels_last:
+            pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
+        return inputs | {"pixel_values": pixel_values}
+
+    # save_pretrained writes older key names than the live ViT, DeiT, Swin and DINOv2 modules
+    # have, and the Trainer loads them non-strictly: most tensors would silently stay as they are.
+    def _load_best_model(self) -> None:
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            super()._load_best_model()
+        else:
+            _load_exactly(self.model, self.state.best_model_checkpoint)
+
+    def _load_from_checkpoint(
+        self, resume_from_checkpoint: str, model: nn.Module | None = None
+    ) -> None:
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        else:
+            _load_exactly(model or self.model, resume_from_checkpoint)
+
+
+def _load_exactly(model: nn.Module, checkpoint: str) -> None:
+    module = model.module if hasattr(model, "module") else model  # DDP wraps it
+    saved = AutoModelForImageClassification.from_pretrained(checkpoint, dtype=torch.float32)
+    module.load_state_dict(saved.state_dict(), strict=True)
+
+
+class ClassWeightedLoss:
+    """Cross-entropy in which both classes weigh alike, however many pictures each has."""
+
+    def __init__(self, labels: tuple[int, ...], arguments: XrayTrainingArguments) -> None:
+        counts = np.bincount(labels, minlength=len(LABELS))
+        weights = len(labels) / (len(LABELS) * counts)
+        self.weights = torch.tensor(
+            weights if arguments.class_weights else np.ones(len(LABELS)), dtype=torch.float32
+        )
+        self.label_smoothing = arguments.label_smoothing_factor
+
+    def __call__(
+        self, outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        losses = nn.functional.cross_entropy(
+            outputs.logits.float(),
+            labels,
+            reduction="none",
+            label_smoothing=self.label_smoothing,
+        )
+        losses = losses * self.weights.to(labels.device)[labels]
+        # Divided by the pictures of the whole step, so that accumulated steps equal a large one.
+        return losses.sum() / (
+            num_items_in_batch if num_items_in_batch is not None else len(labels)
+        )
+
+
+def _callbacks(arguments: XrayTrainingArguments) -> list:
+    stops_early = arguments.load_best_model_at_end and arguments.early_stopping_patience > 0
+    return [EarlyStoppingCallback(arguments.early_stopping_patience)] if stops_early else []
+
+
+def _compute_trainer_metrics(prediction: EvalPrediction) -> dict[str, float]:
+    logits = prediction.predictions.astype(np.float64)
+    if not np.isfinite(logits).all():
+        raise UserError(
+            "Training has diverged: the network puts out NaN; "
+            "lower --learning_rate, or set --precision fp32."
+        )
+    return compute_metrics(
+        prediction.label_ids, to_probability(logits[:, 1] - logits[:, 0]), threshold=0.5
+    )
+
+
+def calibrate(predictor: Predictor, validation: Dataset, arguments: XrayTrainingArguments) -> dict:
+    """Fold the temperature into the head of `predictor` and choose its operating point.
+
+    Both come from the raw validation pictures, scored by the predictor itself.
+
+    Returns:
+        `config`: the settings for the model's config.json; `metrics`: what the model scores on
+        the same pictures at its threshold, as value, low and high.
+    """
+    labels, patients = validation["label"][:], validation["patient"][:]
+    pictures = [read_xray(path) for path in image_paths(validation)]
+    margins = predictor.margins(pictures)
+    temperature = fit_temperature(labels, margins)
+    # Dividing the head's weights divides the logits, so that a plain pipeline is calibrated too.
+    head = head_of(predictor.model)
+    with torch.no_grad():
+        head.weight /= temperature
+        head.bias /= temperature
+    probabilities = predictor.probabilities(pictures)
+    point = choose_threshold(labels, probabilities, patients, arguments.required_sensitivity)
+    metrics = bootstrap_intervals(labels, probabilities, point.threshold, patients)
+    return {
+        "config": {
+            "threshold": point.threshold,
+            "refer_low": point.low,
+            "refer_high": point.high,
+            "temperature": temperature,
+            "calibrated_for_prevalence": 0.5,
+            "required_sensitivity": arguments.required_sensitivity,
+        },
+        "metrics": {name: asdict(interval) for name, interval in metrics.items()},
+    }
+
+
+def _finish(
+    folder: Path,
+    data: DatasetDict,
+    recipe: Recipe,
+    arguments: XrayTrainingArguments,
+    hashes: dict[str, tuple[str, ...]],
+    progress: dict[str, Any],
+) -> None:
+    """Make the weights in `folder` a finished model: calibrated, described, with its card."""
+    print("Calibrating and choosing the threshold on the validation part.", flush=True)
+    # Loaded afresh: the Trainer's copy may still compute in half precision.
+    predictor = Predictor.from_pretrained(folder)
+    model = predictor.model
+    validation = calibrate(predictor, data["validation"], arguments)
+    setattr(model.config, CONFIG_KEY, validation["config"])
+    model.save_pretrained(folder)
+    (folder / "training_args.bin").unlink(missing_ok=True)  # it holds paths of this machine
+    write_json(
+        folder / RUN_FILE,
+        {
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "license": "apache-2.0",
+            "model": {
+                "backbone": recipe.model.backbone,
+                "base_model": BACKBONES[recipe.model.backbone].hub_id,
+                "weights": _public_name(recipe.model.weights),
+                "model_type": model.config.model_type,
+                "parameters": model.num_parameters(),
+                "image_size": predictor.processor.size["height"],
+                "trainable_stages": recipe.model.trainable_stages,
+            },
+            "data": asdict(recipe.data)
+            | {
+                "data_dir": _public_name(recipe.data.data_dir),
+                "parts": {name: _describe(part) for name, part in data.items()},
+            },
+            "training": _told(arguments) | progress,
+            "validation": validation,
+            "versions": {"pneumonia_hf": __version__, "python": platform.python_version()}
+            | {name: version(name) for name in ("torch", "transformers", "accelerate")},
+            "hardware": _hardware(),
+            "hashes": hashes,
+        },
+    )
+    write_card(folder)
+    check_finished(folder)
+
+
+def _put_in_place(unfinished: Path, folder: Path) -> None:
+    (folder / REPORTS_FILE).unlink(missing_ok=True)  # of the model that is being replaced
+    for path in unfinished.iterdir():
+        os.replace(path, folder / path.name)
+
+
+def _progress(trainer: XrayTrainer, started: float) -> dict[str, Any]:
+    state = trainer.state
+    best = state.best_model_checkpoint
+    return {
+        "epochs_run": state.epoch,
+        "steps_run": state.global_step,
+        "best_checkpoint": Path(best).name if best else None,
+        "best_validation_auroc": state.best_metric,
+        "seconds": round(time.monotonic() - started),
+        "history": [entry for entry in state.log_history if "eval_auroc" in entry],
+    }
+
+
+# What a reader needs to judge or repeat a run; the Trainer's other settings are at its defaults.
+TOLD = (
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "num_train_epochs",
+    "max_steps",
+    "learning_rate",
+    "weight_decay",
+    "warmup_steps",
+    "lr_scheduler_type",
+    "label_smoothing_factor",
+    "class_weights",
+    "early_stopping_patience",
+    "seed",
+)
+
+
+def _told(arguments: XrayTrainingArguments) -> dict[str, Any]:
+    return {name: getattr(arguments, name) for name in TOLD} | {
+        "precision": "bf16" if arguments.bf16 else "fp16" if arguments.fp16 else "fp32",
+        "optimizer": str(getattr(arguments.optim, "value", arguments.optim)),
+        "processes": arguments.world_size,
+    }
+
+
+def _describe(part: Dataset) -> dict[str, int]:
+    labels = part["label"][:]
+    return {
+        "images": len(labels),
+        "patients": len(set(part["patient"][:])),
+        **{name: labels.count(label) for label, name in enumerate(LABELS)},
+    }
+
+
+def _hardware() -> str:
+    if torch.cuda.is_available():
+        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
+    return f"CPU, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
+
+
+def _public_name(path_or_id: str | None) -> str | None:
+    """Return a Hub id as it is, and of a local folder the name only: where it lies is private."""
+    if path_or_id is not None and Path(path_or_id).exists():
+        return Path(path_or_id).resolve().name
+    return path_or_id

@@ -1,0 +1,49 @@
+"""Measure a model on labelled X-rays and write a report.
+
+python train_scripts/evaluate_model.py --model runs/NAME --data_dir DATA --split test \
+    --output_dir eval_reports/NAME
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from pneumonia_hf.console import make_parser, run_script
+
+
+def main() -> None:
+    """Score one part of a data folder and write report.json, report.md and the figures."""
+    parser = make_parser(__doc__)
+    parser.add_argument("--model", required=True, help="Model folder, or Hub id with @revision.")
+    parser.add_argument("--data_dir", required=True, help="Folder of X-rays, in class folders.")
+    parser.add_argument("--split", help="train, val or test; left out: test, or all there is.")
+    parser.add_argument("--output_dir", type=Path, required=True, help="Folder of the report.")
+    parser.add_argument("--name", help="What the report calls the data; the folder's name else.")
+    parser.add_argument("--overwrite", action="store_true", help="Replace an older report.")
+    parser.add_argument(
+        "--add_to_card", action="store_true", help="Put the numbers into the model's card too."
+    )
+    options = parser.parse_args()
+
+    from pneumonia_hf.evaluation import choose_part, evaluate_predictor
+    from pneumonia_hf.hub import add_report, check_finished
+    from pneumonia_hf.predictor import Predictor
+    from pneumonia_hf.report import check_report_folder, to_json, write_report
+
+    check_report_folder(options.output_dir, options.overwrite)
+    predictor = Predictor.from_pretrained(options.model)
+    if options.add_to_card:
+        check_finished(predictor.path)
+    split, data = choose_part(options.data_dir, options.split, predictor)
+    name = options.name or Path(options.data_dir).resolve().name
+    report = evaluate_predictor(predictor, data, name, split)
+    write_report(report, options.output_dir)
+    if options.add_to_card:
+        add_report(predictor.path, to_json(report))
+    print((options.output_dir / "report.md").read_text(encoding="utf-8").split("\n![")[0])
+    print(f"The report is in {options.output_dir}.")
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,36 @@
+"""Score X-rays, files or folders, into a CSV table.
+
+python train_scripts/predict.py --model runs/NAME --input FILE_OR_FOLDER ... --output out.csv
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from pneumonia_hf.console import EXIT_FAULT, make_parser, run_script
+
+
+def main() -> int:
+    """Write a row for every input; the exit status is 2 if one of them could not be read."""
+    parser = make_parser(__doc__)
+    parser.add_argument("--model", help="Model folder, or Hub id with @revision; else the default.")
+    parser.add_argument("--input", nargs="+", required=True, help="Files, and folders of them.")
+    parser.add_argument("--output", required=True, help="The table to write; - prints it.")
+    parser.add_argument("--overwrite", action="store_true", help="Replace an older table.")
+    options = parser.parse_args()
+
+    from pneumonia_hf.predictor import DEFAULT_MODEL, Predictor
+    from pneumonia_hf.table import check_table, find_inputs, write_predictions
+
+    check_table(options.output, options.overwrite)
+    paths = find_inputs(options.input)
+    predictor = Predictor.from_pretrained(options.model or DEFAULT_MODEL)
+    failed = write_predictions(predictor, paths, options.output)
+    if failed:
+        print(f"{failed} of {len(paths)} files could not be read; see their rows.", file=sys.stderr)
+    return EXIT_FAULT if failed else 0
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,28 @@
+"""Push a finished model folder to the Hugging Face Hub, in one commit, with its card.
+
+python train_scripts/push_to_hub.py --model runs/NAME --repo_id me/NAME
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from pneumonia_hf.console import make_parser, run_script
+
+
+def main() -> None:
+    """Push the folder and print where it is now."""
+    parser = make_parser(__doc__)
+    parser.add_argument("--model", type=Path, required=True, help="Finished model folder.")
+    parser.add_argument("--repo_id", required=True, help="owner/name on the Hub.")
+    parser.add_argument("--public", action="store_true", help="Let everybody see it.")
+    options = parser.parse_args()
+
+    from pneumonia_hf.hub import push_model
+
+    print(f"Pushed to {push_model(options.model, options.repo_id, private=not options.public)}")
+
+
+if __name__ == "__main__":
+    run_script(main)
