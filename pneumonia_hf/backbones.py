@@ -135,6 +135,7 @@ def build_model(config: ModelConfig) -> tuple[PreTrainedModel, BaseImageProcesso
     backbone = BACKBONES[config.backbone]
     folder = fetch_folder(config.weights or backbone.hub_id, what="weights", flag="--weights")
     model = _load_body(backbone, folder)
+    _renew_head(model)
     image_size = config.image_size or 224
     if not backbone.resizable:
         native = model.config.image_size
@@ -183,8 +184,18 @@ def head_of(model: PreTrainedModel) -> nn.Linear:
     return model.get_submodule(backbone_of(model).head)
 
 
+def _renew_head(model: PreTrainedModel) -> None:
+    """Draw the head anew, also where the weights bring one: its classes may be in another order."""
+    from torch import nn
+
+    head = head_of(model)
+    nn.init.trunc_normal_(head.weight, std=0.02)
+    nn.init.zeros_(head.bias)
+
+
 def _load_body(backbone: Backbone, folder: Path) -> PreTrainedModel:
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModelForImageClassification, TimmWrapperConfig
 
     labels = {
@@ -202,9 +213,12 @@ def _load_body(backbone: Backbone, folder: Path) -> PreTrainedModel:
                 f"{folder} holds a model of type {config.model_type!r}, "
                 f"but this backbone is of type {backbone.model_type!r}; change one of them."
             )
-        # Left in, it would bring timm's own processor back, which crops.
-        if hasattr(config, "pretrained_cfg"):
-            del config.pretrained_cfg
+        if isinstance(config, TimmWrapperConfig):
+            # Made anew: timm's own settings would bring its classes back, and its processor,
+            # which crops.
+            config = TimmWrapperConfig(
+                architecture=config.architecture, model_args=config.model_args, **labels
+            )
         model, loading = AutoModelForImageClassification.from_pretrained(
             folder,
             config=config,
@@ -212,7 +226,7 @@ def _load_body(backbone: Backbone, folder: Path) -> PreTrainedModel:
             ignore_mismatched_sizes=True,  # the head of another task
             output_loading_info=True,
         )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise UserError(f"No usable weights in {folder}: {str(error).splitlines()[0]}") from error
     absent = [key for key in loading["missing_keys"] if not key.startswith(backbone.head)]
     if absent:

@@ -132,12 +132,10 @@ def parse_recipe(dataclasses: Sequence[type], arguments: Sequence[str] | None = 
 
 
 def _config_flag(arguments: Sequence[str]) -> Path | None:
-    for place, flag in enumerate(arguments):
-        if flag.startswith("--config="):
-            return Path(flag.partition("=")[2])
-        if flag == "--config" and place + 1 < len(arguments):
-            return Path(arguments[place + 1])
-    return None
+    """Return the recipe, the last one if it is given twice, as for any flag."""
+    finder = _Parser(add_help=False, allow_abbrev=False)
+    finder.add_argument("--config", type=Path)
+    return finder.parse_known_args(arguments)[0].config
 
 
 def _read_recipe(path: Path) -> dict:

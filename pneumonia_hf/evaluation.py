@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 SPLITS = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
+RESAMPLES = 1000
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,11 @@ def choose_part(
 
 
 def evaluate_predictor(
-    predictor: Predictor, dataset: Dataset, data: str = "data", split: str = "all"
+    predictor: Predictor,
+    dataset: Dataset,
+    data: str = "data",
+    split: str = "all",
+    resamples: int = RESAMPLES,
 ) -> Report:
     """Score every picture of `dataset` as the app would, and measure it.
 
@@ -107,6 +112,7 @@ def evaluate_predictor(
         predictor: the model, with its own threshold.
         dataset: with image, label and patient, as `load_parts` returns.
         data, split: what the report calls it.
+        resamples: number of bootstrap resamples of the intervals.
 
     Raises:
         UserError: some pictures cannot be read, or a class is absent.
@@ -122,7 +128,7 @@ def evaluate_predictor(
     hashes = set(_hash_all(dataset)) if run_hashes else set()
     seen = {name: len(hashes & set(run_hashes.get(name, ()))) for name in ("train", "validation")}
     point = predictor.operating_point
-    metrics = bootstrap_intervals(labels, probabilities, point.threshold, patients)
+    metrics = bootstrap_intervals(labels, probabilities, point.threshold, patients, resamples)
     return Report(
         data=data,
         split=split,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -119,10 +120,12 @@ def push_model(folder: str | Path, repo_id: str, private: bool = True) -> str:
         UserError: not a finished model, a card that the Hub refuses, no permission, no network.
     """
     from huggingface_hub import HfApi, ModelCard
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 
     folder = Path(folder)
     check_finished(folder)
+    if not HUB_ID.match(repo_id) or "/" not in repo_id:
+        raise UserError(f"{repo_id!r} is not a Hub id; give it as owner/name.")
     api = HfApi()
     try:
         # The Hub rejects a commit whose card is unsound: ask before anything is made there.
@@ -136,8 +139,6 @@ def push_model(folder: str | Path, repo_id: str, private: bool = True) -> str:
         )
     except LocalTokenNotFoundError as error:
         raise UserError("You are not logged in to the Hub; run `hf auth login` first.") from error
-    except HFValidationError as error:
-        raise UserError(f"{repo_id!r} is not a Hub id; give it as owner/name.") from error
     except HfHubHTTPError as error:
         if is_connection_error(error):
             raise UserError("The Hub has a fault of its own just now; try again later.") from error
@@ -172,7 +173,16 @@ def read_json(path: Path, otherwise: Any) -> Any:
 
 def write_json(path: Path, content: Any) -> None:
     """Write a JSON file that people can read; NaN becomes null."""
-    path.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    text = json.dumps(_without_nan(content), indent=1, allow_nan=False)
+    path.write_text(text + "\n", encoding="utf-8")
+
+
+def _without_nan(content: Any) -> Any:
+    if isinstance(content, dict):
+        return {key: _without_nan(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_without_nan(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def add_report(folder: Path, report: dict[str, Any]) -> None:

@@ -43,9 +43,10 @@ def precision(labels: Labels, probabilities: Probabilities, threshold: float) ->
 
 def f1(labels: Labels, probabilities: Probabilities, threshold: float) -> float:
     """Return the harmonic mean of precision and sensitivity."""
-    from sklearn.metrics import f1_score
-
-    return float(f1_score(labels, probabilities >= threshold, zero_division=np.nan))
+    called = probabilities >= threshold
+    wrong = np.sum(called != (labels == 1))
+    hits = np.sum(called & (labels == 1))
+    return float(2 * hits / (2 * hits + wrong)) if hits + wrong else math.nan
 
 
 def auroc(labels: Labels, probabilities: Probabilities, threshold: float) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ def write_report(report: Report, folder: Path) -> None:
 
 
 def to_json(report: Report) -> dict[str, Any]:
-    """Return the report's numbers, without the single pictures; what is undefined is null."""
+    """Return the report's numbers, without the single pictures."""
     point = report.operating_point
     return {
         "data": report.data,
@@ -67,20 +68,9 @@ def to_json(report: Report) -> dict[str, Any]:
         "seen_in_training": report.seen_in_training,
         "seen_in_validation": report.seen_in_validation,
         "confusion": report.confusion,
-        "metrics": {
-            name: {
-                "value": _or_null(interval.value),
-                "low": _or_null(interval.low),
-                "high": _or_null(interval.high),
-            }
-            for name, interval in report.metrics.items()
-        },
+        "metrics": {name: asdict(interval) for name, interval in report.metrics.items()},
         "notes": list(report.notes),
     }
-
-
-def _or_null(value: float) -> float | None:
-    return None if math.isnan(value) else value
 
 
 def _to_markdown(report: Report) -> str:

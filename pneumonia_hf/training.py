@@ -355,7 +355,7 @@ def calibrate(predictor: Predictor, validation: Dataset, arguments: XrayTraining
         head.bias /= temperature
     probabilities = predictor.probabilities(pictures)
     point = choose_threshold(labels, probabilities, patients, arguments.required_sensitivity)
-    metrics = bootstrap_intervals(labels, probabilities, point.threshold, patients)
+    metrics = bootstrap_intervals(labels, probabilities, point.threshold, patients, resamples=300)
     return {
         "config": {
             "threshold": point.threshold,

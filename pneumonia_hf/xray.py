@@ -23,6 +23,7 @@ IMAGE_SUFFIXES = frozenset(
 )
 FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP")
 MAX_PIXELS = 64_000_000  # the largest detectors have about 19 megapixels
+_MEGAPIXELS = MAX_PIXELS // 1_000_000
 
 # Mean distance between the colour channels, in grey levels of 255, from which a picture counts
 # as coloured. JPEG's colour subsampling leaves less than 2 in scans that were stored as RGB.
@@ -79,6 +80,10 @@ def _read_image(name: str, data: bytes) -> Image.Image:
             image = ImageOps.exif_transpose(image)
     except XrayError:
         raise
+    except Image.DecompressionBombError as error:  # Pillow's own bound, checked while opening
+        raise XrayError(f"{name} has more than the {_MEGAPIXELS} million pixels allowed.") from (
+            error
+        )
     except Image.UnidentifiedImageError as error:
         raise XrayError(
             f"{name} is not a picture that can be read; "
@@ -176,8 +181,7 @@ def _check_size(name: str, size: tuple[int, int]) -> None:
     width, height = size
     if width * height > MAX_PIXELS:
         raise XrayError(
-            f"{name} has {width} x {height} pixels, "
-            f"more than the {MAX_PIXELS // 1_000_000} million allowed."
+            f"{name} has {width} x {height}, more than the {_MEGAPIXELS} million pixels allowed."
         )
 
 

@@ -1,0 +1,68 @@
+# Every target sets up what it needs; a second call installs nothing again.
+PYTHON ?= python3
+PORT ?= 7860
+CONFIG ?= train_scripts/configs/dinov2-small.yaml
+DATA ?= data
+OUTPUT ?= runs/latest
+# More flags for training, such as: make train ARGS="--weights path/to/weights --max_steps 20"
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check train lock clean
+
+help:  ## Say what there is
+	@echo "make demo    serve the app on http://127.0.0.1:$(PORT)"
+	@echo "make train   DATA=folder OUTPUT=runs/name CONFIG=recipe.yaml ARGS=\"more flags\""
+	@echo "make test    run the tests"
+	@echo "make check   ruff: style and formatting"
+	@echo "make lock    write constraints.txt anew from what is installed"
+	@echo "make clean   remove .venv and caches (never runs/)"
+
+demo: $(VENV)/run-installed  ## Serve the app with the default model, or with MODEL_ID
+	@echo "Starting the app; it will be on http://127.0.0.1:$(PORT)"
+	@GRADIO_SERVER_PORT=$(PORT) $(BIN)/python app.py
+
+train: $(VENV)/run-installed  ## Fine-tune a model
+	@echo "Training with $(CONFIG) on $(DATA) into $(OUTPUT)"
+	@$(BIN)/python train_scripts/train.py --config $(CONFIG) --data_dir $(DATA) \
+		--output_dir $(OUTPUT) $(ARGS)
+
+test: $(VENV)/dev-installed  ## Run the tests
+	@echo "Running the tests"
+	@$(BIN)/python -m pytest
+
+check: $(VENV)/dev-installed  ## Check style and formatting
+	@echo "Checking style with ruff"
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+$(VENV)/created:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+		echo "Python 3.11 or newer is needed; name it: make PYTHON=python3.12"; exit 2; }
+	@echo "Making the environment $(VENV) with $$($(PYTHON) --version)"
+	@$(PYTHON) -m venv $(VENV) || { \
+		echo "Python's venv module is missing; on Debian: apt install python3-venv"; exit 2; }
+	@touch $@
+
+$(VENV)/run-installed: requirements.txt constraints.txt | $(VENV)/created
+	@echo "Installing requirements.txt (PyTorch is large: some minutes, once)"
+	@$(PIP) -r requirements.txt
+	@touch $@
+
+$(VENV)/dev-installed: requirements-dev.txt $(VENV)/run-installed
+	@echo "Installing requirements-dev.txt"
+	@$(PIP) -r requirements-dev.txt
+	@touch $@
+
+lock: $(VENV)/dev-installed
+	@{ echo "# What the direct dependencies bring along, as tested. Made by 'make lock'."; \
+		$(BIN)/python -m pip freeze --exclude pip --exclude setuptools; } > constraints.txt
+	@echo "Wrote constraints.txt"
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache
+	find . -name __pycache__ -not -path './.venv/*' -exec rm -rf {} +

@@ -1,0 +1,200 @@
+"""Tiny models from configs, drawn pictures in temporary folders, no network."""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import sys
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+
+# Before huggingface_hub is imported: no test may reach beyond this machine.
+os.environ.update(
+    HF_HUB_OFFLINE="0",
+    HF_HUB_DISABLE_TELEMETRY="1",
+    HF_HUB_DISABLE_XET="1",
+    HF_EVALUATE_OFFLINE="1",
+)
+os.environ.setdefault("HF_ENDPOINT", "http://127.0.0.1:9")  # nothing listens there
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageDraw
+from transformers import (
+    AutoModel,
+    ConvNextV2Config,
+    Dinov2Config,
+    PreTrainedConfig,
+    TimmWrapperConfig,
+    ViTConfig,
+)
+
+from pneumonia_hf.backbones import BACKBONES
+
+torch.set_num_threads(1)  # tiny models gain nothing from more, and lose much where cores are busy
+
+ROOT = Path(__file__).resolve().parents[1]
+# The real X-rays that lie beside some checkouts; tests that need them skip without.
+REAL_XRAYS = ROOT.parent / "shared" / "xrays"
+
+TINY_CONFIGS: dict[str, PreTrainedConfig] = {
+    "vit-base": ViTConfig(
+        hidden_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        intermediate_size=64,
+        image_size=32,
+        patch_size=8,
+    ),
+    "dinov2-small": Dinov2Config(
+        hidden_size=32, num_hidden_layers=3, num_attention_heads=2, image_size=42, patch_size=7
+    ),
+    "convnextv2-tiny": ConvNextV2Config(
+        hidden_sizes=[8, 16, 24, 32], depths=[1, 1, 1, 1], image_size=32
+    ),
+    "efficientnet-lite0": TimmWrapperConfig(architecture="test_efficientnet"),
+}
+TINY_SIZES = {"vit-base": 32, "dinov2-small": 28, "convnextv2-tiny": 64, "efficientnet-lite0": 64}
+
+
+def draw_xray(seed: int, ill: bool, size: tuple[int, int] = (80, 64)) -> Image.Image:
+    """Draw two dark lungs on grey; an ill one has a white cloud in a lung."""
+    generator = np.random.default_rng(seed)
+    image = Image.new("L", size, 150)
+    draw = ImageDraw.Draw(image)
+    width, height = size
+    for left in (0.12, 0.55):
+        draw.ellipse((left * width, 0.15 * height, (left + 0.33) * width, 0.9 * height), fill=40)
+    if ill:
+        x, y = generator.uniform(0.15, 0.7) * width, generator.uniform(0.3, 0.6) * height
+        draw.ellipse((x, y, x + 0.22 * width, y + 0.25 * height), fill=210)
+    noise = generator.normal(0, 8, (height, width))
+    return Image.fromarray(np.clip(np.asarray(image) + noise, 0, 255).astype(np.uint8))
+
+
+def draw_folder(folder: Path, patients: int, pictures: int = 1, seed: int = 0) -> Path:
+    """Write NORMAL and PNEUMONIA folders with Kermany's file names."""
+    for label, name in enumerate(("NORMAL", "PNEUMONIA")):
+        (folder / name).mkdir(parents=True)
+        for patient in range(patients):
+            for picture in range(pictures):
+                file = (
+                    f"person{patient}_virus_{picture}.png"
+                    if label
+                    else f"IM-{patient:04}-{picture:04}.png"
+                )
+                image = draw_xray(seed + 1000 * label + 10 * patient + picture, ill=bool(label))
+                image.save(folder / name / file)
+    return folder
+
+
+def save_tiny_body(name: str, folder: Path) -> Path:
+    """Write the pretrained body of a tiny model of this family, as the Hub would have it."""
+    torch.manual_seed(0)
+    config = TINY_CONFIGS[name]
+    if name == "efficientnet-lite0":
+        from transformers import AutoModelForImageClassification
+
+        AutoModelForImageClassification.from_config(config).save_pretrained(folder)
+    else:
+        AutoModel.from_config(config).save_pretrained(folder)
+    return folder
+
+
+def run_script(name: str, *arguments: object, **environment: str) -> subprocess.CompletedProcess:
+    """Run a script as a user would, in a process of its own."""
+    return subprocess.run(
+        [sys.executable, str(ROOT / "train_scripts" / name), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env=os.environ | environment,
+        cwd=ROOT,
+        timeout=240,
+    )
+
+
+def call_script(name: str, *arguments: object) -> subprocess.CompletedProcess:
+    """Run a script inside this process, which spares the seconds that its imports take."""
+    from importlib import import_module
+
+    from pneumonia_hf import console
+
+    main = import_module(f"train_scripts.{name.removesuffix('.py')}").main
+    out, err = io.StringIO(), io.StringIO()
+    before = sys.argv
+    sys.argv = [name, *map(str, arguments)]
+    try:
+        with redirect_stdout(out), redirect_stderr(err):
+            console.run_script(main)
+    except SystemExit as ended:
+        return subprocess.CompletedProcess(sys.argv, ended.code, out.getvalue(), err.getvalue())
+    finally:
+        sys.argv = before
+    raise AssertionError("run_script always exits")
+
+
+def assert_one_sentence(done: subprocess.CompletedProcess, *words: str) -> None:
+    """Check that a script ended as for a user's mistake: status 2, one line, these words."""
+    assert done.returncode == 2, done.stderr[-2000:]
+    assert "Traceback" not in done.stderr + done.stdout
+    message = done.stderr.strip().splitlines()[-1]
+    assert message.startswith("error: ")
+    for word in words:
+        assert word in message, message
+
+
+@pytest.fixture(scope="session")
+def xray_folder(tmp_path_factory) -> Path:
+    """Class folders of 24 patients a class, two pictures each."""
+    return draw_folder(tmp_path_factory.mktemp("xrays") / "data", patients=24, pictures=2)
+
+
+@pytest.fixture(scope="session", params=sorted(BACKBONES))
+def backbone_name(request) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def tiny_body(tmp_path_factory, backbone_name) -> Path:
+    return save_tiny_body(backbone_name, tmp_path_factory.mktemp(f"body-{backbone_name}"))
+
+
+def train_tiny(name: str, body: Path, data: Path, output: Path, **changes) -> Path:
+    """Train a tiny model in this process, for a few steps."""
+    from transformers import set_seed
+
+    from pneumonia_hf.backbones import ModelConfig, build_model
+    from pneumonia_hf.data import DataConfig, load_xrays
+    from pneumonia_hf.training import Recipe, XrayTrainingArguments, train
+
+    settings = {
+        "num_train_epochs": 3,
+        "learning_rate": 3e-3,
+        "precision": "fp32",
+        "cpu_threads": 1,
+        "report_to": ["none"],
+        "disable_tqdm": True,
+    } | changes
+    arguments = XrayTrainingArguments(output_dir=str(output), **settings)
+    recipe = Recipe(DataConfig(data_dir=str(data)), ModelConfig(name, str(body), TINY_SIZES[name]))
+    set_seed(arguments.seed)
+    model, processor = build_model(recipe.model)
+    return train(model, processor, load_xrays(recipe.data), recipe, arguments)
+
+
+@pytest.fixture(scope="session")
+def finished_model(tmp_path_factory, backbone_name, tiny_body, xray_folder) -> Path:
+    """A finished model folder of every family, trained by `train` itself."""
+    output = tmp_path_factory.mktemp("runs") / backbone_name
+    return train_tiny(backbone_name, tiny_body, xray_folder, output)
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory, xray_folder) -> Path:
+    """A finished ConvNeXt V2, where the family does not matter."""
+    body = save_tiny_body("convnextv2-tiny", tmp_path_factory.mktemp("body"))
+    output = tmp_path_factory.mktemp("runs") / "tiny"
+    return train_tiny("convnextv2-tiny", body, xray_folder, output)

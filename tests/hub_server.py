@@ -1,0 +1,273 @@
+"""A small Hub on loopback: what huggingface_hub asks for a model's push and pull, in memory.
+
+It keeps commits, private repositories, one token a user, LFS and regular files, and answers
+errors with the headers that the client goes by.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+from dataclasses import dataclass, field
+from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
+from urllib.parse import unquote, urlsplit
+
+
+@dataclass
+class Repository:
+    """One model repository: its commits, newest last, each a path -> bytes mapping."""
+
+    private: bool
+    commits: list[tuple[str, dict[str, bytes]]] = field(default_factory=list)
+    messages: list[str] = field(default_factory=list)
+
+    def commit(self, message: str, files: dict[str, bytes]) -> str:
+        """Add a commit that holds `files` besides those of the one before; return its id."""
+        before = self.commits[-1][1] if self.commits else {}
+        sha = hashlib.sha1(f"{len(self.commits)}{message}".encode()).hexdigest()
+        self.commits.append((sha, before | files))
+        self.messages.append(message)
+        return sha
+
+    def find(self, revision: str) -> tuple[str, dict[str, bytes]] | None:
+        """Return the commit of a branch or commit id."""
+        if revision == "main":
+            return self.commits[-1]
+        return next((one for one in self.commits if one[0] == unquote(revision)), None)
+
+
+class LocalHub:
+    """The server: `with LocalHub() as hub:` serves on `hub.url` until the block ends."""
+
+    def __init__(self) -> None:
+        self.repositories: dict[str, Repository] = {}
+        self.users = {"hf_of_me": "me"}
+        self.blobs: dict[str, bytes] = {}
+        self.requests: list[str] = []
+        self.broken = False  # answer everything with 500
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Handler, self))
+        self.port = self.server.server_address[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+
+    def __enter__(self) -> LocalHub:
+        Thread(target=self.server.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def __init__(self, hub: LocalHub, *args) -> None:
+        self.hub = hub
+        super().__init__(*args)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        self._serve()
+
+    do_HEAD = do_POST = do_PUT = do_GET
+
+    def _serve(self) -> None:
+        self.path = urlsplit(self.path).path
+        self.body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        self.hub.requests.append(f"{self.command} {self.path}")
+        if self.hub.broken:
+            return self._answer(500, {"error": "out of order"})
+        self.user = self.hub.users.get(
+            self.headers.get("Authorization", "").removeprefix("Bearer ")
+        )
+        for method, pattern, answer in ROUTES:
+            match = re.fullmatch(pattern, self.path)
+            if match and self.command in method.split("|"):
+                return answer(self, **match.groupdict())
+        return self._answer(404, {"error": f"no route for {self.command} {self.path}"})
+
+    def _answer(self, status: int, content: object = b"", **headers: str) -> None:
+        data = content if isinstance(content, bytes) else json.dumps(content).encode()
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name.replace("_", "-"), value)
+        if "Content_Length" not in headers:
+            self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(data)
+
+    def _readable(self, repo: str) -> Repository | None:
+        repository = self.hub.repositories.get(repo)
+        if repository is None or (repository.private and repo.split("/")[0] != self.user):
+            # As the real Hub does, so that nobody learns of private repositories.
+            status = 404 if self.user else 401
+            self._answer(status, {"error": "Repository not found"}, X_Error_Code="RepoNotFound")
+            return None
+        return repository
+
+    def create(self) -> None:
+        wanted = json.loads(self.body)
+        if self.user is None:
+            return self._answer(401, {"error": "Unauthorized"})
+        owner = wanted.get("organization") or self.user
+        if owner != self.user:
+            return self._answer(403, {"error": "Forbidden"})
+        repo = f"{owner}/{wanted['name']}"
+        if repo in self.hub.repositories:
+            return self._answer(409, {"error": "exists", "url": f"{self.hub.url}/{repo}"})
+        repository = Repository(private=wanted.get("visibility") == "private")
+        repository.commit("initial commit", {".gitattributes": b"*.safetensors filter=lfs\n"})
+        self.hub.repositories[repo] = repository
+        return self._answer(200, {"url": f"{self.hub.url}/{repo}"})
+
+    def validate_yaml(self) -> None:
+        import yaml
+
+        text = json.loads(self.body)["content"]
+        card = yaml.safe_load(text.split("---")[1])
+        base = card.get("base_model", "a/b")
+        sound = isinstance(base, str) and re.fullmatch(r"[\w.-]+/[\w.-]+", base)
+        errors = [] if sound else [{"message": '"base_model" must be a Hub id'}]
+        self._answer(200 if sound else 400, {"errors": errors, "warnings": []})
+
+    def preupload(self, repo: str, revision: str) -> None:
+        if self._readable(repo) is None:
+            return
+        files = [
+            {
+                "path": file["path"],
+                "uploadMode": "lfs" if file["path"].endswith(".safetensors") else "regular",
+                "shouldIgnore": False,
+                "oid": None,
+            }
+            for file in json.loads(self.body)["files"]
+        ]
+        self._answer(200, {"files": files})
+
+    def lfs_batch(self, repo: str) -> None:
+        objects = [
+            one
+            | {
+                "actions": {
+                    "upload": {"href": f"{self.hub.url}/lfs/{one['oid']}"},
+                    "verify": {"href": f"{self.hub.url}/lfs-verify/{one['oid']}"},
+                }
+            }
+            for one in json.loads(self.body)["objects"]
+        ]
+        self._answer(200, {"transfer": "basic", "objects": objects})
+
+    def lfs_put(self, oid: str) -> None:
+        if hashlib.sha256(self.body).hexdigest() != oid:
+            return self._answer(422, {"error": "the bytes are not those announced"})
+        self.hub.blobs[oid] = self.body
+        return self._answer(200)
+
+    def lfs_verify(self, oid: str) -> None:
+        self._answer(200 if oid in self.hub.blobs else 404, {})
+
+    def lfs_get(self, oid: str) -> None:
+        self._answer(200, self.hub.blobs[oid])
+
+    def commit(self, repo: str, revision: str) -> None:
+        repository = self._readable(repo)
+        if repository is None:
+            return
+        lines = [json.loads(line) for line in self.body.splitlines()]
+        files = {}
+        for line in lines:
+            value = line["value"]
+            if line["key"] == "file":
+                files[value["path"]] = base64.b64decode(value["content"])
+            elif line["key"] == "lfsFile":
+                files[value["path"]] = self.hub.blobs[value["oid"]]
+        sha = repository.commit(lines[0]["value"]["summary"], files)
+        url = f"{self.hub.url}/{repo}/commit/{sha}"
+        self._answer(200, {"success": True, "commitOid": sha, "commitUrl": url, "hookOutput": ""})
+
+    def _revision(self, repo: str, revision: str) -> tuple[str, dict[str, bytes]] | None:
+        repository = self._readable(repo)
+        if repository is None:
+            return None
+        found = repository.find(revision)
+        if found is None:
+            self._answer(404, {"error": "Invalid rev"}, X_Error_Code="RevisionNotFound")
+        return found
+
+    def info(self, repo: str, revision: str | None = None) -> None:
+        if found := self._revision(repo, revision or "main"):
+            sha, files = found
+            self._answer(
+                200,
+                {
+                    "id": repo,
+                    "sha": sha,
+                    "private": self.hub.repositories[repo].private,
+                    "siblings": [{"rfilename": path} for path in files],
+                    "tags": [],
+                    "downloads": 0,
+                    "likes": 0,
+                },
+            )
+
+    def tree(self, repo: str, revision: str) -> None:
+        if found := self._revision(repo, revision):
+            self._answer(
+                200,
+                [
+                    {
+                        "type": "file",
+                        "path": path,
+                        "size": len(data),
+                        "oid": hashlib.sha1(data).hexdigest(),
+                    }
+                    for path, data in found[1].items()
+                ],
+            )
+
+    def resolve(self, repo: str, revision: str, path: str) -> None:
+        found = self._revision(repo, revision)
+        if found is None:
+            return
+        sha, files = found
+        if path not in files:
+            return self._answer(404, {}, X_Error_Code="EntryNotFound", X_Repo_Commit=sha)
+        data = files[path]
+        digest = hashlib.sha256(data).hexdigest()
+        if digest in self.hub.blobs:
+            # The client follows redirects of the same host by itself, and then misses headers.
+            return self._answer(
+                302,
+                Location=f"http://localhost:{self.hub.port}/lfs/{digest}",
+                X_Repo_Commit=sha,
+                X_Linked_Size=str(len(data)),
+                X_Linked_Etag=f'"{digest}"',
+                ETag=f'"{digest}"',
+            )
+        return self._answer(
+            200, data, X_Repo_Commit=sha, ETag=f'"{digest}"', Content_Length=str(len(data))
+        )
+
+
+_REPO = r"(?P<repo>[^/]+/[^/]+)"
+ROUTES = [
+    ("POST", "/api/repos/create", _Handler.create),
+    ("POST", "/api/validate-yaml", _Handler.validate_yaml),
+    ("POST", f"/api/models/{_REPO}/preupload/(?P<revision>[^/]+)", _Handler.preupload),
+    ("POST", f"/{_REPO}\\.git/info/lfs/objects/batch", _Handler.lfs_batch),
+    ("PUT", "/lfs/(?P<oid>[0-9a-f]+)", _Handler.lfs_put),
+    ("GET", "/lfs/(?P<oid>[0-9a-f]+)", _Handler.lfs_get),
+    ("POST", "/lfs-verify/(?P<oid>[0-9a-f]+)", _Handler.lfs_verify),
+    ("POST", f"/api/models/{_REPO}/commit/(?P<revision>[^/]+)", _Handler.commit),
+    ("GET", f"/api/models/{_REPO}", _Handler.info),
+    ("GET", f"/api/models/{_REPO}/revision/(?P<revision>[^/]+)", _Handler.info),
+    ("GET", f"/api/models/{_REPO}/tree/(?P<revision>[^/]+)", _Handler.tree),
+    ("GET|HEAD", f"/{_REPO}/resolve/(?P<revision>[^/]+)/(?P<path>.+)", _Handler.resolve),
+]

@@ -1,0 +1,141 @@
+import shutil
+
+import pytest
+from conftest import draw_folder, draw_xray
+
+from pneumonia_hf.data import DataConfig, decode, load_parts, load_xrays
+from pneumonia_hf.errors import UserError
+from pneumonia_hf.preprocess import make_processor
+
+ALL = ("train", "validation", "test")
+
+
+def patients_of(parts) -> dict[str, set[str]]:
+    return {name: set(parts[name]["patient"][:]) for name in ALL}
+
+
+def test_class_folders_are_parted_by_patient_and_no_picture_is_lost(xray_folder):
+    parts = load_xrays(DataConfig(str(xray_folder)))
+    patients = patients_of(parts)
+    assert not patients["train"] & patients["validation"]
+    assert not patients["train"] & patients["test"]
+    assert not patients["validation"] & patients["test"]
+    files = [image["path"] for name in ALL for image in parts[name]["image"][:]]
+    assert sorted(files) == sorted(map(str, xray_folder.rglob("*.png")))
+    for name in ("validation", "test"):
+        share = len(parts[name]) / len(files)
+        assert 0.1 < share < 0.2
+        assert 0.4 < sum(parts[name]["label"][:]) / len(parts[name]) < 0.6
+
+
+def test_labels_follow_the_folders_and_classes_have_their_numbers(xray_folder):
+    data = load_parts(xray_folder)["all"]
+    for row in data:
+        assert ("PNEUMONIA" in row["image"]["path"]) == (row["label"] == 1)
+    assert data.features["label"].names == ["NORMAL", "PNEUMONIA"]
+
+
+def test_same_seed_gives_the_same_parts_and_another_seed_others(xray_folder):
+    one, two, other = (
+        patients_of(load_xrays(DataConfig(str(xray_folder), split_seed=seed))) for seed in (1, 1, 2)
+    )
+    assert one == two
+    assert one["test"] != other["test"]
+
+
+def test_existing_parts_are_used_as_they_are(tmp_path):
+    for number, name in enumerate(("train", "val", "test")):
+        draw_folder(tmp_path / name, patients=8, seed=number * 50)
+    parts = load_xrays(DataConfig(str(tmp_path), smallest_validation=1))
+    for name, folder in (("train", "train"), ("validation", "val"), ("test", "test")):
+        assert all(f"/{folder}/" in image["path"] for image in parts[name]["image"][:])
+        assert len(parts[name]) == 16
+
+
+def test_tiny_val_part_joins_train_and_another_is_cut(tmp_path, caplog):
+    for number, name in enumerate(("train", "val", "test")):
+        draw_folder(tmp_path / name, patients=10, seed=number * 50)
+    parts = load_xrays(DataConfig(str(tmp_path)))
+    assert "too few to choose" in caplog.text
+    assert len(parts["train"]) + len(parts["validation"]) == 40
+    assert not patients_of(parts)["train"] & patients_of(parts)["validation"]
+    assert len(parts["test"]) == 20
+
+
+def test_person_numbers_of_two_parts_are_different_patients(tmp_path):
+    for name in ("train", "test"):
+        draw_folder(tmp_path / name, patients=8)
+    parts = load_parts(tmp_path)
+    assert not set(parts["train"]["patient"][:]) & set(parts["test"]["patient"][:])
+
+
+def test_metadata_tells_the_patient(tmp_path, caplog):
+    for name in ("NORMAL", "PNEUMONIA"):
+        (tmp_path / name).mkdir()
+        for number in range(4):
+            draw_xray(number, ill=False).save(tmp_path / name / f"{number}.png")
+    load_parts(tmp_path)
+    assert "8 of the 8 files" in caplog.text
+    caplog.clear()
+    rows = [f"{n}/{i}.png,{n[0]}{i // 2}" for n in ("NORMAL", "PNEUMONIA") for i in range(4)]
+    (tmp_path / "metadata.csv").write_text("file_name,patient_id\n" + "\n".join(rows) + "\n")
+    assert set(load_parts(tmp_path)["all"]["patient"][:]) == {"N0", "N1", "P0", "P1"}
+    assert caplog.text == ""
+
+
+def test_folder_names_are_matched_without_regard_to_case(tmp_path):
+    draw_folder(tmp_path / "data", patients=2)
+    (tmp_path / "data" / "NORMAL").rename(tmp_path / "data" / "Normal")
+    (tmp_path / "data" / "PNEUMONIA").rename(tmp_path / "data" / "pneumonia")
+    assert len(load_parts(tmp_path / "data")["all"]) == 4
+
+
+def test_left_out_files_are_named(tmp_path, caplog):
+    folder = draw_folder(tmp_path / "data", patients=2)
+    (folder / "NORMAL" / "notes.txt").write_text("hello")
+    (folder / "NORMAL" / ".DS_Store").write_text("junk")
+    load_parts(folder)
+    assert "notes.txt" in caplog.text
+    assert ".DS_Store" not in caplog.text
+
+
+def test_bad_folders_are_told_in_one_sentence(tmp_path):
+    with pytest.raises(UserError, match="does not exist"):
+        load_parts(tmp_path / "nothing")
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match="is a file"):
+        load_parts(tmp_path / "file")
+    with pytest.raises(UserError, match="neither train/ val/ test/ nor"):
+        load_parts(tmp_path)
+    draw_folder(tmp_path / "outer" / "chest_xray" / "train", patients=2)
+    with pytest.raises(UserError, match=r"did you mean .*chest_xray"):
+        load_parts(tmp_path / "outer")
+    one = draw_folder(tmp_path / "one", patients=2)
+    shutil.rmtree(one / "NORMAL")
+    with pytest.raises(UserError, match="no NORMAL folder"):
+        load_parts(one)
+    (one / "NORMAL").mkdir()
+    with pytest.raises(UserError, match="holds no pictures"):
+        load_parts(one)
+    few = draw_folder(tmp_path / "few", patients=3)
+    with pytest.raises(UserError, match="too few to cut"):
+        load_xrays(DataConfig(str(few)))
+
+
+def test_unreadable_files_are_counted_and_named(tmp_path):
+    folder = draw_folder(tmp_path / "data", patients=4)
+    (folder / "NORMAL" / "IM-0001-0000.png").write_bytes(b"\x89PNG broken")
+    (folder / "PNEUMONIA" / "text.jpeg").write_text("not a picture")
+    data = load_parts(folder)["all"]
+    with pytest.raises(UserError, match=r"2 of 9 files .*IM-0001-0000.png.*text.jpeg"):
+        decode(data, make_processor(32, (0.5,) * 3, (0.5,) * 3))
+
+
+def test_decoded_part_keeps_order_and_labels(tmp_path):
+    folder = draw_folder(tmp_path / "data", patients=40)
+    data = load_parts(folder)["all"]
+    part = decode(data, make_processor(32, (0.5,) * 3, (0.5,) * 3))
+    assert len(part) == 80 and part.pixels.shape == (80, 1, 32, 32)
+    assert list(part.labels) == data["label"][:]
+    assert len(set(part.hashes)) == 80
+    assert part[3]["pixel_values"].equal(part.pixels[3]) and part[3]["labels"] == 0

@@ -1,0 +1,154 @@
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY_CONFIGS, draw_xray
+from PIL import Image
+from transformers import AutoModelForImageClassification
+
+from pneumonia_hf import Predictor, XrayError, read_xray
+from pneumonia_hf.errors import UserError
+from pneumonia_hf.gate import doubts
+from pneumonia_hf.metrics import OperatingPoint
+from pneumonia_hf.preprocess import make_processor
+
+
+@pytest.fixture(scope="module")
+def predictor(tiny_model) -> Predictor:
+    return Predictor.from_pretrained(tiny_model)
+
+
+PICTURES = [draw_xray(seed, ill=seed % 2 == 0, size=(70 + 9 * seed, 90)) for seed in range(12)]
+
+
+def test_probabilities_do_not_hang_on_the_batch(predictor):
+    alone = np.concatenate([predictor.probabilities([picture]) for picture in PICTURES])
+    for size in (1, 5, 32):
+        together = predictor.probabilities(PICTURES, batch_size=size)
+        assert np.abs(together - alone).max() < 1e-6
+    assert together.shape == (12,) and np.all((together > 0) & (together < 1))
+
+
+def test_no_pictures_give_no_probabilities(predictor):
+    assert predictor.probabilities([]).shape == (0,)
+    assert predictor.predict_all([]) == []
+
+
+def test_decision_follows_threshold_and_its_range(predictor, monkeypatch):
+    probability = predictor.probabilities(PICTURES[:1])[0]
+
+    def decide(threshold, low, high):
+        monkeypatch.setattr(predictor, "operating_point", OperatingPoint(threshold, low, high))
+        return predictor.predict(PICTURES[0])
+
+    above = decide(probability + 0.01, probability + 0.005, probability + 0.02)
+    below = decide(probability - 0.01, probability - 0.02, probability - 0.005)
+    close = decide(probability - 0.01, probability - 0.02, probability + 0.02)
+    assert (above.decision, above.warnings) == ("NORMAL", ())
+    assert (below.decision, below.warnings) == ("PNEUMONIA", ())
+    assert (close.decision, close.label) == ("REFER", "PNEUMONIA")
+    assert "Too close to the threshold" in close.warnings[0]
+    assert close.probability == pytest.approx(probability)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        close.probability = 0
+
+
+@pytest.mark.parametrize(
+    ("picture", "word"),
+    [
+        (Image.new("L", (300, 300), 90), "blank"),
+        (draw_xray(1, True).resize((30, 40)), "only 30 x 40"),
+        (draw_xray(1, True).resize((900, 200)), "longer than wide"),
+    ],
+)
+def test_what_is_no_chest_film_is_referred(predictor, picture, word):
+    prediction = predictor.predict(picture)
+    assert prediction.decision == "REFER"
+    assert any(word in warning for warning in prediction.warnings)
+
+
+def test_coloured_picture_is_referred(predictor, tmp_path):
+    Image.effect_mandelbrot((200, 200), (-2, -2, 2, 2), 50).convert("L").save(tmp_path / "grey.png")
+    photograph = np.random.default_rng(0).integers(0, 255, (200, 200, 3), dtype=np.uint8)
+    Image.fromarray(photograph).save(tmp_path / "photo.png")
+    assert predictor.predict(read_xray(tmp_path / "photo.png")).decision == "REFER"
+    assert not any("coloured" in doubt for doubt in doubts(read_xray(tmp_path / "grey.png")))
+
+
+def test_files_come_back_in_order_with_errors_in_their_place(predictor, tmp_path):
+    paths = []
+    for number in range(70):
+        path = tmp_path / f"{number}.png"
+        if number % 9 == 4:
+            path.write_text("text")
+        else:
+            draw_xray(number, ill=number % 2 == 0).save(path)
+        paths.append(path)
+    results = list(predictor.predict_files(paths))
+    assert [isinstance(one, XrayError) for one in results] == [n % 9 == 4 for n in range(70)]
+    for number in (0, 30, 32, 69):
+        expected = predictor.probabilities([read_xray(paths[number])])[0]
+        assert results[number].probability == pytest.approx(expected, abs=1e-6)
+
+
+def test_class_order_goes_by_name_and_not_by_place():
+    processor = make_processor(64, (0.5,) * 3, (0.5,) * 3)
+    scores = {}
+    for names in (("NORMAL", "PNEUMONIA"), ("Pneumonia", "Normal")):
+        config = TINY_CONFIGS["convnextv2-tiny"].__class__.from_dict(
+            TINY_CONFIGS["convnextv2-tiny"].to_dict() | {"id2label": dict(enumerate(names))}
+        )
+        torch.manual_seed(1)
+        model = AutoModelForImageClassification.from_config(config)
+        model.classifier.bias.data += torch.tensor([0.0, 1.0])
+        scores[names[0]] = Predictor(model, processor).probabilities(PICTURES)
+    assert np.allclose(scores["NORMAL"], 1 - scores["Pneumonia"])
+    assert abs(scores["NORMAL"].mean() - 0.5) > 0.05
+
+
+def test_model_without_a_threshold_says_so():
+    config = TINY_CONFIGS["convnextv2-tiny"].__class__.from_dict(
+        TINY_CONFIGS["convnextv2-tiny"].to_dict() | {"id2label": {0: "NORMAL", 1: "PNEUMONIA"}}
+    )
+    model = AutoModelForImageClassification.from_config(config)
+    prediction = Predictor(model, make_processor(64, (0.5,) * 3, (0.5,) * 3)).predict(PICTURES[0])
+    assert prediction.threshold == 0.5
+    assert "no chosen threshold" in prediction.warnings[0]
+    assert prediction.decision == prediction.label
+
+
+def test_model_of_another_task_is_refused(tmp_path):
+    model = AutoModelForImageClassification.from_config(TINY_CONFIGS["convnextv2-tiny"])
+    with pytest.raises(UserError, match="no class named PNEUMONIA"):
+        Predictor(model, make_processor(64, (0.5,) * 3, (0.5,) * 3))
+
+
+def test_damaged_model_folders_are_refused_in_one_sentence(tiny_model, tmp_path):
+    import shutil
+
+    with pytest.raises(UserError, match=r"config.json is missing"):
+        Predictor.from_pretrained(tmp_path)
+    broken = tmp_path / "broken"
+    shutil.copytree(tiny_model, broken, ignore=shutil.ignore_patterns("checkpoints"))
+    weights = broken / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(UserError, match="cannot be loaded") as caught:
+        Predictor.from_pretrained(broken)
+    assert "\n" not in str(caught.value)
+
+
+def test_half_precision_files_are_computed_in_single(tiny_model, tmp_path):
+    model = AutoModelForImageClassification.from_pretrained(tiny_model).half()
+    model.save_pretrained(tmp_path)
+    Predictor.from_pretrained(tiny_model).processor.save_pretrained(tmp_path)
+    assert Predictor.from_pretrained(tmp_path).model.dtype == torch.float32
+
+
+def test_package_imports_in_a_moment():
+    import subprocess
+    import sys
+
+    code = "import sys, pneumonia_hf; print({'torch', 'transformers', 'numpy'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "set()"

@@ -1,0 +1,65 @@
+import numpy as np
+import pytest
+import torch
+from conftest import draw_xray
+from PIL import Image
+
+from pneumonia_hf.augment import augment
+from pneumonia_hf.preprocess import make_processor, normalise, resize, to_pixel_values
+
+SIZES = [(80, 64), (224, 224), (301, 517), (1200, 900)]
+
+
+@pytest.fixture(scope="module")
+def processor():
+    return make_processor(96, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+def test_halves_of_the_road_equal_the_whole_bit_for_bit(processor):
+    pictures = [draw_xray(seed, ill=True, size=size) for seed, size in enumerate(SIZES)]
+    pixels = resize(pictures, processor)
+    assert (pixels.shape, pixels.dtype) == ((4, 1, 96, 96), torch.uint8)
+    assert torch.equal(normalise(pixels, processor), to_pixel_values(pictures, processor))
+
+
+def test_a_picture_gives_the_same_pixels_alone_and_in_a_batch(processor):
+    pictures = [draw_xray(seed, ill=False, size=size) for seed, size in enumerate(SIZES * 2)]
+    together = to_pixel_values(pictures, processor)
+    for row, picture in enumerate(pictures):
+        assert torch.equal(together[row], to_pixel_values([picture], processor)[0])
+
+
+def test_nothing_is_cropped(processor):
+    picture = draw_xray(0, ill=False, size=(300, 200))
+    framed = np.asarray(picture).copy()
+    framed[:6], framed[-6:], framed[:, :6], framed[:, -6:] = 255, 255, 255, 255
+    pixels = resize([Image.fromarray(framed)], processor)[0, 0]
+    for border in (pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]):
+        assert border.float().mean() > 230
+
+
+def test_processor_survives_its_folder(processor, tmp_path):
+    from transformers import AutoImageProcessor
+
+    processor.save_pretrained(tmp_path)
+    loaded = AutoImageProcessor.from_pretrained(tmp_path)
+    pictures = [draw_xray(1, ill=True, size=(333, 222))]
+    assert torch.equal(to_pixel_values(pictures, loaded), to_pixel_values(pictures, processor))
+
+
+def test_augmentation_changes_pictures_within_the_range_and_repeatably():
+    pixels = torch.from_numpy(np.stack([np.asarray(draw_xray(s, True)) for s in range(8)]))[:, None]
+    torch.manual_seed(3)
+    first = augment(pixels, strength=1)
+    torch.manual_seed(3)
+    assert torch.equal(first, augment(pixels, strength=1))
+    assert first.shape == pixels.shape
+    assert first.min() >= 0 and first.max() <= 255
+    changes = (first - pixels.float()).abs().mean(dim=(1, 2, 3))
+    assert (changes > 1).sum() >= 6
+    assert changes.max() < 80
+
+
+def test_strength_zero_changes_nothing():
+    pixels = torch.randint(0, 256, (2, 1, 16, 16), dtype=torch.uint8)
+    assert torch.equal(augment(pixels, strength=0), pixels.float())

@@ -1,0 +1,82 @@
+"""What holds the project together: pins, the Space's front matter, rooms that keep apart."""
+
+import ast
+import re
+
+import yaml
+from conftest import ROOT
+
+
+def read_pins(name: str) -> dict[str, str]:
+    lines = (ROOT / name).read_text().splitlines()
+    pins = [line.split("==") for line in lines if line and not line.startswith("#")]
+    return {package.lower().replace("_", "-"): number for package, number in pins}
+
+
+def test_space_installs_the_gradio_that_was_tested():
+    front = yaml.safe_load((ROOT / "README.md").read_text().split("---")[1])
+    assert front["sdk"] == "gradio"
+    assert front["sdk_version"] == read_pins("requirements.txt")["gradio"]
+    assert front["app_file"] == "app.py"
+    assert (ROOT / front["app_file"]).exists()
+    assert front["license"] == "apache-2.0"
+
+
+def test_every_requirement_is_pinned_and_installed_so():
+    from importlib.metadata import version
+
+    pins = read_pins("requirements.txt") | read_pins("requirements-dev.txt")
+    locked = read_pins("constraints.txt")
+    for package, number in pins.items():
+        assert version(package).split("+")[0] == number
+        assert locked[package] == number
+
+
+def test_package_and_project_have_one_version():
+    import tomllib
+
+    import pneumonia_hf
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["version"] == pneumonia_hf.__version__
+    assert f"## {pneumonia_hf.__version__}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def list_imports(path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add((node.module or "").split(".")[0])
+    return found
+
+
+def test_libraries_are_imported_in_their_own_rooms_only():
+    rooms = {
+        "gradio": {"demo"},
+        "captum": {"attribution"},
+        "huggingface_hub": {"hub"},
+        "evaluate": {"metrics", "evaluate_metric"},
+        "pydicom": {"xray"},
+    }
+    for path in sorted((ROOT / "pneumonia_hf").glob("*.py")):
+        for library, allowed in rooms.items():
+            assert library not in list_imports(path) or path.stem in allowed, (path, library)
+
+
+def test_readme_names_only_files_that_exist():
+    text = (ROOT / "README.md").read_text()
+    for name in re.findall(r"(?:train_scripts|eval_reports|pneumonia_hf|tests)/[\w./-]+\w", text):
+        if "NAME" not in name and "/x" not in name:
+            assert (ROOT / name).exists(), name
+
+
+def test_default_model_is_small_and_whole():
+    from pneumonia_hf.hub import check_finished
+    from pneumonia_hf.predictor import DEFAULT_MODEL
+
+    check_finished(DEFAULT_MODEL)
+    assert sum(file.stat().st_size for file in DEFAULT_MODEL.iterdir()) < 20_000_000
+    reports = [p for p in (ROOT / "eval_reports").glob("*/report.json")]
+    assert reports

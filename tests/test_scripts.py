@@ -1,0 +1,212 @@
+"""The scripts as users run them: in processes of their own, with right and wrong input."""
+
+import csv
+import json
+import subprocess
+import sys
+
+import pytest
+from conftest import (
+    REAL_XRAYS,
+    ROOT,
+    assert_one_sentence,
+    call_script,
+    draw_folder,
+    draw_xray,
+    run_script,
+    save_tiny_body,
+)
+
+SCRIPTS = ["train.py", "evaluate_model.py", "predict.py", "push_to_hub.py"]
+RECIPE = ROOT / "train_scripts" / "configs" / "convnextv2-tiny.yaml"
+
+
+@pytest.fixture(scope="module")
+def body(tmp_path_factory):
+    return save_tiny_body("convnextv2-tiny", tmp_path_factory.mktemp("body"))
+
+
+def train_flags(body, data, output) -> list:
+    return [
+        *("--config", RECIPE, "--weights", body, "--image_size", 64),
+        *("--data_dir", data, "--output_dir", output),
+        *("--num_train_epochs", 1, "--learning_rate", "3e-3", "--precision", "fp32"),
+    ]
+
+
+@pytest.mark.parametrize("launch", ["script", "module"])
+def test_accelerate_launch_ends_with_a_model_that_predicts(launch, body, xray_folder, tmp_path):
+    target = ["train_scripts/train.py"] if launch == "script" else ["-m", "train_scripts.train"]
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", *target]
+    flags = map(str, train_flags(body, xray_folder, tmp_path / "x"))
+    done = subprocess.run([*command, *flags], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "The finished model is in" in done.stdout
+    # The recipe's own value, a flag over the recipe, and a progress bar with the time left.
+    run = json.loads((tmp_path / "x" / "run.json").read_text())
+    assert run["training"]["weight_decay"] == 0.05
+    assert run["training"]["learning_rate"] == 3e-3
+    assert "it/s" in done.stderr or "s/it" in done.stderr
+    assert list((tmp_path / "x").rglob("events.out.tfevents.*"))
+    picture = tmp_path / "one.png"
+    draw_xray(0, ill=True).save(picture)
+    flags = ["--model", tmp_path / "x", "--input", picture, "--output", "-"]
+    assert len(run_script("predict.py", *flags).stdout.splitlines()) == 2
+
+
+def test_prediction_table_has_a_row_for_every_input_in_order(tiny_model, tmp_path):
+    folder = draw_folder(tmp_path / "pictures", patients=3)
+    (folder / "NORMAL" / "IM-0001-0000.png").write_bytes(b"not a picture")
+    single = tmp_path / "single, with comma.png"
+    draw_xray(9, ill=True).save(single)
+    text = tmp_path / "notes.txt"
+    text.write_text("hello")
+    table = tmp_path / "out.csv"
+    flags = ["--model", tiny_model, "--input", single, folder, text, "--output", table]
+    done = run_script("predict.py", *flags)
+    assert done.returncode == 2
+    assert "2 of 8 files could not be read" in done.stderr
+    with table.open(newline="") as lines:
+        rows = list(csv.DictReader(lines))
+    assert list(rows[0]) == ["file", "probability", "threshold", "decision", "warnings"]
+    inside = sorted(str(path) for path in folder.rglob("*.png"))
+    assert [row["file"] for row in rows] == [str(single), *inside, str(text)]
+    for row in rows:
+        if row["file"].endswith(("IM-0001-0000.png", "notes.txt")):
+            assert row["probability"] == row["decision"] == ""
+            assert "not a picture" in row["warnings"]
+        else:
+            assert 0 <= float(row["probability"]) <= 1
+            assert row["decision"] in {"PNEUMONIA", "NORMAL", "REFER"}
+
+    again = call_script("predict.py", *flags)
+    assert_one_sentence(again, "exists", "--overwrite")
+    printed = call_script("predict.py", *flags[:-1], "-")
+    assert printed.returncode == 2
+    assert printed.stdout.splitlines() == table.read_text().splitlines()
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_tells_the_flags_and_needs_no_model(script):
+    done = call_script(script, "--help")
+    assert done.returncode == 0
+    assert "--model" in done.stdout or "--data_dir" in done.stdout
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_unknown_flag_is_one_sentence(script):
+    assert_one_sentence(call_script(script, "--modle", "x"), "--")
+
+
+def test_a_mistake_ends_a_real_process_with_status_2_and_no_traceback(body, tmp_path):
+    done = run_script("train.py", *train_flags(body, tmp_path / "nothing", tmp_path / "x"))
+    assert_one_sentence(done, "does not exist", "--data_dir")
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_mistakes_in_training_are_one_sentence_each(body, xray_folder, tmp_path):
+    def train(*changes, data=xray_folder, output=tmp_path / "x"):
+        return call_script("train.py", *train_flags(body, data, output), *changes)
+
+    assert_one_sentence(train(data=tmp_path / "nothing"), "does not exist", "--data_dir")
+    assert_one_sentence(train("--backbone", "resnet-18"), "Unknown backbone", "dinov2-small")
+    assert_one_sentence(train("--weights", "facebook/x"), "cannot be reached", "--weights")
+    assert_one_sentence(train("--num_train_epochs", "many"), "num_train_epochs", "many")
+    assert_one_sentence(train("--eval_strategy", "steps"), "eval strategy", "match")
+    assert_one_sentence(train("--output_dir", RECIPE), "is a file", "--output_dir")
+
+    recipe = tmp_path / "typo.yaml"
+    recipe.write_text("backbone: vit-base\nlearning_rat: 1.0e-4\n")
+    assert_one_sentence(train("--config", recipe), "learning_rat", "did you mean learning_rate?")
+    recipe.write_text("learning_rate: quick\n")
+    assert_one_sentence(train("--config", recipe), "learning_rate: quick")
+    recipe.write_text("a: b: c\n")
+    assert_one_sentence(train("--config", recipe), "YAML")
+    assert_one_sentence(train("--config", tmp_path / "none.yaml"), "does not exist", "--config")
+
+    single = draw_folder(tmp_path / "single", patients=8)
+    for file in (single / "NORMAL").iterdir():
+        file.unlink()
+    assert_one_sentence(train(data=single), "holds no pictures")
+    (single / "NORMAL").rmdir()
+    assert_one_sentence(train(data=single), "no NORMAL folder")
+
+    corrupt = draw_folder(tmp_path / "corrupt", patients=12)
+    (corrupt / "PNEUMONIA" / "person77_virus_1.jpeg").write_text("text named .jpeg")
+    assert_one_sentence(train(data=corrupt), "person77_virus_1.jpeg", "mend or remove")
+
+    assert not (tmp_path / "x" / "config.json").exists()
+
+
+def test_full_disk_is_one_sentence_and_the_old_model_stays(monkeypatch, capsys, tmp_path):
+    import errno
+
+    from safetensors import SafetensorError
+
+    from pneumonia_hf.console import run_script as run
+
+    faults = [
+        OSError(errno.ENOSPC, "No space left on device"),
+        SafetensorError("I/O error: No space left on device (os error 28)"),
+        RuntimeError("[enforce fail at inline_container.cc:672] PytorchStreamWriter failed"),
+    ]
+    for fault in faults:
+
+        def main(fault=fault):
+            raise fault
+
+        with pytest.raises(SystemExit) as ended:
+            run(main)
+        assert ended.value.code == 2
+        assert "The disk is full" in capsys.readouterr().err
+
+
+def test_faults_of_ours_keep_their_traceback():
+    from pneumonia_hf.console import run_script as run
+
+    def main():
+        raise RuntimeError("a bug")
+
+    with pytest.raises(RuntimeError, match="a bug"):
+        run(main)
+
+
+def test_missing_inputs_of_the_other_scripts_are_one_sentence(tiny_model, tmp_path):
+    common = ["--model", tiny_model]
+    done = call_script("predict.py", *common, "--input", tmp_path / "no", "--output", "-")
+    assert_one_sentence(done, "does not exist")
+    (tmp_path / "empty").mkdir()
+    done = call_script("predict.py", *common, "--input", tmp_path / "empty", "--output", "-")
+    assert_one_sentence(done, "No pictures in")
+    done = call_script("evaluate_model.py", *common, "--data_dir", tmp_path, "--output_dir", "x")
+    assert_one_sentence(done, "neither train/")
+
+
+def test_recipes_name_known_backbones_and_keys():
+    from pneumonia_hf.backbones import BACKBONES, ModelConfig
+    from pneumonia_hf.console import parse_recipe
+    from pneumonia_hf.data import DataConfig
+    from pneumonia_hf.training import XrayTrainingArguments
+
+    recipes = sorted((ROOT / "train_scripts" / "configs").glob("*.yaml"))
+    assert {recipe.stem for recipe in recipes} == set(BACKBONES)
+    for recipe in recipes:
+        flags = ["--config", str(recipe), "--data_dir", "x", "--output_dir", "y"]
+        _, model, _ = parse_recipe([DataConfig, ModelConfig, XrayTrainingArguments], flags)
+        assert model.backbone == recipe.stem
+
+
+@pytest.mark.skipif(not REAL_XRAYS.exists(), reason="the real X-rays are not beside this checkout")
+def test_default_model_tells_real_full_size_xrays_apart(tmp_path):
+    table = tmp_path / "out.csv"
+    flags = ["--input", REAL_XRAYS / "kaggle_val", "--output", table]
+    done = call_script("predict.py", *flags)
+    assert done.returncode == 0, done.stderr
+    with table.open() as lines:
+        rows = list(csv.DictReader(lines))
+    assert len(rows) == 16
+    right = sum(
+        (float(row["probability"]) >= float(row["threshold"])) == ("/PNEUMONIA/" in row["file"])
+        for row in rows
+    )
+    assert right >= 13

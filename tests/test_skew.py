@@ -1,0 +1,67 @@
+"""What is measured is what is served: one probability, whichever way a picture is scored."""
+
+import csv
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from conftest import REAL_XRAYS, draw_xray, run_script
+
+from pneumonia_hf import Predictor, read_xray
+from pneumonia_hf.predictor import DEFAULT_MODEL
+
+PLAIN_PIPELINE = """
+import json, sys
+from transformers import pipeline
+folder, *files = sys.argv[1:]
+classify = pipeline("image-classification", model=folder)
+scores = [{one["label"]: one["score"] for one in result} for result in classify(files)]
+assert not [name for name in sys.modules if name.startswith("pneumonia_hf")]
+print(json.dumps([score["PNEUMONIA"] for score in scores]))
+"""
+
+
+def score_with_plain_pipeline(folder, files, tmp_path) -> np.ndarray:
+    done = subprocess.run(
+        [sys.executable, "-c", PLAIN_PIPELINE, str(folder), *map(str, files)],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,  # away from the repository, so that ours cannot be imported
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return np.array(json.loads(done.stdout.splitlines()[-1]))
+
+
+def score_with_script(folder, files, tmp_path) -> np.ndarray:
+    table = tmp_path / "out.csv"
+    done = run_script("predict.py", "--model", folder, "--input", *files, "--output", table)
+    assert done.returncode == 0, done.stderr
+    with table.open() as lines:
+        rows = list(csv.DictReader(lines))
+    assert [row["file"] for row in rows] == [str(file) for file in files]
+    return np.array([float(row["probability"]) for row in rows])
+
+
+def test_plain_pipeline_predictor_and_script_agree(finished_model, tmp_path):
+    files = []
+    for number, size in enumerate([(80, 64), (224, 224), (500, 300), (333, 400)] * 3):
+        image = draw_xray(number, ill=number % 2 == 0, size=size)
+        name = tmp_path / f"{number}.{('png', 'jpeg', 'png')[number % 3]}"
+        (image.convert("RGB") if number % 4 == 1 else image).save(name)
+        files.append(name)
+    ours = Predictor.from_pretrained(finished_model).probabilities([read_xray(f) for f in files])
+    assert np.std(ours) > 0
+    plain = score_with_plain_pipeline(finished_model, files, tmp_path)
+    assert np.abs(plain - ours).max() <= 1e-5
+    assert np.abs(score_with_script(finished_model, files, tmp_path) - ours).max() <= 1e-5
+
+
+@pytest.mark.skipif(not REAL_XRAYS.exists(), reason="the real X-rays are not beside this checkout")
+def test_default_model_agrees_on_real_xrays(tmp_path):
+    folders = ["kaggle_val/NORMAL", "kaggle_val/PNEUMONIA", "train/NORMAL", "nih_adult/PNEUMONIA"]
+    files = [file for name in folders for file in sorted((REAL_XRAYS / name).iterdir())[:5]]
+    ours = Predictor.from_pretrained(DEFAULT_MODEL).probabilities([read_xray(f) for f in files])
+    plain = score_with_plain_pipeline(DEFAULT_MODEL, files, tmp_path)
+    assert np.abs(plain - ours).max() <= 1e-5
