@@ -28,6 +28,7 @@ class Backbone:
     features: Callable[[PreTrainedModel], nn.Module]
     # From the input upwards: what is frozen first comes first.
     stages: Callable[[PreTrainedModel], list[nn.Module]]
+    license: str = "apache-2.0"  # of the pretrained weights, and so of what is made from them
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
     # Tokens before those of the patches; None where the feature map is a [N, C, h, w] grid.
@@ -71,6 +72,8 @@ BACKBONES = {
             *model.convnextv2.encoder.stages,
             model.convnextv2.layernorm,
         ],
+        # By github.com/facebookresearch/ConvNeXt-V2; the Hub's card says Apache-2.0.
+        license="cc-by-nc-4.0",
     ),
     "efficientnet-lite0": Backbone(
         hub_id="timm/tf_efficientnet_lite0.in1k",
@@ -135,7 +138,6 @@ def build_model(config: ModelConfig) -> tuple[PreTrainedModel, BaseImageProcesso
     backbone = BACKBONES[config.backbone]
     folder = fetch_folder(config.weights or backbone.hub_id, what="weights", flag="--weights")
     model = _load_body(backbone, folder)
-    _renew_head(model)
     image_size = config.image_size or 224
     if not backbone.resizable:
         native = model.config.image_size
@@ -184,15 +186,6 @@ def head_of(model: PreTrainedModel) -> nn.Linear:
     return model.get_submodule(backbone_of(model).head)
 
 
-def _renew_head(model: PreTrainedModel) -> None:
-    """Draw the head anew, also where the weights bring one: its classes may be in another order."""
-    from torch import nn
-
-    head = head_of(model)
-    nn.init.trunc_normal_(head.weight, std=0.02)
-    nn.init.zeros_(head.bias)
-
-
 def _load_body(backbone: Backbone, folder: Path) -> PreTrainedModel:
     import torch
     from safetensors import SafetensorError
@@ -234,6 +227,11 @@ def _load_body(backbone: Backbone, folder: Path) -> PreTrainedModel:
             f"The weights in {folder} lack {len(absent)} tensors of this backbone "
             f"({sorted(absent)[0]}, ...); give weights of {backbone.hub_id}."
         )
+    strange = {key for key, *_ in loading["mismatched_keys"]}
+    if f"{backbone.head}.weight" not in strange | set(loading["missing_keys"]):
+        # The weights bring a head for two classes, maybe in another order: draw it anew.
+        torch.nn.init.trunc_normal_(head_of(model).weight, std=0.02)
+        torch.nn.init.zeros_(head_of(model).bias)
     return model
 
 

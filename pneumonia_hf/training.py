@@ -390,7 +390,7 @@ def _finish(
         folder / RUN_FILE,
         {
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "license": "apache-2.0",
+            "license": BACKBONES[recipe.model.backbone].license,
             "model": {
                 "backbone": recipe.model.backbone,
                 "base_model": BACKBONES[recipe.model.backbone].hub_id,

@@ -152,6 +152,7 @@ def test_card_tells_the_measured_numbers_and_nothing_local(tiny_model, xray_fold
     assert f"{run['validation']['metrics']['auroc']['value']:.3f}" in text
     assert f"{run['validation']['config']['threshold']:.4f}" in text
     assert card.data.base_model == "facebook/convnextv2-tiny-22k-224"
+    assert card.data.license == "cc-by-nc-4.0"  # as its pretrained weights
     assert "not a medical device" in text
     assert str(xray_folder.parent) not in text
     assert "None" not in text.split("---")[1]
