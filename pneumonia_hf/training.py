@@ -419,6 +419,8 @@ def _finish(
 
 def _put_in_place(unfinished: Path, folder: Path) -> None:
     (folder / REPORTS_FILE).unlink(missing_ok=True)  # of the model that is being replaced
+    # safetensors writes a file that only its owner can read.
+    shutil.copymode(unfinished / RUN_FILE, unfinished / "model.safetensors")
     for path in unfinished.iterdir():
         os.replace(path, folder / path.name)
 
