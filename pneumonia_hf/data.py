@@ -45,6 +45,10 @@ class DataConfig:
     data_dir: str = field(
         metadata={"help": "Folder with train/ val/ test/, or with NORMAL/ and PNEUMONIA/ only."}
     )
+    data_name: str | None = field(
+        default=None,
+        metadata={"help": "What the model card calls the data; left out, the folder's name."},
+    )
     validation_fraction: float = field(
         default=0.15, metadata={"help": "Share of the patients cut off as validation part."}
     )

@@ -12,7 +12,7 @@ from PIL import Image
 
 from pneumonia_hf.attribution import METHODS, explain, overlay
 from pneumonia_hf.errors import UserError
-from pneumonia_hf.hub import REPORTS_FILE, read_json
+from pneumonia_hf.hub import REPORTS_FILE, RUN_FILE, read_json
 from pneumonia_hf.predictor import Prediction, Predictor
 from pneumonia_hf.xray import IMAGE_SUFFIXES, read_xray
 
@@ -25,6 +25,7 @@ HEAT_NOTICE = (
     "maps agree badly with radiologists. A map that is nearly dark found little that speaks for it."
 )
 COLOURS = {"PNEUMONIA": "#b3261e", "NORMAL": "#1b6e3c", "REFER": "#8a5a00"}
+TOLD_METRICS = {"auroc": "AUROC", "sensitivity": "sensitivity", "specificity": "specificity"}
 KEPT_SECONDS = 3600  # uploaded pictures are patients' data: deleted after an hour
 QUEUE_LENGTH = 32
 
@@ -55,7 +56,10 @@ def build_demo(predictor: Predictor) -> gr.Blocks:
     def show(image: str | None, method: str) -> tuple[str, Image.Image | None, Image.Image | None]:
         if image is None:
             return "", None, None
-        prediction, picture, map_over_picture = _analyse(predictor, image, method)
+        try:
+            prediction, picture, map_over_picture = _analyse(predictor, image, method)
+        except gr.Error as error:  # said where the answer would be, and it stays there
+            return f"<p><b>{html.escape(error.message)}</b></p>", None, None
         return _to_html(prediction), picture, map_over_picture
 
     with gr.Blocks(
@@ -76,8 +80,13 @@ def build_demo(predictor: Predictor) -> gr.Blocks:
             with gr.Column(scale=2, min_width=320):
                 verdict = gr.HTML(elem_classes="verdict")
                 with gr.Row():
-                    picture = gr.Image(label="As the model reads it", interactive=False)
-                    heat = gr.Image(label="What moved the score", interactive=False)
+                    with gr.Column(min_width=240):
+                        # Not as labels, which would lie over the markers in the film's corner.
+                        gr.Markdown("As the model reads it")
+                        picture = gr.Image(show_label=False, interactive=False)
+                    with gr.Column(min_width=240):
+                        gr.Markdown("What moved the score")
+                        heat = gr.Image(show_label=False, interactive=False)
                 gr.Markdown(HEAT_NOTICE)
 
         # One picture at a time: captum hooks into the one model that all requests share.
@@ -136,17 +145,20 @@ def _to_html(prediction: Prediction) -> str:
 
 def _describe_model(predictor: Predictor) -> str:
     """Return what the model has measured, as its own folder tells."""
-    name = predictor.path.name if predictor.path and predictor.path.exists() else predictor.name
-    if "/" in predictor.name and not os.path.exists(predictor.name):
-        name = predictor.name
-    lines = [f"**Model:** {name}"]
-    reports = read_json(predictor.path / REPORTS_FILE, []) if predictor.path else []
-    for report in reports:
+    if predictor.path is None:
+        return f"**Model:** {predictor.name}"
+    local = predictor.path.name == os.path.basename(predictor.name)
+    backbone = read_json(predictor.path / RUN_FILE, {}).get("model", {}).get("backbone")
+    name = predictor.path.name if local else predictor.name
+    lines = [f"**Model:** {name}{f' ({backbone})' if backbone else ''}", ""]
+    for report in read_json(predictor.path / REPORTS_FILE, []):
         metrics = report["metrics"]
         told = ", ".join(
-            f"{name} {metrics[name]['value']:.3f}"
-            for name in ("auroc", "sensitivity", "specificity")
-            if metrics[name]["value"] is not None
+            f"{title} {metrics[key]['value']:.3f}"
+            for key, title in TOLD_METRICS.items()
+            if metrics[key]["value"] is not None
         )
-        lines.append(f"- {report['data']} ({report['split']}, {report['n']} pictures): {told}")
-    return "\n\n".join(lines[:1]) + "\n" + "\n".join(lines[1:])
+        # An interval that holds 0.5 says that the order of the pictures could be drawn by lot.
+        chance = " **This is no better than chance.**" if metrics["auroc"]["low"] <= 0.5 else ""
+        lines.append(f"- {report['data']}, {report['n']} pictures: {told}.{chance}")
+    return "\n".join(lines)

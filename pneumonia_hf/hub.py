@@ -26,6 +26,8 @@ MODEL_FILES = (
     REPORTS_FILE,
     CARD_FILE,
 )
+# The Hub's own names, where it has one.
+HUB_METRICS = {"auroc": "roc_auc", "sensitivity": "recall", "brier": "brier_score"}
 HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")
 
 
@@ -217,7 +219,8 @@ def make_card(folder: Path) -> ModelCard:
             dataset_type=re.sub(r"[^a-z0-9]+", "-", report["data"].lower()).strip("-") or "data",
             dataset_name=f"{report['data']} ({report['split']})",
             dataset_split=report["split"],
-            metric_type=name,
+            metric_type=HUB_METRICS.get(name, name),
+            metric_name=name,
             metric_value=round(metric["value"], 4),
         )
         for report in reports
@@ -235,11 +238,11 @@ def make_card(folder: Path) -> ModelCard:
         eval_results=results or None,
     )
     return ModelCard.from_template(
-        data, template_path=str(CARD_TEMPLATE), run=run, reports=reports, percent=_percent
+        data, template_path=str(CARD_TEMPLATE), run=run, reports=reports, told=_to_text
     )
 
 
-def _percent(metric: dict[str, float | None]) -> str:
+def _to_text(metric: dict[str, float | None]) -> str:
     if metric["value"] is None:
         return "not defined"
     return f"{metric['value']:.3f} ({metric['low']:.3f} to {metric['high']:.3f})"
