@@ -24,7 +24,7 @@ help:  ## Say what there is
 
 demo: $(VENV)/run-installed  ## Serve the app with the default model, or with MODEL_ID
 	@echo "Starting the app; it will be on http://127.0.0.1:$(PORT)"
-	@GRADIO_SERVER_PORT=$(PORT) $(BIN)/python app.py
+	@GRADIO_SERVER_PORT=$(PORT) GRADIO_NUM_PORTS=1 $(BIN)/python app.py
 
 train: $(VENV)/run-installed  ## Fine-tune a model
 	@echo "Training with $(CONFIG) on $(DATA) into $(OUTPUT)"

@@ -8,11 +8,22 @@ def main() -> None:
     # Before gradio is imported: it reads this then. The app reports to nobody.
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     from pneumonia_hf.demo import LAUNCH_OPTIONS, build_demo
+    from pneumonia_hf.errors import UserError
     from pneumonia_hf.predictor import DEFAULT_MODEL, Predictor
 
     model = os.environ.get("MODEL_ID") or DEFAULT_MODEL
     predictor = Predictor.from_pretrained(model, os.environ.get("MODEL_REVISION") or None)
-    build_demo(predictor).launch(**LAUNCH_OPTIONS)
+    demo = build_demo(predictor)
+    try:
+        demo.launch(**LAUNCH_OPTIONS)
+    except OSError as error:
+        if "empty port" not in str(error):
+            raise
+        port = os.environ.get("GRADIO_SERVER_PORT", "7860")
+        raise UserError(
+            f"Port {port} is in use; choose another: make demo PORT=8000, "
+            f"or GRADIO_SERVER_PORT=8000 python app.py."
+        ) from error
 
 
 if __name__ == "__main__":

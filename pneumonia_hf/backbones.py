@@ -120,6 +120,12 @@ class ModelConfig:
         metadata={"help": "Keep tensors as [N, H, W, C] in memory: quicker for convolutions."},
     )
 
+    def __post_init__(self) -> None:
+        if self.image_size is not None and self.image_size < 1:
+            raise UserError(f"image_size is {self.image_size}; give a number of pixels.")
+        if self.trainable_stages is not None and self.trainable_stages < 0:
+            raise UserError(f"trainable_stages is {self.trainable_stages}; give 0 or more.")
+
 
 def build_model(config: ModelConfig) -> tuple[PreTrainedModel, BaseImageProcessor]:
     """Return a pretrained body with a fresh two-class head, and the processor for its input.

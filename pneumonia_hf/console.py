@@ -6,11 +6,12 @@ import errno
 import logging
 import os
 import sys
-from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from argparse import Action, ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
+from dataclasses import fields as field_list
 from difflib import get_close_matches
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from pneumonia_hf.errors import UserError
 
@@ -51,8 +52,12 @@ def explain(error: BaseException) -> str | None:
         return str(error)
     if is_disk_full(error):
         return "The disk is full; free some space and start again: what was finished is kept."
+    if type(error).__name__ == "OutOfMemoryError":
+        return "The accelerator's memory is too small; halve --per_device_train_batch_size."
     if isinstance(error, PermissionError) and error.filename:
         return f"No permission to use {error.filename}; choose another folder."
+    if isinstance(error, OSError) and error.errno in (errno.EROFS, errno.ENAMETOOLONG, errno.EIO):
+        return f"{error.filename} cannot be used: {error.strerror}."
     if isinstance(error, NotADirectoryError | FileExistsError) and error.filename:
         return f"{error.filename} is a file where a folder is needed; choose another name."
     return None
@@ -115,10 +120,10 @@ def parse_recipe(dataclasses: Sequence[type], arguments: Sequence[str] | None = 
     recipe = _config_flag(arguments)
     if recipe is not None:
         keys = _read_recipe(recipe)
+        fields = {field.name for kind in dataclasses for field in field_list(kind) if field.init}
         for key in keys:
-            if f"--{key}" not in known:
-                similar = _similar(key, {name.lstrip("-") for name in known})
-                raise UserError(f"{recipe} has an unknown key {key!r}{similar}.")
+            if key not in fields:
+                raise UserError(f"{recipe} has an unknown key {key!r}{_similar(key, fields)}.")
         for action in parser._actions:
             if action.dest in keys:
                 action.required = False
@@ -152,13 +157,17 @@ def _read_recipe(path: Path) -> dict:
         )
     if not isinstance(keys, dict):
         raise UserError(f"The recipe {path} must hold lines of `key: value`.")
-    return keys
+    return {str(key): value for key, value in keys.items()}
 
 
-def _as_typed(parser, action, value, recipe: Path):
-    if value is None or isinstance(value, list | dict):
-        return value
+def _as_typed(parser: ArgumentParser, action: Action, value: Any, recipe: Path) -> Any:
+    if isinstance(value, list) and action.nargs == "+":
+        return [_as_typed(parser, action, one, recipe) for one in value]
+    if value is None and action.default is None:
+        return None
     try:
+        if value is None or isinstance(value, list | dict):
+            raise ValueError
         return parser._get_value(action, str(value))
     except Exception as error:
         raise UserError(f"{recipe} has {action.dest}: {value}, which is no valid value.") from error

@@ -13,8 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from pneumonia_hf.errors import UserError, XrayError
-from pneumonia_hf.xray import IMAGE_SUFFIXES, read_xray
+from pneumonia_hf.xray import is_picture_file, read_xray
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -68,6 +70,8 @@ class DataConfig:
         for name in ("validation_fraction", "test_fraction"):
             if not 0 < getattr(self, name) <= 0.5:
                 raise UserError(f"{name} is {getattr(self, name)}; give a share in 0..0.5.")
+        if not 0 <= self.split_seed < 2**32:
+            raise UserError(f"split_seed is {self.split_seed}; give 0 or more.")
         if self.augment_strength < 0:
             raise UserError(f"augment_strength is {self.augment_strength}; give 0 or more.")
 
@@ -152,14 +156,17 @@ def load_parts(data_dir: str | Path) -> dict[str, Dataset]:
 def split_by_patient(data: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
     """Return `data` in two parts, the second with about `fraction` of it, no patient in both.
 
-    Classes keep their shares (scikit-learn's StratifiedGroupKFold; its first fold is cut off).
+    Classes keep their shares (scikit-learn's StratifiedGroupKFold, of which some folds are cut).
 
     Raises:
         UserError: too few patients of a class for such a cut.
     """
     from sklearn.model_selection import StratifiedGroupKFold
 
-    folds = max(2, round(1 / fraction))
+    folds, share = min(
+        ((n, m) for n in range(2, 11) for m in range(1, n)),
+        key=lambda pair: abs(pair[1] / pair[0] - fraction),
+    )
     labels, patients = data["label"][:], data["patient"][:]
     for label, name in enumerate(LABELS):
         count = len({p for p, one in zip(patients, labels, strict=True) if one == label})
@@ -169,7 +176,8 @@ def split_by_patient(data: Dataset, fraction: float, seed: int) -> tuple[Dataset
                 f"give more pictures, or train/, val/ and test/ folders."
             )
     cutter = StratifiedGroupKFold(n_splits=folds, shuffle=True, random_state=seed)
-    kept, cut = next(cutter.split(labels, labels, patients))
+    parts = [rows for _, rows in cutter.split(labels, labels, patients)]
+    cut, kept = np.concatenate(parts[:share]), np.concatenate(parts[share:])
     for rows in (kept, cut):
         if len({labels[row] for row in rows}) < len(LABELS):
             raise UserError("Too few patients to give both classes to every part; add pictures.")
@@ -231,14 +239,26 @@ def image_paths(data: Dataset) -> list[Path]:
     return [Path(image["path"]) for image in data["image"][:]]
 
 
-def hash_file(path: Path) -> str:
-    """Return 16 hex digits that stand for the bytes of a file (SHA-256, shortened)."""
+def hash_files(data: Dataset) -> tuple[str, ...]:
+    """Return 16 hex digits that stand for the bytes of each row's file (SHA-256, shortened).
+
+    Raises:
+        UserError: a file cannot be opened.
+    """
+    try:
+        with ThreadPoolExecutor() as pool:
+            return tuple(pool.map(_hash_file, image_paths(data)))
+    except OSError as error:
+        raise UserError(f"{error.filename} cannot be opened: {error.strerror}.") from error
+
+
+def _hash_file(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
 def _read_and_hash(path: Path) -> tuple[Image.Image, str] | XrayError:
     try:
-        return read_xray(path), hash_file(path)
+        return read_xray(path), _hash_file(path)
     except XrayError as error:
         return error
 
@@ -257,7 +277,9 @@ def _load_part(root: Path, folder: Path, prefix: str) -> Dataset:
             if path.resolve() in patient_ids:
                 patient = patient_ids[path.resolve()]
             elif match:
-                patient = prefix + (match[1] or match[2])
+                # Other software names films so too, in a folder for each patient.
+                inner = "/".join(path.relative_to(folder).parts[1:-1])
+                patient = f"{prefix}{inner}{'/' if inner else ''}{match[1] or match[2]}"
             else:
                 patient = prefix + path.relative_to(folder).as_posix()
                 strangers += 1
@@ -306,7 +328,7 @@ def _list_class(folder: Path, name: str) -> Sequence[Path]:
         for path in class_folder.rglob("*")
         if path.is_file() and not path.name.startswith(".")
     ]
-    pictures = sorted(path for path in files if path.suffix.lower() in IMAGE_SUFFIXES)
+    pictures = sorted(path for path in files if is_picture_file(path))
     if not pictures:
         raise UserError(f"{found[0]} holds no pictures; put the {name} X-rays there.")
     if len(pictures) < len(files):

@@ -5,12 +5,14 @@ from __future__ import annotations
 import html
 import os
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
 from PIL import Image
 
 from pneumonia_hf.attribution import METHODS, explain, overlay
+from pneumonia_hf.backbones import backbone_of
 from pneumonia_hf.errors import UserError
 from pneumonia_hf.hub import REPORTS_FILE, RUN_FILE, read_json
 from pneumonia_hf.predictor import Prediction, Predictor
@@ -48,6 +50,12 @@ def build_demo(predictor: Predictor) -> gr.Blocks:
     `Prediction` and the overlay.
     """
 
+    methods = list(METHODS)
+    try:
+        backbone_of(predictor.model)
+    except UserError:  # another family: where its feature map is, nobody told
+        methods.remove("gradcam")
+
     def predict(image: str | None, method: str) -> tuple[dict[str, Any], Image.Image]:
         """Decide on one chest X-ray and draw what moved the score."""
         prediction, _, map_over_picture = _analyse(predictor, image, method)
@@ -74,7 +82,7 @@ def build_demo(predictor: Predictor) -> gr.Blocks:
                     file_types=sorted(IMAGE_SUFFIXES),
                     height=170,
                 )
-                method = gr.Dropdown(list(METHODS), value=next(iter(METHODS)), label="Heat map")
+                method = gr.Dropdown(methods, value=methods[0], label="Heat map")
                 button = gr.Button("Analyse", variant="primary")
                 gr.Markdown(_describe_model(predictor))
             with gr.Column(scale=2, min_width=320):
@@ -147,9 +155,9 @@ def _describe_model(predictor: Predictor) -> str:
     """Return what the model has measured, as its own folder tells."""
     if predictor.path is None:
         return f"**Model:** {predictor.name}"
-    local = predictor.path.name == os.path.basename(predictor.name)
+    local = Path(predictor.name).expanduser().is_dir()  # where it lies is not for visitors
     backbone = read_json(predictor.path / RUN_FILE, {}).get("model", {}).get("backbone")
-    name = predictor.path.name if local else predictor.name
+    name = predictor.path.resolve().name if local else predictor.name
     lines = [f"**Model:** {name}{f' ({backbone})' if backbone else ''}", ""]
     for report in read_json(predictor.path / REPORTS_FILE, []):
         metrics = report["metrics"]
@@ -159,6 +167,7 @@ def _describe_model(predictor: Predictor) -> str:
             if metrics[key]["value"] is not None
         )
         # An interval that holds 0.5 says that the order of the pictures could be drawn by lot.
-        chance = " **This is no better than chance.**" if metrics["auroc"]["low"] <= 0.5 else ""
+        low = metrics["auroc"]["low"]
+        chance = " **This is no better than chance.**" if low is not None and low <= 0.5 else ""
         lines.append(f"- {report['data']}, {report['n']} pictures: {told}.{chance}")
     return "\n".join(lines)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pneumonia_hf.data import LABELS, hash_file, image_paths, load_parts
+from pneumonia_hf.data import LABELS, hash_files, image_paths, load_parts
 from pneumonia_hf.errors import UserError, XrayError
 from pneumonia_hf.hub import RUN_FILE, read_json
 from pneumonia_hf.metrics import Interval, OperatingPoint, bootstrap_intervals
@@ -33,6 +32,7 @@ class Report:
     weights_sha256: str
     operating_point: OperatingPoint
     metrics: dict[str, Interval]
+    resamples: int  # of the bootstrap behind the intervals
     files: tuple[str, ...]  # relative to the data folder where they lie in it
     labels: np.ndarray  # [N] of 0 and 1
     probabilities: np.ndarray  # [N], calibrated P(pneumonia)
@@ -60,13 +60,15 @@ def choose_part(
 ) -> tuple[str, Dataset]:
     """Return the name and the rows of the part that is to be scored.
 
-    With `split`, the folder of that name; in a folder without parts, the pictures that the model
-    itself kept apart under that name when it was trained, known by their bytes. Without `split`,
-    the test folder, or all of a folder without parts.
+    With `split`, the folder of that name; where there is none, the pictures that the model itself
+    kept apart under that name when it was trained, known by their bytes. Without `split`, the
+    test folder, or all of a folder without parts.
 
     Raises:
         UserError: no such part there.
     """
+    from datasets import concatenate_datasets
+
     parts = load_parts(data_dir)
     if split is None:
         name = "test" if "test" in parts else "all"
@@ -81,20 +83,18 @@ def choose_part(
     name = SPLITS[split]
     if name in parts:
         return name, parts[name]
-    if "all" not in parts:
-        raise UserError(f"{data_dir} has no {split} folder; it has {', '.join(sorted(parts))}.")
     own = set(_hashes_of_run(predictor).get(name, ()))
     if not own:
         raise UserError(
-            f"{data_dir} has no {split} folder, and the model does not say which pictures it kept "
-            f"apart; leave --split out to score them all."
+            f"{data_dir} has no {split} folder (it has {', '.join(sorted(parts))}), and the model "
+            f"does not say which pictures it kept apart; leave --split out."
         )
-    data = parts["all"]
-    rows = [row for row, digest in enumerate(_hash_all(data)) if digest in own]
+    data = concatenate_datasets(list(parts.values()))
+    rows = [row for row, digest in enumerate(hash_files(data)) if digest in own]
     if not rows:
         raise UserError(
             f"{data_dir} has no {split} folder and none of the {len(own)} pictures of the model's "
-            f"own {split} part; leave --split out to score them all."
+            f"own {split} part; leave --split out."
         )
     return name, data.select(rows)
 
@@ -125,7 +125,7 @@ def evaluate_predictor(
     probabilities = np.asarray([one.probability for one in predictions])
     patients = tuple(dataset["patient"][:])
     run_hashes = _hashes_of_run(predictor)
-    hashes = set(_hash_all(dataset)) if run_hashes else set()
+    hashes = set(hash_files(dataset)) if run_hashes else set()
     seen = {name: len(hashes & set(run_hashes.get(name, ()))) for name in ("train", "validation")}
     point = predictor.operating_point
     metrics = bootstrap_intervals(labels, probabilities, point.threshold, patients, resamples)
@@ -136,6 +136,7 @@ def evaluate_predictor(
         weights_sha256=_hash_weights(predictor),
         operating_point=point,
         metrics=metrics,
+        resamples=resamples,
         files=_relative(image_paths(dataset)),
         labels=labels,
         probabilities=probabilities,
@@ -166,11 +167,6 @@ def _hashes_of_run(predictor: Predictor) -> dict[str, list[str]]:
     if predictor.path is None:
         return {}
     return read_json(predictor.path / RUN_FILE, otherwise={}).get("hashes", {})
-
-
-def _hash_all(dataset: Dataset) -> list[str]:
-    with ThreadPoolExecutor() as pool:
-        return list(pool.map(hash_file, image_paths(dataset)))
 
 
 def _hash_weights(predictor: Predictor) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -63,6 +64,8 @@ def _download(repo_id: str, revision: str | None, what: str, flag: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
@@ -86,7 +89,13 @@ def _download(repo_id: str, revision: str | None, what: str, flag: str) -> Path:
         raise UserError(f"{repo_id} has no revision {revision!r} on the Hub; check {flag}.") from (
             error
         )
+    except HFValidationError as error:
+        raise UserError(f"The {what} folder {repo_id} does not exist; check {flag}.") from error
     except Exception as error:
+        if isinstance(error, HfHubHTTPError) and error.response.status_code in (401, 403):
+            raise UserError(
+                f"The Hub does not let you read {repo_id}; log in with `hf auth login`."
+            ) from error
         if not is_connection_error(error):
             raise
         raise UserError(
@@ -122,11 +131,21 @@ def push_model(folder: str | Path, repo_id: str, private: bool = True) -> str:
         UserError: not a finished model, a card that the Hub refuses, no permission, no network.
     """
     from huggingface_hub import HfApi, ModelCard
-    from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HFValidationError,
+        LocalTokenNotFoundError,
+    )
+    from huggingface_hub.utils import validate_repo_id
+    from yaml import YAMLError
 
     folder = Path(folder)
     check_finished(folder)
-    if not HUB_ID.match(repo_id) or "/" not in repo_id:
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise UserError(f"{repo_id!r} is not a Hub id; give it as owner/name.") from error
+    if "/" not in repo_id:
         raise UserError(f"{repo_id!r} is not a Hub id; give it as owner/name.")
     api = HfApi()
     try:
@@ -137,6 +156,8 @@ def push_model(folder: str | Path, repo_id: str, private: bool = True) -> str:
             repo_id=repo_id,
             folder_path=folder,
             allow_patterns=list(MODEL_FILES),
+            # Else the numbers of an older model would stay beside new weights.
+            delete_patterns=[name for name in MODEL_FILES if not (folder / name).exists()],
             commit_message="Add the model, its card and how it was made",
         )
     except LocalTokenNotFoundError as error:
@@ -150,8 +171,9 @@ def push_model(folder: str | Path, repo_id: str, private: bool = True) -> str:
             403: "use a token that may write there, or another --repo_id",
         }.get(status, "check --repo_id and your token")
         raise UserError(f"The Hub refused the push to {repo_id} ({status}); {hint}.") from error
-    except ValueError as error:
-        raise UserError(f"The Hub refuses the model's card: {error}") from error
+    except (ValueError, YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"The model's card {folder / CARD_FILE} is unsound: {reason}") from error
     except Exception as error:
         if not is_connection_error(error):
             raise
@@ -170,13 +192,25 @@ def check_finished(folder: Path) -> None:
 
 def read_json(path: Path, otherwise: Any) -> Any:
     """Return what a JSON file holds, or `otherwise` where there is no such file."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else otherwise
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else otherwise
+    except ValueError as error:  # also of bytes that are no UTF-8
+        raise UserError(f"{path} is damaged and cannot be read as JSON; restore it.") from error
 
 
 def write_json(path: Path, content: Any) -> None:
     """Write a JSON file that people can read; NaN becomes null."""
-    text = json.dumps(_without_nan(content), indent=1, allow_nan=False)
-    path.write_text(text + "\n", encoding="utf-8")
+    replace_text(path, json.dumps(_without_nan(content), indent=1, allow_nan=False) + "\n")
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all: a full disk leaves what was there."""
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    try:
+        unfinished.write_text(text, encoding="utf-8")
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def _without_nan(content: Any) -> Any:
@@ -202,7 +236,7 @@ def add_report(folder: Path, report: dict[str, Any]) -> None:
 
 def write_card(folder: Path) -> None:
     """Write the model card from the folder's own run.json and reports.json."""
-    (folder / CARD_FILE).write_text(str(make_card(folder)), encoding="utf-8")
+    replace_text(folder / CARD_FILE, str(make_card(folder)))
 
 
 def make_card(folder: Path) -> ModelCard:
@@ -228,7 +262,7 @@ def make_card(folder: Path) -> ModelCard:
         if metric["value"] is not None
     ]
     data = ModelCardData(
-        license=run["license"],
+        license=run["model"]["license"],
         library_name="transformers",
         pipeline_tag="image-classification",
         tags=["chest-x-ray", "pneumonia", "medical-imaging", "image-classification"],
@@ -238,7 +272,7 @@ def make_card(folder: Path) -> ModelCard:
         eval_results=results or None,
     )
     return ModelCard.from_template(
-        data, template_path=str(CARD_TEMPLATE), run=run, reports=reports, told=_to_text
+        data, template_path=str(CARD_TEMPLATE), run=run, reports=reports, percent=_to_text
     )
 
 

@@ -205,7 +205,7 @@ def choose_threshold(
     if required_sensitivity is not None:
         positives = np.sort(logits[labels == 1])
         misses = math.floor((1 - required_sensitivity) * len(positives) + 1e-9)
-        # Half-way down to the next picture below, so that rounding cannot lose the last one.
+        # A little below the picture that must be found, so that rounding cannot lose it.
         limit = positives[min(misses, len(positives) - 1)] - 1e-6
         threshold = min(threshold, limit)
         low, high = min(low, threshold), max(high, threshold)

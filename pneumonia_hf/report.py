@@ -22,9 +22,11 @@ def check_report_folder(folder: Path, overwrite: bool) -> None:
     """Raise a UserError if writing a report into `folder` would replace another."""
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file; --output_dir takes a folder.")
-    if (folder / "report.json").exists() and not overwrite:
+    names = ["report.json", "report.md", "predictions.csv", *(f"{name}.png" for name in FIGURES)]
+    held = [name for name in names if (folder / name).exists()]
+    if held and not overwrite:
         raise UserError(
-            f"{folder} holds a report; choose another --output_dir, or give --overwrite."
+            f"{folder} holds {held[0]}; choose another --output_dir, or give --overwrite."
         )
 
 
@@ -99,10 +101,10 @@ def _to_markdown(report: Report) -> str:
     counts = report.confusion
     lines += [
         "",
-        "The intervals are 2.5th to 97.5th percentiles over 1,000 bootstrap resamples of the "
-        "patients, class by class, at the fixed threshold. Precision, accuracy, F1 and AUPRC move "
-        "with the share of pneumonias in the data. `brier` is the Brier score and `ece` the "
-        "expected calibration error over 10 bins (lower is better for both).",
+        f"The intervals are 2.5th to 97.5th percentiles over {report.resamples} bootstrap "
+        "resamples of the patients, class by class, at the fixed threshold. Precision, accuracy, "
+        "F1 and AUPRC move with the share of pneumonias in the data. `brier` is the Brier score "
+        "and `ece` the expected calibration error over 10 bins (lower is better for both).",
         "",
         "| | called NORMAL | called PNEUMONIA |",
         "|---|---|---|",
@@ -177,21 +179,28 @@ def draw_roc(report: Report):
 
 
 def draw_calibration(report: Report):
-    """Return the reliability diagram over 10 bins, as a matplotlib figure."""
+    """Return the reliability diagram over 10 bins, with Wilson's 95% intervals of the shares."""
+    from scipy.stats import binomtest
+
     figure, axes = _axes()
-    bins = np.minimum((report.probabilities * 10).astype(int), 9)
-    filled = [b for b in range(10) if np.any(bins == b)]
-    means = [report.probabilities[bins == b].mean() for b in filled]
-    shares = [report.labels[bins == b].mean() for b in filled]
-    sizes = [int(np.sum(bins == b)) for b in filled]
     axes.plot([0, 1], [0, 1], color="grey", linestyle=":", label="perfect")
-    axes.plot(means, shares, "o-", color=COLOUR, label="this model")
-    for mean, share, size in zip(means, shares, sizes, strict=True):
-        axes.annotate(str(size), (mean, share), textcoords="offset points", xytext=(5, -11))
+    bins = np.minimum((report.probabilities * 10).astype(int), 9)
+    for number in np.unique(bins):
+        ill = report.labels[bins == number] == 1
+        mean, share = report.probabilities[bins == number].mean(), ill.mean()
+        interval = binomtest(int(ill.sum()), len(ill)).proportion_ci(method="wilson")
+        axes.plot([mean, mean], [interval.low, interval.high], color=COLOUR, linewidth=1)
+        axes.plot(mean, share, "o", color=COLOUR)
+        axes.annotate(
+            str(len(ill)), (mean, share), textcoords="offset points", xytext=(5, 3), fontsize=8
+        )
+    axes.plot([], [], "o-", color=COLOUR, label="this model, with 95% interval")
     axes.set_xlabel("mean probability of the bin (number: pictures in it)")
     axes.set_ylabel("share of pneumonias in the bin")
+    axes.set_xlim(-0.03, 1.09)
     axes.set_aspect("equal")
-    axes.legend(loc="upper left")
+    # Below the axes, where it covers no bin.
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=2, frameon=False)
     axes.set_title(f"Calibration, expected error {report.metrics['ece'].value:.3f}")
     return figure
 
@@ -212,4 +221,4 @@ def _axes():
 
 def _save(figure, path: Path) -> None:
     # No date or version inside, so that the same numbers give the same file.
-    figure.savefig(path, dpi=110, metadata={"Software": None})
+    figure.savefig(path, dpi=110, bbox_inches="tight", metadata={"Software": None})

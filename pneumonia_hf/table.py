@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from pneumonia_hf.errors import UserError, XrayError
-from pneumonia_hf.xray import IMAGE_SUFFIXES
+from pneumonia_hf.xray import IMAGE_SUFFIXES, is_picture_file
 
 if TYPE_CHECKING:
     from pneumonia_hf.predictor import Predictor
@@ -25,21 +25,15 @@ def find_inputs(inputs: Sequence[str | Path]) -> list[Path]:
     A folder is searched through, sorted by name; only files that end like pictures count in it,
     while a file that is named itself always does.
 
+    An input that does not exist is returned too: it gets its row like any that cannot be read.
+
     Raises:
-        UserError: an input that does not exist, or nothing to score at all.
+        UserError: nothing to score at all.
     """
     found = []
     for one in map(Path, inputs):
-        if not one.exists():
-            raise UserError(f"{one} does not exist; check --input.")
         if one.is_dir():
-            found += sorted(
-                path
-                for path in one.rglob("*")
-                if path.suffix.lower() in IMAGE_SUFFIXES
-                and path.is_file()
-                and not path.name.startswith(".")
-            )
+            found += sorted(path for path in one.rglob("*") if is_picture_file(path))
         else:
             found.append(one)
     if not found:
@@ -67,7 +61,8 @@ def write_predictions(predictor: Predictor, paths: Sequence[Path], output: str) 
     Args:
         predictor: the model.
         paths: what to score.
-        output: the table's path, or `-` for standard output. It appears when it is whole.
+        output: the table's path, or `-` for standard output. It appears when it is whole; what
+            stops the work leaves the rows so far in `OUTPUT.unfinished`.
     """
     failed = 0
     with _open_table(output) as file:
@@ -89,10 +84,8 @@ def _open_table(output: str) -> Iterator[TextIO]:
         yield sys.stdout
         return
     path = Path(output)
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    try:
-        with unfinished.open("w", newline="", encoding="utf-8") as file:
-            yield file
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    unfinished = path.with_name(f"{path.name}.unfinished")
+    # File names need not be text: their bytes go through as they are.
+    with unfinished.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        yield file
+    os.replace(unfinished, path)

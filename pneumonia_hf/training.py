@@ -29,9 +29,17 @@ from transformers.trainer_utils import get_last_checkpoint
 from pneumonia_hf import __version__
 from pneumonia_hf.augment import augment
 from pneumonia_hf.backbones import BACKBONES, ModelConfig, head_of
-from pneumonia_hf.data import LABELS, DataConfig, decode, hash_file, image_paths
+from pneumonia_hf.data import LABELS, DataConfig, decode, hash_files, image_paths
 from pneumonia_hf.errors import UserError
-from pneumonia_hf.hub import REPORTS_FILE, RUN_FILE, check_finished, write_card, write_json
+from pneumonia_hf.hub import (
+    MODEL_FILES,
+    REPORTS_FILE,
+    RUN_FILE,
+    check_finished,
+    read_json,
+    write_card,
+    write_json,
+)
 from pneumonia_hf.metrics import (
     bootstrap_intervals,
     choose_threshold,
@@ -41,7 +49,6 @@ from pneumonia_hf.metrics import (
 )
 from pneumonia_hf.predictor import CONFIG_KEY, Predictor
 from pneumonia_hf.preprocess import normalise
-from pneumonia_hf.xray import read_xray
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -50,6 +57,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 CHECKPOINTS = "checkpoints"  # folder of the Trainer's own, inside the output folder
+RECIPE_FILE = "recipe.json"  # beside the checkpoints: what the run is made of
 UNFINISHED = ".unfinished"  # where the model folder is put together
 
 
@@ -111,6 +119,13 @@ class XrayTrainingArguments(TrainingArguments):
     def __post_init__(self) -> None:
         if self.output_dir is None:
             raise UserError("Tell where the model goes: --output_dir runs/NAME.")
+        if self.bf16 or self.fp16:
+            raise UserError("Say it with --precision bf16 or --precision fp16.")
+        for name in ("learning_rate", "seed", "weight_decay"):
+            if not 0 <= getattr(self, name) < 2**32:
+                raise UserError(f"{name} is {getattr(self, name)}; give 0 or more.")
+        if self.cpu_threads is not None and self.cpu_threads < 1:
+            raise UserError(f"cpu_threads is {self.cpu_threads}; give 1 or more.")
         if self.required_sensitivity is not None and not 0 < self.required_sensitivity <= 1:
             raise UserError(
                 f"required_sensitivity is {self.required_sensitivity}; give a share in 0..1."
@@ -122,6 +137,8 @@ class XrayTrainingArguments(TrainingArguments):
         if not torch.accelerator.is_available():
             self.use_cpu = True  # bf16 is refused on a CPU that was not asked for
             self.dataloader_pin_memory = False
+        if self.disable_tqdm is None:
+            self.disable_tqdm = False  # quiet logs would take the progress bar with them
         precision = fast_precision() if self.precision == "auto" else self.precision
         self.bf16, self.fp16 = precision == "bf16", precision == "fp16"
         super().__post_init__()
@@ -136,7 +153,7 @@ PRECISIONS = {"auto", "fp32", "bf16", "fp16"}
 def fast_precision() -> str:
     """Return the precision that this machine multiplies fastest in: bf16, fp16 or fp32."""
     if torch.cuda.is_available():
-        return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     if torch.accelerator.is_available():
         return "fp32"
     able = torch.cpu.get_capabilities()
@@ -166,9 +183,11 @@ def check_output_folder(arguments: XrayTrainingArguments) -> None:
         raise UserError("--resume goes on with a run and --overwrite replaces it; choose one.")
     if arguments.overwrite:
         return
-    if (folder / "config.json").exists() or (folder / "model.safetensors").exists():
+    held = sorted(name for name in MODEL_FILES if (folder / name).exists())
+    if held:
+        what = "a finished model" if "model.safetensors" in held else " and ".join(held)
         raise UserError(
-            f"{folder} holds a finished model; choose another --output_dir, "
+            f"{folder} holds {what}; choose another --output_dir, "
             f"or give --overwrite to replace it."
         )
     begun = (folder / CHECKPOINTS).is_dir() and get_last_checkpoint(folder / CHECKPOINTS)
@@ -192,7 +211,7 @@ def train(
 
     The checkpoint with the best validation AUROC is calibrated, given its threshold and saved in
     `arguments.output_dir`; the Trainer's checkpoints stay in `checkpoints/` inside it. The test
-    part is not opened.
+    part is not scored.
 
     Args:
         model, processor: as `build_model` returns them.
@@ -207,32 +226,40 @@ def train(
     folder = Path(arguments.output_dir)
     started = time.monotonic()
     arguments.output_dir = str(folder / CHECKPOINTS)
-    if arguments.overwrite and arguments.process_index == 0:
-        # The old model stays in place until the new one is finished; its checkpoints cannot.
-        shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+    unfinished = folder / UNFINISHED
+    if arguments.process_index == 0:
+        shutil.rmtree(unfinished, ignore_errors=True)  # of a run that was killed
+        if arguments.overwrite:
+            # The old model stays until the new one is finished; its checkpoints cannot.
+            shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
     train_part = decode(data["train"], processor, "train")
     validation_part = decode(data["validation"], processor, "validation")
-    trainer = XrayTrainer(
-        model=model,
-        args=arguments,
-        processing_class=processor,
-        train_dataset=train_part,
-        eval_dataset=validation_part,
-        recipe=recipe,
-        compute_loss_func=ClassWeightedLoss(train_part.labels, arguments),
-        compute_metrics=_compute_trainer_metrics,
-        callbacks=_callbacks(arguments),
-    )
+    hashes = {
+        "train": train_part.hashes,
+        "validation": validation_part.hashes,
+        "test": hash_files(data["test"]),
+    }
+    _check_same_run(folder / CHECKPOINTS / RECIPE_FILE, recipe, hashes, arguments)
+    try:
+        trainer = XrayTrainer(
+            model=model,
+            args=arguments,
+            processing_class=processor,
+            train_dataset=train_part,
+            eval_dataset=validation_part,
+            recipe=recipe,
+            compute_loss_func=ClassWeightedLoss(train_part.labels, arguments),
+            compute_metrics=_compute_trainer_metrics,
+            callbacks=_callbacks(arguments),
+        )
+    except (ImportError, RuntimeError, ValueError) as error:
+        # Trackers and optimisers that are not installed, and arguments that exclude each other.
+        reason = " ".join(str(error).split())
+        raise UserError(f"The Trainer refuses these arguments: {reason}") from error
     trainer.train(resume_from_checkpoint=arguments.resume or None)
-    unfinished = folder / UNFINISHED
     try:
         trainer.save_model(str(unfinished))  # every process takes part where weights are sharded
         if trainer.is_world_process_zero():
-            hashes = {
-                "train": train_part.hashes,
-                "validation": validation_part.hashes,
-                "test": tuple(hash_file(path) for path in image_paths(data["test"])),
-            }
             _finish(unfinished, data, recipe, arguments, hashes, _progress(trainer, started))
             _put_in_place(unfinished, folder)
     finally:
@@ -345,15 +372,14 @@ def calibrate(predictor: Predictor, validation: Dataset, arguments: XrayTraining
         the same pictures at its threshold, as value, low and high.
     """
     labels, patients = validation["label"][:], validation["patient"][:]
-    pictures = [read_xray(path) for path in image_paths(validation)]
-    margins = predictor.margins(pictures)
+    margins = predictor.margins_of_files(image_paths(validation))
     temperature = fit_temperature(labels, margins)
     # Dividing the head's weights divides the logits, so that a plain pipeline is calibrated too.
     head = head_of(predictor.model)
     with torch.no_grad():
         head.weight /= temperature
         head.bias /= temperature
-    probabilities = predictor.probabilities(pictures)
+    probabilities = to_probability(margins / temperature)
     point = choose_threshold(labels, probabilities, patients, arguments.required_sensitivity)
     metrics = bootstrap_intervals(labels, probabilities, point.threshold, patients, resamples=300)
     return {
@@ -390,15 +416,13 @@ def _finish(
         folder / RUN_FILE,
         {
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "license": BACKBONES[recipe.model.backbone].license,
             "model": {
-                "backbone": recipe.model.backbone,
-                "base_model": BACKBONES[recipe.model.backbone].hub_id,
-                "weights": _public_name(recipe.model.weights),
+                **_origin(recipe.model),
                 "model_type": model.config.model_type,
                 "parameters": model.num_parameters(),
                 "image_size": predictor.processor.size["height"],
                 "trainable_stages": recipe.model.trainable_stages,
+                "channels_last": recipe.model.channels_last,
             },
             "data": asdict(recipe.data)
             | {
@@ -418,10 +442,13 @@ def _finish(
 
 
 def _put_in_place(unfinished: Path, folder: Path) -> None:
-    (folder / REPORTS_FILE).unlink(missing_ok=True)  # of the model that is being replaced
+    # The model that is being replaced goes first by its config, without which nothing loads a
+    # folder, and the new config comes last: a folder caught in between is no model at all.
+    for name in ("config.json", REPORTS_FILE):
+        (folder / name).unlink(missing_ok=True)
     # safetensors writes a file that only its owner can read.
     shutil.copymode(unfinished / RUN_FILE, unfinished / "model.safetensors")
-    for path in unfinished.iterdir():
+    for path in sorted(unfinished.iterdir(), key=lambda path: path.name == "config.json"):
         os.replace(path, folder / path.name)
 
 
@@ -438,7 +465,7 @@ def _progress(trainer: XrayTrainer, started: float) -> dict[str, Any]:
     }
 
 
-# What a reader needs to judge or repeat a run; the Trainer's other settings are at its defaults.
+# What a reader needs to judge or repeat a run, beside the parts of data and model.
 TOLD = (
     "per_device_train_batch_size",
     "gradient_accumulation_steps",
@@ -478,8 +505,40 @@ def _hardware() -> str:
     return f"CPU, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
 
 
-def _public_name(path_or_id: str | None) -> str | None:
-    """Return a Hub id as it is, and of a local folder the name only: where it lies is private."""
-    if path_or_id is not None and Path(path_or_id).exists():
-        return Path(path_or_id).resolve().name
-    return path_or_id
+def _origin(config: ModelConfig) -> dict[str, str | None]:
+    """Return which weights the model comes from, and under which licence they are."""
+    backbone = BACKBONES[config.backbone]
+    told = {"backbone": config.backbone, "base_model": backbone.hub_id, "weights": None}
+    if config.weights is None or config.weights.partition("@")[0] == backbone.hub_id:
+        return told | {"license": backbone.license}
+    if Path(config.weights).expanduser().exists():
+        # Taken for a copy of the backbone's own: the card says where they come from.
+        return told | {"license": backbone.license, "weights": _public_name(config.weights)}
+    return told | {"license": "other", "base_model": config.weights.partition("@")[0]}
+
+
+def _public_name(folder: str) -> str:
+    """Return the name of a local folder: where it lies is the user's own affair."""
+    return Path(folder).expanduser().resolve().name
+
+
+def _check_same_run(
+    path: Path,
+    recipe: Recipe,
+    hashes: dict[str, tuple[str, ...]],
+    arguments: XrayTrainingArguments,
+) -> None:
+    """Keep what a run is made of beside its checkpoints; raise if a resumed one differs."""
+    made_of = asdict(recipe.model) | {f"{name} pictures": list(h) for name, h in hashes.items()}
+    made_of["augment_strength"] = recipe.data.augment_strength
+    if arguments.resume:
+        before = read_json(path, otherwise=made_of)
+        different = [name for name in made_of if before.get(name) != made_of[name]]
+        if different:
+            raise UserError(
+                f"The run in {path.parent.parent} was begun with other {', '.join(different)}; "
+                f"resume it with the command that began it, or give --overwrite to begin anew."
+            )
+    elif arguments.process_index == 0:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, made_of)

@@ -15,7 +15,7 @@ from pneumonia_hf.errors import XrayError
 if TYPE_CHECKING:
     from pydicom import Dataset
 
-__all__ = ["IMAGE_SUFFIXES", "XrayError", "read_xray"]
+__all__ = ["IMAGE_SUFFIXES", "XrayError", "is_picture_file", "read_xray"]
 
 # Files with these endings are taken for X-rays when a folder is searched.
 IMAGE_SUFFIXES = frozenset(
@@ -51,6 +51,21 @@ def read_xray(source: str | Path | bytes) -> Image.Image:
     if data[128:132] == b"DICM":
         return _read_dicom(name, data)
     return _read_image(name, data)
+
+
+def is_picture_file(path: Path) -> bool:
+    """Return whether a file found in a folder is taken for an X-ray, by its name.
+
+    DICOM files from a hospital's archive often have no ending: those are known by their start.
+    """
+    if path.name.startswith(".") or not path.is_file():
+        return False
+    if path.suffix.lower() in IMAGE_SUFFIXES:
+        return True
+    if path.suffix and not path.suffix[1:].isdigit():
+        return False
+    with path.open("rb") as file:
+        return file.read(132)[128:] == b"DICM"
 
 
 def _load(source: str | Path | bytes) -> tuple[str, bytes]:
@@ -129,7 +144,7 @@ def _read_dicom(name: str, data: bytes) -> Image.Image:
                 return _grey(Image.fromarray(film.pixel_array))
             values = apply_rescale(film.pixel_array, film).astype(np.float64)
             windowed = None
-            if "WindowCenter" in film:
+            if film.get("WindowCenter") is not None and film.get("WindowWidth") is not None:
                 windowed = apply_windowing(values, film)
     except XrayError:
         raise

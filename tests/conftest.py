@@ -141,7 +141,7 @@ def assert_one_sentence(done: subprocess.CompletedProcess, *words: str) -> None:
     assert done.returncode == 2, done.stderr[-2000:]
     assert "Traceback" not in done.stderr + done.stdout
     message = done.stderr.strip().splitlines()[-1]
-    assert message.startswith("error: ")
+    assert message.startswith("error: "), message
     for word in words:
         assert word in message, message
 
@@ -162,7 +162,9 @@ def tiny_body(tmp_path_factory, backbone_name) -> Path:
     return save_tiny_body(backbone_name, tmp_path_factory.mktemp(f"body-{backbone_name}"))
 
 
-def train_tiny(name: str, body: Path, data: Path, output: Path, **changes) -> Path:
+def train_tiny(
+    name: str, body: Path, data: Path, output: Path, augment: float = 1.0, **changes
+) -> Path:
     """Train a tiny model in this process, for a few steps."""
     from transformers import set_seed
 
@@ -179,7 +181,10 @@ def train_tiny(name: str, body: Path, data: Path, output: Path, **changes) -> Pa
         "disable_tqdm": True,
     } | changes
     arguments = XrayTrainingArguments(output_dir=str(output), **settings)
-    recipe = Recipe(DataConfig(data_dir=str(data)), ModelConfig(name, str(body), TINY_SIZES[name]))
+    recipe = Recipe(
+        DataConfig(data_dir=str(data), augment_strength=augment),
+        ModelConfig(name, str(body), TINY_SIZES[name]),
+    )
     set_seed(arguments.seed)
     model, processor = build_model(recipe.model)
     return train(model, processor, load_xrays(recipe.data), recipe, arguments)

@@ -25,12 +25,14 @@ class Repository:
     commits: list[tuple[str, dict[str, bytes]]] = field(default_factory=list)
     messages: list[str] = field(default_factory=list)
 
-    def commit(self, message: str, files: dict[str, bytes]) -> str:
-        """Add a commit that holds `files` besides those of the one before; return its id."""
+    def commit(self, message: str, files: dict[str, bytes], deleted: tuple[str, ...] = ()) -> str:
+        """Add a commit with `files` besides those of the one before, less `deleted`."""
         before = self.commits[-1][1] if self.commits else {}
         sha = hashlib.sha1(f"{len(self.commits)}{message}".encode()).hexdigest()
         self.commits.append((sha, before | files))
         self.messages.append(message)
+        for path in deleted:
+            self.commits[-1][1].pop(path, None)
         return sha
 
     def find(self, revision: str) -> tuple[str, dict[str, bytes]] | None:
@@ -188,7 +190,8 @@ class _Handler(BaseHTTPRequestHandler):
                 files[value["path"]] = base64.b64decode(value["content"])
             elif line["key"] == "lfsFile":
                 files[value["path"]] = self.hub.blobs[value["oid"]]
-        sha = repository.commit(lines[0]["value"]["summary"], files)
+        deleted = tuple(line["value"]["path"] for line in lines if line["key"] == "deletedFile")
+        sha = repository.commit(lines[0]["value"]["summary"], files, deleted)
         url = f"{self.hub.url}/{repo}/commit/{sha}"
         self._answer(200, {"success": True, "commitOid": sha, "commitUrl": url, "hookOutput": ""})
 

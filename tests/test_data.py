@@ -3,7 +3,7 @@ import shutil
 import pytest
 from conftest import draw_folder, draw_xray
 
-from pneumonia_hf.data import DataConfig, decode, load_parts, load_xrays
+from pneumonia_hf.data import DataConfig, decode, load_parts, load_xrays, split_by_patient
 from pneumonia_hf.errors import UserError
 from pneumonia_hf.preprocess import make_processor
 
@@ -41,6 +41,14 @@ def test_same_seed_gives_the_same_parts_and_another_seed_others(xray_folder):
     )
     assert one == two
     assert one["test"] != other["test"]
+
+
+def test_fractions_are_kept_as_well_as_folds_allow(xray_folder):
+    data = load_parts(xray_folder)["all"]
+    for fraction in (0.1, 0.15, 0.25, 0.4, 0.5):
+        kept, cut = split_by_patient(data, fraction, seed=1)
+        assert len(kept) + len(cut) == len(data)
+        assert abs(len(cut) / len(data) - fraction) < 0.06
 
 
 def test_existing_parts_are_used_as_they_are(tmp_path):
@@ -97,6 +105,19 @@ def test_left_out_files_are_named(tmp_path, caplog):
     load_parts(folder)
     assert "notes.txt" in caplog.text
     assert ".DS_Store" not in caplog.text
+
+
+def test_dicom_files_without_an_ending_are_found_and_folders_keep_patients_apart(tmp_path):
+    from test_xray import RAMP, make_dicom
+
+    for name in ("NORMAL", "PNEUMONIA"):
+        for patient in ("a", "b"):
+            (tmp_path / name / patient).mkdir(parents=True)
+            (tmp_path / name / patient / "IM-0001-0001").write_bytes(make_dicom(RAMP))
+            (tmp_path / name / patient / "README").write_text("no film")
+    data = load_parts(tmp_path)["all"]
+    assert len(data) == 4
+    assert len(set(data["patient"][:])) == 2  # a and b
 
 
 def test_bad_folders_are_told_in_one_sentence(tmp_path):

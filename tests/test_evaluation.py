@@ -54,6 +54,14 @@ def test_own_test_part_of_the_model_is_found_by_its_bytes(predictor, tiny_model,
     assert (report.seen_in_training, report.seen_in_validation) == (0, 0)
 
 
+def test_part_that_training_cut_is_found_in_a_folder_that_has_other_parts(
+    predictor, xray_folder, tmp_path
+):
+    shutil.copytree(xray_folder, tmp_path / "train")
+    name, data = choose_part(tmp_path, "test", predictor)
+    assert (name, len(data)) == ("test", len(choose_part(xray_folder, "test", predictor)[1]))
+
+
 def test_pictures_seen_in_training_are_counted_and_told(predictor, tiny_model, xray_folder):
     run = json.loads((tiny_model / "run.json").read_text())
     report = evaluate_predictor(predictor, load_parts(xray_folder)["all"], resamples=100)
@@ -68,7 +76,7 @@ def test_parts_are_chosen_by_folder_where_there_are_some(predictor, tmp_path):
     draw_folder(tmp_path / "test", patients=3, seed=77)
     assert choose_part(tmp_path, None, predictor)[0] == "test"
     assert len(choose_part(tmp_path, "train", predictor)[1]) == 4
-    with pytest.raises(UserError, match="has no val folder; it has test, train"):
+    with pytest.raises(UserError, match=r"has no val folder and none of the \d+ pictures"):
         choose_part(tmp_path, "val", predictor)
     with pytest.raises(UserError, match="Unknown split"):
         choose_part(tmp_path, "tset", predictor)

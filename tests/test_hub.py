@@ -65,6 +65,20 @@ def test_model_goes_to_the_hub_in_one_commit_and_comes_back_the_same(
     assert filecmp.cmp(tables[0], tables[2], shallow=False)
 
 
+def test_a_new_push_leaves_no_numbers_of_the_model_before(
+    hub, hub_environment, tiny_model, tmp_path
+):
+    import shutil
+
+    measured = tmp_path / "measured"
+    shutil.copytree(tiny_model, measured, ignore=shutil.ignore_patterns("checkpoints"))
+    (measured / "reports.json").write_text("[]")
+    for model, expected in ((measured, True), (tiny_model, False)):
+        done = push(model, "me/x", hub_environment)
+        assert done.returncode == 0, done.stderr
+        assert ("reports.json" in hub.repositories["me/x"].commits[-1][1]) == expected
+
+
 def test_older_revision_keeps_its_own_weights(
     hub, hub_environment, finished_models_of_two_seeds, tmp_path
 ):
@@ -139,6 +153,7 @@ def test_models_that_cannot_be_had_are_told_in_one_sentence(hub, hub_environment
         return run_script("predict.py", *flags, **hub_environment | environment)
 
     assert_one_sentence(predict("me/nothing"), "the Hub has no such model")
+    assert_one_sentence(predict("runs/my--run"), "does not exist")
     assert_one_sentence(predict("me/x", HF_ENDPOINT="http://127.0.0.1:9"), "cannot be reached")
     hub.repositories["me/x"] = Repository(private=False)
     hub.repositories["me/x"].commit("first", {"config.json": b"{}"})

@@ -67,6 +67,7 @@ def test_libraries_are_imported_in_their_own_rooms_only():
 
 def test_readme_names_only_files_that_exist():
     text = (ROOT / "README.md").read_text()
+    assert "@@" not in text
     for name in re.findall(r"(?:train_scripts|eval_reports|pneumonia_hf|tests)/[\w./-]+\w", text):
         if "NAME" not in name and "/x" not in name:
             assert (ROOT / name).exists(), name

@@ -1,15 +1,19 @@
+import errno
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import save_tiny_body, train_tiny
+from conftest import ROOT, assert_one_sentence, save_tiny_body, train_tiny
 from safetensors.torch import load_file
 from transformers import AutoModelForImageClassification
 
 from pneumonia_hf.backbones import backbone_of
 from pneumonia_hf.errors import UserError
 from pneumonia_hf.predictor import CONFIG_KEY
+from pneumonia_hf.training import UNFINISHED
 
 
 def load_state(folder: Path) -> tuple[dict[str, torch.Tensor], str]:
@@ -94,11 +98,14 @@ def test_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(tmp_path, xra
         (whole / "checkpoints").glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1])
     )
     shutil.copytree(first, cut / "checkpoints" / first.name)
+    shutil.copy(whole / "checkpoints" / "recipe.json", cut / "checkpoints")
     # The Trainer names the best checkpoint by its path.
     state = cut / "checkpoints" / first.name / "trainer_state.json"
     state.write_text(state.read_text().replace(str(whole), str(cut)))
     with pytest.raises(UserError, match="--resume"):
         train_tiny("vit-base", body, xray_folder, cut, **keep)
+    with pytest.raises(UserError, match="begun with other augment_strength"):
+        train_tiny("vit-base", body, xray_folder, cut, resume=True, augment=0.5, **keep)
     resumed = train_tiny("vit-base", body, xray_folder, cut, resume=True, **keep)
     one, two = (load_file(folder / "model.safetensors") for folder in (whole, resumed))
     assert all(torch.equal(one[key], two[key]) for key in one)
@@ -113,6 +120,76 @@ def test_finished_model_is_not_replaced_without_overwrite(tmp_path, xray_folder)
     assert (folder / "model.safetensors").read_bytes() == before
     train_tiny("vit-base", body, xray_folder, folder, num_train_epochs=1, seed=5, overwrite=True)
     assert (folder / "model.safetensors").read_bytes() != before
+
+
+def test_full_disk_at_the_end_leaves_the_older_model_whole(tmp_path, xray_folder, monkeypatch):
+    from conftest import call_script
+    from transformers import PreTrainedModel
+
+    from pneumonia_hf import Predictor
+
+    body = save_tiny_body("convnextv2-tiny", tmp_path / "body")
+    folder = train_tiny("convnextv2-tiny", body, xray_folder, tmp_path / "run", num_train_epochs=1)
+    before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    save = PreTrainedModel.save_pretrained
+
+    def save_on_full_disk(self, target, **kwargs):
+        if UNFINISHED in str(target):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return save(self, target, **kwargs)
+
+    monkeypatch.setattr(PreTrainedModel, "save_pretrained", save_on_full_disk)
+    flags = {
+        "--backbone": "convnextv2-tiny",
+        "--weights": body,
+        "--image_size": 64,
+        "--data_dir": xray_folder,
+        "--output_dir": folder,
+        "--num_train_epochs": 1,
+        "--cpu_threads": 1,
+    }
+    words = [word for pair in flags.items() for word in pair]
+    done = call_script("train.py", *words, "--overwrite")
+    assert_one_sentence(done, "The disk is full")
+    assert {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
+    assert not (folder / UNFINISHED).exists()
+    Predictor.from_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    ("weights", "base_model", "licence"),
+    [
+        (None, "facebook/dinov2-small", "apache-2.0"),
+        ("facebook/dinov2-small@main", "facebook/dinov2-small", "apache-2.0"),
+        ("someone/other", "someone/other", "other"),
+    ],
+)
+def test_card_does_not_claim_an_origin_that_the_weights_do_not_have(weights, base_model, licence):
+    from pneumonia_hf.backbones import ModelConfig
+    from pneumonia_hf.training import _origin
+
+    origin = _origin(ModelConfig("dinov2-small", weights))
+    assert (origin["base_model"], origin["license"]) == (base_model, licence)
+
+
+def test_two_processes_train_one_model(tmp_path, xray_folder):
+    body = save_tiny_body("convnextv2-tiny", tmp_path / "body")
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    flags = ["--backbone", "convnextv2-tiny", "--weights", body, "--image_size", 64]
+    flags += ["--data_dir", xray_folder, "--output_dir", tmp_path / "run"]
+    flags += ["--num_train_epochs", 1, "--per_device_train_batch_size", 8]
+    done = subprocess.run(
+        [*command, "--master_port", "0", "train_scripts/train.py", *map(str, flags)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    run = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert run["training"]["processes"] == 2
+    images = run["data"]["parts"]["train"]["images"]
+    assert run["training"]["steps_run"] == -(-images // 16)
+    assert done.stdout.count("The finished model is in") == 1
 
 
 def test_model_folder_is_complete_and_tells_no_local_path(finished_model, xray_folder):

@@ -100,6 +100,11 @@ def test_dicom_window_is_applied():
     assert 120 < grey[0, 128] < 136
 
 
+def test_dicom_with_an_empty_window_is_read():
+    grey = np.asarray(read_xray(make_dicom(RAMP, WindowCenter=None, WindowWidth=None)))
+    assert np.abs(grey[0] - np.arange(256.0)).max() <= 2
+
+
 def test_dicom_window_that_shows_nothing_is_passed_over():
     faint = np.asarray(
         read_xray(make_dicom(RAMP / 40 + 2000, WindowCenter=2048, WindowWidth=65536))

@@ -34,13 +34,13 @@ def main() -> None:
     check_report_folder(options.output_dir, options.overwrite)
     predictor = Predictor.from_pretrained(options.model)
     if options.add_to_card:
-        check_finished(predictor.path)
+        check_finished(Path(options.model))  # a folder of the user's own, not one of the Hub
     split, data = choose_part(options.data_dir, options.split, predictor)
     name = options.name or Path(options.data_dir).resolve().name
     report = evaluate_predictor(predictor, data, name, split)
     write_report(report, options.output_dir)
     if options.add_to_card:
-        add_report(predictor.path, to_json(report))
+        add_report(Path(options.model), to_json(report))
     print((options.output_dir / "report.md").read_text(encoding="utf-8").split("\n![")[0])
     print(f"The report is in {options.output_dir}.")
 
