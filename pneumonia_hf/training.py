@@ -121,9 +121,11 @@ class XrayTrainingArguments(TrainingArguments):
             raise UserError("Tell where the model goes: --output_dir runs/NAME.")
         if self.bf16 or self.fp16:
             raise UserError("Say it with --precision bf16 or --precision fp16.")
-        for name in ("learning_rate", "seed", "weight_decay"):
-            if not 0 <= getattr(self, name) < 2**32:
+        for name in ("learning_rate", "weight_decay"):
+            if getattr(self, name) < 0:
                 raise UserError(f"{name} is {getattr(self, name)}; give 0 or more.")
+        if not 0 <= self.seed < 2**32:
+            raise UserError(f"seed is {self.seed}; give a whole number from 0 to 4294967295.")
         if self.cpu_threads is not None and self.cpu_threads < 1:
             raise UserError(f"cpu_threads is {self.cpu_threads}; give 1 or more.")
         if self.required_sensitivity is not None and not 0 < self.required_sensitivity <= 1:

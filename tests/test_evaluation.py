@@ -72,8 +72,8 @@ def test_pictures_seen_in_training_are_counted_and_told(predictor, tiny_model, x
 
 
 def test_parts_are_chosen_by_folder_where_there_are_some(predictor, tmp_path):
-    draw_folder(tmp_path / "train", patients=2)
-    draw_folder(tmp_path / "test", patients=3, seed=77)
+    draw_folder(tmp_path / "train", patients=2, seed=50_000)
+    draw_folder(tmp_path / "test", patients=3, seed=60_000)
     assert choose_part(tmp_path, None, predictor)[0] == "test"
     assert len(choose_part(tmp_path, "train", predictor)[1]) == 4
     with pytest.raises(UserError, match=r"has no val folder and none of the \d+ pictures"):
