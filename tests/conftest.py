@@ -170,7 +170,8 @@ def train_tiny(
 
     from pneumonia_hf.backbones import ModelConfig, build_model
     from pneumonia_hf.data import DataConfig, load_xrays
-    from pneumonia_hf.training import Recipe, XrayTrainingArguments, train
+    from pneumonia_hf.finishing import Recipe
+    from pneumonia_hf.training import XrayTrainingArguments, train
 
     settings = {
         "num_train_epochs": 3,

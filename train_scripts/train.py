@@ -18,7 +18,8 @@ def main() -> None:
 
     from pneumonia_hf.backbones import ModelConfig, build_model
     from pneumonia_hf.data import DataConfig, load_xrays
-    from pneumonia_hf.training import Recipe, XrayTrainingArguments, check_output_folder, train
+    from pneumonia_hf.finishing import Recipe
+    from pneumonia_hf.training import XrayTrainingArguments, check_output_folder, train
 
     data_config, model_config, arguments = parse_recipe(
         [DataConfig, ModelConfig, XrayTrainingArguments]
