@@ -20,7 +20,6 @@ from transformers import (
     Trainer,
     TrainingArguments,
 )
-from transformers.trainer_utils import get_last_checkpoint
 
 from pneumonia_hf.augment import augment
 from pneumonia_hf.data import LABELS, decode, hash_files
@@ -162,7 +161,7 @@ def check_output_folder(arguments: XrayTrainingArguments) -> None:
             f"{folder} holds {what}; choose another --output_dir, "
             f"or give --overwrite to replace it."
         )
-    begun = (folder / CHECKPOINTS).is_dir() and get_last_checkpoint(folder / CHECKPOINTS)
+    begun = last_whole_checkpoint(folder / CHECKPOINTS)
     if begun and not arguments.resume:
         raise UserError(
             f"{folder} holds an unfinished run; give --resume to go on with it, "
@@ -170,6 +169,27 @@ def check_output_folder(arguments: XrayTrainingArguments) -> None:
         )
     if arguments.resume and not begun:
         raise UserError(f"{folder} holds no checkpoint to go on from; leave --resume out.")
+
+
+def last_whole_checkpoint(folder: Path) -> Path | None:
+    """Return the newest checkpoint in `folder` that was written to its end, or None.
+
+    The Trainer writes trainer_state.json last: a checkpoint without it was cut off, by a kill or
+    a full disk, and is passed over.
+    """
+    steps = {
+        int(path.name.removeprefix("checkpoint-")): path
+        for path in folder.glob("checkpoint-*")
+        if path.name.removeprefix("checkpoint-").isdigit() and _is_whole(path)
+    }
+    return steps[max(steps)] if steps else None
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    try:
+        return bool(read_json(checkpoint / "trainer_state.json", otherwise=None))
+    except UserError:
+        return False
 
 
 def train(
@@ -228,7 +248,8 @@ def train(
         # Trackers and optimisers that are not installed, and arguments that exclude each other.
         reason = " ".join(str(error).split())
         raise UserError(f"The Trainer refuses these arguments: {reason}") from error
-    trainer.train(resume_from_checkpoint=arguments.resume or None)
+    checkpoint = last_whole_checkpoint(folder / CHECKPOINTS) if arguments.resume else None
+    trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
     try:
         trainer.save_model(str(unfinished))  # every process takes part where weights are sharded
         if trainer.is_world_process_zero():

@@ -106,6 +106,11 @@ def test_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(tmp_path, xra
         train_tiny("vit-base", body, xray_folder, cut, **keep)
     with pytest.raises(UserError, match="begun with other augment_strength"):
         train_tiny("vit-base", body, xray_folder, cut, resume=True, augment=0.5, **keep)
+    # A later checkpoint that a kill cut off is passed over.
+    torn = cut / "checkpoints" / "checkpoint-9999"
+    torn.mkdir()
+    shutil.copy(first / "config.json", torn)
+    (torn / "trainer_state.json").write_text('{"epoch": 1, "glo')
     resumed = train_tiny("vit-base", body, xray_folder, cut, resume=True, **keep)
     one, two = (load_file(folder / "model.safetensors") for folder in (whole, resumed))
     assert all(torch.equal(one[key], two[key]) for key in one)
