@@ -27,7 +27,7 @@ def run_script(main: Callable[[], int | None]) -> None:
     # Its report of a head that is new would read like a fault; build_model checks the weights.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    for name in ("httpx", "httpcore", "huggingface_hub"):
+    for name in ("httpx", "httpx2", "httpcore", "huggingface_hub"):
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
         status = main() or 0

@@ -106,7 +106,7 @@ def _download(repo_id: str, revision: str | None, what: str, flag: str) -> Path:
 
 def is_connection_error(error: BaseException | None) -> bool:
     """Return whether an error of huggingface_hub comes from a Hub out of reach."""
-    import httpx
+    import httpx2  # what this huggingface_hub speaks HTTP with
     from huggingface_hub.errors import (
         HfHubHTTPError,
         LocalEntryNotFoundError,
@@ -115,7 +115,7 @@ def is_connection_error(error: BaseException | None) -> bool:
 
     if isinstance(error, HfHubHTTPError):
         return error.response is not None and error.response.status_code >= 500
-    kinds = (httpx.TransportError, LocalEntryNotFoundError, OfflineModeIsEnabled)
+    kinds = (httpx2.TransportError, LocalEntryNotFoundError, OfflineModeIsEnabled)
     return isinstance(error, kinds)
 
 

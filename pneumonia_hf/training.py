@@ -224,6 +224,12 @@ def train(
         if arguments.overwrite:
             # The old model stays until the new one is finished; its checkpoints cannot.
             shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+    try:
+        (folder / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be made ({error.strerror}); check --output_dir.") from (
+            error
+        )
     train_part = decode(data["train"], processor, "train")
     validation_part = decode(data["validation"], processor, "validation")
     hashes = {

@@ -126,6 +126,8 @@ def test_what_the_hub_refuses_is_told_in_one_sentence(hub, hub_environment, tiny
         assert_one_sentence(done, word)
     stranger = hub_environment | {"HF_TOKEN": "hf_wrong"}
     assert_one_sentence(push(tiny_model, "me/x", stranger), "401", "hf auth login")
+    nowhere = hub_environment | {"HF_ENDPOINT": "http://127.0.0.1:9"}
+    assert_one_sentence(push(tiny_model, "me/x", nowhere), "The Hub cannot be reached")
     hub.broken = True
     assert_one_sentence(push(tiny_model, "me/x", hub_environment), "try again later")
     assert hub.repositories == {}

@@ -124,6 +124,7 @@ def test_mistakes_in_training_are_one_sentence_each(body, xray_folder, tmp_path)
     assert_one_sentence(train("--num_train_epochs", "many"), "num_train_epochs", "many")
     assert_one_sentence(train("--eval_strategy", "steps"), "eval strategy", "match")
     assert_one_sentence(train("--output_dir", RECIPE), "is a file", "--output_dir")
+    assert_one_sentence(train("--output_dir", RECIPE / "x"), "cannot be made", "--output_dir")
     assert_one_sentence(train("--output_dir", ROOT), "README.md", "--output_dir")
     assert_one_sentence(train("--bf16"), "--precision bf16")
     for flag in ("--seed", "--split_seed", "--learning_rate", "--image_size", "--trainable_stages"):
