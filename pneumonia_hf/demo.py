@@ -70,6 +70,8 @@ def build_demo(predictor: Predictor) -> gr.Blocks:
             return f"<p><b>{html.escape(error.message)}</b></p>", None, None
         return _to_html(prediction), picture, map_over_picture
 
+    # No share button: it would publish a patient's film.
+    shown = {"show_label": False, "interactive": False, "buttons": ["download", "fullscreen"]}
     with gr.Blocks(
         title="Pneumonia in chest X-rays", delete_cache=(KEPT_SECONDS, KEPT_SECONDS)
     ) as demo:
@@ -78,7 +80,7 @@ def build_demo(predictor: Predictor) -> gr.Blocks:
         with gr.Row():
             with gr.Column(scale=1, min_width=260):
                 file = gr.File(
-                    label="Chest X-ray, seen from the front (JPEG, PNG, TIFF, DICOM)",
+                    label="Frontal chest X-ray (JPEG, PNG, TIFF, DICOM)",
                     file_types=sorted(IMAGE_SUFFIXES),
                     height=170,
                 )
@@ -91,10 +93,10 @@ def build_demo(predictor: Predictor) -> gr.Blocks:
                     with gr.Column(min_width=240):
                         # Not as labels, which would lie over the markers in the film's corner.
                         gr.Markdown("As the model reads it")
-                        picture = gr.Image(show_label=False, interactive=False)
+                        picture = gr.Image(**shown)
                     with gr.Column(min_width=240):
                         gr.Markdown("What moved the score")
-                        heat = gr.Image(show_label=False, interactive=False)
+                        heat = gr.Image(**shown)
                 gr.Markdown(HEAT_NOTICE)
 
         # One picture at a time: captum hooks into the one model that all requests share.
