@@ -119,6 +119,7 @@ def finish_model(
 
 
 def put_in_place(unfinished: Path, folder: Path) -> None:
+    """Move the files of a finished model into `folder`, over those of an older one."""
     # The model that is being replaced goes first by its config, without which nothing loads a
     # folder, and the new config comes last: a folder caught in between is no model at all.
     for name in ("config.json", REPORTS_FILE):

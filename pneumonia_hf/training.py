@@ -155,7 +155,9 @@ def check_output_folder(arguments: XrayTrainingArguments) -> None:
     if arguments.overwrite:
         return
     held = sorted(name for name in MODEL_FILES if (folder / name).exists())
-    if held:
+    # A kill while the folder was being made leaves weights without their config: no model yet.
+    torn = "config.json" not in held and "model.safetensors" in held
+    if held and not (torn and arguments.resume):
         what = "a finished model" if "model.safetensors" in held else " and ".join(held)
         raise UserError(
             f"{folder} holds {what}; choose another --output_dir, "

@@ -220,6 +220,30 @@ def test_model_folder_is_complete_and_tells_no_local_path(finished_model, xray_f
     assert not set(parts["train"]) & set(parts["test"])
 
 
+def test_kill_while_the_folder_is_made_is_mended_by_resuming(tmp_path, xray_folder, monkeypatch):
+    from pneumonia_hf import finishing
+
+    body = save_tiny_body("vit-base", tmp_path / "body")
+    whole = train_tiny("vit-base", body, xray_folder, tmp_path / "whole", num_train_epochs=1)
+    replace = finishing.os.replace
+
+    def replace_until_killed(source, target):
+        if Path(target) == tmp_path / "cut" / "config.json":
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    monkeypatch.setattr(finishing.os, "replace", replace_until_killed)
+    with pytest.raises(KeyboardInterrupt):
+        train_tiny("vit-base", body, xray_folder, tmp_path / "cut", num_train_epochs=1)
+    monkeypatch.undo()
+    cut = tmp_path / "cut"
+    assert (cut / "model.safetensors").exists() and not (cut / "config.json").exists()
+    train_tiny("vit-base", body, xray_folder, cut, num_train_epochs=1, resume=True)
+    assert (cut / "config.json").read_bytes() == (whole / "config.json").read_bytes()
+    one, two = (load_file(folder / "model.safetensors") for folder in (whole, cut))
+    assert all(torch.equal(one[key], two[key]) for key in one)
+
+
 def test_diverged_training_stops_with_a_sentence(tmp_path, xray_folder):
     body = save_tiny_body("vit-base", tmp_path / "body")
     with pytest.raises(UserError, match="diverged"):
