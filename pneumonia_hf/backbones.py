@@ -161,6 +161,18 @@ def build_model(config: ModelConfig) -> tuple[PreTrainedModel, BaseImageProcesso
     return model, make_processor(image_size, backbone.mean, backbone.std)
 
 
+def fast_precision() -> str:
+    """Return the precision that this machine multiplies fastest in: bf16, fp16 or fp32."""
+    import torch
+
+    if torch.cuda.is_available():
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    if torch.accelerator.is_available():
+        return "fp32"
+    able = torch.cpu.get_capabilities()
+    return "bf16" if able.get("avx512_bf16") or able.get("amx_bf16") else "fp32"
+
+
 def backbone_of(model: PreTrainedModel) -> Backbone:
     """Return the entry of BACKBONES that a model belongs to.
 

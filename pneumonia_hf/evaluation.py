@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pneumonia_hf.data import LABELS, hash_files, image_paths, load_parts
+from pneumonia_hf.cache import hash_pictures, to_hex
+from pneumonia_hf.data import LABELS, load_parts
 from pneumonia_hf.errors import UserError, XrayError
 from pneumonia_hf.hub import RUN_FILE, read_json
 from pneumonia_hf.metrics import Interval, OperatingPoint, bootstrap_intervals
 from pneumonia_hf.predictor import Prediction, Predictor
+from pneumonia_hf.sources import ALL, column, open_pictures
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -40,6 +43,7 @@ class Report:
     decisions: tuple[str, ...]  # [N]
     seen_in_training: int  # pictures that the model was trained on, by their bytes
     seen_in_validation: int  # pictures on which it was chosen
+    unreadable: tuple[str, ...]  # why each picture that could not be read was not
     notes: tuple[str, ...]  # what a reader must know before believing the numbers
 
     @property
@@ -56,7 +60,10 @@ class Report:
 
 
 def choose_part(
-    data_dir: str | Path, split: str | None, predictor: Predictor
+    data_dir: str | Path | Sequence[str],
+    split: str | None,
+    predictor: Predictor,
+    strict: bool = False,
 ) -> tuple[str, Dataset]:
     """Return the name and the rows of the part that is to be scored.
 
@@ -69,12 +76,17 @@ def choose_part(
     """
     from datasets import concatenate_datasets
 
-    parts = load_parts(data_dir)
+    parts = load_parts(data_dir, strict)
+    told = data_dir if isinstance(data_dir, str | Path) else ", ".join(data_dir)
     if split is None:
+        if ALL in parts and len(parts) > 1:
+            raise UserError(
+                f"Of {told}, some are parted and some are not; measure them one at a time."
+            )
         name = "test" if "test" in parts else "all"
         if name not in parts:
             raise UserError(
-                f"{data_dir} has no test folder; say which to score with --split "
+                f"{told} has no test folder; say which to score with --split "
                 f"{' or '.join(sorted(parts))}."
             )
         return name, parts[name]
@@ -86,14 +98,14 @@ def choose_part(
     own = set(_hashes_of_run(predictor).get(name, ()))
     if not own:
         raise UserError(
-            f"{data_dir} has no {split} folder (it has {', '.join(sorted(parts))}), and the model "
+            f"{told} has no {split} folder (it has {', '.join(sorted(parts))}), and the model "
             f"does not say which pictures it kept apart; leave --split out."
         )
     data = concatenate_datasets(list(parts.values()))
-    rows = [row for row, digest in enumerate(hash_files(data)) if digest in own]
+    rows = [row for row, digest in enumerate(to_hex(hash_pictures(data))) if digest in own]
     if not rows:
         raise UserError(
-            f"{data_dir} has no {split} folder and none of the {len(own)} pictures of the model's "
+            f"{told} has no {split} folder and none of the {len(own)} pictures of the model's "
             f"own {split} part; leave --split out."
         )
     return name, data.select(rows)
@@ -105,6 +117,7 @@ def evaluate_predictor(
     data: str = "data",
     split: str = "all",
     resamples: int = RESAMPLES,
+    strict: bool = False,
 ) -> Report:
     """Score every picture of `dataset` as the app would, and measure it.
 
@@ -113,19 +126,23 @@ def evaluate_predictor(
         dataset: with image, label and patient, as `load_parts` returns.
         data, split: what the report calls it.
         resamples: number of bootstrap resamples of the intervals.
+        strict: whether a picture that cannot be read is an error; else the report lists it.
 
     Raises:
-        UserError: some pictures cannot be read, or a class is absent.
+        UserError: a class is absent; with `strict`, some pictures cannot be read.
     """
-    labels = np.asarray(dataset["label"][:])
+    predictions, kept, unreadable = _predict_all(predictor, dataset, strict)
+    dataset = dataset.select(kept) if unreadable else dataset
+    labels = column(dataset, "label").to_numpy()
     for label, name in enumerate(LABELS):
         if not np.any(labels == label):
-            raise UserError(f"The {split} part of {data} has no {name}; both classes are needed.")
-    predictions = _predict_all(predictor, image_paths(dataset))
+            raise UserError(
+                f"The {split} part of {data} has no readable {name}; both classes are needed."
+            )
     probabilities = np.asarray([one.probability for one in predictions])
     patients = tuple(dataset["patient"][:])
     run_hashes = _hashes_of_run(predictor)
-    hashes = set(hash_files(dataset)) if run_hashes else set()
+    hashes = set(to_hex(hash_pictures(dataset))) if run_hashes else set()
     seen = {name: len(hashes & set(run_hashes.get(name, ()))) for name in ("train", "validation")}
     point = predictor.operating_point
     metrics = bootstrap_intervals(labels, probabilities, point.threshold, patients, resamples)
@@ -137,30 +154,34 @@ def evaluate_predictor(
         operating_point=point,
         metrics=metrics,
         resamples=resamples,
-        files=_relative(image_paths(dataset)),
+        files=tuple(dataset["file"][:]),
+        unreadable=unreadable,
         labels=labels,
         probabilities=probabilities,
         patients=patients,
         decisions=tuple(one.decision for one in predictions),
         seen_in_training=seen["train"],
         seen_in_validation=seen["validation"],
-        notes=_notes(predictor, labels, probabilities, metrics, seen),
+        notes=_notes(predictor, labels, probabilities, metrics, seen, len(unreadable)),
     )
 
 
-def _predict_all(predictor: Predictor, paths: list[Path]) -> list[Prediction]:
+def _predict_all(
+    predictor: Predictor, data: Dataset, strict: bool
+) -> tuple[list[Prediction], list[int], tuple[str, ...]]:
+    """Return the predictions, the rows that they are of, and why each other row has none."""
     from tqdm.auto import tqdm
 
-    results = list(
-        tqdm(predictor.predict_files(paths), total=len(paths), unit="image", leave=False)
-    )
-    unreadable = [one for one in results if isinstance(one, XrayError)]
-    if unreadable:
-        first = " ".join(str(error) for error in unreadable[:3])
+    results = predictor.predict_pictures(open_pictures(data))
+    results = list(tqdm(results, total=len(data), unit="image", leave=False))
+    kept = [row for row, one in enumerate(results) if not isinstance(one, XrayError)]
+    unreadable = tuple(str(one) for one in results if isinstance(one, XrayError))
+    if unreadable and (strict or not kept):
         raise UserError(
-            f"{len(unreadable)} of {len(paths)} files cannot be read; mend or remove them: {first}"
+            f"{len(unreadable)} of {len(data)} files cannot be read; mend or remove them: "
+            f"{' '.join(unreadable[:3])}"
         )
-    return results
+    return [results[row] for row in kept], kept, unreadable
 
 
 def _hashes_of_run(predictor: Predictor) -> dict[str, list[str]]:
@@ -177,15 +198,12 @@ def _hash_weights(predictor: Predictor) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _relative(paths: list[Path]) -> tuple[str, ...]:
-    """Return class folder and file name: where the data lies is the user's own affair."""
-    return tuple(f"{path.parent.name}/{path.name}" for path in paths)
-
-
-def _notes(predictor, labels, probabilities, metrics, seen) -> tuple[str, ...]:
+def _notes(predictor, labels, probabilities, metrics, seen, unreadable) -> tuple[str, ...]:
     from scipy.stats import binomtest
 
     notes = []
+    if unreadable:
+        notes.append(f"{unreadable} files could not be read and are in no number below.")
     if seen["train"]:
         notes.append(
             f"The model was trained on {seen['train']} of these pictures: the numbers flatter."

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pneumonia_hf import __version__
+from pneumonia_hf.augment import AugmentConfig
 from pneumonia_hf.backbones import BACKBONES, ModelConfig, head_of
-from pneumonia_hf.data import LABELS, DataConfig, image_paths
+from pneumonia_hf.data import LABELS, DataConfig
 from pneumonia_hf.hub import REPORTS_FILE, RUN_FILE, check_finished, write_card, write_json
 from pneumonia_hf.metrics import (
     bootstrap_intervals,
@@ -24,6 +25,7 @@ from pneumonia_hf.metrics import (
     to_probability,
 )
 from pneumonia_hf.predictor import CONFIG_KEY, Predictor
+from pneumonia_hf.sources import open_pictures, parse_source
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -37,6 +39,7 @@ class Recipe:
 
     data: DataConfig
     model: ModelConfig
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
 
 
 def calibrate(predictor: Predictor, validation: Dataset, arguments: XrayTrainingArguments) -> dict:
@@ -49,7 +52,7 @@ def calibrate(predictor: Predictor, validation: Dataset, arguments: XrayTraining
         the same pictures at its threshold, as value, low and high.
     """
     labels, patients = validation["label"][:], validation["patient"][:]
-    margins = predictor.margins_of_files(image_paths(validation))
+    margins = predictor.margins_of_pictures(open_pictures(validation))
     temperature = fit_temperature(labels, margins)
     # Dividing the head's weights divides the logits, so that a plain pipeline is calibrated too.
     head = head_of(predictor.model)
@@ -77,7 +80,7 @@ def finish_model(
     data: DatasetDict,
     recipe: Recipe,
     arguments: XrayTrainingArguments,
-    hashes: dict[str, tuple[str, ...]],
+    hashes: dict[str, list[str]],
     progress: dict[str, Any],
 ) -> None:
     """Make the weights in `folder` a finished model: calibrated, described, with its card."""
@@ -103,9 +106,12 @@ def finish_model(
             },
             "data": asdict(recipe.data)
             | {
-                "data_dir": _public_name(recipe.data.data_dir),
+                # Where data lies is the user's own affair.
+                "data_dir": " + ".join(parse_source(one).name for one in recipe.data.data_dir),
+                "cache_dir": None,
                 "parts": {name: _describe(part) for name, part in data.items()},
             },
+            "augmentation": asdict(recipe.augment),
             "training": _told(arguments) | progress,
             "validation": validation,
             "versions": {"pneumonia_hf": __version__, "python": platform.python_version()}

@@ -9,6 +9,8 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
+from pneumonia_hf.dicom import MODALITIES, RADIOGRAPHY
+
 SMALLEST_SIDE = 64  # pixels; below it the opacities of a mild pneumonia are gone
 LEAST_SPREAD = 8.0  # standard deviation in grey levels of 255; real films have 40 to 70
 LONGEST_SHAPE = 2.5  # long side / short side; real films stay below 2.2
@@ -24,6 +26,10 @@ def doubts(picture: Image.Image) -> tuple[str, ...]:
     width, height = picture.size
     if picture.info.get("coloured"):
         found.append("The picture is coloured, which X-rays are not.")
+    modality = picture.info.get("modality", "")
+    if modality not in RADIOGRAPHY:
+        meaning = f" ({MODALITIES[modality]})" if modality in MODALITIES else ""
+        found.append(f"The DICOM file says that it is {modality}{meaning}, not a chest radiograph.")
     if min(width, height) < SMALLEST_SIDE:
         found.append(f"The picture is only {width} x {height} pixels.")
     if max(width, height) > LONGEST_SHAPE * min(width, height):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -141,24 +142,35 @@ class Predictor:
         ]
 
     def predict_files(self, paths: Sequence[Path]) -> Iterator[Prediction | XrayError]:
-        """Yield the decision on each file, in order, or the error of one that cannot be read.
+        """Yield the decision on each file, in order, or the error of one that cannot be read."""
+        return self.predict_pictures((path.name, path) for path in paths)
 
-        Files are read in parallel, a few dozen in memory at a time.
+    def predict_pictures(
+        self, pictures: Iterable[tuple[str, Path | bytes | XrayError]]
+    ) -> Iterator[Prediction | XrayError]:
+        """Yield the decision on each picture, in order, or the error of one that cannot be read.
+
+        Pictures are read in parallel, a few dozen in memory at a time.
+
+        Args:
+            pictures: names and undecoded pictures, as `open_pictures` yields them.
         """
-        for readings in _read_in_chunks(paths):
-            pictures = [one for one in readings if not isinstance(one, XrayError)]
-            predictions = iter(self.predict_all(pictures))
+        for readings in _read_in_chunks(pictures):
+            readable = [one for one in readings if not isinstance(one, XrayError)]
+            predictions = iter(self.predict_all(readable))
             for one in readings:
                 yield one if isinstance(one, XrayError) else next(predictions)
 
-    def margins_of_files(self, paths: Sequence[Path]) -> np.ndarray:
-        """Return the margin of each file, as `margins` does, a few dozen in memory at a time.
+    def margins_of_pictures(
+        self, pictures: Iterable[tuple[str, Path | bytes | XrayError]]
+    ) -> np.ndarray:
+        """Return the margin of each picture, as `margins` does, a few dozen in memory at a time.
 
         Raises:
-            XrayError: a file cannot be read.
+            XrayError: a picture cannot be read.
         """
         margins = []
-        for readings in _read_in_chunks(paths):
+        for readings in _read_in_chunks(pictures):
             for one in readings:
                 if isinstance(one, XrayError):
                     raise one
@@ -180,15 +192,21 @@ class Predictor:
         return Prediction(label, probability, point.threshold, decision, tuple(reasons))
 
 
-def _read_in_chunks(paths: Sequence[Path]) -> Iterator[list[Image.Image | XrayError]]:
+def _read_in_chunks(
+    pictures: Iterable[tuple[str, Path | bytes | XrayError]],
+) -> Iterator[list[Image.Image | XrayError]]:
+    pictures = iter(pictures)
     with ThreadPoolExecutor() as pool:
-        for start in range(0, len(paths), CHUNK):
-            yield list(pool.map(_try_to_read, paths[start : start + CHUNK]))
+        while chunk := list(islice(pictures, CHUNK)):
+            yield list(pool.map(_try_to_read, chunk))
 
 
-def _try_to_read(path: Path) -> Image.Image | XrayError:
+def _try_to_read(picture: tuple[str, Path | bytes | XrayError]) -> Image.Image | XrayError:
+    name, source = picture
+    if isinstance(source, XrayError):
+        return source
     try:
-        return read_xray(path)
+        return read_xray(source, name)
     except XrayError as error:
         return error
 

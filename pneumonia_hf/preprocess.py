@@ -47,13 +47,21 @@ def to_pixel_values(images: Sequence[Image.Image], processor: BaseImageProcessor
 def resize(images: Sequence[Image.Image], processor: BaseImageProcessor) -> Tensor:
     """Return grey `images` at the model's size, as the processor resizes them: uint8 [N, 1, H, W].
 
-    `normalise` of the result equals `to_pixel_values` of the images bit for bit.
+    `normalise` of the result equals `to_pixel_values` of the images bit for bit: the three
+    channels of a grey picture are alike, and only one of them is resized here.
     """
-    resized = processor(
-        images=list(images), do_rescale=False, do_normalize=False, return_tensors="pt"
+    import numpy as np
+    import torch
+
+    grey = [torch.from_numpy(np.array(image))[None] for image in images]
+    return processor(
+        images=grey,
+        do_convert_rgb=False,
+        do_rescale=False,
+        do_normalize=False,
+        input_data_format="channels_first",
+        return_tensors="pt",
     )["pixel_values"]
-    # The three channels of a grey picture are alike: one is kept.
-    return resized[:, :1].contiguous()
 
 
 def normalise(pixels: Tensor, processor: BaseImageProcessor) -> Tensor:

@@ -71,6 +71,7 @@ def to_json(report: Report) -> dict[str, Any]:
         "seen_in_validation": report.seen_in_validation,
         "confusion": report.confusion,
         "metrics": {name: asdict(interval) for name, interval in report.metrics.items()},
+        "unreadable": list(report.unreadable),
         "notes": list(report.notes),
     }
 
@@ -112,6 +113,8 @@ def _to_markdown(report: Report) -> str:
         f"| PNEUMONIA | {counts['false_negative']} | {counts['true_positive']} |",
         "",
         *(f"![{name.replace('_', ' ')}]({name}.png)\n" for name in FIGURES),
+        *(f"- not read: {reason}" for reason in report.unreadable),
+        *([""] if report.unreadable else []),
         "Every picture's probability is in `predictions.csv`. "
         f"Weights: SHA-256 `{report.weights_sha256 or 'unknown'}`.",
         "",

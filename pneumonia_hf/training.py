@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import time
@@ -19,10 +20,14 @@ from transformers import (
     PreTrainedModel,
     Trainer,
     TrainingArguments,
+    default_data_collator,
 )
 
+from pneumonia_hf.audit import audit_briefly
 from pneumonia_hf.augment import augment
-from pneumonia_hf.data import LABELS, decode, hash_files
+from pneumonia_hf.backbones import fast_precision
+from pneumonia_hf.cache import read_parts, to_hex
+from pneumonia_hf.data import LABELS
 from pneumonia_hf.errors import UserError
 from pneumonia_hf.finishing import Recipe, finish_model, put_in_place
 from pneumonia_hf.hub import MODEL_FILES, read_json, write_json
@@ -129,16 +134,6 @@ class XrayTrainingArguments(TrainingArguments):
 PRECISIONS = {"auto", "fp32", "bf16", "fp16"}
 
 
-def fast_precision() -> str:
-    """Return the precision that this machine multiplies fastest in: bf16, fp16 or fp32."""
-    if torch.cuda.is_available():
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    if torch.accelerator.is_available():
-        return "fp32"
-    able = torch.cpu.get_capabilities()
-    return "bf16" if able.get("avx512_bf16") or able.get("amx_bf16") else "fp32"
-
-
 def _cores() -> int:
     """Return how many cores this process may use."""
     able = getattr(os, "sched_getaffinity", None)  # Linux alone has it
@@ -210,11 +205,12 @@ def train(
     Args:
         model, processor: as `build_model` returns them.
         data: as `load_xrays` returns it.
-        recipe: what is written into the run manifest; its `data.augment_strength` is used.
+        recipe: what is written into the run manifest; its `augment` is used.
         arguments: the Trainer's; `output_dir` is the folder to make.
 
     Raises:
-        UserError: unreadable pictures, an output folder that holds something, a loss of NaN.
+        UserError: a class without readable pictures, an output folder that holds something,
+            a loss of NaN.
     """
     check_output_folder(arguments)
     folder = Path(arguments.output_dir)
@@ -232,23 +228,22 @@ def train(
         raise UserError(f"{folder} cannot be made ({error.strerror}); check --output_dir.") from (
             error
         )
-    train_part = decode(data["train"], processor, "train")
-    validation_part = decode(data["validation"], processor, "validation")
-    hashes = {
-        "train": train_part.hashes,
-        "validation": validation_part.hashes,
-        "test": hash_files(data["test"]),
-    }
+    config = recipe.data
+    data, parts = read_parts(data, processor, config.cache_dir, config.strict)
+    if arguments.process_index == 0:
+        print(audit_briefly(data, parts), flush=True)
+    hashes = {name: to_hex(part.hashes) for name, part in parts.items()}
     _check_same_run(folder / CHECKPOINTS / RECIPE_FILE, recipe, hashes, arguments)
     try:
         trainer = XrayTrainer(
             model=model,
             args=arguments,
             processing_class=processor,
-            train_dataset=train_part,
-            eval_dataset=validation_part,
+            train_dataset=parts["train"],
+            eval_dataset=parts["validation"],
+            data_collator=_take_batch,
             recipe=recipe,
-            compute_loss_func=ClassWeightedLoss(train_part.labels, arguments),
+            compute_loss_func=ClassWeightedLoss(parts["train"].labels, arguments),
             compute_metrics=_compute_trainer_metrics,
             callbacks=_callbacks(arguments),
         )
@@ -268,6 +263,11 @@ def train(
             shutil.rmtree(unfinished, ignore_errors=True)
     trainer.accelerator.wait_for_everyone()
     return folder
+
+
+def _take_batch(batch: dict[str, Tensor] | list[dict[str, Any]]) -> dict[str, Tensor]:
+    """Return a batch as it came: XrayPixels gives whole ones."""
+    return batch if isinstance(batch, dict) else default_data_collator(batch)
 
 
 class XrayTrainer(Trainer):
@@ -290,7 +290,7 @@ class XrayTrainer(Trainer):
         if self.model.training:
             for norm in self.frozen_norms:
                 norm.eval()  # else frozen layers' running statistics would still move
-            pixels = augment(pixels, self.recipe.data.augment_strength)
+            pixels = augment(pixels, self.recipe.augment)
         pixel_values = normalise(pixels, self.processing_class)
         if self.recipe.model.channels_last:
             pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
@@ -322,7 +322,7 @@ def _load_exactly(model: nn.Module, checkpoint: str) -> None:
 class ClassWeightedLoss:
     """Cross-entropy in which both classes weigh alike, however many pictures each has."""
 
-    def __init__(self, labels: tuple[int, ...], arguments: XrayTrainingArguments) -> None:
+    def __init__(self, labels: np.ndarray, arguments: XrayTrainingArguments) -> None:
         counts = np.bincount(labels, minlength=len(LABELS))
         weights = len(labels) / (len(LABELS) * counts)
         self.weights = torch.tensor(
@@ -379,12 +379,13 @@ def _progress(trainer: XrayTrainer, started: float) -> dict[str, Any]:
 def _check_same_run(
     path: Path,
     recipe: Recipe,
-    hashes: dict[str, tuple[str, ...]],
+    hashes: dict[str, list[str]],
     arguments: XrayTrainingArguments,
 ) -> None:
     """Keep what a run is made of beside its checkpoints; raise if a resumed one differs."""
-    made_of = asdict(recipe.model) | {f"{name} pictures": list(h) for name, h in hashes.items()}
-    made_of["augment_strength"] = recipe.data.augment_strength
+    made_of = asdict(recipe.model) | asdict(recipe.augment)
+    for name, of_part in hashes.items():
+        made_of[f"{name} pictures"] = hashlib.sha256(" ".join(of_part).encode()).hexdigest()
     if arguments.resume:
         before = read_json(path, otherwise=made_of)
         different = [name for name in made_of if before.get(name) != made_of[name]]

@@ -6,6 +6,7 @@ import io
 import os
 import subprocess
 import sys
+import tempfile
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
@@ -18,6 +19,10 @@ os.environ.update(
 )
 os.environ.setdefault("HF_ENDPOINT", "http://127.0.0.1:9")  # nothing listens there
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+# One cache for the whole run, which the workers share as processes of a user would.
+os.environ.setdefault(
+    "PNEUMONIA_HF_CACHE", str(Path(tempfile.gettempdir()) / f"pneumonia-hf-tests-{os.getpid()}")
+)
 
 import numpy as np
 import pytest
@@ -168,6 +173,7 @@ def train_tiny(
     """Train a tiny model in this process, for a few steps."""
     from transformers import set_seed
 
+    from pneumonia_hf.augment import AugmentConfig
     from pneumonia_hf.backbones import ModelConfig, build_model
     from pneumonia_hf.data import DataConfig, load_xrays
     from pneumonia_hf.finishing import Recipe
@@ -183,8 +189,9 @@ def train_tiny(
     } | changes
     arguments = XrayTrainingArguments(output_dir=str(output), **settings)
     recipe = Recipe(
-        DataConfig(data_dir=str(data), augment_strength=augment),
+        DataConfig([str(data)]),
         ModelConfig(name, str(body), TINY_SIZES[name]),
+        AugmentConfig(augment_strength=augment),
     )
     set_seed(arguments.seed)
     model, processor = build_model(recipe.model)

@@ -3,7 +3,8 @@ import shutil
 import pytest
 from conftest import draw_folder, draw_xray
 
-from pneumonia_hf.data import DataConfig, decode, load_parts, load_xrays, split_by_patient
+from pneumonia_hf.cache import decode
+from pneumonia_hf.data import DataConfig, load_parts, load_xrays, split_by_patient
 from pneumonia_hf.errors import UserError
 from pneumonia_hf.preprocess import make_processor
 

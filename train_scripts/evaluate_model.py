@@ -16,10 +16,18 @@ def main() -> None:
     """Score one part of a data folder and write report.json, report.md and the figures."""
     parser = make_parser(__doc__)
     parser.add_argument("--model", required=True, help="Model folder, or Hub id with @revision.")
-    parser.add_argument("--data_dir", required=True, help="Folder of X-rays, in class folders.")
+    parser.add_argument(
+        "--data_dir",
+        nargs="+",
+        required=True,
+        help="One or more sources, each [NAME=][KIND:]WHERE, as for training.",
+    )
     parser.add_argument("--split", help="train, val or test; left out: test, or all there is.")
     parser.add_argument("--output_dir", type=Path, required=True, help="Folder of the report.")
     parser.add_argument("--name", help="What the report calls the data; the folder's name else.")
+    parser.add_argument(
+        "--strict", action="store_true", help="Stop at anything that is no labelled X-ray."
+    )
     parser.add_argument("--overwrite", action="store_true", help="Replace an older report.")
     parser.add_argument(
         "--add_to_card", action="store_true", help="Put the numbers into the model's card too."
@@ -30,14 +38,15 @@ def main() -> None:
     from pneumonia_hf.hub import add_report, check_finished
     from pneumonia_hf.predictor import Predictor
     from pneumonia_hf.report import check_report_folder, to_json, write_report
+    from pneumonia_hf.sources import parse_source
 
     check_report_folder(options.output_dir, options.overwrite)
     predictor = Predictor.from_pretrained(options.model)
     if options.add_to_card:
         check_finished(Path(options.model))  # a folder of the user's own, not one of the Hub
-    split, data = choose_part(options.data_dir, options.split, predictor)
-    name = options.name or Path(options.data_dir).resolve().name
-    report = evaluate_predictor(predictor, data, name, split)
+    split, data = choose_part(options.data_dir, options.split, predictor, options.strict)
+    name = options.name or " + ".join(parse_source(one).name for one in options.data_dir)
+    report = evaluate_predictor(predictor, data, name, split, strict=options.strict)
     write_report(report, options.output_dir)
     if options.add_to_card:
         add_report(Path(options.model), to_json(report))

@@ -1,0 +1,422 @@
+"""A DICOM file -> one 8-bit grey film; the only file that imports pydicom, and late."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, BinaryIO
+
+import numpy as np
+
+from pneumonia_hf.codestream import check_frame
+from pneumonia_hf.errors import XrayError
+from pneumonia_hf.grey import (
+    COLOUR_DISTANCE,
+    check_size,
+    count_levels,
+    find_percentiles,
+    grey_colours,
+    look_up,
+    scale_levels,
+    scale_wide,
+)
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
+
+# What (0008,0060) can say, DICOM PS3.3 C.7.3.1.1.1. First what a film of the chest comes as: OT
+# and SC are scanned or captured films.
+RADIOGRAPHY = frozenset({"", "CR", "DX", "DR", "RG", "RF", "XR", "OT", "SC"})
+MODALITIES = {
+    "BI": "biomagnetic imaging",
+    "BMD": "bone densitometry",
+    "CT": "computed tomography",
+    "DG": "diaphanography",
+    "EC": "echocardiography",
+    "ECG": "electrocardiography",
+    "EPS": "electrophysiology",
+    "ES": "endoscopy",
+    "GM": "microscopy",
+    "HD": "haemodynamics",
+    "IO": "dental radiography",
+    "IVUS": "intravascular ultrasound",
+    "MG": "mammography",
+    "MR": "magnetic resonance",
+    "NM": "nuclear medicine",
+    "OCT": "optical coherence tomography",
+    "OP": "photograph of an eye",
+    "PT": "positron emission tomography",
+    "PX": "panoramic dental radiography",
+    "SM": "microscopy of slides",
+    "TG": "thermography",
+    "US": "ultrasound",
+    "XA": "angiography",
+    "XC": "photograph",
+}
+# Those that are no picture of a patient, even where the file holds pixels.
+NOT_PICTURES = {
+    "AU": "audio",
+    "DOC": "document",
+    "FID": "fiducials",
+    "KO": "key object selection",
+    "M3D": "model for 3D printing",
+    "PLAN": "plan",
+    "PR": "presentation state",
+    "REG": "registration",
+    "RTDOSE": "radiotherapy dose",
+    "RTPLAN": "radiotherapy plan",
+    "RTRECORD": "radiotherapy record",
+    "RTSTRUCT": "radiotherapy structures",
+    "SEG": "segmentation",
+    "SR": "structured report",
+    "SMR": "stereometric relationship",
+}
+
+_PIXEL_DATA = 0x7FE00010
+_MAX_ELEMENTS = 20_000  # real films have a few hundred
+_MAX_BYTES = 400_000_000
+# GDCM and Pillow's OpenJPEG hold several copies of a frame: 8 bytes a pixel of 16 bits.
+_MAX_COMPRESSED_PIXELS = 48_000_000
+_LEAST_SPREAD = 64  # grey levels that a window must leave between the 1st and 99th percentile
+
+
+@dataclass(frozen=True)
+class Film:
+    """A film as it is to be shown, [H, W] of 0 (black) to 255, and what the file says of it."""
+
+    grey: np.ndarray
+    coloured: bool
+    mode: str
+    modality: str
+
+
+def read_film(name: str, stream: BinaryIO, most_pixels: int) -> Film:
+    """Return the film in a DICOM file.
+
+    Args:
+        name: what the messages of errors call the file.
+        stream: the file, at its start.
+        most_pixels: bound on rows times columns, held before anything is decoded.
+
+    Raises:
+        XrayError: the file holds no picture, or several, or one too large, or in a syntax that
+            nothing here decodes.
+        Exception: of many kinds, where the file is damaged.
+    """
+    film = _read_elements(name, stream)
+    modality = str(film.get("Modality") or "").upper()
+    modality = "".join(c for c in modality if c.isascii() and c.isalnum())[:16]
+    if modality in NOT_PICTURES or "PixelData" not in film:
+        raise XrayError(_refuse(name, modality, film))
+    frames = int(film.get("NumberOfFrames") or 1)
+    if frames > 1:
+        raise XrayError(f"{name} holds {frames} frames; give one picture a file.")
+    check_size(name, (int(film.Columns), int(film.Rows)), most_pixels)
+    kind = str(film.PhotometricInterpretation).strip()
+    film.PhotometricInterpretation = kind
+    pixels, kind_now = _decode(name, film)
+    coloured = False
+    if pixels.ndim == 3:
+        grey, coloured = _grey_samples(pixels, kind_now, int(film.BitsStored))
+    elif kind == "PALETTE COLOR":
+        grey, coloured = _grey_palette(pixels, film)
+    elif pixels.dtype.itemsize > 2:
+        grey = scale_wide(pixels)
+        if kind == "MONOCHROME1":
+            np.subtract(255, grey, out=grey)
+    else:
+        grey = _grey_levels(pixels, film)
+    return Film(grey, coloured, f"DICOM {int(film.BitsStored)} bit {kind}", modality)
+
+
+def _read_elements(name: str, stream: BinaryIO) -> Dataset:
+    from pydicom.filereader import read_dataset, read_partial
+    from pydicom.uid import (
+        DeflatedExplicitVRLittleEndian,
+        ExplicitVRBigEndian,
+        ExplicitVRLittleEndian,
+        ImplicitVRLittleEndian,
+    )
+
+    stream.seek(128)
+    bare = stream.read(4) != b"DICM"
+    stream.seek(0 if bare else 132)
+    if not bare:
+        meta = read_dataset(stream, False, True, stop_when=lambda tag, *_: tag.group != 2)
+        if meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
+            # pydicom would unpack a bomb whole.
+            unpacker = zlib.decompressobj(-zlib.MAX_WBITS)
+            unpacked = len(unpacker.decompress(stream.read(), _MAX_BYTES // 2))
+            if unpacked >= _MAX_BYTES // 2:
+                raise XrayError(f"{name} is a DICOM file that unpacks to more than 200 MB.")
+    stream.seek(0)
+    film = read_partial(stream, _stop_after_pixels(), force=bare)
+    if film.file_meta.get("TransferSyntaxUID") is None:
+        implicit, little = film.original_encoding
+        syntax = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
+        film.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else syntax
+    return film
+
+
+def _stop_after_pixels() -> Callable[..., bool]:
+    seen = 0
+
+    def stop(tag: int, vr: str | None, length: int) -> bool:
+        nonlocal seen
+        seen += 1
+        if seen > _MAX_ELEMENTS:
+            raise ValueError("it has more elements than any film")
+        if _MAX_BYTES < length < 0xFFFFFFFF:
+            raise ValueError("an element is longer than any film")
+        return tag > _PIXEL_DATA
+
+    return stop
+
+
+def _refuse(name: str, modality: str, film: Dataset) -> str:
+    from pydicom.uid import UID, UID_dictionary
+
+    known = MODALITIES | NOT_PICTURES
+    if modality in known:
+        what = f"modality {modality} ({known[modality]})"
+    else:
+        what = f"modality {modality}" if modality else ""
+        storage = UID(str(film.get("SOPClassUID") or ""))
+        if storage in UID_dictionary:
+            storage = storage.name
+            what = f"{what} ({storage})" if what else f"the kind {storage}"
+    of = f" of {what}" if what else ""
+    return f"{name} is a DICOM file{of}, which holds no picture."
+
+
+def _decode(name: str, film: Dataset) -> tuple[np.ndarray, str]:
+    """Return the stored numbers, [H, W] or [H, W, 3], and which colours they stand for."""
+    from pydicom import uid
+    from pydicom.encaps import encapsulate, get_frame
+    from pydicom.pixels import get_decoder
+
+    jpeg = {uid.JPEGBaseline8Bit, uid.JPEGExtended12Bit}
+    jpeg_2000 = {uid.JPEG2000Lossless, uid.JPEG2000}
+    high_throughput = {uid.HTJ2KLossless, uid.HTJ2KLosslessRPCL, uid.HTJ2K}
+    lossless = {
+        uid.JPEGLossless,
+        uid.JPEGLosslessSV1,
+        uid.JPEGLSLossless,
+        uid.JPEGLSNearLossless,
+    }
+    syntax = film.file_meta.TransferSyntaxUID
+    options = {}
+    if syntax == uid.RLELossless:
+        frame = get_frame(film.PixelData, 0, number_of_frames=1)
+        film.PixelData = _unpack_rle(frame, film)
+        film["PixelData"].VR = "OW"
+        film.PlanarConfiguration = 1
+        syntax = uid.ExplicitVRLittleEndian
+    elif syntax == uid.JPEGExtended12Bit and film.BitsStored > 8:
+        raise XrayError(f"{name} is a DICOM file in JPEG of 12 bits, which cannot be decoded.")
+    elif syntax in jpeg | jpeg_2000 | high_throughput | lossless:
+        size = (int(film.Columns), int(film.Rows))
+        check_size(name, size, _MAX_COMPRESSED_PIXELS)
+        frame = get_frame(film.PixelData, 0, number_of_frames=1)
+        frame = check_frame(
+            frame, size, film.SamplesPerPixel, film.BitsAllocated, syntax in lossless
+        )
+        film.PixelData = encapsulate([frame])
+        for key in ("ExtendedOffsetTable", "ExtendedOffsetTableLengths"):
+            if key in film:
+                delattr(film, key)
+        options["decoding_plugin"] = "gdcm" if syntax in lossless else "pillow"
+        if syntax in high_throughput:
+            syntax = uid.JPEG2000  # Pillow's decoder tells them apart by itself
+    elif syntax.is_encapsulated or syntax not in uid.AllTransferSyntaxes:
+        raise XrayError(f"{name} is a DICOM file in {syntax.name}, which cannot be decoded.")
+    film.file_meta.TransferSyntaxUID = syntax
+    decoder = get_decoder(syntax)
+    if not syntax.is_encapsulated:
+        # A view: what it leaves undone, _grey_levels does by table.
+        options |= {"view_only": True, "correct_unused_bits": False}
+    _quiet_gdcm(options)
+    pixels, properties = decoder.as_array(film, index=0, raw=True, **options)
+    return pixels, str(properties["photometric_interpretation"])
+
+
+def _quiet_gdcm(options: dict) -> None:
+    if options.get("decoding_plugin") == "gdcm":
+        try:
+            import gdcm
+        except ImportError:
+            return  # pydicom's message names what is missing
+        gdcm.Trace.DebugOff()
+        gdcm.Trace.WarningOff()
+        gdcm.Trace.ErrorOff()
+
+
+def _unpack_rle(frame: bytes, film: Dataset) -> bytes:
+    """Return the numbers of a run-length coded frame, PS3.5 annex G, in planes.
+
+    pydicom's own decoder unpacks whatever a forged file holds, this one no more than the picture.
+    """
+    size, depth = film.Rows * film.Columns, film.BitsAllocated // 8
+    count, *starts = struct.unpack_from("<16L", frame)
+    if film.BitsAllocated % 8 or count != depth * film.SamplesPerPixel or count > 15:
+        raise ValueError("the run-length coded picture does not fit its header")
+    starts = [*starts[:count], len(frame)]
+    planes = np.empty((film.SamplesPerPixel, size, depth), np.uint8)
+    for index in range(count):
+        segment = _unpack_segment(frame[starts[index] : starts[index + 1]], size)
+        planes[index // depth, :, depth - 1 - index % depth] = np.frombuffer(segment, np.uint8)
+    data = planes.tobytes()
+    return data + b"\0" * (len(data) % 2)
+
+
+def _unpack_segment(segment: bytes, size: int) -> bytearray:
+    unpacked, position, end = bytearray(), 0, len(segment)
+    while len(unpacked) < size and position < end:
+        head = segment[position]
+        if head < 128:
+            unpacked += segment[position + 1 : position + 2 + head]
+            position += 2 + head
+        else:
+            if head > 128:
+                unpacked += segment[position + 1 : position + 2] * (257 - head)
+            position += 2
+    if len(unpacked) < size:
+        raise ValueError("the run-length coded picture is cut off")
+    del unpacked[size:]
+    return unpacked
+
+
+def _grey_samples(pixels: np.ndarray, kind: str, bits: int) -> tuple[np.ndarray, bool]:
+    from pydicom.pixels import convert_color_space
+
+    def to_rgb(band: np.ndarray) -> np.ndarray:
+        band = (band >> max(bits - 8, 0)).astype(np.uint8)
+        return convert_color_space(band, kind, "RGB") if kind.startswith("YBR_FULL") else band
+
+    return grey_colours(pixels, to_rgb)
+
+
+def _grey_palette(pixels: np.ndarray, film: Dataset) -> tuple[np.ndarray, bool]:
+    from pydicom.pixels import apply_color_lut
+
+    levels, stored = _list_stored(pixels, film)
+    colours = apply_color_lut(stored, film)[:, :3]
+    if colours.max() > 255:  # some writers put 8-bit palettes into 16 bits, others use them all
+        colours = colours >> 8
+    colours = colours.astype(np.uint8)
+    counts = count_levels(levels)[: len(stored)]
+    distance = (np.ptp(colours, axis=1) * counts).sum() / counts.sum()
+    table, _ = grey_colours(colours[np.newaxis])
+    return look_up(table[0], levels), bool(distance > COLOUR_DISTANCE)
+
+
+def _grey_levels(pixels: np.ndarray, film: Dataset) -> np.ndarray:
+    """Return numbers of up to 16 bits as they are to be shown: DICOM PS3.4 N.2.
+
+    Every step is taken once for each number there can be, not for each pixel.
+    """
+    levels, stored = _list_stored(pixels, film)
+    counts = count_levels(levels)[: len(stored)]
+    padding = _find_padding(stored, film)
+    if counts[~padding].any():
+        counts[padding] = 0
+    else:
+        padding[:] = False
+    values = _rescale(stored, film)
+    table = _apply_window(values, counts, film)
+    if table is None:
+        table = scale_levels(values, counts)
+    if film.PhotometricInterpretation == "MONOCHROME1":
+        table = 255 - table
+    table[padding] = 0
+    return look_up(table, levels)
+
+
+def _list_stored(pixels: np.ndarray, film: Dataset) -> tuple[np.ndarray, np.ndarray]:
+    """Return `pixels` as unsigned numbers, and what each of those stands for."""
+    levels = pixels.view(pixels.dtype.str.replace("i", "u"))
+    bits = 8 * pixels.dtype.itemsize
+    signed = film.PixelRepresentation == 1
+    stored = np.arange(1 << bits).astype(f"u{bits // 8}").view(f"{'ui'[signed]}{bits // 8}")
+    if not film.file_meta.TransferSyntaxUID.is_encapsulated:
+        # The bits above those stored may hold an overlay, or nothing of use.
+        if not 1 <= film.BitsStored <= bits:
+            raise ValueError(f"it stores {film.BitsStored} bits in {bits}")
+        unused = bits - film.BitsStored
+        stored = np.right_shift(np.left_shift(stored, unused), unused)
+    return levels, stored.astype(np.int32)
+
+
+def _find_padding(stored: np.ndarray, film: Dataset) -> np.ndarray:
+    first = film.get("PixelPaddingValue")
+    if not isinstance(first, int):
+        return np.zeros(len(stored), bool)
+    last = film.get("PixelPaddingRangeLimit")
+    last = last if isinstance(last, int) else first
+    return (stored >= min(first, last)) & (stored <= max(first, last))
+
+
+def _rescale(stored: np.ndarray, film: Dataset) -> np.ndarray:
+    if film.get("ModalityLUTSequence"):
+        return _apply_table(stored, film, film.ModalityLUTSequence[0])[0]
+    slope, intercept = film.get("RescaleSlope"), film.get("RescaleIntercept")
+    if not slope or intercept is None:  # absent or empty; a slope of 0 would leave no film
+        for key in {"RescaleSlope", "RescaleIntercept"} & set(film.dir()):
+            delattr(film, key)
+        return stored.astype(np.float64)
+    values = stored * float(slope) + float(intercept)
+    if not np.isfinite(values).all():
+        raise ValueError("its rescale slope and intercept make no sense")
+    return values
+
+
+def _apply_window(values: np.ndarray, counts: np.ndarray, film: Dataset) -> np.ndarray | None:
+    """Return the grey of `values` under the film's first VOI LUT or window, if it has a good one.
+
+    Scaled by all that the window can put out, not by what it does: what fills half the range
+    on the film's own workstation fills half of it here.
+    """
+    from pydicom.pixels import apply_windowing
+
+    try:
+        if film.get("VOILUTSequence"):
+            shown, most = _apply_table(values, film, film.VOILUTSequence[0])
+            least = 0.0
+        elif film.get("WindowCenter") is not None and film.get("WindowWidth") is not None:
+            shown = apply_windowing(values, film)
+            least, most = apply_windowing(np.array([-np.inf, np.inf]), film)
+        else:
+            return None
+    except Exception:
+        # A window of no width, a table of no length: they are common, pydicom raises many kinds
+        # of error on them, and the film can be shown without.
+        return None
+    shown = np.clip((shown - least) / (most - least), 0, 1) * 255
+    # Some films carry a window so wide that lungs and bones look alike: then their own range
+    # tells more.
+    low, high = find_percentiles(shown, counts, [1, 99])
+    return np.round(shown).astype(np.uint8) if high - low >= _LEAST_SPREAD else None
+
+
+def _apply_table(values: np.ndarray, film: Dataset, item: Dataset) -> tuple[np.ndarray, float]:
+    """Return what a modality or VOI LUT makes of `values`, and the most that it can: C.11.1.
+
+    Not pydicom's: `apply_voi` wraps around in tables of more than 256 entries of 8 bits, and
+    `apply_modality_lut` fails on entries of 10 to 15 bits.
+    """
+    entries, first, bits = (int(number) for number in item.LUTDescriptor)
+    entries = entries or 65536
+    table = item.LUTData
+    order = "<" if film.original_encoding[1] else ">"
+    if isinstance(table, bytes):
+        wide = len(table) >= 2 * entries
+        table = np.frombuffer(table[: len(table) // 2 * 2], f"{order}u2" if wide else "u1")
+    else:
+        table = np.atleast_1d(np.asarray(table, np.uint16))
+        if len(table) < entries <= 2 * len(table):  # two entries of 8 bits in each
+            table = table.astype(f"{order}u2").view(np.uint8)
+    table = table[:entries]
+    index = np.clip(np.round(values).astype(np.int64) - first, 0, len(table) - 1)
+    return table[index].astype(np.float64), max(2.0**bits - 1, float(table.max()))

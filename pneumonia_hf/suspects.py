@@ -1,0 +1,293 @@
+"""What a plain model can tell from frozen features: doubtful labels, and shortcuts to the class.
+
+All predictions are cross-validated: no picture is judged by a model that saw its patient, or
+another copy of its film.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pneumonia_hf.errors import UserError
+from pneumonia_hf.preprocess import normalise
+from pneumonia_hf.sources import LABELS, column
+
+if TYPE_CHECKING:
+    from pneumonia_hf.audit import Xrays
+    from pneumonia_hf.cache import XrayPixels
+
+FOLDS = 5
+MOST_ROWS = 20_000  # that a fold's model is fitted on, so that memory does not grow with the data
+COMPONENTS = 128  # kept of the features
+PIXELS = "pixels"  # the features that need no network
+RESAMPLES = 200
+
+
+@dataclass
+class FeatureConfig:
+    """Which frozen network looks for doubtful labels."""
+
+    features: str = field(
+        default="dinov2-small",
+        metadata={
+            "help": "Backbone whose pretrained features look for doubtful labels, or pixels: "
+            "the grey levels themselves, which need no network; none leaves it out."
+        },
+    )
+    weights: str | None = field(
+        default=None,
+        metadata={
+            "help": "Pretrained weights of the backbone: a local folder or a Hub id. They must "
+            "not come from training on these labels."
+        },
+    )
+
+    def __post_init__(self) -> None:
+        from pneumonia_hf.backbones import BACKBONES
+
+        known = [*sorted(BACKBONES), PIXELS, "none"]
+        if self.features not in known:
+            raise UserError(f"Unknown features {self.features!r}; choose from {known}.")
+
+
+def find_suspects(xrays: Xrays) -> tuple[np.ndarray, np.ndarray, float, str] | None:
+    """Return the rows whose labels are doubtful, most doubtful first.
+
+    By confident learning (Northcutt et al. 2021, doi 10.1613/jair.1.12125) as cleanlab does it,
+    over the predictions of a logistic regression on frozen features.
+
+    Returns:
+        Rows, P(pneumonia) of all pictures, the AUROC of these against the labels, and the name
+        of the features; None where a class has too few patients.
+    """
+    from cleanlab.filter import find_label_issues
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.metrics import roc_auc_score
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    if not _enough(xrays.label, xrays.related):
+        return None
+    features, name = compute_features(xrays.pictures, xrays.features)
+    probabilities = cross_validate(
+        features,
+        xrays.label,
+        xrays.related,
+        lambda: make_pipeline(StandardScaler(), LogisticRegression(C=0.03, max_iter=500)),
+    )
+    both = np.stack([1 - probabilities, probabilities], axis=1)
+    rows = find_label_issues(
+        xrays.label, both, return_indices_ranked_by="self_confidence", n_jobs=1
+    )
+    return rows, probabilities, float(roc_auc_score(xrays.label, probabilities)), name
+
+
+def compute_features(pictures: XrayPixels, config: FeatureConfig | None) -> tuple[np.ndarray, str]:
+    """Return the principal components of frozen features, [N, COMPONENTS] float16, and their name.
+
+    Where the backbone's weights cannot be fetched, the grey levels take their place, and the
+    name says so.
+    """
+    from sklearn.decomposition import PCA
+
+    name = config.features if config else PIXELS
+    extract = _pixel_features
+    if name != PIXELS:
+        try:
+            extract = _network_features(name, config.weights)
+        except UserError:
+            if config.weights:
+                raise
+            name = f"{PIXELS}, since the weights of {name} cannot be had"
+    count = len(pictures)
+    # The components come from a sample, so that no features of all pictures are kept.
+    sample = np.sort(np.random.default_rng(0).permutation(count)[:2000])
+    some = _in_batches(pictures, sample, extract)
+    reduction = PCA(min(COMPONENTS, *some.shape), random_state=0).fit(some)
+    if count == len(sample):
+        return reduction.transform(some).astype(np.float16), name
+    reduced = _in_batches(
+        pictures, np.arange(count), lambda pixels: reduction.transform(extract(pixels))
+    )
+    return reduced, name
+
+
+def cross_validate(
+    features: np.ndarray, labels: np.ndarray, groups: np.ndarray, make_model: Callable[[], Any]
+) -> np.ndarray:
+    """Return P(pneumonia) of each row, from a model that saw none of its group: float [N]."""
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    generator = np.random.default_rng(0)
+    probabilities = np.zeros(len(labels))
+    folds = StratifiedGroupKFold(min(FOLDS, _least(labels, groups)), shuffle=True, random_state=0)
+    for fitted, held in folds.split(labels, labels, groups):
+        if len(fitted) > MOST_ROWS:
+            fitted = np.sort(generator.permutation(fitted)[:MOST_ROWS])
+        model = make_model().fit(features[fitted].astype(np.float32), labels[fitted])
+        for start in range(0, len(held), 10_000):
+            rows = held[start : start + 10_000]
+            probabilities[rows] = model.predict_proba(features[rows].astype(np.float32))[:, 1]
+    return probabilities
+
+
+def measure_shortcuts(xrays: Xrays, extras: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Return the AUROC with which each thing beside the lungs tells the class, by patient.
+
+    Boosted trees on that thing alone, cross-validated; the 95% interval is over patients.
+
+    Args:
+        xrays: the pictures.
+        extras: columns of metadata that may tell the class too; they are passed over where fewer
+            than half of the rows have them.
+
+    Returns:
+        auroc, low and high of each; nothing where a class has too few patients.
+    """
+    from sklearn.ensemble import HistGradientBoostingClassifier
+
+    rows = _sample_patients(xrays.related)
+    labels, groups = xrays.label[rows], xrays.related[rows]
+    if not _enough(labels, groups):
+        return {}
+    width = xrays.pictures.facts("width")[rows].astype(np.float32)
+    height = xrays.pictures.facts("height")[rows].astype(np.float32)
+    kinds = np.char.add(xrays.pictures.facts("format")[rows], xrays.pictures.facts("mode")[rows])
+    things = {
+        "border": xrays.pictures.facts("border")[rows].astype(np.float32),
+        "size": np.stack([width, height], axis=1),
+        "aspect_ratio": (width / height)[:, None],
+        "brightness": xrays.pictures.facts("mean")[rows][:, None],
+        "file_kind": np.unique(kinds, return_inverse=True)[1].astype(np.float32)[:, None],
+    }
+    for name in extras:
+        values = _as_numbers(column(xrays.data, name).to_pandas().to_numpy()[rows])
+        if values is not None:
+            things["source" if name == "source" else f"metadata:{name}"] = values
+    areas = {}
+    for name, values in things.items():
+        if len(np.unique(values, axis=0)) < 2:
+            areas[name] = {"auroc": 0.5, "low": 0.5, "high": 0.5}  # the same for all tells nothing
+            continue
+        probabilities = cross_validate(
+            values,
+            labels,
+            groups,
+            lambda: HistGradientBoostingClassifier(
+                max_iter=40, max_leaf_nodes=8, early_stopping=False, random_state=0
+            ),
+        )
+        areas[name] = _area_over_patients(labels, probabilities, groups)
+    return areas
+
+
+def _as_numbers(values: np.ndarray) -> np.ndarray | None:
+    """Return a metadata column as numbers, [N, 1]; None if it says too little or too much."""
+    filled = np.array([value is not None and value == value for value in values])
+    if filled.mean() < 0.5:
+        return None
+    try:
+        numbers = np.array(
+            [float(value) if ok else np.nan for value, ok in zip(values, filled, strict=True)]
+        )
+    except ValueError:
+        names, numbers = np.unique([str(value) for value in values], return_inverse=True)
+        if len(names) > 20:
+            return None  # names of patients, dates, free text
+        numbers = numbers.astype(np.float64)
+    return numbers.astype(np.float32)[:, None]
+
+
+def _area_over_patients(
+    labels: np.ndarray, probabilities: np.ndarray, groups: np.ndarray
+) -> dict[str, float]:
+    from sklearn.metrics import roc_auc_score
+
+    generator = np.random.default_rng(0)
+    order = np.argsort(groups, kind="stable")
+    starts = np.flatnonzero(np.diff(groups[order], prepend=-1))
+    of_group = np.split(order, starts[1:])
+    areas = []
+    for _ in range(RESAMPLES):
+        drawn = generator.integers(0, len(of_group), len(of_group))
+        rows = np.concatenate([of_group[one] for one in drawn])
+        if 0 < labels[rows].sum() < len(rows):
+            areas.append(roc_auc_score(labels[rows], probabilities[rows]))
+    low, high = np.percentile(areas, [2.5, 97.5])
+    area = roc_auc_score(labels, probabilities)
+    return {
+        "auroc": round(float(area), 4),
+        "low": round(float(low), 4),
+        "high": round(float(high), 4),
+    }
+
+
+def _sample_patients(groups: np.ndarray) -> np.ndarray:
+    """Return the rows of as many groups as make about MOST_ROWS rows, all if they are fewer."""
+    if len(groups) <= MOST_ROWS:
+        return np.arange(len(groups))
+    numbers = np.random.default_rng(0).permutation(int(groups.max()) + 1)
+    sizes = np.bincount(groups)[numbers]
+    drawn = numbers[: int(np.searchsorted(np.cumsum(sizes), MOST_ROWS))]
+    return np.flatnonzero(np.isin(groups, drawn))
+
+
+def _least(labels: np.ndarray, groups: np.ndarray) -> int:
+    return min(len(np.unique(groups[labels == label])) for label in range(len(LABELS)))
+
+
+def _enough(labels: np.ndarray, groups: np.ndarray) -> bool:
+    """Return whether both classes have the patients that a cross-validation needs."""
+    return _least(labels, groups) >= FOLDS
+
+
+def _in_batches(
+    pictures: XrayPixels, rows: np.ndarray, extract: Callable[[Any], np.ndarray]
+) -> np.ndarray:
+    """Return what `extract` makes of the pictures at `rows`: float16 [N, D]."""
+    from tqdm.auto import tqdm
+
+    out = None
+    starts = range(0, len(rows), 32)
+    for start in tqdm(starts, desc="Features", unit="batch", leave=False, disable=len(rows) < 500):
+        batch = rows[start : start + 32]
+        made = extract(pictures.pixels(batch))
+        if out is None:
+            out = np.empty((len(rows), made.shape[1]), np.float16)
+        out[start : start + len(batch)] = made
+    return out
+
+
+def _pixel_features(pixels: Any) -> np.ndarray:
+    """Return the grey levels of pictures at 32 x 32: [N, 1024]."""
+    from torch.nn.functional import interpolate
+
+    small = interpolate(pixels.float() / 255, (32, 32), mode="area")
+    return small.flatten(1).numpy()
+
+
+def _network_features(name: str, weights: str | None) -> Callable[[Any], np.ndarray]:
+    """Return what makes features of uint8 pictures: the input of the backbone's last layer."""
+    import torch
+
+    from pneumonia_hf.backbones import ModelConfig, build_model, fast_precision, head_of
+
+    model, processor = build_model(ModelConfig(name, weights))
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
+    model = model.eval().to(device)
+    seen: list[Any] = []
+    head_of(model).register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    half = fast_precision() == "bf16"
+
+    def extract(pixels: Any) -> np.ndarray:
+        seen.clear()
+        kind = torch.device(device).type
+        with torch.inference_mode(), torch.autocast(kind, torch.bfloat16, enabled=half):
+            model(pixel_values=normalise(pixels.to(device), processor))
+        return seen[0].float().cpu().numpy()
+
+    return extract

@@ -1,0 +1,66 @@
+"""Draw a sheet of what a recipe's augmentation does to a few X-rays.
+
+python train_scripts/preview_augmentation.py --data_dir DATA --output augment.png \
+    --config train_scripts/configs/dinov2-small.yaml --augment_noise 2
+"""
+
+import random
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from pneumonia_hf.console import parse_recipe, run_script
+from pneumonia_hf.errors import UserError
+
+
+@dataclass
+class PreviewArguments:
+    """Which pictures, and where the sheet goes."""
+
+    data_dir: str = field(metadata={"help": "Folder of X-rays, as for training."})
+    output: str = field(metadata={"help": "PNG file to write."})
+    image_size: int = field(default=224, metadata={"help": "Side of the model's input."})
+    seed: int = field(default=13, metadata={"help": "Seed of the pictures and the changes."})
+    overwrite: bool = field(default=False, metadata={"help": "Replace an older sheet."})
+
+    def __post_init__(self) -> None:
+        path = Path(self.output)
+        if path.suffix.lower() != ".png":
+            raise UserError(f"{path} is no name for a PNG file; call it {path.stem}.png.")
+        if path.is_dir():
+            raise UserError(f"{path} is a folder; --output takes a file.")
+        if path.exists() and not self.overwrite:
+            raise UserError(f"{path} exists; choose another --output, or give --overwrite.")
+        if not 16 <= self.image_size <= 1024:
+            raise UserError(f"image_size is {self.image_size}; give 16 to 1024.")
+
+
+def main() -> None:
+    """Read recipe and flags, draw the sheet, and say where it is."""
+    from pneumonia_hf.augment import AugmentConfig, draw_preview
+    from pneumonia_hf.data import LABELS, load_parts
+    from pneumonia_hf.preprocess import make_processor, resize
+    from pneumonia_hf.xray import read_xray
+
+    options, config = parse_recipe([PreviewArguments, AugmentConfig])
+    parts = load_parts(options.data_dir)
+    part = parts.get("train") or next(iter(parts.values()))
+    labels = part["label"][:]
+    chance = random.Random(options.seed)
+    rows = [
+        chance.choice([row for row, label in enumerate(labels) if label == number])
+        for _ in range(2)
+        for number in range(len(LABELS))
+    ]
+    pictures = [read_xray(part[row]["image"]["path"]) for row in rows]
+    processor = make_processor(options.image_size, (0.5,) * 3, (0.5,) * 3)
+    figure = draw_preview(resize(pictures, processor), config, seed=options.seed)
+    Path(options.output).parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(options.output, dpi=110, metadata={"Software": None})
+    print(f"The sheet is {options.output}; its rows show NORMAL and PNEUMONIA in turn.")
+
+
+if __name__ == "__main__":
+    run_script(main)
