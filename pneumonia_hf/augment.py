@@ -74,9 +74,7 @@ class AugmentConfig:
         return {name: strength for name, strength in products.items() if strength > 0}
 
 
-def augment(
-    pixels: Tensor, config: AugmentConfig | float = 1.0, strength: float | None = None
-) -> Tensor:
+def augment(pixels: Tensor, config: AugmentConfig) -> Tensor:
     """Return `pixels` with small random changes that leave the diagnosis as it was.
 
     Rotation, zoom and shift (how a child was laid), brightness, contrast and gamma (exposure),
@@ -92,9 +90,6 @@ def augment(
         of the CPU and (noise only) that of the pixels' device; the Trainer seeds both and saves
         them in its checkpoints. An operation of strength 0 draws nothing from them.
     """
-    # Until the callers give an AugmentConfig.
-    if not isinstance(config, AugmentConfig):
-        config = AugmentConfig(augment_strength=config if strength is None else strength)
     return _apply(pixels, config.strengths())
 
 

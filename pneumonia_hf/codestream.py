@@ -13,7 +13,7 @@ import struct
 _HUFFMAN, _SCAN, _RESTART, _PRESETS, _END = 0xC4, 0xDA, 0xDD, 0xF8, 0xD9
 # Every start of frame of JPEG, and JPEG-LS's own.
 _FRAMES = (set(range(0xC0, 0xD0)) | {0xF7}) - {_HUFFMAN, 0xC8, 0xCC}
-_LOSSLESS = {0xC3, 0xF7}
+_LOSSLESS, _LOSSY = {0xC3, 0xF7}, {0xC0, 0xC1}
 _MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7]")  # ends the coded data of lossless JPEG
 _MARKER_LS = re.compile(rb"\xff[\x80-\xcf\xd8-\xff]")  # JPEG-LS stuffs one bit, not a byte
 # A tile costs OpenJPEG some 6 kB before the first is decoded; 64 x 64 tiles on the largest
@@ -80,7 +80,7 @@ def _check_jpeg(
             if kind is not None:
                 raise ValueError("the compressed picture has two headers")
             kind = marker
-            if (kind in _LOSSLESS) != lossless:
+            if kind not in (_LOSSLESS if lossless else _LOSSY):
                 raise ValueError("the compressed picture is of another kind than the header says")
             _check_start(body, size, samples, bits)
         if kind in _LOSSLESS and marker == _SCAN:

@@ -93,12 +93,17 @@ def make_parser(description: str) -> ArgumentParser:
     )
 
 
-def parse_recipe(dataclasses: Sequence[type], arguments: Sequence[str] | None = None) -> tuple:
+def parse_recipe(
+    dataclasses: Sequence[type],
+    arguments: Sequence[str] | None = None,
+    others: Sequence[type] = (),
+) -> tuple:
     """Return one object a dataclass, from `--config RECIPE.yaml` and flags; flags win.
 
     Args:
         dataclasses: the kinds of object, whose field names are the keys and flags.
         arguments: the command line; left out, that of the process.
+        others: kinds whose keys a recipe may hold too, though nothing here reads them.
 
     Raises:
         UserError: no such recipe, an unknown key or flag, a value of the wrong type, a required
@@ -120,7 +125,8 @@ def parse_recipe(dataclasses: Sequence[type], arguments: Sequence[str] | None = 
     recipe = _config_flag(arguments)
     if recipe is not None:
         keys = _read_recipe(recipe)
-        fields = {field.name for kind in dataclasses for field in field_list(kind) if field.init}
+        kinds = (*dataclasses, *others)
+        fields = {field.name for kind in kinds for field in field_list(kind) if field.init}
         for key in keys:
             if key not in fields:
                 raise UserError(f"{recipe} has an unknown key {key!r}{_similar(key, fields)}.")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import struct
 import zlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -75,8 +75,11 @@ NOT_PICTURES = {
 }
 
 _PIXEL_DATA = 0x7FE00010
-_MAX_ELEMENTS = 20_000  # real films have a few hundred
+_TABLES = (0x00283000, 0x00283010)  # sequences of modality and VOI LUTs
+_MAX_TABLE_BYTES = 1_000_000
+_MAX_READS = 100_000  # two or three for each element; real films have a few hundred
 _MAX_BYTES = 400_000_000
+_MAX_INFLATED_BYTES = 150_000_000
 # GDCM and Pillow's OpenJPEG hold several copies of a frame: 8 bytes a pixel of 16 bits.
 _MAX_COMPRESSED_PIXELS = 48_000_000
 _LEAST_SPREAD = 64  # grey levels that a window must leave between the 1st and 99th percentile
@@ -113,7 +116,8 @@ def read_film(name: str, stream: BinaryIO, most_pixels: int) -> Film:
     frames = int(film.get("NumberOfFrames") or 1)
     if frames > 1:
         raise XrayError(f"{name} holds {frames} frames; give one picture a file.")
-    check_size(name, (int(film.Columns), int(film.Rows)), most_pixels)
+    _check_numbers(film)
+    check_size(name, (film.Columns, film.Rows), most_pixels)
     kind = str(film.PhotometricInterpretation).strip()
     film.PhotometricInterpretation = kind
     pixels, kind_now = _decode(name, film)
@@ -131,6 +135,23 @@ def read_film(name: str, stream: BinaryIO, most_pixels: int) -> Film:
     return Film(grey, coloured, f"DICOM {int(film.BitsStored)} bit {kind}", modality)
 
 
+class _Counted:
+    """A stream that gives up after more reads than any film needs.
+
+    Nested sequences of empty items would otherwise become millions of objects.
+    """
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream, self._left = stream, _MAX_READS
+        self.seek, self.tell = stream.seek, stream.tell
+
+    def read(self, size: int = -1) -> bytes:
+        self._left -= 1
+        if self._left < 0:
+            raise ValueError("it has more elements than any film")
+        return self._stream.read(size)
+
+
 def _read_elements(name: str, stream: BinaryIO) -> Dataset:
     from pydicom.filereader import read_dataset, read_partial
     from pydicom.uid import (
@@ -142,17 +163,12 @@ def _read_elements(name: str, stream: BinaryIO) -> Dataset:
 
     stream.seek(128)
     bare = stream.read(4) != b"DICM"
-    stream.seek(0 if bare else 132)
     if not bare:
-        meta = read_dataset(stream, False, True, stop_when=lambda tag, *_: tag.group != 2)
+        meta = read_dataset(_Counted(stream), False, True, stop_when=lambda tag, *_: tag.group != 2)
         if meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
-            # pydicom would unpack a bomb whole.
-            unpacker = zlib.decompressobj(-zlib.MAX_WBITS)
-            unpacked = len(unpacker.decompress(stream.read(), _MAX_BYTES // 2))
-            if unpacked >= _MAX_BYTES // 2:
-                raise XrayError(f"{name} is a DICOM file that unpacks to more than 200 MB.")
+            stream = _inflate(name, stream)
     stream.seek(0)
-    film = read_partial(stream, _stop_after_pixels(), force=bare)
+    film = read_partial(_Counted(stream), _stop_after_pixels, force=bare)
     if film.file_meta.get("TransferSyntaxUID") is None:
         implicit, little = film.original_encoding
         syntax = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
@@ -160,19 +176,24 @@ def _read_elements(name: str, stream: BinaryIO) -> Dataset:
     return film
 
 
-def _stop_after_pixels() -> Callable[..., bool]:
-    seen = 0
+def _inflate(name: str, stream: BinaryIO) -> BinaryIO:
+    """Return the file with its data set unpacked; pydicom would unpack a bomb whole."""
+    place = stream.tell()
+    unpacker = zlib.decompressobj(-zlib.MAX_WBITS)
+    data = unpacker.decompress(stream.read(), _MAX_INFLATED_BYTES)
+    if unpacker.unconsumed_tail:
+        most = _MAX_INFLATED_BYTES // 10**6
+        raise XrayError(f"{name} is a DICOM file that unpacks to more than {most} MB.")
+    stream.seek(0)
+    head = stream.read(place).replace(b"1.2.840.10008.1.2.1.99", b"1.2.840.10008.1.2.1\0\0\0")
+    return io.BytesIO(head + data)
 
-    def stop(tag: int, vr: str | None, length: int) -> bool:
-        nonlocal seen
-        seen += 1
-        if seen > _MAX_ELEMENTS:
-            raise ValueError("it has more elements than any film")
-        if _MAX_BYTES < length < 0xFFFFFFFF:
-            raise ValueError("an element is longer than any film")
-        return tag > _PIXEL_DATA
 
-    return stop
+def _stop_after_pixels(tag: int, vr: str | None, length: int) -> bool:
+    most = _MAX_TABLE_BYTES if tag in _TABLES else _MAX_BYTES
+    if most < length < 0xFFFFFFFF:
+        raise ValueError("an element is longer than in any film")
+    return tag > _PIXEL_DATA
 
 
 def _refuse(name: str, modality: str, film: Dataset) -> str:
@@ -191,6 +212,24 @@ def _refuse(name: str, modality: str, film: Dataset) -> str:
     return f"{name} is a DICOM file{of}, which holds no picture."
 
 
+def _check_numbers(film: Dataset) -> None:
+    # GDCM ends the process on some that pydicom lets through.
+    allowed = {
+        "SamplesPerPixel": (1, 3),
+        "BitsAllocated": (1, 8, 16, 32),
+        "BitsStored": range(1, 33),
+        "PixelRepresentation": (0, 1),
+    }
+    for key in ("Rows", "Columns", "PhotometricInterpretation", *allowed):
+        if film.get(key) is None:
+            raise ValueError(f"it does not tell its {key}")
+    for key, values in allowed.items():
+        if film[key].value not in values:
+            raise ValueError(f"its {key} is {film[key].value}")
+    if film.BitsStored > film.BitsAllocated:
+        raise ValueError(f"it stores {film.BitsStored} bits in {film.BitsAllocated}")
+
+
 def _decode(name: str, film: Dataset) -> tuple[np.ndarray, str]:
     """Return the stored numbers, [H, W] or [H, W, 3], and which colours they stand for."""
     from pydicom import uid
@@ -207,6 +246,10 @@ def _decode(name: str, film: Dataset) -> tuple[np.ndarray, str]:
         uid.JPEGLSNearLossless,
     }
     syntax = film.file_meta.TransferSyntaxUID
+    size = (film.Columns, film.Rows)
+    if syntax in uid.AllTransferSyntaxes and syntax.is_encapsulated:
+        samples = film.SamplesPerPixel * max(film.BitsAllocated // 16, 1)
+        check_size(name, size, _MAX_COMPRESSED_PIXELS // samples)
     options = {}
     if syntax == uid.RLELossless:
         frame = get_frame(film.PixelData, 0, number_of_frames=1)
@@ -217,8 +260,6 @@ def _decode(name: str, film: Dataset) -> tuple[np.ndarray, str]:
     elif syntax == uid.JPEGExtended12Bit and film.BitsStored > 8:
         raise XrayError(f"{name} is a DICOM file in JPEG of 12 bits, which cannot be decoded.")
     elif syntax in jpeg | jpeg_2000 | high_throughput | lossless:
-        size = (int(film.Columns), int(film.Rows))
-        check_size(name, size, _MAX_COMPRESSED_PIXELS)
         frame = get_frame(film.PixelData, 0, number_of_frames=1)
         frame = check_frame(
             frame, size, film.SamplesPerPixel, film.BitsAllocated, syntax in lossless
@@ -228,9 +269,13 @@ def _decode(name: str, film: Dataset) -> tuple[np.ndarray, str]:
             if key in film:
                 delattr(film, key)
         options["decoding_plugin"] = "gdcm" if syntax in lossless else "pillow"
+        if syntax in lossless and film.BitsAllocated not in (8, 16):
+            raise ValueError(f"its BitsAllocated is {film.BitsAllocated}")
         if syntax in high_throughput:
             syntax = uid.JPEG2000  # Pillow's decoder tells them apart by itself
-    elif syntax.is_encapsulated or syntax not in uid.AllTransferSyntaxes:
+    elif syntax not in uid.AllTransferSyntaxes:
+        raise ValueError("its transfer syntax is unknown")
+    elif syntax.is_encapsulated:
         raise XrayError(f"{name} is a DICOM file in {syntax.name}, which cannot be decoded.")
     film.file_meta.TransferSyntaxUID = syntax
     decoder = get_decoder(syntax)
@@ -301,6 +346,9 @@ def _grey_samples(pixels: np.ndarray, kind: str, bits: int) -> tuple[np.ndarray,
 def _grey_palette(pixels: np.ndarray, film: Dataset) -> tuple[np.ndarray, bool]:
     from pydicom.pixels import apply_color_lut
 
+    if pixels.dtype.itemsize > 2 or "RedPaletteColorLookupTableData" not in film:
+        # Segmented palettes can be bombs, and are not seen on films.
+        raise ValueError("its palette is of a kind that is not read")
     levels, stored = _list_stored(pixels, film)
     colours = apply_color_lut(stored, film)[:, :3]
     if colours.max() > 255:  # some writers put 8-bit palettes into 16 bits, others use them all
@@ -342,8 +390,6 @@ def _list_stored(pixels: np.ndarray, film: Dataset) -> tuple[np.ndarray, np.ndar
     stored = np.arange(1 << bits).astype(f"u{bits // 8}").view(f"{'ui'[signed]}{bits // 8}")
     if not film.file_meta.TransferSyntaxUID.is_encapsulated:
         # The bits above those stored may hold an overlay, or nothing of use.
-        if not 1 <= film.BitsStored <= bits:
-            raise ValueError(f"it stores {film.BitsStored} bits in {bits}")
         unused = bits - film.BitsStored
         stored = np.right_shift(np.left_shift(stored, unused), unused)
     return levels, stored.astype(np.int32)

@@ -23,7 +23,8 @@ LEAST_CORRELATION = 0.985
 SIDE = 64  # pixels of the pictures that are compared
 TILE = 512  # pictures against all others at a time
 PAIRS = 256  # pairs that are laid over each other at a time
-STEPS = 30  # of the search for the best overlay
+STEPS = 25  # of the search for the best overlay, in small and then in large
+WORTH_A_LOOK = 0.97  # correlation in small from which the large pictures are compared
 
 
 def group_exact(pixels: np.ndarray) -> np.ndarray:
@@ -94,54 +95,63 @@ def correlate(ones: Tensor, others: Tensor) -> np.ndarray:
     """Return the correlation of each pair of pictures as they lie: float [N]."""
     import torch
 
-    mask = torch.ones(1)
-    return _correlation(_shrink(ones), _shrink(others), mask).numpy().copy()
+    return _correlation(_shrink(ones, SIDE), _shrink(others, SIDE), torch.ones(1)).numpy().copy()
 
 
 def overlay(ones: Tensor, others: Tensor) -> np.ndarray:
     """Return the correlation of each pair where the second is laid over the first: float [N].
 
     Shift, turn and zoom of each pair are found by gradient ascent on the correlation over the
-    part that both show.
+    part that both show. Pairs that stay far apart in small are not looked at in large.
     """
+    import torch
+
+    moves = torch.zeros(len(ones), 5)  # turn, two zooms, two shifts
+    best, moves = _search(_shrink(ones, SIDE // 2), _shrink(others, SIDE // 2), moves)
+    close = best >= WORTH_A_LOOK
+    if close.any():
+        best[close], _ = _search(
+            _shrink(ones[close], SIDE), _shrink(others[close], SIDE), moves[close]
+        )
+    return best.clamp(max=1.0).where(close, best.clamp(max=WORTH_A_LOOK)).numpy()
+
+
+def _search(ones: Tensor, others: Tensor, moves: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the best correlation of each pair, and the moves that give it."""
     import torch
     from torch.nn.functional import affine_grid, grid_sample
 
-    ones, others = _shrink(ones), _shrink(others)
     shape = list(ones.shape)
     inside = torch.ones(shape)
-    # Turn, two zooms, two shifts; a pair each, all at once.
-    moves = torch.zeros(len(ones), 5, requires_grad=True)
+    best, found = torch.full((len(ones),), -1.0), moves.clone()
+    moves = moves.clone().requires_grad_()
     search = torch.optim.Adam([moves], lr=0.01)
-    best = torch.full((len(ones),), -1.0)
     with torch.enable_grad():
         for _ in range(STEPS):
             turn, zoom, shift = moves[:, 0], moves[:, 1:3] + 1, moves[:, 3:]
             cosine, sine = torch.cos(turn), torch.sin(turn)
-            matrix = torch.stack(
-                [
-                    torch.stack([zoom[:, 0] * cosine, -zoom[:, 1] * sine, shift[:, 0]], 1),
-                    torch.stack([zoom[:, 0] * sine, zoom[:, 1] * cosine, shift[:, 1]], 1),
-                ],
-                1,
-            )
-            grid = affine_grid(matrix, shape, align_corners=False)
+            rows = [
+                torch.stack([zoom[:, 0] * cosine, -zoom[:, 1] * sine, shift[:, 0]], 1),
+                torch.stack([zoom[:, 0] * sine, zoom[:, 1] * cosine, shift[:, 1]], 1),
+            ]
+            grid = affine_grid(torch.stack(rows, 1), shape, align_corners=False)
             moved = grid_sample(others, grid, align_corners=False)
             mask = (grid_sample(inside, grid.detach(), align_corners=False) > 0.99).float()
             correlation = _correlation(ones, moved, mask)
             # An overlay that leaves little in common proves nothing.
-            fair = (mask.mean((1, 2, 3)) > 0.8) & (correlation.detach() > best)
-            best = torch.where(fair, correlation.detach(), best)
+            better = (mask.mean((1, 2, 3)) > 0.8) & (correlation.detach() > best)
+            best = torch.where(better, correlation.detach(), best)
+            found = torch.where(better[:, None], moves.detach(), found)
             search.zero_grad()
             (-correlation.sum()).backward()
             search.step()
-    return best.numpy()
+    return best, found
 
 
-def _shrink(pixels: Tensor) -> Tensor:
+def _shrink(pixels: Tensor, side: int) -> Tensor:
     from torch.nn.functional import interpolate
 
-    return interpolate(pixels.float(), (SIDE, SIDE), mode="area")
+    return interpolate(pixels.float(), (side, side), mode="area")
 
 
 def _correlation(ones: Tensor, others: Tensor, mask: Tensor) -> Tensor:

@@ -104,6 +104,27 @@ def _download(repo_id: str, revision: str | None, what: str, flag: str) -> Path:
         ) from error
 
 
+def explain_data_error(error: BaseException, name: str, revision: str | None) -> str:
+    """Return the sentence for an error that the datasets library raised on opening a data set."""
+    from datasets.exceptions import DatasetNotFoundError
+
+    at = f" at revision {revision!r}" if revision else ""
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+    if isinstance(error, DatasetNotFoundError):
+        return (
+            f"The Hub has no data set {name}{at} for you; check --data_dir, or log in with "
+            f"`hf auth login` if it is private."
+        )
+    chain: BaseException | None = error
+    while chain is not None:
+        if isinstance(chain, ConnectionError) or is_connection_error(chain):
+            return f"{name} cannot be reached; check the network, or give --data_dir a folder."
+        chain = chain.__cause__ or chain.__context__
+    if isinstance(error, FileNotFoundError):
+        return f"{name}{at} is not there; check --data_dir."
+    return f"{name}{at} cannot be read as a data set of pictures ({reason})."
+
+
 def is_connection_error(error: BaseException | None) -> bool:
     """Return whether an error of huggingface_hub comes from a Hub out of reach."""
     import httpx2  # what this huggingface_hub speaks HTTP with

@@ -191,10 +191,21 @@ class _Table:
         self.patients: list[str] = []
         self.extras: dict[str, dict[int, str]] = {}
         self.strangers = 0  # pictures of patients that nothing names
+        self.first_stranger = ""
 
     def add(
-        self, path: str, file: str, label: int, patient: str, extra: dict[str, str] | None = None
+        self,
+        path: str,
+        file: str,
+        label: int,
+        patient: str | None,
+        extra: dict[str, str] | None = None,
     ) -> None:
+        """Add a picture; one whose patient is not known gets a patient of its own."""
+        if patient is None:
+            patient = f"{file}#{len(self.paths)}"
+            self.first_stranger = self.first_stranger or file
+            self.strangers += 1
         for name, value in (extra or {}).items():
             self.extras.setdefault(name, {})[len(self.paths)] = value
         self.paths.append(path)
@@ -211,7 +222,7 @@ class _Table:
         if self.strangers:
             reason = "neither a name nor metadata tells whose it is"
             listing.troubles.append(
-                Trouble("own_patient", self.files[0], reason, count=self.strangers)
+                Trouble("own_patient", self.first_stranger, reason, count=self.strangers)
             )
         paths = pa.array(self.paths, pa.string())
         empty = pa.nulls(len(paths), pa.binary())
@@ -419,9 +430,6 @@ def _add_file(
         listing.troubles.append(Trouble("metadata_other_label", file, reason))
     inside = path.relative_to(folder).as_posix()
     patient = row.pop("patient_id", None) or find_patient(inside, prefix)
-    if patient is None:
-        patient = prefix + inside
-        table.strangers += 1
     table.add(str(path), file, label, patient, row)
 
 
@@ -591,10 +599,12 @@ def _find_shards(where: str) -> dict[str, list[str]]:
     files = [one.removeprefix("file://") for one in files]
     kinds = {Path(one.partition("?")[0]).suffix.lower() for one in files}
     if len(kinds) != 1 or not kinds <= {".parquet", ".tar"}:
-        found = ", ".join(sorted(kinds)) or "nothing"
+        if not files:
+            raise UserError(f"There is no such file as {where}; check --data_dir.")
+        found = ", ".join(one or "no ending" for one in sorted(kinds))
         raise UserError(
             f"{where} must mean Parquet (.parquet) or WebDataset (.tar) files of one kind, "
-            f"but means {found}."
+            f"but has {found}."
         )
     parts: dict[str, list[str]] = {}
     for one in files:
@@ -696,9 +706,6 @@ def _list_rows(
             continue
         patient = next((row.pop(n) for n in ("patient_id", "patient") if row.get(n)), None)
         patient = str(patient) if patient is not None else find_patient(Path(told).name, prefix)
-        if patient is None:
-            patient = f"{prefix}{told}#{number}"
-            table.strangers += 1
         extra = {
             name: str(value)
             for name, value in row.items()
@@ -718,9 +725,11 @@ def _find_plain_label(label: object) -> int | None:
 
 def _file_names(data: Dataset, image: str) -> list[str]:
     """Return the file names that a table keeps beside its embedded pictures."""
+    import pyarrow.compute as pc
+
     names = []
     for batch in data.select_columns(image).with_format("arrow").iter(1000):
-        names += [Path(path or "").name for path in batch[image].field("path").to_pylist()]
+        names += [Path(one or "").name for one in pc.struct_field(batch[image], "path").to_pylist()]
     return names
 
 
@@ -737,8 +746,7 @@ def list_medmnist(where: str) -> Listing:
         part, table = PART_NAMES[split], _Table()
         for number, label in enumerate(_load_medmnist(where, split)[1]):
             file = f"{part}/{number:05}.png"
-            table.add(f"medmnist:{where}@@{split}#{number}", file, int(label), file)
-            table.strangers += 1
+            table.add(f"medmnist:{where}@@{split}#{number}", file, int(label), None)
         listing.parts[part] = table.finish(listing)
     return listing
 

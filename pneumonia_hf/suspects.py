@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 FOLDS = 5
 MOST_ROWS = 20_000  # that a fold's model is fitted on, so that memory does not grow with the data
-COMPONENTS = 128  # kept of the features
+COMPONENTS = 128  # kept of the features at most, and one for every ten pictures
 PIXELS = "pixels"  # the features that need no network
 RESAMPLES = 200
 
@@ -107,7 +107,9 @@ def compute_features(pictures: XrayPixels, config: FeatureConfig | None) -> tupl
     # The components come from a sample, so that no features of all pictures are kept.
     sample = np.sort(np.random.default_rng(0).permutation(count)[:2000])
     some = _in_batches(pictures, sample, extract)
-    reduction = PCA(min(COMPONENTS, *some.shape), random_state=0).fit(some)
+    # As many components as pictures would be nothing but noise.
+    components = min(COMPONENTS, max(2, count // 10), *some.shape)
+    reduction = PCA(components, random_state=0).fit(some)
     if count == len(sample):
         return reduction.transform(some).astype(np.float16), name
     reduced = _in_batches(
@@ -178,7 +180,11 @@ def measure_shortcuts(xrays: Xrays, extras: Sequence[str]) -> dict[str, dict[str
             labels,
             groups,
             lambda: HistGradientBoostingClassifier(
-                max_iter=40, max_leaf_nodes=8, early_stopping=False, random_state=0
+                max_iter=40,
+                max_leaf_nodes=8,
+                min_samples_leaf=int(np.clip(len(rows) // 40, 2, 20)),
+                early_stopping=False,
+                random_state=0,
             ),
         )
         areas[name] = _area_over_patients(labels, probabilities, groups)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import stat
+import struct
 import sys
 import warnings
 from pathlib import Path
@@ -46,6 +47,8 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 _ORIENTATION = 0x0112  # the EXIF tag
+_TAG_BYTES = {3: 2, 4: 4, 5: 8, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
+_MAX_SCANS = 100  # of a progressive JPEG; cameras write ten
 _DEEP_GREY = {"I;16", "I;16L", "I;16B", "I;16N"}
 # Pillow keeps the high byte of each 16-bit colour. Unpacked with the bytes in the other order,
 # the same file gives the low ones. (Compressed TIFF comes in the machine's own order, 16N.)
@@ -145,17 +148,17 @@ def _read_image(name: str, stream: BinaryIO) -> Image.Image:
         with warnings.catch_warnings():
             # Pillow warns of large pictures and of odd EXIF blocks; the bound below is ours.
             warnings.simplefilter("ignore")
+            frames = _count_directories(stream)
             image = Image.open(stream, formats=FORMATS)
             mode, form = image.mode, image.format
             check_size(name, image.size, MAX_PIXELS)
-            _check_cost(name, image)
-            frames = _count_frames(image)
+            _check_cost(name, image, stream)
+            frames = frames or getattr(image, "n_frames", 1)
             if frames > 1:
                 raise XrayError(f"{name} holds {frames} frames; give one picture a file.")
-            raw = _get_raw_mode(image)  # before getexif, which loads a PNG
-            # Before loading: Pillow turns TIFFs itself, and then forgets the tag.
-            turned = None if form == "TIFF" else _UPRIGHT.get(image.getexif().get(_ORIENTATION))
+            raw = _get_raw_mode(image)
             image.load()
+            turned = _UPRIGHT.get(_find_orientation(image))
             grey, coloured = _grey(image)
             if raw in _OTHER_BYTE:
                 del image  # two of 64 megapixels would not fit
@@ -258,22 +261,46 @@ def _grey_deep_alpha(stream: BinaryIO) -> np.ndarray:
     return _scale_deep(levels)
 
 
-def _count_frames(image: Image.Image) -> int:
-    if image.format != "TIFF":
-        return getattr(image, "n_frames", 1)
-    frames = 1
-    # Not n_frames: it follows every directory, and a forged file can hold a million.
-    try:
-        while frames < 100:
-            image.seek(frames)
-            frames += 1
-    except EOFError:
-        image.seek(0)
-    return frames
+def _count_directories(stream: BinaryIO) -> int | None:
+    """Return how many pictures a TIFF holds, up to 100; None where the stream is none.
+
+    Pillow reads all that a directory's tags point to, and they can all point to the same bytes:
+    of 300 kB it makes gigabytes. Honest tags do not overlap.
+    """
+    start = stream.read(16)
+    size = stream.seek(0, os.SEEK_END)
+    count, order = 0, {b"II": "<", b"MM": ">"}.get(start[:2])
+    version = struct.unpack_from(f"{order}H", start, 2)[0] if order and len(start) == 16 else None
+    if version in (42, 43):
+        head, entry, link = ("H", "HHI4x", "I") if version == 42 else ("Q", "HHQ8x", "Q")
+        place = struct.unpack_from(order + link, start, 4 if version == 42 else 8)[0]
+        while 0 < place < size and count < 100:
+            stream.seek(place)
+            entries = struct.unpack(order + head, stream.read(struct.calcsize(order + head)))[0]
+            body = stream.read(min(entries, 65536) * struct.calcsize(order + entry))
+            tags = struct.iter_unpack(order + entry, body)
+            if sum(_TAG_BYTES.get(kind, 1) * number for _, kind, number in tags) > 2 * size:
+                raise ValueError("its tags are longer than itself")
+            ending = stream.read(struct.calcsize(order + link))
+            place = struct.unpack(order + link, ending)[0] if len(ending) > 2 else 0
+            count += 1
+    stream.seek(0)
+    return count or None
 
 
-def _check_cost(name: str, image: Image.Image) -> None:
-    """Refuse what takes more memory to decode than its pixels alone."""
+def _find_orientation(image: Image.Image) -> int | None:
+    if image.format == "TIFF":
+        return None  # Pillow has turned it while loading
+    block = image.info.get("exif") or b""
+    if not block and "Raw profile type exif" in image.info:
+        block = bytes.fromhex("".join(image.info["Raw profile type exif"].split("\n")[3:]))
+    if block:
+        _count_directories(io.BytesIO(block.removeprefix(b"Exif\0\0")))
+    return image.getexif().get(_ORIENTATION)
+
+
+def _check_cost(name: str, image: Image.Image, stream: BinaryIO) -> None:
+    """Refuse what takes more memory or time to decode than its pixels alone."""
     pixels = image.size[0] * image.size[1]
     cost = len(image.getbands()) if image.mode in {"1", "L", "P"} else 4
     if image.mode in _DEEP_GREY:
@@ -284,6 +311,11 @@ def _check_cost(name: str, image: Image.Image) -> None:
         cost += 3 if image.mode == "RGBA" else 2  # see _grey_deep_colours
     if image.info.get("progressive"):
         cost += 2 * len(image.getbands())  # every coefficient waits for the last scan
+        place = stream.tell()
+        stream.seek(0)
+        if stream.read().count(b"\xff\xda") > _MAX_SCANS:
+            raise XrayError(f"{name} is a JPEG of more than {_MAX_SCANS} scans.")
+        stream.seek(place)
     if pixels * cost > MAX_DECODED_BYTES:
         most = MAX_DECODED_BYTES / cost / 1e6
         raise XrayError(

@@ -13,6 +13,7 @@ import io
 import json
 import pickle
 import random
+import re
 import selectors
 import struct
 import subprocess
@@ -124,6 +125,16 @@ def encode_dicoms(step: int) -> dict[str, bytes]:
     film = pydicom.dcmread(io.BytesIO(seeds["dicom"]))
     film.compress(RLELossless, encoding_plugin="pydicom")
     seeds["dicom rle"] = write_dicom(film)
+    if step > 1:
+        names = {
+            "palette": "OBXXXX1A",
+            "ybr": "SC_ybr_full_uncompressed",
+            "rgb": "color-pl",
+            "jpeg 2000 rgb": "US1_J2KR",
+            "voi lut": "vlut_04",
+            "modality lut": "mlut_18",
+        }
+        seeds |= {f"dicom {kind}": find_dicom(f"{name}.dcm") for kind, name in names.items()}
     return seeds
 
 
@@ -361,7 +372,7 @@ DAMAGES: dict[str, Callable[[random.Random, bytearray, list[bytes]], bytes]] = {
 def damage_film(seeds: tuple[dict, dict], seed: int, number: int) -> tuple[str, str, bytes]:
     """Return the kind, the damages, and the bytes of damaged film `number`."""
     draw = random.Random(f"{seed}-{number}")
-    pool = seeds[draw.random() < FULL_SIZE_SHARE]
+    pool = seeds[draw.random() < FULL_SIZE_SHARE] or seeds[0]
     kind = draw.choice(sorted(pool))
     others = [seeds[0][name] for name in sorted(seeds[0])]
     data, done = bytearray(pool[kind]), []
@@ -446,12 +457,20 @@ def measure_memory(reset: bool = False) -> float:
 
 
 def fuzz(
-    count: int, seed: int, first: int = 0, xrays: Path | None = None, keep: Path | None = None
+    count: int,
+    seed: int,
+    first: int = 0,
+    xrays: Path | None = None,
+    keep: Path | None = None,
+    only: str = "",
 ) -> dict[str, Tally]:
-    """Return what came of `count` damaged films, by kind."""
+    """Return what came of `count` damaged films, by kind; `only` of kinds that match a pattern."""
     tallies: dict[str, Tally] = {}
     with tempfile.TemporaryDirectory() as folder:
-        seeds = collect_seeds(xrays)
+        seeds = tuple(
+            {kind: data for kind, data in pool.items() if re.search(only, kind)}
+            for pool in collect_seeds(xrays)
+        )
         pickled = Path(folder) / "seeds"
         pickled.write_bytes(pickle.dumps(seeds))
         number, last = first, first + count
@@ -501,7 +520,7 @@ def follow(child: subprocess.Popen, tallies: dict[str, Tally], number: int, last
 def read_lines(child: subprocess.Popen):
     """Yield the lines of a child's output until it ends or says nothing for too long."""
     rest = b""
-    with selectors.DefaultSelector() as selector:
+    with child.stdout, selectors.DefaultSelector() as selector:
         selector.register(child.stdout, selectors.EVENT_READ)
         while selector.select(SILENT_SECONDS):
             chunk = child.stdout.read1(65536)
@@ -535,12 +554,15 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--xrays", type=Path, default=ROOT.parent / "shared" / "xrays")
     parser.add_argument("--keep", type=Path, help="where films that broke something are written")
+    parser.add_argument("--only", default="", help="a pattern of the kinds to damage")
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
         work(options.worker, options.seed, options.first, options.first + options.count)
         return 0
-    tallies = fuzz(options.count, options.seed, options.first, options.xrays, options.keep)
+    tallies = fuzz(
+        options.count, options.seed, options.first, options.xrays, options.keep, options.only
+    )
     for kind, tally in sorted(tallies.items()):
         print(
             f"{kind:28} {Counter(pictures=tally.pictures, refusals=tally.refusals)!s:50} "

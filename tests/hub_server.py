@@ -1,4 +1,4 @@
-"""A small Hub on loopback: what huggingface_hub asks for a model's push and pull, in memory.
+"""A small Hub on loopback: what huggingface_hub asks for a push and a pull, in memory.
 
 It keeps commits, private repositories, one token a user, LFS and regular files, and answers
 errors with the headers that the client goes by.
@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 
 @dataclass
@@ -80,7 +80,7 @@ class _Handler(BaseHTTPRequestHandler):
     do_HEAD = do_POST = do_PUT = do_GET
 
     def _serve(self) -> None:
-        self.path = urlsplit(self.path).path
+        self.path, self.query = urlsplit(self.path).path, urlsplit(self.path).query
         self.body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         self.hub.requests.append(f"{self.command} {self.path}")
         if self.hub.broken:
@@ -91,7 +91,8 @@ class _Handler(BaseHTTPRequestHandler):
         for method, pattern, answer in ROUTES:
             match = re.fullmatch(pattern, self.path)
             if match and self.command in method.split("|"):
-                return answer(self, **match.groupdict())
+                named = {k: unquote(v) for k, v in match.groupdict().items() if v is not None}
+                return answer(self, **named)
         return self._answer(404, {"error": f"no route for {self.command} {self.path}"})
 
     def _answer(self, status: int, content: object = b"", **headers: str) -> None:
@@ -220,20 +221,31 @@ class _Handler(BaseHTTPRequestHandler):
                 },
             )
 
-    def tree(self, repo: str, revision: str) -> None:
+    def tree(self, repo: str, revision: str, folder: str = "") -> None:
         if found := self._revision(repo, revision):
-            self._answer(
-                200,
-                [
-                    {
-                        "type": "file",
-                        "path": path,
-                        "size": len(data),
-                        "oid": hashlib.sha1(data).hexdigest(),
-                    }
-                    for path, data in found[1].items()
-                ],
-            )
+            inside = f"{folder}/" if folder else ""
+            entries = {}
+            for path, data in found[1].items():
+                rest = path.removeprefix(inside)
+                if not path.startswith(inside):
+                    continue
+                if "/" in rest and "recursive=true" not in self.query.lower():
+                    name = inside + rest.split("/")[0]
+                    entries[name] = {"type": "directory", "path": name, "size": 0, "oid": "0" * 40}
+                else:
+                    entries[path] = _describe(path, data)
+            if entries or not folder:
+                return self._answer(200, list(entries.values()))
+            self._answer(404, {"error": "no such folder"}, X_Error_Code="EntryNotFound")
+
+    def paths_info(self, repo: str, revision: str) -> None:
+        if found := self._revision(repo, revision):
+            asked = parse_qs(self.body.decode()).get("paths") or json.loads(self.body)["paths"]
+            known = {path: _describe(path, data) for path, data in found[1].items()}
+            for path in asked:
+                if any(one.startswith(f"{path}/") for one in found[1]):
+                    known[path] = {"type": "directory", "path": path, "size": 0, "oid": "0" * 40}
+            self._answer(200, [known[path] for path in asked if path in known])
 
     def resolve(self, repo: str, revision: str, path: str) -> None:
         found = self._revision(repo, revision)
@@ -259,18 +271,40 @@ class _Handler(BaseHTTPRequestHandler):
         )
 
 
-_REPO = r"(?P<repo>[^/]+/[^/]+)"
+def _describe(path: str, data: bytes) -> dict:
+    return {
+        "type": "file",
+        "path": path,
+        "size": len(data),
+        "oid": hashlib.sha1(data).hexdigest(),
+    }
+
+
+_REPO = r"(?P<repo>(?!datasets/)[^/]+/[^/]+)"
 ROUTES = [
     ("POST", "/api/repos/create", _Handler.create),
     ("POST", "/api/validate-yaml", _Handler.validate_yaml),
-    ("POST", f"/api/models/{_REPO}/preupload/(?P<revision>[^/]+)", _Handler.preupload),
+    ("POST", f"/api/(?:models|datasets)/{_REPO}/preupload/(?P<revision>[^/]+)", _Handler.preupload),
     ("POST", f"/{_REPO}\\.git/info/lfs/objects/batch", _Handler.lfs_batch),
     ("PUT", "/lfs/(?P<oid>[0-9a-f]+)", _Handler.lfs_put),
     ("GET", "/lfs/(?P<oid>[0-9a-f]+)", _Handler.lfs_get),
     ("POST", "/lfs-verify/(?P<oid>[0-9a-f]+)", _Handler.lfs_verify),
-    ("POST", f"/api/models/{_REPO}/commit/(?P<revision>[^/]+)", _Handler.commit),
-    ("GET", f"/api/models/{_REPO}", _Handler.info),
-    ("GET", f"/api/models/{_REPO}/revision/(?P<revision>[^/]+)", _Handler.info),
-    ("GET", f"/api/models/{_REPO}/tree/(?P<revision>[^/]+)", _Handler.tree),
-    ("GET|HEAD", f"/{_REPO}/resolve/(?P<revision>[^/]+)/(?P<path>.+)", _Handler.resolve),
+    ("POST", f"/api/(?:models|datasets)/{_REPO}/commit/(?P<revision>[^/]+)", _Handler.commit),
+    ("GET", f"/api/(?:models|datasets)/{_REPO}", _Handler.info),
+    ("GET", f"/api/(?:models|datasets)/{_REPO}/revision/(?P<revision>[^/]+)", _Handler.info),
+    (
+        "GET",
+        f"/api/(?:models|datasets)/{_REPO}/tree/(?P<revision>[^/]+)(?:/(?P<folder>.+))?",
+        _Handler.tree,
+    ),
+    (
+        "POST",
+        f"/api/(?:models|datasets)/{_REPO}/paths-info/(?P<revision>[^/]+)",
+        _Handler.paths_info,
+    ),
+    (
+        "GET|HEAD",
+        f"/(?:datasets/)?{_REPO}/resolve/(?P<revision>[^/]+)/(?P<path>.+)",
+        _Handler.resolve,
+    ),
 ]

@@ -404,7 +404,8 @@ def test_the_preview_leaves_the_random_numbers_of_others_alone(pixels):
 
 def test_the_script_writes_a_sheet_and_replaces_none_unasked(xray_folder, tmp_path):
     sheet, recipe = tmp_path / "new" / "sheet.png", tmp_path / "recipe.yaml"
-    recipe.write_text("augment_noise: 2\nseed: 5\n")
+    # As a recipe for training has it, with keys that are nothing to the sheet.
+    recipe.write_text("augment_noise: 2\nseed: 5\nbackbone: vit-base\nnum_train_epochs: 6\n")
     flags = ["--data_dir", xray_folder, "--output", sheet, "--image_size", 32]
     flags += [
         part

@@ -306,6 +306,12 @@ def test_8_bit_and_palette_and_colour_dicoms_become_grey():
         assert picture.info["coloured"] is False
 
 
+def test_palette_of_32_bits_is_refused():
+    wide = {"BitsAllocated": 32, "PhotometricInterpretation": "PALETTE COLOR"}
+    with pytest.raises(XrayError, match="its palette is of a kind that is not read"):
+        read_xray(make_dicom(RAMP, PixelData=RAMP.astype("<u4").tobytes(), **wide))
+
+
 def test_real_film_has_dark_lungs_and_white_bones_and_is_not_washed_out():
     film = np.asarray(read_xray(find_dicom("RG1_UNCR.dcm")))
     assert film.shape == (1955, 1841)
@@ -436,6 +442,34 @@ def test_picture_with_the_ending_of_a_dicom_is_read(tmp_path):
     assert np.array_equal(read_xray(tmp_path / "scan.dcm"), GREY)
 
 
+def test_sequences_of_a_million_empty_items_are_not_read():
+    sequence = b"\x28\0\x10\x30SQ\0\0" + b"\xff" * 4 + b"\xfe\xff\0\xe0\0\0\0\0" * 10**6
+    data = make_dicom(RAMP)
+    start = data.index(b"\xe0\x7f\x10\0")
+    with pytest.raises(XrayError, match="more elements than any film"):
+        read_xray(data[:start] + sequence + data[start:])
+
+
+def test_tags_that_all_point_to_the_same_bytes_are_not_read():
+    tags = {256: 10, 257: 10, 258: 8, 259: 1, 262: 1, 273: 8, 277: 1, 278: 10, 279: 100}
+    entries = [struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items()]
+    entries += [struct.pack("<HHII", 30000 + i, 7, 10**5, 8) for i in range(3000)]
+    directory = struct.pack("<H", len(entries)) + b"".join(entries) + bytes(4)
+    tiff = b"II*\0" + struct.pack("<I", 8 + 10**5) + bytes(10**5) + directory
+    exif = b"Exif\0\0" + tiff
+    for data in (tiff, encode(GREY, "PNG", exif=exif), encode(GREY, "WEBP", exif=exif)):
+        with pytest.raises(XrayError, match="tags are longer than itself"):
+            read_xray(data)
+
+
+def test_progressive_jpeg_of_a_thousand_scans_is_refused():
+    data = encode(GREY, "JPEG", progressive=True)
+    last = data[data.rindex(b"\xff\xda") : -2]
+    assert read_xray(data).size == GREY.size
+    with pytest.raises(XrayError, match="more than 100 scans"):
+        read_xray(data[:-2] + last * 1000 + b"\xff\xd9")
+
+
 def test_frames_of_a_dicom_are_refused():
     with pytest.raises(XrayError, match="7 frames"):
         read_xray(make_dicom(RAMP, NumberOfFrames=7))
@@ -453,12 +487,15 @@ def test_bound_on_pixels_holds_for_dicom_before_decoding(monkeypatch):
 def test_deflated_and_run_length_bombs_are_not_unpacked():
     from pydicom.encaps import encapsulate
 
-    head, _ = make_dicom(RAMP).split(b"\x28\0\x02\0US")
-    deflated = head.replace(b"1.2.840.10008.1.2.1\0", b"1.2.840.10008.1.2.1.99")
+    head = make_dicom(RAMP).replace(
+        b"UI\x14\x001.2.840.10008.1.2.1\0", b"UI\x16\x001.2.840.10008.1.2.1.99"
+    )
+    length = struct.unpack_from("<I", head, 140)[0] + 2
     packer = zlib.compressobj(wbits=-15)
     bomb = b"".join(packer.compress(bytes(10**7)) for _ in range(25)) + packer.flush()
-    with pytest.raises(XrayError):
-        read_xray(deflated[:-300] + bomb)
+    data = head[:140] + struct.pack("<I", length) + head[144 : 144 + length] + bomb
+    with pytest.raises(XrayError, match="unpacks to more than 150 MB"):
+        read_xray(data)
     frame = struct.pack("<16L", 2, 64, 64, *[0] * 13) + b"\x81\x07" * 50_000
     runs = rename_syntax(make_dicom(RAMP), "1.2.840.10008.1.2.1")
     import pydicom

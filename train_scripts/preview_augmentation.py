@@ -19,7 +19,7 @@ from pneumonia_hf.errors import UserError
 class PreviewArguments:
     """Which pictures, and where the sheet goes."""
 
-    data_dir: str = field(metadata={"help": "Folder of X-rays, as for training."})
+    data_dir: list[str] = field(metadata={"help": "Sources of X-rays, as for training."})
     output: str = field(metadata={"help": "PNG file to write."})
     image_size: int = field(default=224, metadata={"help": "Side of the model's input."})
     seed: int = field(default=13, metadata={"help": "Seed of the pictures and the changes."})
@@ -40,11 +40,16 @@ class PreviewArguments:
 def main() -> None:
     """Read recipe and flags, draw the sheet, and say where it is."""
     from pneumonia_hf.augment import AugmentConfig, draw_preview
-    from pneumonia_hf.data import LABELS, load_parts
+    from pneumonia_hf.backbones import ModelConfig
+    from pneumonia_hf.data import LABELS, DataConfig, load_parts
     from pneumonia_hf.preprocess import make_processor, resize
+    from pneumonia_hf.sources import open_pictures
+    from pneumonia_hf.training import XrayTrainingArguments
     from pneumonia_hf.xray import read_xray
 
-    options, config = parse_recipe([PreviewArguments, AugmentConfig])
+    options, config = parse_recipe(
+        [PreviewArguments, AugmentConfig], others=[DataConfig, ModelConfig, XrayTrainingArguments]
+    )
     parts = load_parts(options.data_dir)
     part = parts.get("train") or next(iter(parts.values()))
     labels = part["label"][:]
@@ -54,7 +59,7 @@ def main() -> None:
         for _ in range(2)
         for number in range(len(LABELS))
     ]
-    pictures = [read_xray(part[row]["image"]["path"]) for row in rows]
+    pictures = [read_xray(picture) for _, picture in open_pictures(part.select(rows))]
     processor = make_processor(options.image_size, (0.5,) * 3, (0.5,) * 3)
     figure = draw_preview(resize(pictures, processor), config, seed=options.seed)
     Path(options.output).parent.mkdir(parents=True, exist_ok=True)
