@@ -6,17 +6,20 @@ DATA ?= data
 OUTPUT ?= runs/latest
 # More flags for training, such as: make train ARGS="--weights path/to/weights --max_steps 20"
 ARGS ?=
+PREVIEW ?= augmentation.png
 
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check train lock clean
+.PHONY: help demo test check train audit augment-preview lock clean
 
 help:  ## Say what there is
 	@echo "make demo    serve the app on http://127.0.0.1:$(PORT)"
 	@echo "make train   DATA=folder OUTPUT=runs/name CONFIG=recipe.yaml ARGS=\"more flags\""
+	@echo "make audit   DATA=folder OUTPUT=eval_reports/audit-name ARGS=\"more flags\""
+	@echo "make augment-preview  DATA=folder CONFIG=recipe.yaml PREVIEW=sheet.png"
 	@echo "make test    run the tests"
 	@echo "make check   ruff: style and formatting"
 	@echo "make lock    write constraints.txt anew from what is installed"
@@ -30,6 +33,14 @@ train: $(VENV)/run-installed  ## Fine-tune a model
 	@echo "Training with $(CONFIG) on $(DATA) into $(OUTPUT)"
 	@$(BIN)/python train_scripts/train.py --config $(CONFIG) --data_dir $(DATA) \
 		--output_dir $(OUTPUT) $(ARGS)
+
+audit: $(VENV)/run-installed  ## Say what is wrong with a data set
+	@echo "Auditing $(DATA)"
+	@$(BIN)/python train_scripts/audit_data.py --data_dir $(DATA) --output_dir $(OUTPUT) $(ARGS)
+
+augment-preview: $(VENV)/run-installed  ## Draw what a recipe's augmentation does
+	@$(BIN)/python train_scripts/preview_augmentation.py --config $(CONFIG) --data_dir $(DATA) \
+		--output $(PREVIEW) $(ARGS)
 
 test: $(VENV)/dev-installed  ## Run the tests
 	@echo "Running the tests"

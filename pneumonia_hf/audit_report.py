@@ -210,7 +210,7 @@ def draw_overview(findings: dict[str, Finding], xrays: Xrays) -> Figure:
         axes.set_ylabel("share of the class")
         axes.legend()
     areas = findings["shortcuts"].more.get("auroc", {}) if "shortcuts" in findings else {}
-    for place, (name, one) in enumerate(reversed(areas.items())):
+    for place, one in enumerate(reversed(areas.values())):
         shortcuts.plot([one["low"], one["high"]], [place, place], color=COLOURS[0])
         shortcuts.plot(one["auroc"], place, "o", color=COLOURS[0])
     shortcuts.set_yticks(range(len(areas)), list(reversed(areas)))

@@ -32,7 +32,7 @@ import numpy as np
 from pneumonia_hf.data import LABELS, tell_troubles, troubles_of
 from pneumonia_hf.errors import UserError, XrayError
 from pneumonia_hf.preprocess import resize
-from pneumonia_hf.sources import Trouble, column, open_pictures
+from pneumonia_hf.sources import Trouble, column, open_pictures, take
 from pneumonia_hf.xray import read_xray
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ logger = logging.getLogger(__name__)
 
 CACHE_VARIABLE = "PNEUMONIA_HF_CACHE"  # names the folder of the stores
 CHUNK = 64  # pictures decoded and written at a time
-MAPPED = 64 << 20  # bytes read through the map before its pages are given back
+MAPPED = 16 << 20  # bytes read through the map before its pages are given back
 SEGMENTS = 8  # of each side of the border
 BORDER = 0.04  # width of the border strips, as a share of the side
 
@@ -290,7 +290,7 @@ def read_parts(
     tell_troubles(unreadable, strict)
     kept = DatasetDict(
         {
-            name: part.select(decoded[name].kept) if decoded[name].troubles else part
+            name: take(part, decoded[name].kept) if decoded[name].troubles else part
             for name, part in data.items()
         }
     )

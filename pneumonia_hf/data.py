@@ -21,6 +21,8 @@ from pneumonia_hf.sources import (
     column,
     list_source,
     parse_source,
+    take,
+    to_dataset,
 )
 
 if TYPE_CHECKING:
@@ -190,7 +192,7 @@ def split_by_patient(data: Dataset, fraction: float, seed: int) -> tuple[Dataset
     for rows in (kept, cut):
         if len(np.unique(labels[rows])) < len(present):
             raise UserError("Too few patients to give both classes to every part; add pictures.")
-    return data.select(np.sort(kept)), data.select(np.sort(cut))
+    return take(data, np.sort(kept)), take(data, np.sort(cut))
 
 
 def _number_patients(data: Dataset) -> np.ndarray:
@@ -237,7 +239,7 @@ def _mark(data: Dataset, source: Source, several: bool) -> Dataset:
     """Say in every row where it is from; among several sources, in patients and files too."""
     import pyarrow as pa
     import pyarrow.compute as pc
-    from datasets import Dataset, DatasetInfo, Value
+    from datasets import Value
 
     table, features = data.data.table, data.features.copy()
     if several:
@@ -247,7 +249,7 @@ def _mark(data: Dataset, source: Source, several: bool) -> Dataset:
     names = pa.DictionaryArray.from_arrays(pa.array(np.zeros(len(data), np.int8)), [source.name])
     table = table.append_column("source", names.cast(pa.string()))
     features["source"] = Value("string")
-    return Dataset(table.replace_schema_metadata(None), info=DatasetInfo(features=features))
+    return to_dataset(table.replace_schema_metadata(None), features)
 
 
 def _find_both_labels(parts: dict[str, Dataset]) -> list[Trouble]:

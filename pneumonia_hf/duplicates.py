@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
@@ -21,8 +20,9 @@ MOST_BITS = 60
 # the overlay, all of those copies 0.986 and more.
 LEAST_CORRELATION = 0.985
 SIDE = 64  # pixels of the pictures that are compared
-TILE = 512  # pictures against all others at a time
-PAIRS = 256  # pairs that are laid over each other at a time
+TILE = 256  # pictures against all others at a time
+PAIRS = 64  # pairs that are laid over each other at a time
+OVERLAYS = 1.0  # for each picture at most; among 5,216 films there were 0.14
 STEPS = 25  # of the search for the best overlay, in small and then in large
 WORTH_A_LOOK = 0.97  # correlation in small from which the large pictures are compared
 
@@ -43,52 +43,59 @@ def group_exact(pixels: np.ndarray) -> np.ndarray:
 def group_near(part: XrayPixels, exact: np.ndarray) -> np.ndarray:
     """Return a group number for each picture; the same film has the same: int64 [N].
 
-    Pairs of similar perceptual hashes are confirmed by the correlation of their pixels, after one
-    was laid over the other by a small shift, turn and zoom. The search looks at all pairs, at a
-    few nanoseconds each.
+    Pairs of similar perceptual hashes are confirmed by the correlation of their pixels, if need
+    be after one was laid over the other by a small shift, turn and zoom. All pairs of hashes are
+    compared, at a few nanoseconds each; the most alike come first, and overlays end when there
+    were OVERLAYS for each picture.
 
     Args:
         part: the pictures.
         exact: their groups by `group_exact`, one of each is compared.
     """
     _, firsts, members = np.unique(exact, return_index=True, return_inverse=True)
-    hashes = part.facts("phash")[firsts]
-    parents = np.arange(len(firsts))
+    films = _Groups(len(firsts))
+    ones, others = _similar_pairs(part.facts("phash")[firsts])
+    overlays = int(OVERLAYS * len(firsts))
+    for start in range(0, len(ones), PAIRS):
+        a, b = films.apart(ones[start : start + PAIRS], others[start : start + PAIRS])
+        if not len(a):
+            continue
+        pictures = part.pixels(firsts[a]), part.pixels(firsts[b])
+        correlations = correlate(*pictures)
+        films.join(a, b, correlations >= LEAST_CORRELATION)
+        doubtful = np.flatnonzero(correlations < LEAST_CORRELATION)[:overlays]
+        if len(doubtful):
+            overlays -= len(doubtful)
+            found = overlay(*(one[doubtful] for one in pictures))
+            films.join(a[doubtful], b[doubtful], found >= LEAST_CORRELATION)
+    return films.numbers()[members.ravel()]
 
-    def root(one: int) -> int:
+
+class _Groups:
+    """Things that are joined two by two, and the groups that come of it."""
+
+    def __init__(self, count: int) -> None:
+        self.parents = list(range(count))
+
+    def root(self, one: int) -> int:
+        parents = self.parents
         while parents[one] != one:
             parents[one] = parents[parents[one]]
             one = parents[one]
         return one
 
-    for ones, others in _similar_pairs(hashes):
-        # Pairs that other pairs have joined already need no look at their pixels.
-        apart = [root(a) != root(b) for a, b in zip(ones, others, strict=True)]
-        ones, others = ones[apart], others[apart]
-        for start in range(0, len(ones), PAIRS):
-            a, b = ones[start : start + PAIRS], others[start : start + PAIRS]
-            open_pairs = np.array([root(x) != root(y) for x, y in zip(a, b, strict=True)])
-            a, b = a[open_pairs], b[open_pairs]
-            if not len(a):
-                continue
-            same = confirm(part.pixels(firsts[a]), part.pixels(firsts[b]))
-            for x, y in zip(a[same], b[same], strict=True):
-                parents[root(x)] = root(y)
-    roots = np.array([root(one) for one in range(len(firsts))], dtype=np.int64)
-    return roots[members.ravel()]
+    def apart(self, ones: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the pairs that are not in one group yet."""
+        pairs = zip(ones.tolist(), others.tolist(), strict=True)
+        apart = np.array([self.root(a) != self.root(b) for a, b in pairs], dtype=bool)
+        return ones[apart], others[apart]
 
+    def join(self, ones: np.ndarray, others: np.ndarray, which: np.ndarray) -> None:
+        for a, b in zip(ones[which].tolist(), others[which].tolist(), strict=True):
+            self.parents[self.root(a)] = self.root(b)
 
-def confirm(ones: Tensor, others: Tensor) -> np.ndarray:
-    """Return whether each pair of pictures shows the same film: bool [N].
-
-    Args:
-        ones, others: uint8 [N, 1, H, W].
-    """
-    correlations = correlate(ones, others)
-    doubtful = np.flatnonzero(correlations < LEAST_CORRELATION)
-    if len(doubtful):
-        correlations[doubtful] = overlay(ones[doubtful], others[doubtful])
-    return correlations >= LEAST_CORRELATION
+    def numbers(self) -> np.ndarray:
+        return np.array([self.root(one) for one in range(len(self.parents))], dtype=np.int64)
 
 
 def correlate(ones: Tensor, others: Tensor) -> np.ndarray:
@@ -164,10 +171,10 @@ def _correlation(ones: Tensor, others: Tensor, mask: Tensor) -> Tensor:
     return (ones * others).sum((1, 2, 3)) / spread
 
 
-def _similar_pairs(hashes: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield the numbers of pairs, the first below the second, whose hashes differ little."""
+def _similar_pairs(hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the numbers of pairs whose hashes differ little, the most alike first: int64 [P]."""
 
-    def compare(start: int) -> tuple[np.ndarray, np.ndarray]:
+    def compare(start: int) -> list[np.ndarray]:
         tile = hashes[start : start + TILE]
         found = []
         for from_ in range(start, len(hashes), 8 * TILE):
@@ -176,11 +183,17 @@ def _similar_pairs(hashes: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]
             for word in range(hashes.shape[1]):
                 bits += np.bitwise_count(tile[:, word][:, None] ^ others[:, word][None])
             rows, columns = np.nonzero(bits <= MOST_BITS)
-            rows, columns = rows + start, columns + from_
-            found.append((rows[rows < columns], columns[rows < columns]))
-        return tuple(np.concatenate(one) for one in zip(*found, strict=True))
+            above = rows + start < columns + from_
+            rows, columns = rows[above], columns[above]
+            found.append(np.stack([rows + start, columns + from_, bits[rows, columns]]))
+        return found
 
     with ThreadPoolExecutor() as pool:
-        starts = list(range(0, len(hashes), TILE))
-        for few in range(0, len(starts), 16):  # so that what is found does not pile up
-            yield from pool.map(compare, starts[few : few + 16])
+        found = [
+            one for several in pool.map(compare, range(0, len(hashes), TILE)) for one in several
+        ]
+    if not found:
+        return np.zeros(0, np.int64), np.zeros(0, np.int64)
+    ones, others, bits = np.concatenate([one.astype(np.int32) for one in found], axis=1)
+    order = np.lexsort((others, ones, bits))
+    return ones[order].astype(np.int64), others[order].astype(np.int64)

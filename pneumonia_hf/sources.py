@@ -18,11 +18,14 @@ from functools import lru_cache
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 from pneumonia_hf.errors import UserError, XrayError
 from pneumonia_hf.xray import is_picture_file
 
 if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
     from datasets import Dataset, Features, IterableDataset
 
 LABELS = ("NORMAL", "PNEUMONIA")  # a label's place is its class number
@@ -161,8 +164,27 @@ def column(data: Dataset, name: str) -> Any:
     """Return a column of `data` as an Arrow array, without a Python object for every row."""
     import pyarrow as pa
 
-    table = data.select_columns(name).with_format("arrow")[:]
-    return pa.chunked_array(table[name]).combine_chunks()
+    chunks = data.select_columns(name).with_format("arrow")[:][name].chunks
+    return chunks[0] if len(chunks) == 1 else pa.concat_arrays(chunks)
+
+
+def take(data: Dataset, rows: np.ndarray) -> Dataset:
+    """Return some rows of `data` as a table of its own.
+
+    What `select` of the datasets library returns looks up each row when it is read, at almost a
+    kilobyte a row.
+    """
+    import pyarrow as pa
+
+    return to_dataset(data.with_format("arrow")[:].take(pa.array(rows, pa.int64())), data.features)
+
+
+def to_dataset(table: pa.Table, features: Features) -> Dataset:
+    """Return an Arrow table as a Dataset."""
+    from datasets import Dataset, DatasetInfo
+
+    # A fingerprint made from the contents would copy all of them.
+    return Dataset(table, info=DatasetInfo(features=features), fingerprint=uuid4().hex)
 
 
 def _batches(data: Dataset, name: str) -> Iterator[list]:
@@ -182,14 +204,15 @@ def _split_address(path: str) -> tuple[str, str, str]:
 
 
 class _Table:
-    """Rows as they are found, kept as columns: a hundred thousand of them take little memory."""
+    """Rows as they are found, made columns every few thousand: many of them take little memory."""
+
+    CHUNK = 5000
 
     def __init__(self) -> None:
-        self.paths: list[str] = []
-        self.files: list[str] = []
-        self.labels: list[int] = []
-        self.patients: list[str] = []
-        self.extras: dict[str, dict[int, str]] = {}
+        self.columns: dict[str, list] = {"path": [], "label": [], "patient": [], "file": []}
+        self.extras: list[dict[str, str]] = []
+        self.chunks: list[Any] = []
+        self.count = 0
         self.strangers = 0  # pictures of patients that nothing names
         self.first_stranger = ""
 
@@ -203,20 +226,35 @@ class _Table:
     ) -> None:
         """Add a picture; one whose patient is not known gets a patient of its own."""
         if patient is None:
-            patient = f"{file}#{len(self.paths)}"
+            # Rows of a data set may all have the same name.
+            patient = file if _split_address(path)[0] == "folder" else f"{file}#{self.count}"
             self.first_stranger = self.first_stranger or file
             self.strangers += 1
-        for name, value in (extra or {}).items():
-            self.extras.setdefault(name, {})[len(self.paths)] = value
-        self.paths.append(path)
-        self.files.append(file)
-        self.labels.append(label)
-        self.patients.append(patient)
+        for name, value in zip(self.columns, (path, label, patient, file), strict=True):
+            self.columns[name].append(value)
+        self.extras.append(extra or {})
+        self.count += 1
+        if len(self.extras) == self.CHUNK:
+            self._flush()
+
+    def _flush(self) -> None:
+        import pyarrow as pa
+
+        arrays = {
+            name: pa.array(values, pa.int64() if name == "label" else pa.string())
+            for name, values in self.columns.items()
+        }
+        for name in sorted({name for extra in self.extras for name in extra}):
+            key = f"{name}_" if name in OWN_COLUMNS else name
+            arrays[key] = pa.array([extra.get(name) for extra in self.extras], pa.string())
+        self.chunks.append(pa.table(arrays))
+        self.columns = {name: [] for name in self.columns}
+        self.extras = []
 
     def finish(self, listing: Listing) -> Dataset:
         """Return the rows as a table, and tell `listing` of patients without a name."""
         import pyarrow as pa
-        from datasets import ClassLabel, Dataset, DatasetInfo, Features, Value
+        from datasets import ClassLabel, Features, Value
         from datasets import Image as ImageFeature
 
         if self.strangers:
@@ -224,25 +262,17 @@ class _Table:
             listing.troubles.append(
                 Trouble("own_patient", self.first_stranger, reason, count=self.strangers)
             )
-        paths = pa.array(self.paths, pa.string())
-        empty = pa.nulls(len(paths), pa.binary())
-        columns = {
-            "image": pa.StructArray.from_arrays([empty, paths], ["bytes", "path"]),
-            "label": pa.array(self.labels, pa.int64()),
-            "patient": pa.array(self.patients, pa.string()),
-            "file": pa.array(self.files, pa.string()),
-        }
-        features = {
-            "image": ImageFeature(decode=False),
-            "label": ClassLabel(names=list(LABELS)),
-            "patient": Value("string"),
-            "file": Value("string"),
-        }
-        for name, values in sorted(self.extras.items()):
-            key = f"{name}_" if name in OWN_COLUMNS else name
-            columns[key] = pa.array([values.get(row) for row in range(len(paths))], pa.string())
-            features[key] = Value("string")
-        return Dataset(pa.table(columns), info=DatasetInfo(features=Features(features)))
+        self._flush()
+        table = pa.concat_tables(self.chunks, promote_options="default").combine_chunks()
+        self.chunks = []
+        paths = pa.concat_arrays(table["path"].chunks)
+        image = pa.StructArray.from_arrays(
+            [pa.nulls(len(paths), pa.binary()), paths], ["bytes", "path"]
+        )
+        table = table.set_column(0, "image", image)
+        features = {name: Value("string") for name in table.column_names}
+        features |= {"image": ImageFeature(decode=False), "label": ClassLabel(names=list(LABELS))}
+        return to_dataset(table, Features(features))
 
 
 def find_label(value: object, names: Sequence[str] | None = None) -> int | None:
@@ -398,10 +428,8 @@ def _list_part(
         label = metadata.rows.get(str(path), {}).get("label")
         if label is None or not is_picture_file(path):
             _tell_apart(path, root, listing)
-            metadata.named.add(str(path))
         elif find_label(label) is None:
             file, reason = path.relative_to(root).as_posix(), f"metadata.csv says {label!r}"
-            metadata.named.add(str(path))
             listing.troubles.append(Trouble("unknown_label", file, reason))
         else:
             _add_file(table, path, root, folder, prefix, find_label(label), metadata, listing)
@@ -422,8 +450,9 @@ def _add_file(
     row = metadata.rows.get(str(path))
     if row is None and metadata.there:
         listing.troubles.append(Trouble("metadata_left_out", file, "no line names it"))
+    if row is not None:
+        metadata.named.add(str(path))
     row = dict(row or {})
-    metadata.named.add(str(path))
     told = row.pop("label", None)
     if told is not None and find_label(told) != label:
         reason = f"its folder says {LABELS[label]}, which is used; metadata.csv says {told}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -38,6 +39,13 @@ from transformers import (
 )
 
 from pneumonia_hf.backbones import BACKBONES
+
+
+def pytest_sessionfinish(session) -> None:
+    """Remove the cache, when the last worker has ended."""
+    if not hasattr(session.config, "workerinput"):
+        shutil.rmtree(os.environ["PNEUMONIA_HF_CACHE"], ignore_errors=True)
+
 
 torch.set_num_threads(1)  # tiny models gain nothing from more, and lose much where cores are busy
 

@@ -5,7 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
-from conftest import REAL_XRAYS, assert_one_sentence, call_script, draw_folder, draw_xray
+from conftest import REAL_XRAYS, assert_one_sentence, call_script, draw_xray
 from PIL import Image, ImageEnhance
 
 from pneumonia_hf.audit import CHECKS, VERDICTS, audit_sources

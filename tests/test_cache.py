@@ -202,7 +202,8 @@ from pneumonia_hf.preprocess import make_processor
 import hashlib, logging
 data = load_parts(sys.argv[1])["all"]
 part = decode(data, make_processor(32, (0.5,) * 3, (0.25,) * 3), cache_dir=sys.argv[2]).part
-print(len(part), part.store.count(), hashlib.sha256(part.pixels(range(len(part))).numpy()).hexdigest())
+pixels = part.pixels(range(len(part))).numpy()
+print(len(part), part.store.count(), hashlib.sha256(pixels).hexdigest())
 """
 
 

@@ -18,7 +18,14 @@ from conftest import (
     save_tiny_body,
 )
 
-SCRIPTS = ["train.py", "evaluate_model.py", "predict.py", "push_to_hub.py"]
+SCRIPTS = [
+    "train.py",
+    "evaluate_model.py",
+    "predict.py",
+    "push_to_hub.py",
+    "audit_data.py",
+    "preview_augmentation.py",
+]
 RECIPE = ROOT / "train_scripts" / "configs" / "convnextv2-tiny.yaml"
 
 
@@ -92,6 +99,8 @@ def test_help_tells_the_flags_and_needs_no_model(script):
     done = call_script(script, "--help")
     assert done.returncode == 0
     assert "--model" in done.stdout or "--data_dir" in done.stdout
+    if script == "train.py":
+        assert "--augment_clahe" in done.stdout and "--strict" in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -101,6 +110,8 @@ def test_help_tells_the_flags_and_needs_no_model(script):
         "evaluate_model.py": ["--model", "x", "--data_dir", "y", "--output_dir", "z"],
         "predict.py": ["--input", "x", "--output", "-"],
         "push_to_hub.py": ["--model", "x", "--repo_id", "me/x"],
+        "audit_data.py": ["--data_dir", "x", "--output_dir", "y"],
+        "preview_augmentation.py": ["--data_dir", "x", "--output", "y.png"],
     }.items(),
 )
 def test_unknown_and_missing_flags_are_one_sentence(script, required):
@@ -127,6 +138,7 @@ def test_mistakes_in_training_are_one_sentence_each(body, xray_folder, tmp_path)
     assert_one_sentence(train("--output_dir", RECIPE / "x"), "cannot be made", "--output_dir")
     assert_one_sentence(train("--output_dir", ROOT), "README.md", "--output_dir")
     assert_one_sentence(train("--bf16"), "--precision bf16")
+    assert_one_sentence(train("--augment_noise", "-1"), "augment_noise", "-1")
     for flag in ("--seed", "--split_seed", "--learning_rate", "--image_size", "--trainable_stages"):
         assert_one_sentence(train(flag, "-1"), flag.lstrip("-"), "-1")
     assert_one_sentence(train("--report_to", "wandb"), "wandb")
@@ -158,7 +170,15 @@ def test_mistakes_in_training_are_one_sentence_each(body, xray_folder, tmp_path)
 
     corrupt = draw_folder(tmp_path / "corrupt", patients=12)
     (corrupt / "PNEUMONIA" / "person77_virus_1.jpeg").write_text("text named .jpeg")
-    assert_one_sentence(train(data=corrupt), "person77_virus_1.jpeg", "mend or remove")
+    strict = train("--strict", data=corrupt)
+    assert_one_sentence(strict, "1 file cannot be read", "person77_virus_1.jpeg", "--strict")
+    assert not (tmp_path / "x" / "config.json").exists()
+    done = train(data=corrupt, output=tmp_path / "y")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "look  unreadable: 1 file cannot be read" in done.stdout
+    for file in (corrupt / "NORMAL").iterdir():
+        file.write_text("no picture")
+    assert_one_sentence(train(data=corrupt), "No picture of NORMAL", "can be read")
 
     assert not (tmp_path / "x" / "config.json").exists()
 
@@ -209,6 +229,7 @@ def test_missing_inputs_of_the_other_scripts_are_one_sentence(tiny_model, tmp_pa
 
 
 def test_recipes_name_known_backbones_and_keys():
+    from pneumonia_hf.augment import AugmentConfig
     from pneumonia_hf.backbones import BACKBONES, ModelConfig
     from pneumonia_hf.console import parse_recipe
     from pneumonia_hf.data import DataConfig
@@ -218,7 +239,8 @@ def test_recipes_name_known_backbones_and_keys():
     assert {recipe.stem for recipe in recipes} == set(BACKBONES)
     for recipe in recipes:
         flags = ["--config", str(recipe), "--data_dir", "x", "--output_dir", "y"]
-        _, model, _ = parse_recipe([DataConfig, ModelConfig, XrayTrainingArguments], flags)
+        kinds = [DataConfig, ModelConfig, AugmentConfig, XrayTrainingArguments]
+        _, model, _, _ = parse_recipe(kinds, flags)
         assert model.backbone == recipe.stem
 
 

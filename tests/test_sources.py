@@ -195,7 +195,7 @@ def test_metadata_and_folders_that_disagree_are_named(tmp_path, caplog):
         assert TROUBLES[kind].title in caplog.text
     row = parts["all"]["file"][:].index("NORMAL/IM-0001-0000.png")
     assert parts["all"]["label"][row] == 0  # the folder is believed
-    with pytest.raises(UserError, match="gone.png"):
+    with pytest.raises(UserError, match=r"gone\.png"):
         load_parts(folder, strict=True)
 
 

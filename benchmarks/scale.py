@@ -1,0 +1,170 @@
+"""Measure how memory and time grow with the number of pictures.
+
+python benchmarks/scale.py --data_dir DATA --work_dir FOLDER --counts 5000 20000 100000
+
+Pictures are made from those of DATA: turned, cropped, shaded, a few pixels drawn anew, so that no
+two are copies. Loading, auditing, and a
+training run of one epoch each run in a process of their own, whose peak resident memory is what
+the system says of it. The folder takes 8 GB for 100,000 pictures of 224 pixels, and is kept: a
+second call makes no pictures again. Prints a table in Markdown.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from pneumonia_hf.console import make_parser, run_script
+
+ROOT = Path(__file__).resolve().parents[1]
+
+WORK = {
+    "load": "load_xrays(DataConfig([data]))",
+    "audit": 'audit_sources([data], FeatureConfig("pixels"), cache)',
+    "train": """
+set_seed(0)
+config = TimmWrapperConfig(architecture="test_efficientnet", num_labels=2,
+                           id2label={0: "NORMAL", 1: "PNEUMONIA"})
+model = AutoModelForImageClassification.from_config(config)
+recipe = Recipe(DataConfig([data], cache_dir=cache), ModelConfig("efficientnet-lite0"))
+arguments = XrayTrainingArguments(output_dir=output, num_train_epochs=1, learning_rate=1e-3,
+    per_device_train_batch_size=64, report_to=["none"], precision="fp32", overwrite=True)
+train(model, make_processor(224, (0.5,) * 3, (0.5,) * 3), load_xrays(recipe.data), recipe,
+      arguments)
+""",
+}
+# All import the same, so that what differs between the counts is the pictures alone.
+CHILD = """
+import json, resource, sys, time
+from transformers import AutoModelForImageClassification, TimmWrapperConfig, set_seed
+from pneumonia_hf.audit import audit_sources
+from pneumonia_hf.backbones import ModelConfig
+from pneumonia_hf.data import DataConfig, load_xrays
+from pneumonia_hf.finishing import Recipe
+from pneumonia_hf.preprocess import make_processor
+from pneumonia_hf.suspects import FeatureConfig
+from pneumonia_hf.training import XrayTrainingArguments, train
+data, cache, output = sys.argv[1:]
+started = time.monotonic()
+{work}
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print(json.dumps({{"seconds": time.monotonic() - started, "kilobytes": peak}}))
+"""
+
+
+def main() -> None:
+    """Make the pictures, measure, and print the table."""
+    parser = make_parser(__doc__)
+    parser.add_argument("--data_dir", type=Path, required=True, help="Real X-rays to copy.")
+    parser.add_argument("--work_dir", type=Path, required=True, help="Where the copies go.")
+    parser.add_argument("--counts", type=int, nargs="+", default=[5000, 20000, 100000])
+    parser.add_argument("--steps", nargs="+", choices=list(WORK), default=list(WORK))
+    options = parser.parse_args()
+    rows = []
+    for count in sorted(options.counts):
+        folder = options.work_dir / f"{count}"
+        make_pictures(options.data_dir, folder, count)
+        for step in options.steps:
+            measured = measure(step, folder, options.work_dir)
+            rows.append((step, count, measured))
+            print(f"{step} {count}: {measured}", file=sys.stderr, flush=True)
+    print_table(rows)
+
+
+def make_pictures(source: Path, folder: Path, count: int) -> None:
+    """Write `count` pictures in class folders, each a copy of a real one with changed pixels."""
+    done = folder / "done"
+    if done.exists():
+        return
+    shutil.rmtree(folder, ignore_errors=True)
+    files = sorted(path for path in source.rglob("*") if path.suffix in {".jpeg", ".jpg", ".png"})
+    tasks = []
+    for number in range(count):
+        path = files[number % len(files)]
+        patient = number // 3
+        name = (
+            f"IM-{patient:06}-{number:06}"
+            if path.parent.name == "NORMAL"
+            else (f"person{patient}_virus_{number}")
+        )
+        tasks.append((path, folder / "data" / path.parent.name / f"{name}.jpeg", number))
+    for label in ("NORMAL", "PNEUMONIA"):
+        (folder / "data" / label).mkdir(parents=True)
+    with ProcessPoolExecutor() as pool:
+        list(pool.map(copy_changed, tasks, chunksize=500))
+    done.touch()
+
+
+def copy_changed(task: tuple[Path, Path, int]) -> None:
+    """Turn, crop and shade a film, and draw some of its pixels anew: as good as another film."""
+    import numpy as np
+    from PIL import Image
+
+    source, target, seed = task
+    generator = np.random.default_rng(seed)
+    film = Image.open(source).convert("L")
+    width, height = film.size
+    film = film.rotate(generator.uniform(-15, 15), Image.Resampling.BILINEAR)
+    left, upper = generator.uniform(0, 0.2, 2)
+    film = film.resize(
+        (width, height),
+        box=(left * width, upper * height, (left + 0.8) * width, (upper + 0.8) * height),
+    )
+    shade = Image.fromarray(generator.uniform(0.6, 1.4, (5, 5)).astype(np.float32))
+    shade = np.asarray(shade.resize((width, height), Image.Resampling.BILINEAR))
+    pixels = (np.asarray(film) * shade).clip(0, 255).astype(np.uint8)
+    y, x = generator.integers(0, np.array(pixels.shape) - 12)
+    pixels[y : y + 12, x : x + 12] = generator.integers(0, 256, (12, 12))
+    Image.fromarray(pixels).save(target, quality=80)
+
+
+def measure(step: str, folder: Path, work_dir: Path) -> dict[str, float]:
+    """Run one step in a process of its own and return its seconds and peak memory."""
+    # Of the same count, so that each finds the cache as a user would: the audit fills it.
+    cache, output = work_dir / f"cache-{folder.name}", work_dir / f"run-{folder.name}"
+    if step == "audit":
+        shutil.rmtree(cache, ignore_errors=True)
+    shutil.rmtree(output, ignore_errors=True)
+    command = [sys.executable, "-c", CHILD.format(work=WORK[step])]
+    started = time.monotonic()
+    done = subprocess.run(
+        [*command, str(folder / "data"), str(cache), str(output)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=os.environ | {"TRANSFORMERS_VERBOSITY": "error"},
+    )
+    if done.returncode:
+        raise RuntimeError(done.stderr[-3000:])
+    measured = json.loads(done.stdout.strip().splitlines()[-1])
+    return measured | {"with_imports": round(time.monotonic() - started, 1)}
+
+
+def print_table(rows: list[tuple[str, int, dict[str, float]]]) -> None:
+    """Print peak memory, its growth an image since the least count, and the time an image."""
+    print(
+        "| step | pictures | peak memory, MB | growth, bytes a picture | seconds | ms a picture |"
+    )
+    print("|---|---|---|---|---|---|")
+    first: dict[str, tuple[int, dict[str, float]]] = {}
+    for step, count, measured in sorted(rows, key=lambda row: (list(WORK).index(row[0]), row[1])):
+        least, base = first.setdefault(step, (count, measured))
+        growth = (
+            ""
+            if count == least
+            else (f"{(measured['kilobytes'] - base['kilobytes']) * 1024 / (count - least):.0f}")
+        )
+        print(
+            f"| {step} | {count:,} | {measured['kilobytes'] / 1024:.0f} | {growth} "
+            f"| {measured['seconds']:.0f} | {1000 * measured['seconds'] / count:.2f} |"
+        )
+
+
+if __name__ == "__main__":
+    run_script(main)
