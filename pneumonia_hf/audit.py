@@ -209,7 +209,7 @@ def check_balance(xrays: Xrays) -> Finding:
     shift = max(shares.values()) - min(shares.values())
     verdict = "stop" if any(0 in of for of in counts.values()) else "look" if few else "fine"
     told = "; ".join(
-        f"{name} has {of[0]} {LABELS[0]} and {of[1]} {LABELS[1]} ({shares[name]:.1%})"
+        f"{name} has {of[0]} {LABELS[0]} and {of[1]} {LABELS[1]} ({shares[name]:.1%} of all)"
         for name, of in counts.items()
     )
     if shift > PRIOR_SHIFT:
@@ -311,7 +311,7 @@ def check_saturated(xrays: Xrays) -> Finding:
     return Finding(
         "look" if len(odd) > FEW * len(white) else "fine",
         len(odd),
-        f"{_count(odd, 'picture')} with more than {WHITE_SHARE:.0%} of the pixels white.",
+        f"{_count(odd, 'picture')} with more than {WHITE_SHARE:.0%} white pixels.",
         *_show(xrays, odd, [f"{white[row]:.0%} white" for row in odd]),
         more={"white": _quantiles(white), "files": xrays.files(odd)},
     )

@@ -217,7 +217,7 @@ def draw_overview(findings: dict[str, Finding], xrays: Xrays) -> Figure:
     shortcuts.axvline(0.5, color="grey", linestyle=":")
     shortcuts.axvline(SHORTCUT_LOOK, color="grey", linewidth=0.5)
     shortcuts.set_xlim(0.35, 1.02)
-    shortcuts.set_title("AUROC of each thing alone, 95% interval")
+    shortcuts.set_title("AUROC of each alone, 95%")
     return figure
 
 

@@ -1,10 +1,13 @@
+import json
 import shutil
 
 import pytest
-from conftest import draw_folder, draw_xray
+from conftest import REAL_XRAYS, draw_folder, draw_xray
 
+from pneumonia_hf.cache import hash_pictures, to_hex
 from pneumonia_hf.data import DataConfig, load_parts, load_xrays, split_by_patient
 from pneumonia_hf.errors import UserError
+from pneumonia_hf.predictor import DEFAULT_MODEL
 
 ALL = ("train", "validation", "test")
 
@@ -140,3 +143,11 @@ def test_bad_folders_are_told_in_one_sentence(tmp_path):
     few = draw_folder(tmp_path / "few", patients=3)
     with pytest.raises(UserError, match="too few to cut"):
         load_xrays(DataConfig(str(few)))
+
+
+@pytest.mark.skipif(not REAL_XRAYS.exists(), reason="the real X-rays are not beside this checkout")
+def test_the_cut_of_the_default_model_is_repeated_to_the_last_picture(tmp_path):
+    parts = load_xrays(DataConfig([str(REAL_XRAYS / "train")]))
+    run = json.loads((DEFAULT_MODEL / "run.json").read_text())
+    for name, part in parts.items():
+        assert to_hex(hash_pictures(part, tmp_path)) == run["hashes"][name]

@@ -126,3 +126,20 @@ def test_script_writes_the_report_and_the_card(tiny_model, xray_folder, tmp_path
     assert f"{numbers['metrics']['auroc']['value']:.3f}" in card
     assert "model-index" in card
     assert Predictor.from_pretrained(model).operating_point.threshold == numbers["threshold"]
+
+
+def test_files_that_cannot_be_read_are_in_the_report_and_in_no_number(tiny_model, tmp_path):
+    from conftest import assert_one_sentence, call_script, draw_folder
+
+    folder = draw_folder(tmp_path / "data", patients=6)
+    (folder / "NORMAL" / "IM-0002-0000.png").write_bytes(b"\x89PNG broken")
+    flags = ["--model", tiny_model, "--data_dir", folder, "--output_dir", tmp_path / "report"]
+    strict = call_script("evaluate_model.py", *flags, "--strict")
+    assert_one_sentence(strict, "IM-0002-0000.png", "mend or remove")
+    done = call_script("evaluate_model.py", *flags)
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "report" / "report.json").read_text())
+    assert report["n"] == 11 and report["NORMAL"] == 5
+    assert len(report["unreadable"]) == 1 and "IM-0002-0000.png" in report["unreadable"][0]
+    text = (tmp_path / "report" / "report.md").read_text()
+    assert "1 files could not be read" in text and "not read: NORMAL/IM-0002" in text

@@ -244,6 +244,31 @@ def test_kill_while_the_folder_is_made_is_mended_by_resuming(tmp_path, xray_fold
     assert all(torch.equal(one[key], two[key]) for key in one)
 
 
+def test_each_picture_is_read_once_however_many_epochs(tmp_path, monkeypatch):
+    from conftest import draw_folder
+
+    from pneumonia_hf import cache, predictor
+
+    data = draw_folder(tmp_path / "data", patients=24, seed=777)  # in no cache yet
+    opened = {"cache": 0, "predictor": 0}
+    for room in (cache, predictor):
+        name, read = room.__name__.split(".")[-1], room.read_xray
+
+        def count(*arguments, name=name, read=read):
+            opened[name] += 1
+            return read(*arguments)
+
+        monkeypatch.setattr(room, "read_xray", count)
+    body = save_tiny_body("convnextv2-tiny", tmp_path / "body")
+    folder = train_tiny("convnextv2-tiny", body, data, tmp_path / "run", num_train_epochs=5)
+    parts = json.loads((folder / "run.json").read_text())["data"]["parts"]
+    assert opened["cache"] == sum(part["images"] for part in parts.values()) == 48
+    assert opened["predictor"] == parts["validation"]["images"]  # for the threshold, as served
+    opened["cache"] = 0
+    train_tiny("convnextv2-tiny", body, data, tmp_path / "again", num_train_epochs=1)
+    assert opened["cache"] == 0
+
+
 def test_diverged_training_stops_with_a_sentence(tmp_path, xray_folder):
     body = save_tiny_body("vit-base", tmp_path / "body")
     with pytest.raises(UserError, match="diverged"):
