@@ -341,7 +341,7 @@ def check_unreadable(xrays: Xrays) -> Finding:
 
 def check_strays(xrays: Xrays) -> Finding:
     """Files that are left out: no pictures, or of neither class."""
-    kinds = ("not_a_picture", "unknown_label", "no_place", "system_file")
+    kinds = ("not_a_picture", "odd_name", "unknown_label", "no_place", "system_file")
     cases = [one for one in xrays.troubles if one.kind in kinds]
     counts = {kind: sum(one.kind == kind for one in cases) for kind in kinds}
     told = "; ".join(f"{n} {TROUBLES[kind].title}" for kind, n in counts.items() if n)
@@ -537,7 +537,8 @@ def _check_groups(
     counts = {name: int(np.sum(flags)) for name, flags in crossing.items()}
     # Those first that do most harm.
     ranks = sorted(
-        range(len(several)), key=lambda at: [not flags[at] for flags in crossing.values()]
+        range(len(several)),
+        key=lambda at: (*(not flags[at] for flags in crossing.values()), several[at].min()),
     )
     several = [np.sort(several[at]) for at in ranks]
     files = sum(len(rows) for rows in several)

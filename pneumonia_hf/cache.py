@@ -32,7 +32,14 @@ import numpy as np
 from pneumonia_hf.data import LABELS, tell_troubles, troubles_of
 from pneumonia_hf.errors import UserError, XrayError
 from pneumonia_hf.preprocess import resize
-from pneumonia_hf.sources import Trouble, column, open_pictures, take
+from pneumonia_hf.sources import (
+    Trouble,
+    column,
+    list_addresses,
+    open_pictures,
+    stat_picture,
+    take,
+)
 from pneumonia_hf.xray import read_xray
 
 if TYPE_CHECKING:
@@ -295,6 +302,8 @@ def read_parts(
         }
     )
     kept.troubles = (*troubles_of(data), *unreadable)
+    if not any(len(one.part) for one in decoded.values()):
+        raise UserError(f"No picture can be read: {unreadable[0].file}, {unreadable[0].reason}.")
     for name, one in decoded.items():
         lacking = [label for number, label in enumerate(LABELS) if number not in one.part.labels]
         if lacking and name in ("train", "validation"):
@@ -320,10 +329,9 @@ def _look_up(data: Dataset, store: PixelStore, memory: _HashMemory, found: _Foun
     """
     index = _Index(store)
     facts = store.facts()
-    for start in range(0, len(data), 1000):
-        chunk = data.select(range(start, min(start + 1000, len(data))))
-        paths = [one["path"] for one in chunk["image"][:]]
-        for offset, content in enumerate(memory.recall(paths)):
+    addresses, start = list_addresses(data), 0
+    while chunk := list(islice(addresses, 1000)):
+        for offset, content in enumerate(memory.recall(chunk)):
             row = index.find(content) if content else None
             if row is None:
                 return True
@@ -333,6 +341,7 @@ def _look_up(data: Dataset, store: PixelStore, memory: _HashMemory, found: _Foun
                 return True
             found.rows[start + offset] = row
             found.hashes[start + offset] = _short(content)
+        start += len(chunk)
     return False
 
 
@@ -350,13 +359,13 @@ def _build(
     index = _Index(store)  # anew: another process may have built while this one waited
 
     def submit(pool: ThreadPoolExecutor, tasks: list) -> list:
-        known = memory.recall([one if isinstance(one, Path) else None for _, one in tasks])
+        known = memory.recall([address for address, _ in tasks])
         return [
-            pool.submit(_read_one, *task, content, store, index)
-            for task, content in zip(tasks, known, strict=True)
+            pool.submit(_read_one, address, *picture, content, store, index)
+            for (address, picture), content in zip(tasks, known, strict=True)
         ]
 
-    tasks = open_pictures(data)
+    tasks = zip(list_addresses(data), open_pictures(data), strict=True)
     with (
         ThreadPoolExecutor(_cores()) as pool,
         tqdm(total=len(data), desc=f"Reading {name}".strip(), unit="image", leave=False) as bar,
@@ -387,6 +396,7 @@ class _Reading:
 
 
 def _read_one(
+    address: str,
     name: str,
     source: Path | bytes | XrayError,
     known: bytes | None,
@@ -400,7 +410,7 @@ def _read_one(
     if isinstance(source, XrayError):
         return _Reading(name, trouble=_reason(source, name))
     try:
-        stat = _stat(source) if isinstance(source, Path) else None
+        stat = stat_picture(address)
         data = source if isinstance(source, bytes) else source.read_bytes()
     except OSError as error:
         return _Reading(name, trouble=f"it cannot be opened: {error.strerror}")
@@ -543,26 +553,35 @@ def hash_pictures(data: Dataset, cache_dir: str | Path | None = None) -> np.ndar
 
     Files that did not change since they were hashed are not opened.
     """
-    folder = cache_folder(cache_dir)
-    memory = _HashMemory(folder)
-    hashes = np.zeros(len(data), np.uint64)
+    memory = _HashMemory(cache_folder(cache_dir))
+    hashes, at = np.zeros(len(data), np.uint64), 0
+    addresses = list_addresses(data)
+    while chunk := list(islice(addresses, 1000)):
+        for offset, content in enumerate(memory.recall(chunk), start=at):
+            hashes[offset] = _short(content) if content else 0
+        at += len(chunk)
+    if hashes.all():
+        return hashes
 
-    def hash_one(name: str, source: Path | bytes | XrayError, known: bytes | None) -> _Reading:
+    def hash_one(
+        address: str, picture: tuple[str, Path | bytes | XrayError], known: bytes | None
+    ) -> _Reading:
+        name, source = picture
         if known:
             return _Reading(name, known)
         try:
             if isinstance(source, XrayError):
                 raise source
-            stat = _stat(source) if isinstance(source, Path) else None
+            stat = stat_picture(address)
             data = source if isinstance(source, bytes) else source.read_bytes()
         except (OSError, XrayError) as error:
             return _Reading(name, trouble=str(error))
         return _Reading(name, hashlib.sha256(data).digest()[:16], stat=stat)
 
-    tasks, at = open_pictures(data), 0
+    tasks, at = zip(list_addresses(data), open_pictures(data), strict=True), 0
     with ThreadPoolExecutor(_cores()) as pool:
         while chunk := list(islice(tasks, 1000)):
-            known = memory.recall([one if isinstance(one, Path) else None for _, one in chunk])
+            known = memory.recall([address for address, _ in chunk])
             readings = list(pool.map(hash_one, *zip(*chunk, strict=True), known))
             for offset, reading in enumerate(readings, start=at):
                 hashes[offset] = _short(reading.content) if reading.content else 0
@@ -603,16 +622,16 @@ class _HashMemory:
             )
             yield base
 
-    def recall(self, paths: Sequence[str | Path | None]) -> list[bytes | None]:
-        """Return the content hash of each file that is as it was, None for the others."""
+    def recall(self, addresses: Sequence[str]) -> list[bytes | None]:
+        """Return the content hash of each picture whose file is as it was, None for the others."""
         if not self.path.exists():
-            return [None] * len(paths)
+            return [None] * len(addresses)
         contents: list[bytes | None] = []
         try:
             with self._connect() as base:
-                for path in paths:
+                for address in addresses:
                     try:
-                        stat = _stat(Path(path)) if path else None
+                        stat = stat_picture(address)
                     except OSError:
                         stat = None
                     if stat is None:
@@ -626,7 +645,7 @@ class _HashMemory:
                     contents.append(row[0] if row else None)
         except sqlite3.Error as error:
             self._forget(error)
-            return [None] * len(paths)
+            return [None] * len(addresses)
         return contents
 
     def remember(self, readings: Sequence[_Reading]) -> None:
@@ -650,11 +669,6 @@ class _HashMemory:
         logger.debug("The memory of file hashes is not used: %s", error)
         if isinstance(error, sqlite3.DatabaseError) and "malformed" in str(error):
             self.path.unlink(missing_ok=True)
-
-
-def _stat(path: Path) -> tuple[str, int, int, int]:
-    stat = path.stat()
-    return str(path), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
 
 
 def _write_at(path: Path, place: int, data: bytes) -> None:

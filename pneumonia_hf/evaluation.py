@@ -203,7 +203,8 @@ def _notes(predictor, labels, probabilities, metrics, seen, unreadable) -> tuple
 
     notes = []
     if unreadable:
-        notes.append(f"{unreadable} files could not be read and are in no number below.")
+        files = "file" if unreadable == 1 else "files"
+        notes.append(f"{unreadable} {files} could not be read, and no number below counts them.")
     if seen["train"]:
         notes.append(
             f"The model was trained on {seen['train']} of these pictures: the numbers flatter."

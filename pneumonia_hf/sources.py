@@ -9,9 +9,11 @@ and `open_pictures` fetches them in order.
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import os
 import re
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -68,6 +70,7 @@ class TroubleKind:
 TROUBLES = {
     "unreadable": TroubleKind("cannot be read as X-rays, and are left out"),
     "not_a_picture": TroubleKind("are no pictures by their names, and are left out"),
+    "odd_name": TroubleKind("have names that are no text (UTF-8), and are left out"),
     "unknown_label": TroubleKind("are neither NORMAL nor PNEUMONIA, and are left out"),
     "no_place": TroubleKind("lie where no part and no class is, and are left out"),
     "metadata_missing_file": TroubleKind("are named by metadata.csv, but are not there"),
@@ -103,6 +106,8 @@ class SourceKind:
     list: Callable[[str], Listing]
     # The bytes of the numbered pictures of a part, given `WHERE` and ascending numbers.
     read: Callable[[str, Sequence[int]], Iterator[bytes]] | None = None
+    # Size and times of the files that pictures are in, which change when those do.
+    stat: Callable[[str], tuple[int, int, int]] | None = None
 
 
 def parse_source(text: str) -> Source:
@@ -144,7 +149,7 @@ def open_pictures(data: Dataset) -> Iterator[tuple[str, Path | bytes | XrayError
     fetched.
     """
     names = (name for batch in _batches(data, "file") for name in batch)
-    paths = (one["path"] for batch in _batches(data, "image") for one in batch)
+    paths = list_addresses(data)
     rows = ((*_split_address(path), name) for path, name in zip(paths, names, strict=True))
     for (kind, where), group in groupby(rows, key=lambda row: row[:2]):
         if kind == "folder":
@@ -158,6 +163,25 @@ def open_pictures(data: Dataset) -> Iterator[tuple[str, Path | bytes | XrayError
                     yield name, next(read)
                 except XrayError as error:
                     yield name, error
+
+
+def list_addresses(data: Dataset) -> Iterator[str]:
+    """Yield the path or address of each row."""
+    return (one["path"] for batch in _batches(data, "image") for one in batch)
+
+
+def stat_picture(address: str) -> tuple[str, int, int, int] | None:
+    """Return an address with the size and times of its file; None where nothing tells them.
+
+    Raises:
+        OSError: the file is not there.
+    """
+    kind, where, _ = _split_address(address)
+    if kind == "folder":
+        stat = os.stat(address)
+        return address, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
+    told = SOURCES[kind].stat(where) if SOURCES[kind].stat else None
+    return told and (address, *told)
 
 
 def column(data: Dataset, name: str) -> Any:
@@ -317,6 +341,8 @@ def list_folder(where: str) -> Listing:
         raise UserError(f"The data folder {where} does not exist; check --data_dir.")
     if not root.is_dir():
         raise UserError(f"{where} is a file; --data_dir takes a folder.")
+    if not _is_text(root):
+        raise UserError("The data folder's path is no text (UTF-8); rename it.")
     listing = Listing({})
     folders = [entry for entry in sorted(root.iterdir()) if entry.is_dir()]
     parts = {folder: PART_NAMES[folder.name.lower()] for folder in folders if _is_part(folder)}
@@ -426,8 +452,10 @@ def _list_part(
                     _add_file(table, path, root, folder, prefix, label, metadata, listing)
     for path in _walk(folder, skip={*class_folders}):
         label = metadata.rows.get(str(path), {}).get("label")
-        if label is None or not is_picture_file(path):
+        if label is None:
             _tell_apart(path, root, listing)
+        elif not _is_taken(path, root, listing):
+            continue  # which has told of it
         elif find_label(label) is None:
             file, reason = path.relative_to(root).as_posix(), f"metadata.csv says {label!r}"
             listing.troubles.append(Trouble("unknown_label", file, reason))
@@ -463,7 +491,7 @@ def _add_file(
 
 
 def _is_taken(path: Path, root: Path, listing: Listing) -> bool:
-    if is_picture_file(path):
+    if _is_text(path) and is_picture_file(path):
         return True
     _tell_apart(path, root, listing)
     return False
@@ -475,6 +503,10 @@ def _tell_apart(path: Path, root: Path, listing: Listing, in_part: bool = True) 
         return
     file = path.relative_to(root)
     folder = file.parent.as_posix()
+    if not _is_text(file):
+        shown = file.as_posix().encode("utf-8", "backslashreplace").decode()
+        listing.troubles.append(Trouble("odd_name", shown, "rename it"))
+        return
     if any(part.startswith(".") or part.lower() in SYSTEM_FILES for part in file.parts):
         kind, reason = "system_file", "hidden, or a system's own"
     elif not is_picture_file(path):
@@ -486,6 +518,15 @@ def _tell_apart(path: Path, root: Path, listing: Listing, in_part: bool = True) 
     else:
         kind, reason = "no_place", f"its folder is {folder}"
     listing.troubles.append(Trouble(kind, file.as_posix(), reason))
+
+
+def _is_text(path: Path) -> bool:
+    """Return whether a name can be written as text, as tables and reports need it."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _walk(folder: Path, skip: set[Path] = frozenset()) -> Iterator[Path]:
@@ -582,6 +623,44 @@ def _walk_stream(files: tuple[str, ...], numbers: Sequence[int]) -> Iterator[dic
             at += 1
         at += 1
         yield next(rows)[image]
+
+
+def stat_shards(where: str) -> tuple[int, int, int] | None:
+    """Return the size and times of all shards of a part; None for those that do not tell."""
+    return _stat_files(tuple(where.split("|")), int(time.monotonic() // 60))
+
+
+@lru_cache(maxsize=64)
+def _stat_files(files: tuple[str, ...], _minute: int) -> tuple[int, int, int] | None:
+    import fsspec
+
+    size, times, marks = 0, [], []
+    for file in files:
+        if "://" not in file:
+            stat = os.stat(file)
+            size += stat.st_size
+            times += [stat.st_mtime_ns, stat.st_ctime_ns]
+            continue
+        try:
+            system, inner = fsspec.url_to_fs(file)
+            told = system.info(inner)
+        except Exception:
+            return None  # every file system raises its own; reading will tell what is wrong
+        mark = next(
+            (
+                told[key]
+                for key in ("ETag", "etag", "LastModified", "mtime", "xet_hash", "blob_id")
+                if told.get(key)
+            ),
+            None,
+        )
+        if mark is None or not told.get("size"):
+            return None
+        size += told["size"]
+        marks.append(str(mark))
+    # Anything that changes when one of the files does.
+    digest = hashlib.sha256(repr((times, marks)).encode()).digest()
+    return size, max(times, default=0), int.from_bytes(digest[:6], "big")
 
 
 class _Fetcher:
@@ -821,5 +900,5 @@ SOURCES: dict[str, SourceKind] = {
     "folder": SourceKind(list_folder),
     "hub": SourceKind(list_hub, read_hub),
     "medmnist": SourceKind(list_medmnist, read_medmnist),
-    "shards": SourceKind(list_shards, read_shards),
+    "shards": SourceKind(list_shards, read_shards, stat_shards),
 }

@@ -280,6 +280,10 @@ def test_mistakes_are_one_sentence_each(clean, tmp_path):
     (folder / "train" / "notes.txt").write_text("x")
     done = call_script("audit_data.py", "--data_dir", folder, *flags, "--strict")
     assert_one_sentence(done, "train/notes.txt", "--strict")
+    for path in folder.rglob("*.png"):
+        path.write_text("no picture")
+    done = call_script("audit_data.py", "--data_dir", folder, *flags)
+    assert_one_sentence(done, "No picture can be read", "not a picture")
 
 
 @pytest.mark.skipif(not REAL_XRAYS.exists(), reason="the real X-rays are not beside this checkout")

@@ -79,6 +79,25 @@ def test_a_second_reading_opens_no_picture(data, tmp_path, monkeypatch):
     assert np.array_equal(hash_pictures(data, tmp_path / "cache"), first.hashes)
 
 
+def test_shards_that_did_not_change_are_not_streamed_again(tmp_path, monkeypatch):
+    from test_sources import make_tar
+
+    from pneumonia_hf import sources
+
+    make_tar(tmp_path / "x.tar", 8)
+    settle(tmp_path)
+    data = load_parts(f"shards:{tmp_path}/x.tar")["all"]
+    first = decode(data, PROCESSOR, cache_dir=tmp_path / "cache").part
+    walk, walks = sources._walk_stream, []
+    monkeypatch.setattr(sources, "_walk_stream", lambda *a: walks.append(a) or walk(*a))
+    again = decode(data, PROCESSOR, cache_dir=tmp_path / "cache").part
+    assert np.array_equal(first.rows, again.rows) and not walks
+    make_tar(tmp_path / "x.tar", 8, seed=50)
+    sources._stat_files.cache_clear()  # which otherwise looks once a minute
+    other = decode(data, PROCESSOR, cache_dir=tmp_path / "cache").part
+    assert walks and not set(first.hashes.tolist()) & set(other.hashes.tolist())
+
+
 def test_batches_of_a_loader_come_whole_also_from_workers(data, tmp_path):
     from pneumonia_hf.training import _take_batch
 

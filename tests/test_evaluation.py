@@ -142,4 +142,4 @@ def test_files_that_cannot_be_read_are_in_the_report_and_in_no_number(tiny_model
     assert report["n"] == 11 and report["NORMAL"] == 5
     assert len(report["unreadable"]) == 1 and "IM-0002-0000.png" in report["unreadable"][0]
     text = (tmp_path / "report" / "report.md").read_text()
-    assert "1 files could not be read" in text and "not read: NORMAL/IM-0002" in text
+    assert "1 file could not be read" in text and "not read: NORMAL/IM-0002" in text

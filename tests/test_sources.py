@@ -2,6 +2,8 @@
 
 import io
 import json
+import os
+import sys
 import tarfile
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -130,6 +132,17 @@ def test_what_lies_outside_of_the_parts_is_told(tmp_path):
     parts = load_parts(tmp_path)
     assert {name: len(part) for name, part in parts.items()} == {"train": 6, "test": 6}
     assert len(kinds_of(parts)["no_place"]) == 6
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems allow no such names")
+def test_names_that_are_no_text_are_told_and_do_no_harm(tmp_path):
+    folder = draw_folder(tmp_path / "data", patients=3)
+    os.rename(
+        folder / "NORMAL" / "IM-0000-0000.png", os.fsencode(folder / "NORMAL") + b"/caf\xe9.png"
+    )
+    parts = load_parts(folder)
+    assert len(parts["all"]) == 5
+    assert kinds_of(parts) == {"odd_name": ["NORMAL/caf\\udce9.png"]}
 
 
 def test_links_are_followed_but_never_in_circles(tmp_path):
