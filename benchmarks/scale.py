@@ -29,10 +29,10 @@ WORK = {
     "audit": 'audit_sources([data], FeatureConfig("pixels"), cache)',
     "train": """
 set_seed(0)
-config = TimmWrapperConfig(architecture="test_efficientnet", num_labels=2,
-                           id2label={0: "NORMAL", 1: "PNEUMONIA"})
-model = AutoModelForImageClassification.from_config(config)
-recipe = Recipe(DataConfig([data], cache_dir=cache), ModelConfig("efficientnet-lite0"))
+config = ConvNextV2Config(hidden_sizes=[8, 8, 8, 8], depths=[1, 1, 1, 1], num_labels=2,
+                          id2label={0: "NORMAL", 1: "PNEUMONIA"})
+model = ConvNextV2ForImageClassification(config)
+recipe = Recipe(DataConfig([data], cache_dir=cache), ModelConfig("convnextv2-tiny"))
 arguments = XrayTrainingArguments(output_dir=output, num_train_epochs=1, learning_rate=1e-3,
     per_device_train_batch_size=64, report_to=["none"], precision="fp32", overwrite=True)
 train(model, make_processor(224, (0.5,) * 3, (0.5,) * 3), load_xrays(recipe.data), recipe,
@@ -42,7 +42,7 @@ train(model, make_processor(224, (0.5,) * 3, (0.5,) * 3), load_xrays(recipe.data
 # All import the same, so that what differs between the counts is the pictures alone.
 CHILD = """
 import json, resource, sys, time
-from transformers import AutoModelForImageClassification, TimmWrapperConfig, set_seed
+from transformers import ConvNextV2Config, ConvNextV2ForImageClassification, set_seed
 from pneumonia_hf.audit import audit_sources
 from pneumonia_hf.backbones import ModelConfig
 from pneumonia_hf.data import DataConfig, load_xrays

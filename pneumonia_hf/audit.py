@@ -8,7 +8,7 @@ function and one entry of CHECKS; report, training and tests go by the dict.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pneumonia_hf import gate
-from pneumonia_hf.cache import XrayPixels, read_parts
+from pneumonia_hf.cache import read_parts
 from pneumonia_hf.data import load_parts, troubles_of
 from pneumonia_hf.duplicates import group_exact, group_near
-from pneumonia_hf.sources import LABELS, OWN_COLUMNS, TROUBLES, Trouble, column
+from pneumonia_hf.rows import LABELS, OWN_COLUMNS, TROUBLES, Trouble, column
+from pneumonia_hf.store import XrayPixels
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -64,6 +65,7 @@ class Xrays:
     pictures: XrayPixels
     troubles: tuple[Trouble, ...] = ()
     features: FeatureConfig | None = None  # what label suspects are looked for with
+    unseen_pairs: int = 0  # of films with like hashes, when too many were to be compared
 
     def __len__(self) -> int:
         return len(self.part)
@@ -88,7 +90,8 @@ class Xrays:
     @cached_property
     def near(self) -> np.ndarray:
         """Numbers of the groups of pictures of one film: int64 [N]."""
-        return group_near(self.pictures, self.exact)
+        groups, self.unseen_pairs = group_near(self.pictures, self.exact)
+        return groups
 
     @cached_property
     def related(self) -> np.ndarray:
@@ -129,11 +132,7 @@ class Xrays:
 
 def run_checks(xrays: Xrays) -> dict[str, Finding]:
     """Return what each check finds; label suspects are looked for if there are features."""
-    return {
-        name: check(xrays)
-        for name, check in CHECKS.items()
-        if xrays.features or name != "label_suspects"
-    }
+    return {name: check(xrays) for name, check in CHECKS.items()}
 
 
 def gather(
@@ -175,7 +174,8 @@ def audit_sources(
     from pneumonia_hf.preprocess import make_processor
 
     processor = make_processor(SIZE, (0.5,) * 3, (0.5,) * 3)
-    parts, pictures = read_parts(load_parts(data_dir, strict), processor, cache_dir, strict)
+    listed = load_parts(data_dir, strict, may_lack=True)
+    parts, pictures = read_parts(listed, processor, cache_dir, strict, may_lack=True)
     xrays = gather(parts, pictures, features)
     return run_checks(xrays), xrays
 
@@ -186,6 +186,7 @@ def audit_briefly(data: DatasetDict, pictures: dict[str, XrayPixels]) -> str:
     All but label suspects are looked for, which take a network's features and minutes.
     """
     findings = run_checks(gather(data, pictures))
+    del findings["label_suspects"]
     counts = ", ".join(f"{name} {len(part)}" for name, part in data.items())
     lines = [f"What the audit says of the data ({counts}):"]
     lines += [f"  {one.verdict:5} {name}: {one.text}" for name, one in findings.items()]
@@ -215,8 +216,10 @@ def check_balance(xrays: Xrays) -> Finding:
     if shift > PRIOR_SHIFT:
         verdict = max(verdict, "look", key=VERDICTS.index)
         told += f"; the shares differ by {shift:.1%} between parts"
+        few = few or list(counts)
     numbers = {name: {LABELS[0]: int(of[0]), LABELS[1]: int(of[1])} for name, of in counts.items()}
-    return Finding(verdict, len(few), f"{told}.", more={"parts": numbers})
+    examples = tuple({"part": name, **numbers[name]} for name in few)
+    return Finding(verdict, len(few), f"{told}.", examples, more={"parts": numbers})
 
 
 def check_sizes(xrays: Xrays) -> Finding:
@@ -238,8 +241,6 @@ def check_sizes(xrays: Xrays) -> Finding:
     }
     if len(coded) == 1:
         text = f"all are {next(iter(common))}"
-        if ratio[0] == 1:
-            text += ": the shape of the films may have been lost"
     else:
         text = (
             f"{len(coded)} sizes, from {int(width.min())}x{int(height.min())} (least sides) to "
@@ -359,7 +360,9 @@ def check_metadata(xrays: Xrays) -> Finding:
         f"{sum(one.kind == kind for one in cases)} files {TROUBLES[kind].title}" for kind in kinds
     )
     return _from_troubles(
-        "look" if cases else "fine", cases, f"{told or 'metadata and folders agree'}."
+        "look" if cases else "fine",
+        cases,
+        f"{told or 'no metadata.csv disagrees with its folder'}.",
     )
 
 
@@ -370,7 +373,15 @@ def check_exact_duplicates(xrays: Xrays) -> Finding:
 
 def check_near_duplicates(xrays: Xrays) -> Finding:
     """Pictures that show the same film, stored in another way; confirmed by correlation."""
-    return _check_groups(xrays, xrays.near, "the same film, stored otherwise", beyond=xrays.exact)
+    finding = _check_groups(
+        xrays, xrays.near, "the same film, stored otherwise", beyond=xrays.exact
+    )
+    if not xrays.unseen_pairs:
+        return finding
+    text = (
+        f"{finding.text[:-1]}; {xrays.unseen_pairs} more pairs with like hashes were not compared."
+    )
+    return replace(finding, text=text)
 
 
 def check_patient_overlap(xrays: Xrays) -> Finding:
@@ -435,6 +446,8 @@ def check_label_suspects(xrays: Xrays) -> Finding:
     """Labels that cross-validated predictions from frozen features speak against (cleanlab)."""
     from pneumonia_hf.suspects import find_suspects
 
+    if xrays.features is None:
+        return Finding("look", 0, "not looked for, as no features were asked for.")
     found = find_suspects(xrays)
     if found is None:
         return Finding("look", 0, "too few patients of a class to look for wrong labels.")
@@ -482,11 +495,13 @@ def check_shortcuts(xrays: Xrays) -> Finding:
     """
     from pneumonia_hf.suspects import measure_shortcuts
 
-    areas = measure_shortcuts(xrays, [n for n in xrays.data.column_names if _is_extra(xrays, n)])
+    extras = [name for name in xrays.data.column_names if _is_extra(xrays, name)]
+    areas, passed_over = measure_shortcuts(xrays, extras)
     if not areas:
         return Finding("look", 0, "too few patients of a class to measure shortcuts.")
     strong = {name: one for name, one in areas.items() if one["low"] >= SHORTCUT_LOOK}
-    worst = max(areas.values(), key=lambda one: one["low"])["low"]
+    # A network does not see metadata: what that tells, the picture may tell, or may not.
+    worst = max(one["low"] for name, one in areas.items() if not name.startswith("metadata:"))
     told = ", ".join(
         f"{name} {one['auroc']:.3f}"
         for name, one in sorted(areas.items(), key=lambda pair: -pair[1]["auroc"])
@@ -496,7 +511,7 @@ def check_shortcuts(xrays: Xrays) -> Finding:
         len(strong),
         f"AUROC by the picture's {told}.",
         tuple({"shortcut": name, **one} for name, one in strong.items()),
-        more={"auroc": areas},
+        more={"auroc": areas, "not_measured": passed_over},
     )
 
 
@@ -560,7 +575,11 @@ def _check_groups(
         }
         for rows in several[:MOST_EXAMPLES]
     ]
-    shown = [(int(row), "") for rows in several[: MOST_EXAMPLES // 2] for row in rows[:2]]
+    shown = [
+        (int(row), " ".join(list(xrays.describe(row).values())[1:]))
+        for rows in several[: MOST_EXAMPLES // 2]
+        for row in rows[:2]
+    ]
     return Finding(
         "stop" if counts["across_parts"] else "look",
         len(several),

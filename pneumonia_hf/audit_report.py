@@ -14,7 +14,7 @@ from pneumonia_hf.audit import CHECKS, SHORTCUT_LOOK, VERDICTS, Finding, Xrays
 from pneumonia_hf.augment import AugmentConfig, draw_preview
 from pneumonia_hf.errors import UserError
 from pneumonia_hf.hub import write_json
-from pneumonia_hf.sources import LABELS
+from pneumonia_hf.rows import LABELS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -26,8 +26,9 @@ COLOURS = ("#1f5fa8", "#c0392b")  # of the classes
 
 def check_audit_folder(folder: Path, overwrite: bool) -> None:
     """Raise a UserError if writing an audit into `folder` would replace another."""
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder} is a file; --output_dir takes a folder.")
+    there = next(one for one in (folder, *folder.absolute().parents) if one.exists())
+    if not there.is_dir():
+        raise UserError(f"{there} is a file; --output_dir takes a folder.")
     held = [name for name in ("audit.json", "audit.md") if (folder / name).exists()]
     if held and not overwrite:
         raise UserError(
@@ -135,7 +136,7 @@ def _to_markdown(findings: dict[str, Finding], xrays: Xrays, name: str, sheets: 
         ]
     if not sheets:
         lines += ["Thumbnails were left out of this report.", ""]
-    lines += ["All files of every finding are in `audit.json`.", ""]
+    lines += ["All files of the findings are in `audit.json`.", ""]
     return "\n".join(lines)
 
 
@@ -160,7 +161,7 @@ def draw_sheet(xrays: Xrays, finding: Finding) -> Image.Image:
     names = [name.rsplit("/", 1)[-1] for name in xrays.files(rows)]
     line, gap = 12, 6
     lines = math.ceil(len(rows) / COLUMNS)
-    width = COLUMNS * (TILE + gap) + gap
+    width = min(COLUMNS, len(rows)) * (TILE + gap) + gap
     height = lines * (TILE + 2 * line + 2 * gap) + gap
     sheet = Image.new("L", (width, height), 255)
     draw = ImageDraw.Draw(sheet)
@@ -216,7 +217,7 @@ def draw_overview(findings: dict[str, Finding], xrays: Xrays) -> Figure:
     shortcuts.set_yticks(range(len(areas)), list(reversed(areas)))
     shortcuts.axvline(0.5, color="grey", linestyle=":")
     shortcuts.axvline(SHORTCUT_LOOK, color="grey", linewidth=0.5)
-    shortcuts.set_xlim(0.35, 1.02)
+    shortcuts.set_xlim(min([0.35, *(one["low"] - 0.02 for one in areas.values())]), 1.02)
     shortcuts.set_title("AUROC of each alone, 95%")
     return figure
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pneumonia_hf.data import LABELS
 from pneumonia_hf.errors import UserError
+from pneumonia_hf.rows import LABELS
 
 if TYPE_CHECKING:
     from torch import nn

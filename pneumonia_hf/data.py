@@ -11,33 +11,20 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pneumonia_hf.errors import UserError
-from pneumonia_hf.sources import (
+from pneumonia_hf.rows import (
     ALL,
-    KERMANY_NAME,
     LABELS,
+    PART_NAMES,
     TROUBLES,
-    Source,
     Trouble,
     column,
-    list_source,
-    parse_source,
     take,
     to_dataset,
 )
+from pneumonia_hf.sources import Source, list_source, parse_source
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
-
-__all__ = [
-    "KERMANY_NAME",
-    "LABELS",
-    "DataConfig",
-    "load_parts",
-    "load_xrays",
-    "split_by_patient",
-    "tell_troubles",
-    "troubles_of",
-]
 
 logger = logging.getLogger(__name__)
 
@@ -89,6 +76,11 @@ class DataConfig:
         for name in ("validation_fraction", "test_fraction"):
             if not 0 < getattr(self, name) <= 0.5:
                 raise UserError(f"{name} is {getattr(self, name)}; give a share in 0..0.5.")
+        if self.validation_fraction + self.test_fraction > 0.8:
+            raise UserError(
+                f"validation_fraction and test_fraction make "
+                f"{self.validation_fraction + self.test_fraction}; leave 0.2 or more to train on."
+            )
         if not 0 <= self.split_seed < 2**32:
             raise UserError(f"split_seed is {self.split_seed}; give 0 or more.")
 
@@ -107,7 +99,8 @@ def load_xrays(config: DataConfig) -> DatasetDict:
         UserError: a source is missing, holds one class only, or is too small to be parted; with
             `config.strict`, anything that is not a readable, labelled X-ray.
     """
-    cut = [_cut(parts, config) for parts in _list_sources(config.data_dir)]
+    listed = _list_sources(config.data_dir)
+    cut = [_cut(parts, config, text) for parts, text in zip(listed, config.data_dir, strict=True)]
     parts = _join(cut, PARTS)
     _check_classes(parts, config.data_dir)
     _warn_of_shared_patients(parts)
@@ -115,18 +108,22 @@ def load_xrays(config: DataConfig) -> DatasetDict:
     return parts
 
 
-def load_parts(data_dir: str | Path | Sequence[str], strict: bool = False) -> DatasetDict:
+def load_parts(
+    data_dir: str | Path | Sequence[str], strict: bool = False, may_lack: bool = False
+) -> DatasetDict:
     """Return the parts as the sources have them: `train`, `validation`, `test`, or `all`.
 
-    `all` stands for a source that is not parted. Rows are as `load_xrays` returns them.
+    `all` stands for a source that is not parted. Rows are as `load_xrays` returns them. With
+    `may_lack`, a part may hold one class only.
 
     Raises:
         UserError: a source is missing, has neither parts nor classes, or lacks a class.
     """
     sources = [str(data_dir)] if isinstance(data_dir, str | Path) else list(data_dir)
-    listed = _list_sources(sources)
+    listed = _list_sources(sources, may_lack)
     parts = _join(listed, (ALL, *PARTS))
-    _check_classes(parts, sources)
+    if not may_lack:
+        _check_classes(parts, sources)
     tell_troubles(troubles_of(parts), strict)
     return parts
 
@@ -159,7 +156,7 @@ def _tell_kind(kind: str, cases: Sequence[Trouble]) -> str:
     first = "; ".join(f"{one.file} ({one.reason})" for one in cases[:FIRST_CASES])
     count = sum(one.count for one in cases)
     more = "; ..." if count > min(len(cases), FIRST_CASES) else ""
-    noun = "" if kind == "both_labels" else "file " if count == 1 else "files "
+    noun = "" if kind in ("both_labels", "closed_folder") else "file(s) "
     return f"{count} {noun}{TROUBLES[kind].title}: {first}{more}."
 
 
@@ -206,7 +203,7 @@ def _number_patients(data: Dataset) -> np.ndarray:
     return ranks[coded.indices.to_numpy()]
 
 
-def _list_sources(texts: Sequence[str]) -> list[DatasetDict]:
+def _list_sources(texts: Sequence[str], may_lack: bool = False) -> list[DatasetDict]:
     """Return the parts of every source as it has them, with patients that no two share."""
     from datasets import DatasetDict
 
@@ -223,7 +220,7 @@ def _list_sources(texts: Sequence[str]) -> list[DatasetDict]:
             {name: _mark(data, source, several) for name, data in listing.parts.items()}
         )
         for name, data in parts.items():
-            _check_one_source(source, name, data, may_lack=several)
+            _check_one_source(source, name, data, may_lack or several)
         troubles = [*listing.troubles, *_find_both_labels(listing.parts)]
         if several:
             troubles = [
@@ -298,13 +295,11 @@ def _check_one_source(source: Source, part: str, data: Dataset, may_lack: bool) 
 
 
 def _find_part_folder(root: Path, part: str) -> Path:
-    from pneumonia_hf.sources import PART_NAMES
-
     inner = (one for one in sorted(root.iterdir()) if PART_NAMES.get(one.name.lower()) == part)
     return next(inner, root)
 
 
-def _cut(parts: DatasetDict, config: DataConfig) -> DatasetDict:
+def _cut(parts: DatasetDict, config: DataConfig, source: str) -> DatasetDict:
     """Cut what a source does not have from its train part, by patient."""
     from datasets import DatasetDict, concatenate_datasets
 
@@ -312,7 +307,7 @@ def _cut(parts: DatasetDict, config: DataConfig) -> DatasetDict:
     train = own.pop(ALL, None) or own.pop("train", None)
     if train is None:
         raise UserError(
-            f"{', '.join(config.data_dir)} has {' and '.join(own)} but no train part; "
+            f"{source} has {' and '.join(own)} but no train part; "
             f"add train/NORMAL and train/PNEUMONIA."
         )
     validation = own.get("validation")
@@ -335,6 +330,8 @@ def _cut(parts: DatasetDict, config: DataConfig) -> DatasetDict:
         )
     own["train"] = train
     cut = DatasetDict(own)
+    if sum(len(part) for part in cut.values()) != sum(len(part) for part in parts.values()):
+        raise AssertionError("pictures were lost between the source and its parts")
     cut.troubles = troubles_of(parts)
     return cut
 

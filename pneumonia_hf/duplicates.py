@@ -10,7 +10,7 @@ import numpy as np
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from pneumonia_hf.cache import XrayPixels
+    from pneumonia_hf.store import XrayPixels
 
 # Of 256 bits of the perceptual hash. Copies of 60 real films made by another compression, size,
 # exposure, blur or noise differed by up to 34; a crop of 2%, a turn of 1 degree or a shift of 2%
@@ -22,6 +22,7 @@ LEAST_CORRELATION = 0.985
 SIDE = 64  # pixels of the pictures that are compared
 TILE = 256  # pictures against all others at a time
 PAIRS = 64  # pairs that are laid over each other at a time
+PARTNERS = 50  # of a picture at most; blank ones would make pairs without end
 OVERLAYS = 1.0  # for each picture at most; among 5,216 films there were 0.14
 STEPS = 25  # of the search for the best overlay, in small and then in large
 WORTH_A_LOOK = 0.97  # correlation in small from which the large pictures are compared
@@ -40,8 +41,11 @@ def group_exact(pixels: np.ndarray) -> np.ndarray:
     return groups
 
 
-def group_near(part: XrayPixels, exact: np.ndarray) -> np.ndarray:
-    """Return a group number for each picture; the same film has the same: int64 [N].
+def group_near(part: XrayPixels, exact: np.ndarray) -> tuple[np.ndarray, int]:
+    """Return a group number for each picture, int64 [N], and how many pairs were left unseen.
+
+    Copies are found that differ by compression, size, exposure, blur or noise, and by a crop or
+    shift of up to about 2% or a turn of up to about 2 degrees.
 
     Pairs of similar perceptual hashes are confirmed by the correlation of their pixels, if need
     be after one was laid over the other by a small shift, turn and zoom. All pairs of hashes are
@@ -55,7 +59,7 @@ def group_near(part: XrayPixels, exact: np.ndarray) -> np.ndarray:
     _, firsts, members = np.unique(exact, return_index=True, return_inverse=True)
     films = _Groups(len(firsts))
     ones, others = _similar_pairs(part.facts("phash")[firsts])
-    overlays = int(OVERLAYS * len(firsts))
+    overlays, unseen = max(100, int(OVERLAYS * len(firsts))), 0
     for start in range(0, len(ones), PAIRS):
         a, b = films.apart(ones[start : start + PAIRS], others[start : start + PAIRS])
         if not len(a):
@@ -63,12 +67,14 @@ def group_near(part: XrayPixels, exact: np.ndarray) -> np.ndarray:
         pictures = part.pixels(firsts[a]), part.pixels(firsts[b])
         correlations = correlate(*pictures)
         films.join(a, b, correlations >= LEAST_CORRELATION)
-        doubtful = np.flatnonzero(correlations < LEAST_CORRELATION)[:overlays]
+        doubtful = np.flatnonzero(correlations < LEAST_CORRELATION)
+        unseen += max(0, len(doubtful) - overlays)
+        doubtful = doubtful[:overlays]
         if len(doubtful):
             overlays -= len(doubtful)
             found = overlay(*(one[doubtful] for one in pictures))
             films.join(a[doubtful], b[doubtful], found >= LEAST_CORRELATION)
-    return films.numbers()[members.ravel()]
+    return films.numbers()[members.ravel()], unseen
 
 
 class _Groups:
@@ -174,7 +180,7 @@ def _correlation(ones: Tensor, others: Tensor, mask: Tensor) -> Tensor:
 def _similar_pairs(hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the numbers of pairs whose hashes differ little, the most alike first: int64 [P]."""
 
-    def compare(start: int) -> list[np.ndarray]:
+    def compare(start: int) -> np.ndarray:
         tile = hashes[start : start + TILE]
         found = []
         for from_ in range(start, len(hashes), 8 * TILE):
@@ -186,14 +192,16 @@ def _similar_pairs(hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             above = rows + start < columns + from_
             rows, columns = rows[above], columns[above]
             found.append(np.stack([rows + start, columns + from_, bits[rows, columns]]))
-        return found
+        pairs = np.concatenate(found, axis=1).astype(np.int32)
+        # The partners of each picture that are most like it.
+        pairs = pairs[:, np.lexsort((pairs[1], pairs[2], pairs[0]))]
+        firsts = np.searchsorted(pairs[0], pairs[0])
+        return pairs[:, np.arange(pairs.shape[1]) - firsts < PARTNERS]
 
     with ThreadPoolExecutor() as pool:
-        found = [
-            one for several in pool.map(compare, range(0, len(hashes), TILE)) for one in several
-        ]
+        found = list(pool.map(compare, range(0, len(hashes), TILE)))
     if not found:
         return np.zeros(0, np.int64), np.zeros(0, np.int64)
-    ones, others, bits = np.concatenate([one.astype(np.int32) for one in found], axis=1)
+    ones, others, bits = np.concatenate(found, axis=1)
     order = np.lexsort((others, ones, bits))
     return ones[order].astype(np.int64), others[order].astype(np.int64)

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pneumonia_hf.cache import hash_pictures, to_hex
-from pneumonia_hf.data import LABELS, load_parts
+from pneumonia_hf.data import load_parts
 from pneumonia_hf.errors import UserError, XrayError
+from pneumonia_hf.hashes import hash_pictures, to_hex
 from pneumonia_hf.hub import RUN_FILE, read_json
 from pneumonia_hf.metrics import Interval, OperatingPoint, bootstrap_intervals
 from pneumonia_hf.predictor import Prediction, Predictor
-from pneumonia_hf.sources import ALL, column, open_pictures
+from pneumonia_hf.rows import ALL, LABELS, column
+from pneumonia_hf.sources import open_pictures
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -16,7 +16,7 @@ import torch
 from pneumonia_hf import __version__
 from pneumonia_hf.augment import AugmentConfig
 from pneumonia_hf.backbones import BACKBONES, ModelConfig, head_of
-from pneumonia_hf.data import LABELS, DataConfig
+from pneumonia_hf.data import DataConfig
 from pneumonia_hf.hub import REPORTS_FILE, RUN_FILE, check_finished, write_card, write_json
 from pneumonia_hf.metrics import (
     bootstrap_intervals,
@@ -25,6 +25,7 @@ from pneumonia_hf.metrics import (
     to_probability,
 )
 from pneumonia_hf.predictor import CONFIG_KEY, Predictor
+from pneumonia_hf.rows import LABELS
 from pneumonia_hf.sources import open_pictures, parse_source
 
 if TYPE_CHECKING:

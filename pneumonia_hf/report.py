@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from pneumonia_hf.data import LABELS
 from pneumonia_hf.errors import UserError
 from pneumonia_hf.evaluation import Report
 from pneumonia_hf.hub import write_json
+from pneumonia_hf.rows import LABELS
 
 COLOUR = "#1f5fa8"
 

@@ -14,15 +14,16 @@ import numpy as np
 
 from pneumonia_hf.errors import UserError
 from pneumonia_hf.preprocess import normalise
-from pneumonia_hf.sources import LABELS, column
+from pneumonia_hf.rows import LABELS, column
 
 if TYPE_CHECKING:
     from pneumonia_hf.audit import Xrays
-    from pneumonia_hf.cache import XrayPixels
+    from pneumonia_hf.store import XrayPixels
 
 FOLDS = 5
-MOST_ROWS = 20_000  # that a fold's model is fitted on, so that memory does not grow with the data
+MOST_ROWS = 8_000  # that a fold's model is fitted on, so that memory does not grow with the data
 COMPONENTS = 128  # kept of the features at most, and one for every ten pictures
+MOST_TEXTS = 20  # different ones in a column of metadata that is measured
 PIXELS = "pixels"  # the features that need no network
 RESAMPLES = 200
 
@@ -130,32 +131,40 @@ def cross_validate(
     for fitted, held in folds.split(labels, labels, groups):
         if len(fitted) > MOST_ROWS:
             fitted = np.sort(generator.permutation(fitted)[:MOST_ROWS])
-        model = make_model().fit(features[fitted].astype(np.float32), labels[fitted])
+        model = make_model().fit(_widen(features[fitted]), labels[fitted])
         for start in range(0, len(held), 10_000):
             rows = held[start : start + 10_000]
-            probabilities[rows] = model.predict_proba(features[rows].astype(np.float32))[:, 1]
+            probabilities[rows] = model.predict_proba(_widen(features[rows]))[:, 1]
     return probabilities
 
 
-def measure_shortcuts(xrays: Xrays, extras: Sequence[str]) -> dict[str, dict[str, float]]:
+def _widen(features: np.ndarray) -> np.ndarray:
+    """Return features as models take them: half precision is for keeping only."""
+    return features.astype(np.float32) if features.dtype == np.float16 else features
+
+
+def measure_shortcuts(
+    xrays: Xrays, extras: Sequence[str]
+) -> tuple[dict[str, dict[str, float]], list[str]]:
     """Return the AUROC with which each thing beside the lungs tells the class, by patient.
 
     Boosted trees on that thing alone, cross-validated; the 95% interval is over patients.
 
     Args:
         xrays: the pictures.
-        extras: columns of metadata that may tell the class too; they are passed over where fewer
-            than half of the rows have them.
+        extras: columns of metadata that may tell the class too, also by being empty. Columns with
+            more than 20 different texts are not measured.
 
     Returns:
-        auroc, low and high of each; nothing where a class has too few patients.
+        auroc, low and high of each, nothing where a class has too few patients; and the columns
+        that were not measured.
     """
     from sklearn.ensemble import HistGradientBoostingClassifier
 
     rows = _sample_patients(xrays.related)
     labels, groups = xrays.label[rows], xrays.related[rows]
     if not _enough(labels, groups):
-        return {}
+        return {}, list(extras)
     width = xrays.pictures.facts("width")[rows].astype(np.float32)
     height = xrays.pictures.facts("height")[rows].astype(np.float32)
     kinds = np.char.add(xrays.pictures.facts("format")[rows], xrays.pictures.facts("mode")[rows])
@@ -166,9 +175,12 @@ def measure_shortcuts(xrays: Xrays, extras: Sequence[str]) -> dict[str, dict[str
         "brightness": xrays.pictures.facts("mean")[rows][:, None],
         "file_kind": np.unique(kinds, return_inverse=True)[1].astype(np.float32)[:, None],
     }
+    passed_over = []
     for name in extras:
         values = _as_numbers(column(xrays.data, name).to_pandas().to_numpy()[rows])
-        if values is not None:
+        if values is None:
+            passed_over.append(name)
+        else:
             things["source" if name == "source" else f"metadata:{name}"] = values
     areas = {}
     for name, values in things.items():
@@ -188,24 +200,21 @@ def measure_shortcuts(xrays: Xrays, extras: Sequence[str]) -> dict[str, dict[str
             ),
         )
         areas[name] = _area_over_patients(labels, probabilities, groups)
-    return areas
+    return areas, passed_over
 
 
 def _as_numbers(values: np.ndarray) -> np.ndarray | None:
-    """Return a metadata column as numbers, [N, 1]; None if it says too little or too much."""
-    filled = np.array([value is not None and value == value for value in values])
-    if filled.mean() < 0.5:
-        return None
+    """Return a metadata column as numbers, [N, 1], NaN where it is empty; None for free text."""
+    filled = np.array([value is not None and value == value for value in values], dtype=bool)
+    numbers = np.full(len(values), np.nan)
     try:
-        numbers = np.array(
-            [float(value) if ok else np.nan for value, ok in zip(values, filled, strict=True)]
-        )
+        numbers[filled] = [float(value) for value in values[filled]]
     except ValueError:
-        names, numbers = np.unique([str(value) for value in values], return_inverse=True)
-        if len(names) > 20:
-            return None  # names of patients, dates, free text
-        numbers = numbers.astype(np.float64)
-    return numbers.astype(np.float32)[:, None]
+        names, codes = np.unique([str(value) for value in values[filled]], return_inverse=True)
+        if len(names) > MOST_TEXTS:
+            return None  # names of patients, dates, remarks
+        numbers[filled] = codes
+    return numbers[:, None]
 
 
 def _area_over_patients(

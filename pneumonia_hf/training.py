@@ -26,13 +26,14 @@ from transformers import (
 from pneumonia_hf.audit import audit_briefly
 from pneumonia_hf.augment import augment
 from pneumonia_hf.backbones import fast_precision
-from pneumonia_hf.cache import read_parts, to_hex
-from pneumonia_hf.data import LABELS
+from pneumonia_hf.cache import read_parts
 from pneumonia_hf.errors import UserError
 from pneumonia_hf.finishing import Recipe, finish_model, put_in_place
+from pneumonia_hf.hashes import to_hex
 from pneumonia_hf.hub import MODEL_FILES, read_json, write_json
 from pneumonia_hf.metrics import compute_metrics, to_probability
 from pneumonia_hf.preprocess import normalise
+from pneumonia_hf.rows import LABELS
 
 if TYPE_CHECKING:
     from datasets import DatasetDict

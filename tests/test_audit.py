@@ -9,6 +9,7 @@ from conftest import REAL_XRAYS, assert_one_sentence, call_script, draw_xray
 from PIL import Image, ImageEnhance
 
 from pneumonia_hf.audit import CHECKS, VERDICTS, audit_sources
+from pneumonia_hf.duplicates import PARTNERS, _similar_pairs
 from pneumonia_hf.suspects import FeatureConfig, cross_validate, find_suspects
 
 
@@ -123,6 +124,21 @@ def test_patients_in_two_parts_stop(clean, tmp_path):
     ]
 
 
+def test_a_part_without_a_class_is_what_the_audit_is_there_to_say(clean, tmp_path):
+    folder = copy(clean, tmp_path)
+    shutil.rmtree(folder / "test" / "NORMAL")
+    found = audit_sources(folder)[0]["balance"]
+    assert found.verdict == "stop" and found.count == 1
+    assert found.examples == ({"part": "test", "NORMAL": 0, "PNEUMONIA": 12},)
+
+
+def test_many_pictures_with_one_hash_do_not_make_pairs_without_end():
+    hashes = np.zeros((3000, 4), np.uint64)
+    ones, others = _similar_pairs(hashes)
+    assert len(ones) <= 3000 * PARTNERS
+    assert np.all(ones < others)
+
+
 def test_odd_pictures_and_files_are_each_told_where_they_belong(clean, tmp_path):
     folder = copy(clean, tmp_path)
     normal = folder / "train" / "NORMAL"
@@ -198,17 +214,22 @@ def test_a_shortcut_is_measured_and_an_honest_picture_has_none(tmp_path, clean_f
 
 def test_metadata_and_source_count_as_shortcuts(tmp_path):
     draw_films(tmp_path / "one", patients=20)
-    rows = ["file_name,view,age,remark"]
+    rows = ["file_name,view,age,remark,portable"]
     for number, path in enumerate(sorted((tmp_path / "one").rglob("*.png"))):
         name = path.relative_to(tmp_path / "one").as_posix()
-        rows.append(f"{name},{'AP' if 'PNEUMONIA' in name else 'PA'},{number % 7},text {number}")
+        rows.append(
+            f"{name},{'AP' if 'PNEUMONIA' in name else 'PA'},{number % 7},text {number},"
+            f"{'yes' if 'PNEUMONIA' in name and number % 4 else ''}"
+        )
     (tmp_path / "one" / "metadata.csv").write_text("\n".join(rows))
     areas = audit_sources(tmp_path / "one")[0]["shortcuts"].more["auroc"]
     assert areas["metadata:view"]["auroc"] == 1
     assert 0.2 < areas["metadata:age"]["auroc"] < 0.8
     assert "metadata:remark" not in areas and "source" not in areas
+    assert "metadata:portable" in areas and areas["metadata:portable"]["low"] > 0.6
     draw_films(tmp_path / "two", patients=20, start=500)
     shutil.rmtree(tmp_path / "two" / "NORMAL")
+    assert audit_sources(tmp_path / "one")[0]["shortcuts"].more["not_measured"] == ["remark"]
     findings, _ = audit_sources([str(tmp_path / "one"), str(tmp_path / "two")])
     assert findings["shortcuts"].more["auroc"]["source"]["auroc"] > 0.6
 
@@ -275,6 +296,9 @@ def test_mistakes_are_one_sentence_each(clean, tmp_path):
     assert_one_sentence(done, "Unknown features", "pixels")
     done = call_script("audit_data.py", "--data_dir", clean, *flags, "--weights", tmp_path / "none")
     assert_one_sentence(done, "does not exist", "--weights")
+    (tmp_path / "file").write_text("x")
+    into = ["--output_dir", tmp_path / "file" / "x"]
+    assert_one_sentence(call_script("audit_data.py", "--data_dir", clean, *into), "is a file")
     assert not (tmp_path / "x").exists()
     folder = copy(clean, tmp_path)
     (folder / "train" / "notes.txt").write_text("x")

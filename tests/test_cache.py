@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,20 +14,14 @@ from conftest import ROOT, draw_folder, draw_xray
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from pneumonia_hf import cache, read_xray
-from pneumonia_hf.cache import (
-    FACTS,
-    decode,
-    from_hex,
-    hash_pictures,
-    open_store,
-    read_parts,
-    to_hex,
-)
+from pneumonia_hf import cache, hashes, read_xray
+from pneumonia_hf.cache import decode, read_parts
 from pneumonia_hf.data import load_parts
 from pneumonia_hf.errors import UserError
+from pneumonia_hf.hashes import from_hex, hash_pictures, to_hex
 from pneumonia_hf.preprocess import make_processor, normalise, to_pixel_values
 from pneumonia_hf.sources import open_pictures
+from pneumonia_hf.store import FACTS, open_store
 
 PROCESSOR = make_processor(32, (0.5,) * 3, (0.25,) * 3)
 
@@ -45,14 +40,14 @@ def data(tmp_path):
 def settle(folder) -> None:
     for path in folder.rglob("*.png"):
         os.utime(path, (1, 1))
-    cache._HashMemory.SETTLED = -3600.0  # the change time cannot be set back
+    hashes.HashMemory.SETTLED = -3600.0  # the change time cannot be set back
 
 
 @pytest.fixture(autouse=True)
 def restore():
-    before = cache._HashMemory.SETTLED
+    before = hashes.HashMemory.SETTLED
     yield
-    cache._HashMemory.SETTLED = before
+    hashes.HashMemory.SETTLED = before
 
 
 def test_cached_pictures_are_the_bits_that_are_served(data, tmp_path):
@@ -82,20 +77,20 @@ def test_a_second_reading_opens_no_picture(data, tmp_path, monkeypatch):
 def test_shards_that_did_not_change_are_not_streamed_again(tmp_path, monkeypatch):
     from test_sources import make_tar
 
-    from pneumonia_hf import sources
+    from pneumonia_hf import sets
 
     make_tar(tmp_path / "x.tar", 8)
     settle(tmp_path)
     data = load_parts(f"shards:{tmp_path}/x.tar")["all"]
     first = decode(data, PROCESSOR, cache_dir=tmp_path / "cache").part
-    walk, walks = sources._walk_stream, []
-    monkeypatch.setattr(sources, "_walk_stream", lambda *a: walks.append(a) or walk(*a))
+    stream, streams = sets._stream, []
+    monkeypatch.setattr(sets, "_stream", lambda *a: streams.append(a) or stream(*a))
     again = decode(data, PROCESSOR, cache_dir=tmp_path / "cache").part
-    assert np.array_equal(first.rows, again.rows) and not walks
+    assert np.array_equal(first.rows, again.rows) and not streams
     make_tar(tmp_path / "x.tar", 8, seed=50)
-    sources._stat_files.cache_clear()  # which otherwise looks once a minute
+    sets._stat_files.cache_clear()  # which otherwise looks once a minute
     other = decode(data, PROCESSOR, cache_dir=tmp_path / "cache").part
-    assert walks and not set(first.hashes.tolist()) & set(other.hashes.tolist())
+    assert streams and not set(first.hashes.tolist()) & set(other.hashes.tolist())
 
 
 def test_batches_of_a_loader_come_whole_also_from_workers(data, tmp_path):
@@ -161,7 +156,7 @@ def test_unreadable_files_are_listed_with_their_reasons_and_left_out(tmp_path):
     kept, pictures = read_parts(parts, PROCESSOR, tmp_path / "cache")
     assert len(kept["all"]) == len(pictures["all"]) == 7
     assert sum(one.kind == "unreadable" for one in kept.troubles) == 2
-    with pytest.raises(UserError, match=r"2 files cannot be read.*IM-0001.*--strict"):
+    with pytest.raises(UserError, match=r"2 file\(s\) cannot be read.*IM-0001.*--strict"):
         read_parts(parts, PROCESSOR, tmp_path / "cache", strict=True)
 
 
@@ -249,15 +244,15 @@ def test_two_processes_that_build_at_once_end_with_one_whole_store(tmp_path):
 # The nth write to the store puts half of its bytes down, and the process is killed.
 KILLED = """
 import os, signal
-from pneumonia_hf import cache
-write, calls = cache._write_at, []
+from pneumonia_hf import store
+write, calls = store._write_at, []
 def write_half(path, place, data):
     calls.append(path)
     if len(calls) == int(os.environ["KILL_AT"]):
         write(path, place, data[: len(data) // 2])
         os.kill(os.getpid(), signal.SIGKILL)
     write(path, place, data)
-cache._write_at = write_half
+store._write_at = write_half
 """
 
 
@@ -281,6 +276,20 @@ def test_a_build_that_is_killed_in_any_write_is_finished_by_the_next(tmp_path):
     # What was whole is kept; half of a chunk's records are whole too.
     assert kept == [0, 32, 96]
     assert start_build(folder, place).communicate(timeout=120)[0] == whole
+
+
+def test_a_cache_that_is_deleted_while_it_is_in_use_is_noticed(data, tmp_path):
+    place = tmp_path / "cache"
+    part = decode(data, PROCESSOR, cache_dir=place).part
+    sent = pickle.dumps(part)  # as to a worker that starts later
+    before = part.pixels(range(85)).clone()
+    shutil.rmtree(place)
+    assert torch.equal(part.pixels(range(85)), before)  # what is mapped stays
+    with pytest.raises(UserError, match="was deleted"):
+        pickle.loads(sent).pixels([0])
+    decode(data.select(range(84, -1, -1)), PROCESSOR, cache_dir=place)
+    with pytest.raises(UserError, match="was deleted"):
+        pickle.loads(sent).pixels([0])
 
 
 def test_a_cache_folder_that_cannot_be_used_is_one_sentence(data, tmp_path):

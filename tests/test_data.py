@@ -4,9 +4,9 @@ import shutil
 import pytest
 from conftest import REAL_XRAYS, draw_folder, draw_xray
 
-from pneumonia_hf.cache import hash_pictures, to_hex
 from pneumonia_hf.data import DataConfig, load_parts, load_xrays, split_by_patient
 from pneumonia_hf.errors import UserError
+from pneumonia_hf.hashes import hash_pictures, to_hex
 from pneumonia_hf.predictor import DEFAULT_MODEL
 
 ALL = ("train", "validation", "test")
@@ -85,12 +85,17 @@ def test_metadata_tells_the_patient(tmp_path, caplog):
         for number in range(4):
             draw_xray(number, ill=False).save(tmp_path / name / f"{number}.png")
     load_parts(tmp_path)
-    assert "8 files do not tell their patient" in caplog.text
+    assert "8 file(s) do not tell their patient" in caplog.text
     caplog.clear()
     rows = [f"{n}/{i}.png,{n[0]}{i // 2}" for n in ("NORMAL", "PNEUMONIA") for i in range(4)]
     (tmp_path / "metadata.csv").write_text("file_name,patient_id\n" + "\n".join(rows) + "\n")
     assert set(load_parts(tmp_path)["all"]["patient"][:]) == {"N0", "N1", "P0", "P1"}
     assert caplog.text == ""
+
+
+def test_shares_that_leave_nothing_to_train_on_are_refused():
+    with pytest.raises(UserError, match=r"leave 0\.2 or more"):
+        DataConfig("x", validation_fraction=0.5, test_fraction=0.5)
 
 
 def test_folder_names_are_matched_without_regard_to_case(tmp_path):

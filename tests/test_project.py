@@ -65,8 +65,8 @@ def test_libraries_are_imported_in_their_own_rooms_only():
         "gdcm": {"dicom"},
         "kornia": {"augment"},
         "cleanlab": {"suspects"},
-        "imagehash": {"cache"},
-        "medmnist": {"sources"},
+        "imagehash": {"store"},
+        "medmnist": {"sets"},
     }
     for path in sorted((ROOT / "pneumonia_hf").glob("*.py")):
         for library, allowed in rooms.items():

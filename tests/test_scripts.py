@@ -171,7 +171,7 @@ def test_mistakes_in_training_are_one_sentence_each(body, xray_folder, tmp_path)
     corrupt = draw_folder(tmp_path / "corrupt", patients=12)
     (corrupt / "PNEUMONIA" / "person77_virus_1.jpeg").write_text("text named .jpeg")
     strict = train("--strict", data=corrupt)
-    assert_one_sentence(strict, "1 file cannot be read", "person77_virus_1.jpeg", "--strict")
+    assert_one_sentence(strict, "1 file(s) cannot be read", "person77_virus_1.jpeg", "--strict")
     assert not (tmp_path / "x" / "config.json").exists()
     done = train(data=corrupt, output=tmp_path / "y")
     assert done.returncode == 0, done.stderr[-2000:]

@@ -18,7 +18,8 @@ from PIL import Image
 from pneumonia_hf import read_xray
 from pneumonia_hf.data import DataConfig, load_parts, load_xrays, troubles_of
 from pneumonia_hf.errors import UserError, XrayError
-from pneumonia_hf.sources import SOURCES, TROUBLES, open_pictures, parse_source
+from pneumonia_hf.rows import TROUBLES
+from pneumonia_hf.sources import SOURCES, open_pictures, parse_source
 
 
 def kinds_of(parts) -> dict[str, list[str]]:
@@ -114,7 +115,7 @@ def test_strict_makes_an_error_of_what_is_left_out_but_not_of_system_files(tmp_p
     (folder / "NORMAL" / ".DS_Store").write_text("junk")
     assert len(load_parts(folder, strict=True)["all"]) == 6
     (folder / "NORMAL" / "notes.txt").write_text("hello")
-    with pytest.raises(UserError, match=r"1 file .*NORMAL/notes.txt.*--strict"):
+    with pytest.raises(UserError, match=r"1 file\(s\) .*NORMAL/notes.txt.*--strict"):
         load_parts(folder, strict=True)
 
 
@@ -212,19 +213,79 @@ def test_metadata_and_folders_that_disagree_are_named(tmp_path, caplog):
         load_parts(folder, strict=True)
 
 
-@pytest.mark.parametrize("place", ["root", "part"])
+@pytest.mark.parametrize("place", ["root", "part", "class"])
 def test_metadata_beside_the_parts_or_in_them_tells_the_patient(tmp_path, place):
     for part in ("train", "test"):
         folder = draw_folder(tmp_path / part, patients=2)
         if place == "part":
             names = [path.relative_to(folder) for path in sorted(folder.rglob("*.png"))]
-            write_metadata(folder, "file_name,patient_id", *(f"{name},p" for name in names))
+            write_metadata(folder, "file_name,Patient_ID", *(f"{name},p" for name in names))
+        if place == "class":
+            for inner in folder.iterdir():
+                names = sorted(path.name for path in inner.iterdir())
+                write_metadata(inner, "File_Name,patient_id", *(f"{name},p" for name in names))
     if place == "root":
         names = [path.relative_to(tmp_path) for path in sorted(tmp_path.rglob("*.png"))]
         write_metadata(tmp_path, "file_name,patient_id", *(f"{name},p" for name in names))
     parts = load_parts(tmp_path)
     assert set(parts["train"]["patient"][:]) == set(parts["test"]["patient"][:]) == {"p"}
     assert set(kinds_of(parts)) == {"both_labels"}
+
+
+@pytest.mark.parametrize("name", ["path", "bytes", "image", "file", "source", "label_", " "])
+def test_a_column_of_metadata_never_takes_the_place_of_ours(tmp_path, name):
+    folder = draw_folder(tmp_path / "data", patients=3)
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.png"))
+    write_metadata(folder, f"file_name,{name},age", *(f"{one},/else/{one},3" for one in names))
+    data = load_parts(folder)["all"]
+    assert sorted(image["path"] for image in data["image"]) == [str(folder / n) for n in names]
+    assert sorted(data["file"][:]) == names and set(data["source"][:]) == {"data"}
+    assert set(data["label"][:]) == {0, 1} and set(data["age"][:]) == {"3"}
+    assert len(data.features) == 7
+
+
+def test_labels_of_metadata_may_be_numbers_and_lines_may_be_padded(tmp_path):
+    folder = draw_flat(tmp_path / "flat", 4)
+    rows = [f"{n}.png,{n % 2}, p{n} ,{' ' if n else ''}" for n in range(4)]
+    write_metadata(folder, "file_name,label,patient_id,age", *rows, rows[1], "1.png,1,p1,")
+    assert load_parts(folder)["all"]["label"][:] == [0, 1, 0, 1]
+    write_metadata(folder, "file_name,label", *(f"{n}.png,maybe" for n in range(4)))
+    with pytest.raises(UserError, match=r"no X-ray labelled NORMAL or PNEUMONIA.*0\.png.*maybe"):
+        load_parts(folder)
+
+
+def test_missing_files_are_told_of_the_metadata_of_a_part_too(tmp_path):
+    for part in ("train", "test"):
+        folder = draw_folder(tmp_path / part, patients=2)
+        write_metadata(folder, "file_name,age", "NORMAL/gone.png,3")
+    found = kinds_of(load_parts(tmp_path))
+    assert found["metadata_missing_file"] == ["test/NORMAL/gone.png", "train/NORMAL/gone.png"]
+    assert len(found["metadata_left_out"]) == 8
+
+
+def test_a_folder_that_cannot_be_opened_is_told(tmp_path, monkeypatch):
+    from pneumonia_hf import folders
+
+    folder = draw_folder(tmp_path / "data", patients=3)
+    (folder / "NORMAL" / "closed").mkdir()
+    scan = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(folders.os, "scandir", refuse)
+    found = kinds_of(load_parts(folder))
+    assert [name.rsplit("/", 1)[1] for name in found["closed_folder"]] == ["closed"]
+
+
+def test_two_links_to_one_folder_both_count(tmp_path):
+    folder = draw_folder(tmp_path / "store", patients=3)
+    draw_folder(tmp_path / "data", patients=3)
+    for name in ("a", "b"):
+        (tmp_path / "data" / "NORMAL" / name).symlink_to(folder / "NORMAL")
+    assert len(load_parts(tmp_path / "data")["all"]) == 12
 
 
 @pytest.mark.parametrize(
@@ -317,6 +378,98 @@ def assert_like_the_drawn(part, count: int, seed: int = 0) -> None:
         assert np.array_equal(np.asarray(read_xray(picture)), drawn)
 
 
+def write_parquet(path, features: dict, **columns) -> None:
+    from datasets import Dataset, Features
+
+    Dataset.from_dict(columns, features=Features(features)).to_parquet(path)
+
+
+def make_columns(count: int) -> dict:
+    """Return pictures, and the names of their patients' files."""
+    return {
+        "image": [
+            {
+                "bytes": to_bytes(draw_xray(n, ill=n % 2 == 1)),
+                "path": f"person{n // 3}_virus_{n}.png",
+            }
+            for n in range(count)
+        ]
+    }
+
+
+def test_shards_tell_the_patients_that_their_file_names_tell(tmp_path):
+    from datasets import Image as ImageFeature
+    from datasets import Value
+
+    kinds = {"image": ImageFeature(), "label": Value("string")}
+    labels = ["NORMAL", "PNEUMONIA"] * 6
+    write_parquet(tmp_path / "x.parquet", kinds, **make_columns(12), label=labels)
+    parts = load_parts(f"shards:{tmp_path}/x.parquet")
+    assert parts["all"]["patient"][:4] == ["person0", "person0", "person0", "person1"]
+    assert parts["all"]["file"][1] == "person0_virus_1.png"
+    assert "own_patient" not in kinds_of(parts)
+
+
+def test_patient_numbers_count_also_zero_and_no_number_is_no_patient(tmp_path):
+    from datasets import Image as ImageFeature
+    from datasets import Value
+
+    columns = make_columns(8)
+    for image in columns["image"]:
+        image["path"] = "image.png"  # as some sets call all of them
+    kinds = {"image": ImageFeature(), "label": Value("int64"), "patient_id": Value("float64")}
+    patients = [0, 0, 1, 1, None, float("nan"), 2, 2]
+    labels = [0, 1] * 4
+    file = tmp_path / "x.parquet"
+    write_parquet(file, kinds, **columns, label=labels, patient_id=patients)
+    data = load_parts(f"shards:{file}")["all"]
+    assert data["label"][:] == labels
+    assert data["patient"][:4] + data["patient"][6:] == ["0", "0", "1", "1", "2", "2"]
+    assert len(set(data["patient"][:])) == 5
+
+
+def test_the_class_is_taken_from_the_column_that_says_so(tmp_path):
+    from datasets import ClassLabel, Value
+    from datasets import Image as ImageFeature
+
+    kinds = {
+        "image": ImageFeature(),
+        "sex": ClassLabel(names=["F", "M"]),
+        "label": Value("string"),
+    }
+    labels = ["NORMAL", "PNEUMONIA"] * 4
+    file = tmp_path / "x.parquet"
+    write_parquet(file, kinds, **make_columns(8), sex=[0, 0, 1, 1] * 2, label=labels)
+    assert load_parts(f"shards:{file}")["all"]["label"][:] == [0, 1] * 4
+    kinds["label"] = ClassLabel(names=["no", "yes"])
+    write_parquet(file, kinds, **make_columns(8), sex=[0] * 8, label=[0, 1] * 4)
+    with pytest.raises(UserError, match=r"no picture labelled NORMAL or PNEUMONIA.*no, yes"):
+        load_parts(f"shards:{file}")
+
+
+def test_a_shard_that_breaks_off_stops_and_a_row_without_picture_does_not(tmp_path):
+    from datasets import Image as ImageFeature
+    from datasets import Value
+
+    columns = make_columns(8)
+    (tmp_path / "film.png").write_bytes(b"here while the table is written")
+    columns["image"][3] = {"bytes": None, "path": str(tmp_path / "film.png")}
+    columns["image"][5] = None
+    kinds = {"image": ImageFeature(), "label": Value("string")}
+    file = tmp_path / "x.parquet"
+    write_parquet(file, kinds, **columns, label=["NORMAL", "PNEUMONIA"] * 4)
+    (tmp_path / "film.png").unlink()
+    pictures = [one for _, one in open_pictures(load_parts(f"shards:{file}")["all"])]
+    assert [isinstance(one, XrayError) for one in pictures] == [n in (3, 5) for n in range(8)]
+    make_tar(tmp_path / "x.tar", 40)
+    parts = load_parts(f"shards:{tmp_path}/x.tar")
+    os.truncate(tmp_path / "x.tar", (tmp_path / "x.tar").stat().st_size * 3 // 4)
+    with pytest.raises(UserError, match="broke off at picture"):
+        list(open_pictures(parts["all"]))
+    with pytest.raises(UserError, match="cannot be read beyond row"):
+        load_parts(f"shards:{tmp_path}/x.tar")
+
+
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
     import datasets.config
@@ -359,6 +512,16 @@ def test_a_hub_data_set_has_its_labels_by_name_and_its_patients_by_file(hub):
     assert parts["train"]["patient"][:3] == ["train/person0", "train/person0", "train/person1"]
     assert parts["train"]["view"][0] == "PA"
     assert kinds_of(parts)["unknown_label"][0] == "train/person6_virus_12.jpeg"
+    repository.commit("more", {"data/extra-00000-of-00001.parquet": make_parquet(5)})
+    more = load_parts("hub:someone/xrays@main")
+    assert {name: len(part) for name, part in more.items()} == {
+        "train": 12,
+        "validation": 8,
+        "test": 6,
+    }
+    assert [(one.file, one.count) for one in troubles_of(more) if one.kind == "no_place"] == [
+        ("extra", 5)
+    ]
     with pytest.raises(UserError, match="no data set someone/none"):
         load_parts("hub:someone/none")
     with pytest.raises(UserError, match="revision 'v9'"):
@@ -476,6 +639,10 @@ def test_training_on_shards_ends_with_a_model(tmp_path):
     flags = ["--model", tmp_path / "run", "--data_dir", f"films=shards:{tmp_path}/*.tar"]
     done = call_script("evaluate_model.py", *flags, "--output_dir", tmp_path / "report")
     assert done.returncode == 0, done.stderr[-2000:]
+    for path in (tmp_path / "run").glob("*.*"):
+        if path.suffix in {".json", ".md"}:
+            assert str(tmp_path.parent) not in path.read_text(), path
+    assert parse_source(f"shards:{tmp_path}/x.tar").name == "shards-x.tar"
     report = json.loads((tmp_path / "report" / "report.json").read_text())
     assert (report["data"], report["split"], report["n"]) == ("films", "test", 24)
     missing = call_script(

@@ -6,13 +6,14 @@ python train_scripts/preview_augmentation.py --data_dir DATA --output augment.pn
 
 import random
 import sys
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pneumonia_hf.console import parse_recipe, run_script
-from pneumonia_hf.errors import UserError
+from pneumonia_hf.errors import UserError, XrayError
 
 
 @dataclass
@@ -41,8 +42,9 @@ def main() -> None:
     """Read recipe and flags, draw the sheet, and say where it is."""
     from pneumonia_hf.augment import AugmentConfig, draw_preview
     from pneumonia_hf.backbones import ModelConfig
-    from pneumonia_hf.data import LABELS, DataConfig, load_parts
+    from pneumonia_hf.data import DataConfig, load_parts
     from pneumonia_hf.preprocess import make_processor, resize
+    from pneumonia_hf.rows import LABELS
     from pneumonia_hf.sources import open_pictures
     from pneumonia_hf.training import XrayTrainingArguments
     from pneumonia_hf.xray import read_xray
@@ -52,14 +54,19 @@ def main() -> None:
     )
     parts = load_parts(options.data_dir)
     part = parts.get("train") or next(iter(parts.values()))
-    labels = part["label"][:]
-    chance = random.Random(options.seed)
-    rows = [
-        chance.choice([row for row, label in enumerate(labels) if label == number])
-        for _ in range(2)
-        for number in range(len(LABELS))
-    ]
-    pictures = [read_xray(picture) for _, picture in open_pictures(part.select(rows))]
+    order = list(range(len(part)))
+    random.Random(options.seed).shuffle(order)
+    drawn = part.select(order)
+    pictures: list[list] = [[] for _ in LABELS]
+    for label, (_, picture) in zip(drawn["label"], open_pictures(drawn), strict=True):
+        if len(pictures[label]) < 2:
+            with suppress(XrayError):  # another one is drawn
+                pictures[label].append(read_xray(picture))
+        elif all(len(of_class) == 2 for of_class in pictures):
+            break
+    pictures = [one for pair in zip(*pictures, strict=False) for one in pair]
+    if not pictures:
+        raise UserError(f"No picture in {' '.join(options.data_dir)} can be read.")
     processor = make_processor(options.image_size, (0.5,) * 3, (0.5,) * 3)
     figure = draw_preview(resize(pictures, processor), config, seed=options.seed)
     Path(options.output).parent.mkdir(parents=True, exist_ok=True)
