@@ -448,7 +448,7 @@ def check_label_suspects(xrays: Xrays) -> Finding:
 
     if xrays.features is None:
         return Finding("look", 0, "not looked for, as no features were asked for.")
-    found = find_suspects(xrays)
+    found = find_suspects(xrays.pictures, xrays.label, xrays.related, xrays.features)
     if found is None:
         return Finding("look", 0, "too few patients of a class to look for wrong labels.")
     rows, probabilities, area, means = found
@@ -495,8 +495,12 @@ def check_shortcuts(xrays: Xrays) -> Finding:
     """
     from pneumonia_hf.suspects import measure_shortcuts
 
-    extras = [name for name in xrays.data.column_names if _is_extra(xrays, name)]
-    areas, passed_over = measure_shortcuts(xrays, extras)
+    extras = {
+        name: column(xrays.data, name).to_pandas().to_numpy()
+        for name in xrays.data.column_names
+        if _is_extra(xrays, name)
+    }
+    areas, passed_over = measure_shortcuts(xrays.pictures, xrays.label, xrays.related, extras)
     if not areas:
         return Finding("look", 0, "too few patients of a class to measure shortcuts.")
     strong = {name: one for name, one in areas.items() if one["low"] >= SHORTCUT_LOOK}

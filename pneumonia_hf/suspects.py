@@ -6,7 +6,7 @@ another copy of its film.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -14,10 +14,9 @@ import numpy as np
 
 from pneumonia_hf.errors import UserError
 from pneumonia_hf.preprocess import normalise
-from pneumonia_hf.rows import LABELS, column
+from pneumonia_hf.rows import LABELS
 
 if TYPE_CHECKING:
-    from pneumonia_hf.audit import Xrays
     from pneumonia_hf.store import XrayPixels
 
 FOLDS = 5
@@ -55,11 +54,18 @@ class FeatureConfig:
             raise UserError(f"Unknown features {self.features!r}; choose from {known}.")
 
 
-def find_suspects(xrays: Xrays) -> tuple[np.ndarray, np.ndarray, float, str] | None:
+def find_suspects(
+    pictures: XrayPixels, labels: np.ndarray, groups: np.ndarray, config: FeatureConfig
+) -> tuple[np.ndarray, np.ndarray, float, str] | None:
     """Return the rows whose labels are doubtful, most doubtful first.
 
     By confident learning (Northcutt et al. 2021, doi 10.1613/jair.1.12125) as cleanlab does it,
     over the predictions of a logistic regression on frozen features.
+
+    Args:
+        pictures, labels: what is judged, and the class numbers given to it, [N].
+        groups: numbers of what belongs together, [N]: one of a group never judges another.
+        config: the features.
 
     Returns:
         Rows, P(pneumonia) of all pictures, the AUROC of these against the labels, and the name
@@ -71,20 +77,18 @@ def find_suspects(xrays: Xrays) -> tuple[np.ndarray, np.ndarray, float, str] | N
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    if not _enough(xrays.label, xrays.related):
+    if not _enough(labels, groups):
         return None
-    features, name = compute_features(xrays.pictures, xrays.features)
+    features, name = compute_features(pictures, config)
     probabilities = cross_validate(
         features,
-        xrays.label,
-        xrays.related,
+        labels,
+        groups,
         lambda: make_pipeline(StandardScaler(), LogisticRegression(C=0.03, max_iter=500)),
     )
     both = np.stack([1 - probabilities, probabilities], axis=1)
-    rows = find_label_issues(
-        xrays.label, both, return_indices_ranked_by="self_confidence", n_jobs=1
-    )
-    return rows, probabilities, float(roc_auc_score(xrays.label, probabilities)), name
+    rows = find_label_issues(labels, both, return_indices_ranked_by="self_confidence", n_jobs=1)
+    return rows, probabilities, float(roc_auc_score(labels, probabilities)), name
 
 
 def compute_features(pictures: XrayPixels, config: FeatureConfig | None) -> tuple[np.ndarray, str]:
@@ -144,16 +148,16 @@ def _widen(features: np.ndarray) -> np.ndarray:
 
 
 def measure_shortcuts(
-    xrays: Xrays, extras: Sequence[str]
+    pictures: XrayPixels, labels: np.ndarray, groups: np.ndarray, extras: dict[str, np.ndarray]
 ) -> tuple[dict[str, dict[str, float]], list[str]]:
     """Return the AUROC with which each thing beside the lungs tells the class, by patient.
 
     Boosted trees on that thing alone, cross-validated; the 95% interval is over patients.
 
     Args:
-        xrays: the pictures.
-        extras: columns of metadata that may tell the class too, also by being empty. Columns with
-            more than 20 different texts are not measured.
+        pictures, labels, groups: as for `find_suspects`.
+        extras: columns of metadata, [N] each, that may tell the class too, also by being empty.
+            Those with more than 20 different texts are not measured.
 
     Returns:
         auroc, low and high of each, nothing where a class has too few patients; and the columns
@@ -161,23 +165,23 @@ def measure_shortcuts(
     """
     from sklearn.ensemble import HistGradientBoostingClassifier
 
-    rows = _sample_patients(xrays.related)
-    labels, groups = xrays.label[rows], xrays.related[rows]
+    rows = _sample_groups(groups)
+    labels, groups = labels[rows], groups[rows]
     if not _enough(labels, groups):
         return {}, list(extras)
-    width = xrays.pictures.facts("width")[rows].astype(np.float32)
-    height = xrays.pictures.facts("height")[rows].astype(np.float32)
-    kinds = np.char.add(xrays.pictures.facts("format")[rows], xrays.pictures.facts("mode")[rows])
+    width = pictures.facts("width")[rows].astype(np.float32)
+    height = pictures.facts("height")[rows].astype(np.float32)
+    kinds = np.char.add(pictures.facts("format")[rows], pictures.facts("mode")[rows])
     things = {
-        "border": xrays.pictures.facts("border")[rows].astype(np.float32),
+        "border": pictures.facts("border")[rows].astype(np.float32),
         "size": np.stack([width, height], axis=1),
         "aspect_ratio": (width / height)[:, None],
-        "brightness": xrays.pictures.facts("mean")[rows][:, None],
+        "brightness": pictures.facts("mean")[rows][:, None],
         "file_kind": np.unique(kinds, return_inverse=True)[1].astype(np.float32)[:, None],
     }
     passed_over = []
-    for name in extras:
-        values = _as_numbers(column(xrays.data, name).to_pandas().to_numpy()[rows])
+    for name, column in extras.items():
+        values = _as_numbers(column[rows])
         if values is None:
             passed_over.append(name)
         else:
@@ -241,7 +245,7 @@ def _area_over_patients(
     }
 
 
-def _sample_patients(groups: np.ndarray) -> np.ndarray:
+def _sample_groups(groups: np.ndarray) -> np.ndarray:
     """Return the rows of as many groups as make about MOST_ROWS rows, all if they are fewer."""
     if len(groups) <= MOST_ROWS:
         return np.arange(len(groups))

@@ -186,7 +186,9 @@ def test_planted_wrong_labels_are_among_the_first_suspects(clean, tmp_path):
     case = next(one for one in found.more["cases"] if one["file"] in wrong)
     assert (case["label"], case["suggested"]) == ("NORMAL", "PNEUMONIA")
     assert 0 <= case["belief_in_label"] < 0.5
-    rows, probabilities, area, name = find_suspects(xrays)
+    rows, probabilities, area, name = find_suspects(
+        xrays.pictures, xrays.label, xrays.related, FeatureConfig("pixels")
+    )
     assert name == "pixels" and area > 0.9
     assert len(probabilities) == 120 and len(rows) == found.count
 
