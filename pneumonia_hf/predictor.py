@@ -143,10 +143,10 @@ class Predictor:
 
     def predict_files(self, paths: Sequence[Path]) -> Iterator[Prediction | XrayError]:
         """Yield the decision on each file, in order, or the error of one that cannot be read."""
-        return self.predict_pictures((path.name, path) for path in paths)
+        return self.predict_pictures((None, path) for path in paths)
 
     def predict_pictures(
-        self, pictures: Iterable[tuple[str, Path | bytes | XrayError]]
+        self, pictures: Iterable[tuple[str | None, Path | bytes | XrayError]]
     ) -> Iterator[Prediction | XrayError]:
         """Yield the decision on each picture, in order, or the error of one that cannot be read.
 
@@ -162,7 +162,7 @@ class Predictor:
                 yield one if isinstance(one, XrayError) else next(predictions)
 
     def margins_of_pictures(
-        self, pictures: Iterable[tuple[str, Path | bytes | XrayError]]
+        self, pictures: Iterable[tuple[str | None, Path | bytes | XrayError]]
     ) -> np.ndarray:
         """Return the margin of each picture, as `margins` does, a few dozen in memory at a time.
 
@@ -193,7 +193,7 @@ class Predictor:
 
 
 def _read_in_chunks(
-    pictures: Iterable[tuple[str, Path | bytes | XrayError]],
+    pictures: Iterable[tuple[str | None, Path | bytes | XrayError]],
 ) -> Iterator[list[Image.Image | XrayError]]:
     pictures = iter(pictures)
     with ThreadPoolExecutor() as pool:
@@ -201,7 +201,7 @@ def _read_in_chunks(
             yield list(pool.map(_try_to_read, chunk))
 
 
-def _try_to_read(picture: tuple[str, Path | bytes | XrayError]) -> Image.Image | XrayError:
+def _try_to_read(picture: tuple[str | None, Path | bytes | XrayError]) -> Image.Image | XrayError:
     name, source = picture
     if isinstance(source, XrayError):
         return source

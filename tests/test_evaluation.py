@@ -97,15 +97,15 @@ def test_a_perfect_score_is_not_given_an_interval_without_width_silently(
 
 def test_one_class_cannot_be_measured(predictor, xray_folder):
     data = load_parts(xray_folder)["all"].select(range(5))
-    with pytest.raises(UserError, match="no PNEUMONIA"):
+    with pytest.raises(UserError, match="no readable PNEUMONIA"):
         evaluate_predictor(predictor, data)
 
 
-def test_unreadable_pictures_stop_the_evaluation(predictor, tmp_path):
+def test_unreadable_pictures_stop_a_strict_evaluation(predictor, tmp_path):
     folder = draw_folder(tmp_path / "data", patients=3)
     (folder / "NORMAL" / "broken.jpeg").write_text("text")
     with pytest.raises(UserError, match=r"1 of 7 files cannot be read.*broken.jpeg"):
-        evaluate_predictor(predictor, load_parts(folder)["all"])
+        evaluate_predictor(predictor, load_parts(folder)["all"], strict=True)
 
 
 def test_older_report_is_not_replaced_silently(tmp_path):
