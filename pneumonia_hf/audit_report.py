@@ -10,8 +10,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from pneumonia_hf import __version__
-from pneumonia_hf.audit import CHECKS, SHORTCUT_LOOK, VERDICTS, Finding, Xrays
 from pneumonia_hf.augment import AugmentConfig, draw_preview
+from pneumonia_hf.checks import CHECKS, SHORTCUT_LOOK, VERDICTS, Finding, Xrays
 from pneumonia_hf.errors import UserError
 from pneumonia_hf.hub import write_json
 from pneumonia_hf.rows import LABELS

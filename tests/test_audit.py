@@ -8,7 +8,8 @@ import pytest
 from conftest import REAL_XRAYS, assert_one_sentence, call_script, draw_xray
 from PIL import Image, ImageEnhance
 
-from pneumonia_hf.audit import CHECKS, VERDICTS, audit_sources
+from pneumonia_hf.audit import audit_sources
+from pneumonia_hf.checks import CHECKS, VERDICTS
 from pneumonia_hf.duplicates import PARTNERS, _similar_pairs
 from pneumonia_hf.suspects import FeatureConfig, cross_validate, find_suspects
 
