@@ -62,9 +62,9 @@ def describe_machine() -> str:
     """Return what the numbers were taken on."""
     import torch
 
-    from pneumonia_hf.finishing import _hardware
+    from pneumonia_hf.finishing import describe_hardware
 
-    return f"{_hardware()}, torch {torch.__version__}"
+    return f"{describe_hardware()}, torch {torch.__version__}"
 
 
 def make_convnext():

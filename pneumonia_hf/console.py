@@ -13,9 +13,16 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn
 
-from pneumonia_hf.errors import UserError
+from pneumonia_hf.errors import Stopped, UserError
 
 EXIT_FAULT = 2
+# What gloo and NCCL say in the processes that are left.
+PEER_IS_GONE = (
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "NCCL communicator was aborted",
+)
+EXIT_STOPPED = 143  # 128 + SIGTERM, as the shell has it
 
 
 def run_script(main: Callable[[], int | None]) -> None:
@@ -34,6 +41,9 @@ def run_script(main: Callable[[], int | None]) -> None:
     except KeyboardInterrupt:
         print("\nStopped by you; what was finished before is kept.", file=sys.stderr)
         status = 130
+    except Stopped as stop:
+        print(f"\n{stop}", file=sys.stderr)
+        status = EXIT_STOPPED
     except BrokenPipeError:
         sys.stderr.close()  # the reader of our output has gone: nothing is left to say
         status = 0
@@ -54,6 +64,16 @@ def explain(error: BaseException) -> str | None:
         return "The disk is full; free some space and start again: what was finished is kept."
     if type(error).__name__ == "OutOfMemoryError":
         return "The accelerator's memory is too small; halve --per_device_train_batch_size."
+    if "DataLoader worker" in str(error):
+        return (
+            "A process that reads the data was killed, maybe for want of memory; lower "
+            "--dataloader_num_workers, and go on with --resume from the last checkpoint."
+        )
+    if isinstance(error, RuntimeError) and any(word in str(error) for word in PEER_IS_GONE):
+        return (
+            "Another process of this run has ended; see what it said, and start all of them "
+            "again with --resume: the last checkpoint is kept."
+        )
     if isinstance(error, PermissionError) and error.filename:
         return f"No permission to use {error.filename}; choose another folder."
     if isinstance(error, OSError) and error.errno in (errno.EROFS, errno.ENAMETOOLONG, errno.EIO):

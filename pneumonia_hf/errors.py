@@ -12,3 +12,10 @@ class UserError(Exception):
 
 class XrayError(UserError, ValueError):
     """A file or byte string that cannot be read as one X-ray picture."""
+
+
+class Stopped(BaseException):
+    """The process was asked to end (SIGTERM), and did; what it says is a sentence for the user.
+
+    Like KeyboardInterrupt it is no Exception: nobody who catches errors may swallow it.
+    """

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 RUN_FILE = "run.json"  # how the model was made
 REPORTS_FILE = "reports.json"  # what it measured on data that it had not seen
 CARD_FILE = "README.md"
+CURVES_FILE = "training_curves.png"
+ENSEMBLE_FILE = "ensemble.json"  # in the folder of several models
+CODE_FILE = "xray_cnn.py"  # of the family that transformers does not know
 CARD_TEMPLATE = Path(__file__).with_name("model_card.md")
 # All that a model folder holds, and all that is pushed: never checkpoints or logs.
 MODEL_FILES = (
@@ -26,7 +29,10 @@ MODEL_FILES = (
     RUN_FILE,
     REPORTS_FILE,
     CARD_FILE,
+    CURVES_FILE,
+    CODE_FILE,
 )
+NOT_IN_EACH = {REPORTS_FILE, CURVES_FILE, CODE_FILE}
 # The Hub's own names, where it has one.
 HUB_METRICS = {"auroc": "roc_auc", "sensitivity": "recall", "brier": "brier_score"}
 HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")
@@ -206,7 +212,9 @@ def check_finished(folder: Path) -> None:
     """Raise a UserError unless `folder` holds a model that `train` has finished."""
     if not folder.is_dir():
         raise UserError(f"The model folder {folder} does not exist; check --model.")
-    for name in set(MODEL_FILES) - {REPORTS_FILE}:
+    if (folder / ENSEMBLE_FILE).exists():
+        raise UserError(f"{folder} is an ensemble; give one of its members, one after the other.")
+    for name in sorted(set(MODEL_FILES) - NOT_IN_EACH):
         if not (folder / name).exists():
             raise UserError(f"{folder} holds no finished model: {name} is missing.")
 

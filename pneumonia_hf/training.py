@@ -1,193 +1,62 @@
-"""train(): the Trainer and its arguments, from decoded parts to the best checkpoint."""
+"""train(): from decoded parts, stage by stage, to the finished model folder."""
 
 from __future__ import annotations
 
-import hashlib
-import os
+import copy
 import shutil
 import time
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import (
-    AutoModelForImageClassification,
     BaseImageProcessor,
-    EarlyStoppingCallback,
     PreTrainedModel,
-    Trainer,
-    TrainingArguments,
+    TrainerCallback,
+    TrainerState,
     default_data_collator,
 )
 
+from pneumonia_hf.arguments import XrayTrainingArguments
 from pneumonia_hf.audit import audit_briefly
-from pneumonia_hf.augment import augment
-from pneumonia_hf.backbones import fast_precision
+from pneumonia_hf.backbones import freeze
 from pneumonia_hf.cache import read_parts
+from pneumonia_hf.checkpoints import (
+    CHECKPOINTS,
+    STATE_FILE,
+    Outcome,
+    best_beside,
+    check_output_folder,
+    clear,
+    describe_run,
+    is_finished,
+    keep_recipe,
+    last_whole_checkpoint,
+    note,
+    read_outcome,
+    stage_folder,
+    write_outcome,
+)
+from pneumonia_hf.distil import Teacher, load_teacher
 from pneumonia_hf.errors import UserError
 from pneumonia_hf.finishing import Recipe, finish_model, put_in_place
 from pneumonia_hf.hashes import to_hex
-from pneumonia_hf.hub import MODEL_FILES, read_json, write_json
+from pneumonia_hf.losses import XrayLoss, weigh_classes
 from pneumonia_hf.metrics import compute_metrics, to_probability
-from pneumonia_hf.preprocess import normalise
-from pneumonia_hf.rows import LABELS
+from pneumonia_hf.probe import Speed, choose_speed
+from pneumonia_hf.sigterm import Notice, SaveAndStop, heed_sigterm
+from pneumonia_hf.stages import Stage, rate_of_parameters, read_stages
+from pneumonia_hf.trainer import DIVERGED, XrayTrainer, is_exhausted, load_best
 
 if TYPE_CHECKING:
     from datasets import DatasetDict
     from transformers import EvalPrediction
 
-CHECKPOINTS = "checkpoints"  # folder of the Trainer's own, inside the output folder
-RECIPE_FILE = "recipe.json"  # beside the checkpoints: what the run is made of
+
 UNFINISHED = ".unfinished"  # where the model folder is put together
-
-
-@dataclass
-class XrayTrainingArguments(TrainingArguments):
-    """transformers' TrainingArguments with this task's defaults, and a few of our own."""
-
-    output_dir: str | None = field(
-        default=None, metadata={"help": "Folder that becomes the finished model folder."}
-    )
-    per_device_train_batch_size: int = 16
-    per_device_eval_batch_size: int = 32
-    num_train_epochs: float = 10
-    learning_rate: float = 1e-4
-    weight_decay: float = 0.05
-    warmup_steps: float = field(
-        default=0.1, metadata={"help": "Warm-up: a number of steps, or below 1 a share of all."}
-    )
-    lr_scheduler_type: str = "cosine"
-    max_grad_norm: float = 1.0
-    eval_strategy: str = "epoch"
-    save_strategy: str = "epoch"
-    save_total_limit: int | None = 2
-    load_best_model_at_end: bool = True
-    metric_for_best_model: str | None = "auroc"
-    greater_is_better: bool | None = True
-    logging_steps: float = 20
-    report_to: list[str] = field(
-        default_factory=lambda: ["tensorboard"], metadata={"help": "Trackers, or none."}
-    )
-    remove_unused_columns: bool | None = False  # else the Trainer drops the pictures
-    seed: int = 13
-    precision: str = field(
-        default="auto",
-        metadata={
-            "help": "fp32, bf16, fp16, or auto: the mixed precision that the hardware is fast in."
-        },
-    )
-    class_weights: bool = field(
-        default=True, metadata={"help": "Weigh the loss so that both classes count alike."}
-    )
-    early_stopping_patience: int = field(
-        default=3, metadata={"help": "Stop after so many evaluations without a better AUROC."}
-    )
-    cpu_threads: int | None = field(
-        default=None, metadata={"help": "Threads a process; left out, all cores are shared out."}
-    )
-    required_sensitivity: float | None = field(
-        default=None,
-        metadata={"help": "Lower the threshold until this share of pneumonias is found."},
-    )
-    overwrite: bool = field(
-        default=False, metadata={"help": "Replace the model that the output folder holds."}
-    )
-    resume: bool = field(
-        default=False, metadata={"help": "Go on from the last checkpoint in the output folder."}
-    )
-
-    def __post_init__(self) -> None:
-        if self.output_dir is None:
-            raise UserError("Tell where the model goes: --output_dir runs/NAME.")
-        if self.bf16 or self.fp16:
-            raise UserError("Say it with --precision bf16 or --precision fp16.")
-        for name in ("learning_rate", "weight_decay"):
-            if getattr(self, name) < 0:
-                raise UserError(f"{name} is {getattr(self, name)}; give 0 or more.")
-        if not 0 <= self.seed < 2**32:
-            raise UserError(f"seed is {self.seed}; give a whole number from 0 to 4294967295.")
-        if self.cpu_threads is not None and self.cpu_threads < 1:
-            raise UserError(f"cpu_threads is {self.cpu_threads}; give 1 or more.")
-        if self.required_sensitivity is not None and not 0 < self.required_sensitivity <= 1:
-            raise UserError(
-                f"required_sensitivity is {self.required_sensitivity}; give a share in 0..1."
-            )
-        if self.precision not in PRECISIONS:
-            raise UserError(
-                f"Unknown precision {self.precision!r}; choose from {sorted(PRECISIONS)}."
-            )
-        if not torch.accelerator.is_available():
-            self.use_cpu = True  # bf16 is refused on a CPU that was not asked for
-            self.dataloader_pin_memory = False
-        if self.disable_tqdm is None:
-            self.disable_tqdm = False  # quiet logs would take the progress bar with them
-        precision = fast_precision() if self.precision == "auto" else self.precision
-        self.bf16, self.fp16 = precision == "bf16", precision == "fp16"
-        super().__post_init__()
-        # accelerate launch leaves one thread to a process, which wastes the other cores.
-        processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-        torch.set_num_threads(self.cpu_threads or max(1, _cores() // processes))
-
-
-PRECISIONS = {"auto", "fp32", "bf16", "fp16"}
-
-
-def _cores() -> int:
-    """Return how many cores this process may use."""
-    able = getattr(os, "sched_getaffinity", None)  # Linux alone has it
-    return len(able(0)) if able else os.cpu_count() or 1
-
-
-def check_output_folder(arguments: XrayTrainingArguments) -> None:
-    """Raise a UserError if training into `arguments.output_dir` would destroy something."""
-    folder = Path(arguments.output_dir)
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder} is a file; --output_dir takes a folder.")
-    if arguments.overwrite and arguments.resume:
-        raise UserError("--resume goes on with a run and --overwrite replaces it; choose one.")
-    if arguments.overwrite:
-        return
-    held = sorted(name for name in MODEL_FILES if (folder / name).exists())
-    # A kill while the folder was being made leaves weights without their config: no model yet.
-    torn = "config.json" not in held and "model.safetensors" in held
-    if held and not (torn and arguments.resume):
-        what = "a finished model" if "model.safetensors" in held else " and ".join(held)
-        raise UserError(
-            f"{folder} holds {what}; choose another --output_dir, "
-            f"or give --overwrite to replace it."
-        )
-    begun = last_whole_checkpoint(folder / CHECKPOINTS)
-    if begun and not arguments.resume:
-        raise UserError(
-            f"{folder} holds an unfinished run; give --resume to go on with it, "
-            f"or --overwrite to begin anew."
-        )
-    if arguments.resume and not begun:
-        raise UserError(f"{folder} holds no checkpoint to go on from; leave --resume out.")
-
-
-def last_whole_checkpoint(folder: Path) -> Path | None:
-    """Return the newest checkpoint in `folder` that was written to its end, or None.
-
-    The Trainer writes trainer_state.json last: a checkpoint without it was cut off, by a kill or
-    a full disk, and is passed over.
-    """
-    steps = {
-        int(path.name.removeprefix("checkpoint-")): path
-        for path in folder.glob("checkpoint-*")
-        if path.name.removeprefix("checkpoint-").isdigit() and _is_whole(path)
-    }
-    return steps[max(steps)] if steps else None
-
-
-def _is_whole(checkpoint: Path) -> bool:
-    try:
-        return bool(read_json(checkpoint / "trainer_state.json", otherwise=None))
-    except UserError:
-        return False
 
 
 def train(
@@ -196,205 +65,308 @@ def train(
     data: DatasetDict,
     recipe: Recipe,
     arguments: XrayTrainingArguments,
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> Path:
     """Fine-tune `model` and return the folder of the finished one.
 
-    The checkpoint with the best validation AUROC is calibrated, given its threshold and saved in
-    `arguments.output_dir`; the Trainer's checkpoints stay in `checkpoints/` inside it. The test
+    Stage by stage, each from the best weights of the one before. The best checkpoint of all
+    stages by its validation metric is calibrated, given its threshold and saved in
+    `arguments.output_dir`; what the Trainer keeps stays in `checkpoints/` inside it. The test
     part is not scored.
+
+    With `arguments.resume` the run goes on where it was cut off, and ends with the same weights
+    as if it had not been; a finished one is left as it is.
 
     Args:
         model, processor: as `build_model` returns them.
         data: as `load_xrays` returns it.
         recipe: what is written into the run manifest; its `augment` is used.
         arguments: the Trainer's; `output_dir` is the folder to make.
+        callbacks: more callbacks for the Trainer.
 
     Raises:
         UserError: a class without readable pictures, an output folder that holds something,
-            a loss of NaN.
+            a loss of NaN, a resumed run that was begun with something else.
+        Stopped: SIGTERM came, and a checkpoint was saved.
     """
-    check_output_folder(arguments)
-    folder = Path(arguments.output_dir)
-    started = time.monotonic()
-    arguments.output_dir = str(folder / CHECKPOINTS)
-    unfinished = folder / UNFINISHED
-    if arguments.process_index == 0:
-        shutil.rmtree(unfinished, ignore_errors=True)  # of a run that was killed
-        if arguments.overwrite:
-            # The old model stays until the new one is finished; its checkpoints cannot.
-            shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
-    try:
-        (folder / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{folder} cannot be made ({error.strerror}); check --output_dir.") from (
-            error
+    with heed_sigterm() as notice:
+        return _Run(model, processor, data, recipe, arguments, callbacks, notice).finish()
+
+
+class _Run:
+    """A run in its folder: what it is made of, and how far it has come."""
+
+    def __init__(self, model, processor, data, recipe, arguments, callbacks, notice) -> None:
+        check_output_folder(arguments)
+        self.started = time.monotonic()
+        self.folder = Path(arguments.output_dir)
+        self.model: PreTrainedModel = model
+        self.processor: BaseImageProcessor = processor
+        self.arguments: XrayTrainingArguments = arguments
+        self.callbacks: Sequence[TrainerCallback] = callbacks
+        self.notice: Notice = notice
+        self.is_main: bool = arguments.process_index == 0
+        self.stages: list[Stage] = read_stages(arguments, recipe.model.trainable_stages)
+        self._prepare_folder()
+        config = recipe.data
+        data, self.parts = read_parts(data, processor, config.cache_dir, config.strict)
+        self.data: DatasetDict = data
+        if self.is_main:
+            print(audit_briefly(data, self.parts), flush=True)
+        self.hashes = {name: to_hex(part.hashes) for name, part in self.parts.items()}
+        self.teacher: Teacher | None = (
+            load_teacher(arguments.teacher, self.hashes) if arguments.teacher else None
         )
-    config = recipe.data
-    data, parts = read_parts(data, processor, config.cache_dir, config.strict)
-    if arguments.process_index == 0:
-        print(audit_briefly(data, parts), flush=True)
-    hashes = {name: to_hex(part.hashes) for name, part in parts.items()}
-    _check_same_run(folder / CHECKPOINTS / RECIPE_FILE, recipe, hashes, arguments)
-    try:
-        trainer = XrayTrainer(
-            model=model,
-            args=arguments,
-            processing_class=processor,
-            train_dataset=parts["train"],
-            eval_dataset=parts["validation"],
-            data_collator=_take_batch,
-            recipe=recipe,
-            compute_loss_func=ClassWeightedLoss(parts["train"].labels, arguments),
-            compute_metrics=_compute_trainer_metrics,
-            callbacks=_callbacks(arguments),
+        made_of = describe_run(recipe, self.hashes, arguments)
+        self.noted: dict[str, Any] = agree(
+            arguments, lambda: keep_recipe(self.folder, made_of, arguments.resume)
         )
-    except (ImportError, RuntimeError, ValueError) as error:
-        # Trackers and optimisers that are not installed, and arguments that exclude each other.
-        reason = " ".join(str(error).split())
-        raise UserError(f"The Trainer refuses these arguments: {reason}") from error
-    checkpoint = last_whole_checkpoint(folder / CHECKPOINTS) if arguments.resume else None
-    trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
-    try:
-        trainer.save_model(str(unfinished))  # every process takes part where weights are sharded
-        if trainer.is_world_process_zero():
-            finish_model(unfinished, data, recipe, arguments, hashes, _progress(trainer, started))
-            put_in_place(unfinished, folder)
-    finally:
-        if trainer.is_world_process_zero():
+        self.recipe: Recipe = recipe
+
+    def _prepare_folder(self) -> None:
+        if self.is_main:
+            shutil.rmtree(self.folder / UNFINISHED, ignore_errors=True)  # of a killed run
+            if self.arguments.overwrite:
+                # The old model stays until the new one is finished; its checkpoints cannot.
+                clear(self.folder)
+        try:
+            (self.folder / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"{self.folder} cannot be made ({error.strerror}); check --output_dir."
+            ) from error
+
+    def finish(self) -> Path:
+        """Train what is not trained yet, and finish the model."""
+        if agree(self.arguments, lambda: is_finished(self.folder, self.noted["run_id"])):
+            if self.is_main:
+                print(f"The run in {self.folder} is finished already.")
+            return self.folder
+        self._choose_speed()
+        outcomes = []
+        for number, stage in enumerate(self.stages, start=1):
+            outcomes.append(self._take_stage(number, stage))
+            if number < len(self.stages):
+                self._continue_from(number, outcomes[-1])
+        if self.is_main:
+            self._finish_model(outcomes)
+        barrier(self.arguments)
+        return self.folder
+
+    def _choose_speed(self) -> None:
+        """Fix precision and memory format, as noted or as measured now."""
+        told = self.noted.get("speed")
+        if told is None:
+            told = agree(
+                self.arguments,
+                lambda: vars(
+                    choose_speed(
+                        self.model,
+                        self.processor.size["height"],
+                        self.recipe.model.channels_last,
+                        self.stages[-1],
+                        self.arguments,
+                        self.recipe.data.cache_dir,
+                    )
+                ),
+            )
+            if self.is_main:
+                note(self.folder, speed=told)
+        self.speed = Speed(**told)
+        self.recipe = replace(
+            self.recipe, model=replace(self.recipe.model, channels_last=self.speed.channels_last)
+        )
+
+    def _take_stage(self, number: int, stage: Stage) -> Outcome:
+        """Return how a stage ended, after training what is left of it."""
+        folder = stage_folder(self.folder, number)
+        resume = self.arguments.resume
+        outcome = agree(self.arguments, lambda: read_outcome(folder) if resume else None)
+        if outcome is not None:
+            return outcome
+        if len(self.stages) > 1 and self.is_main:
+            told = f"{stage.part}, {stage.epochs:g} epochs at a rate of {stage.learning_rate:g}"
+            print(f"Stage {number} of {len(self.stages)}: {told}.", flush=True)
+        freeze(self.model, stage.trainable_stages)
+        if self.speed.channels_last:
+            import torch
+
+            self.model.to(memory_format=torch.channels_last)
+        trainer = self._make_trainer(number, stage)
+        checkpoint = agree(
+            self.arguments, lambda: last_whole_checkpoint(folder) if resume else None
+        )
+        if checkpoint is not None:
+            self._check_reachable(checkpoint)
+        self._run_trainer(trainer, checkpoint)
+        outcome = self._outcome_of(trainer)
+        if self.is_main:
+            write_outcome(folder, outcome)
+        trainer.accelerator.free_memory()
+        return outcome
+
+    def _make_trainer(self, number: int, stage: Stage) -> XrayTrainer:
+        arguments = copy.copy(self.arguments)
+        arguments.output_dir = str(stage_folder(self.folder, number))
+        arguments.num_train_epochs = stage.epochs
+        arguments.learning_rate = stage.learning_rate
+        arguments.seed = (self.arguments.seed + number - 1) % 2**32
+        arguments.load_best_model_at_end = False  # which is done afterwards, exactly
+        arguments.use_precision(self.speed.precision)
+        if arguments.run_name and len(self.stages) > 1:
+            arguments.run_name = f"{arguments.run_name}-stage-{number}"
+        labels = self.parts["train"].labels
+        try:
+            return XrayTrainer(
+                model=self.model,
+                args=arguments,
+                processing_class=self.processor,
+                train_dataset=self.parts["train"],
+                eval_dataset=self.parts["validation"],
+                data_collator=take_batch,
+                recipe=self.recipe,
+                rates=rate_of_parameters(self.model, arguments.layer_decay),
+                teacher=self.teacher,
+                compute_loss_func=XrayLoss(labels, arguments),
+                compute_metrics=_compute_trainer_metrics,
+                callbacks=[*self.callbacks, SaveAndStop(self.notice)],
+            )
+        except (ImportError, RuntimeError, ValueError) as error:
+            raise _explain_refusal(error) from error
+
+    def _run_trainer(self, trainer: XrayTrainer, checkpoint: Path | None) -> None:
+        """Train, from `checkpoint` on if there is one; not at all if that is the stage's last."""
+        if checkpoint is not None:
+            state = TrainerState.load_from_json(str(checkpoint / STATE_FILE))
+            if state.global_step >= state.max_steps or is_exhausted(
+                state.log_history, trainer.args
+            ):
+                best = best_beside(checkpoint)
+                state.best_model_checkpoint = best and str(best)
+                trainer.state = state
+                return
+        self.notice.may_wait = True
+        try:
+            trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+        except ValueError as error:
+            if "gradient_checkpointing" in str(error) or "activation_checkpointing" in str(error):
+                raise _explain_refusal(error) from error
+            raise
+        finally:
+            self.notice.may_wait = False
+
+    def _outcome_of(self, trainer: XrayTrainer) -> Outcome:
+        state = trainer.state
+        name = f"checkpoint-{state.global_step}"
+        if self.arguments.load_best_model_at_end and state.best_model_checkpoint:
+            name = Path(state.best_model_checkpoint).name
+        speeds = [e["train_samples_per_second"] for e in state.log_history if _tells_speed(e)]
+        return Outcome(
+            checkpoint=name,
+            metric=state.best_metric,
+            steps=state.global_step,
+            epochs=state.epoch,
+            images_per_second=speeds[-1] if speeds else None,
+            log=state.log_history,
+        )
+
+    def _continue_from(self, number: int, outcome: Outcome) -> None:
+        """Take the best weights of a stage for the next one."""
+        checkpoint = stage_folder(self.folder, number) / outcome.checkpoint
+        if checkpoint.exists():  # else on another machine: its first process hands the weights out
+            self.model = load_best(checkpoint)
+
+    def _finish_model(self, outcomes: list[Outcome]) -> None:
+        best = choose_outcome(outcomes, self.arguments)
+        checkpoint = stage_folder(self.folder, best + 1) / outcomes[best].checkpoint
+        unfinished = self.folder / UNFINISHED
+        try:
+            load_best(checkpoint).save_pretrained(unfinished)
+            self.processor.save_pretrained(unfinished)
+            progress = {
+                "best_checkpoint": f"stage-{best + 1}/{outcomes[best].checkpoint}",
+                "best_validation_metric": outcomes[best].metric,
+                "seconds": round(time.monotonic() - self.started),
+                "resumed": self.arguments.resume,
+            }
+            finish_model(
+                unfinished,
+                self.data,
+                self.recipe,
+                self.arguments,
+                self.hashes,
+                self.stages,
+                outcomes,
+                self.speed,
+                progress | {"run_id": self.noted["run_id"]},
+            )
+            put_in_place(unfinished, self.folder)
+        finally:
             shutil.rmtree(unfinished, ignore_errors=True)
-    trainer.accelerator.wait_for_everyone()
-    return folder
+
+    def _check_reachable(self, checkpoint: Path) -> None:
+        if not (checkpoint / STATE_FILE).exists():
+            raise UserError(
+                f"{checkpoint} is not on this machine; put --output_dir on a disk that all "
+                f"machines share, or copy the folder to each of them."
+            )
 
 
-def _take_batch(batch: dict[str, Tensor] | list[dict[str, Any]]) -> dict[str, Tensor]:
+def choose_outcome(outcomes: Sequence[Outcome], arguments: XrayTrainingArguments) -> int:
+    """Return which stage has the best checkpoint: the first of equals, or the last stage."""
+    values = [outcome.metric for outcome in outcomes]
+    if not arguments.load_best_model_at_end or None in values:
+        return len(outcomes) - 1
+    return int(np.argmax(values) if arguments.greater_is_better else np.argmin(values))
+
+
+def agree(arguments: XrayTrainingArguments, find) -> Any:
+    """Return what the first process finds with `find`, in all processes."""
+    if arguments.world_size == 1:
+        return find()
+    from accelerate.utils import broadcast_object_list
+
+    found, error = None, None
+    if arguments.process_index == 0:
+        try:
+            found = find()
+        except UserError as told:  # the others must not wait for it in vain
+            error = str(told)
+    found, error = broadcast_object_list([found, error])
+    if error is not None:
+        raise UserError(error)
+    return found
+
+
+def barrier(arguments: XrayTrainingArguments) -> None:
+    """Wait until all processes are here."""
+    if arguments.world_size > 1:
+        from accelerate import PartialState
+
+        PartialState().wait_for_everyone()
+
+
+def take_batch(batch: dict[str, Tensor] | list[dict[str, Any]]) -> dict[str, Tensor]:
     """Return a batch as it came: XrayPixels gives whole ones."""
     return batch if isinstance(batch, dict) else default_data_collator(batch)
 
 
-class XrayTrainer(Trainer):
-    """The Trainer, fed with uint8 pixels, and exact about the weights that it loads."""
-
-    def __init__(self, *args, recipe: Recipe, **kwargs) -> None:
-        super().__init__(*args, **kwargs)
-        self.recipe = recipe
-        self.frozen_norms = [
-            module
-            for module in self.model.modules()
-            if isinstance(module, nn.modules.batchnorm._BatchNorm)
-            and not any(parameter.requires_grad for parameter in module.parameters())
-        ]
-
-    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """Augment (in training) and normalise the batch, on the device that it now is on."""
-        inputs = super()._prepare_inputs(inputs)
-        pixels = inputs["pixel_values"]
-        if self.model.training:
-            for norm in self.frozen_norms:
-                norm.eval()  # else frozen layers' running statistics would still move
-            pixels = augment(pixels, self.recipe.augment)
-        pixel_values = normalise(pixels, self.processing_class)
-        if self.recipe.model.channels_last:
-            pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
-        return inputs | {"pixel_values": pixel_values}
-
-    # save_pretrained writes older key names than the live ViT, DeiT, Swin and DINOv2 modules
-    # have, and the Trainer loads them non-strictly: most tensors would silently stay as they are.
-    def _load_best_model(self) -> None:
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            super()._load_best_model()
-        else:
-            _load_exactly(self.model, self.state.best_model_checkpoint)
-
-    def _load_from_checkpoint(
-        self, resume_from_checkpoint: str, model: nn.Module | None = None
-    ) -> None:
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-        else:
-            _load_exactly(model or self.model, resume_from_checkpoint)
+def _tells_speed(entry: dict[str, Any]) -> bool:
+    return "train_samples_per_second" in entry
 
 
-def _load_exactly(model: nn.Module, checkpoint: str) -> None:
-    module = model.module if hasattr(model, "module") else model  # DDP wraps it
-    saved = AutoModelForImageClassification.from_pretrained(checkpoint, dtype=torch.float32)
-    module.load_state_dict(saved.state_dict(), strict=True)
-
-
-class ClassWeightedLoss:
-    """Cross-entropy in which both classes weigh alike, however many pictures each has."""
-
-    def __init__(self, labels: np.ndarray, arguments: XrayTrainingArguments) -> None:
-        counts = np.bincount(labels, minlength=len(LABELS))
-        weights = len(labels) / (len(LABELS) * counts)
-        self.weights = torch.tensor(
-            weights if arguments.class_weights else np.ones(len(LABELS)), dtype=torch.float32
-        )
-        self.label_smoothing = arguments.label_smoothing_factor
-
-    def __call__(
-        self, outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None
-    ) -> Tensor:
-        losses = nn.functional.cross_entropy(
-            outputs.logits.float(),
-            labels,
-            reduction="none",
-            label_smoothing=self.label_smoothing,
-        )
-        losses = losses * self.weights.to(labels.device)[labels]
-        # Divided by the pictures of the whole step, so that accumulated steps equal a large one.
-        return losses.sum() / (
-            num_items_in_batch if num_items_in_batch is not None else len(labels)
-        )
-
-
-def _callbacks(arguments: XrayTrainingArguments) -> list:
-    stops_early = arguments.load_best_model_at_end and arguments.early_stopping_patience > 0
-    return [EarlyStoppingCallback(arguments.early_stopping_patience)] if stops_early else []
+def _explain_refusal(error: Exception) -> UserError:
+    # Trackers and optimisers that are not installed, and arguments that exclude each other.
+    reason = " ".join(str(error).split())
+    return UserError(f"The Trainer refuses these arguments: {reason}")
 
 
 def _compute_trainer_metrics(prediction: EvalPrediction) -> dict[str, float]:
+    """Return all METRICS and the log loss, in which both classes count alike."""
     logits = prediction.predictions.astype(np.float64)
     if not np.isfinite(logits).all():
-        raise UserError(
-            "Training has diverged: the network puts out NaN; "
-            "lower --learning_rate, or set --precision fp32."
-        )
-    return compute_metrics(
-        prediction.label_ids, to_probability(logits[:, 1] - logits[:, 0]), threshold=0.5
-    )
-
-
-def _progress(trainer: XrayTrainer, started: float) -> dict[str, Any]:
-    state = trainer.state
-    best = state.best_model_checkpoint
-    return {
-        "epochs_run": state.epoch,
-        "steps_run": state.global_step,
-        "best_checkpoint": Path(best).name if best else None,
-        "best_validation_auroc": state.best_metric,
-        "seconds": round(time.monotonic() - started),
-        "history": [entry for entry in state.log_history if "eval_auroc" in entry],
-    }
-
-
-def _check_same_run(
-    path: Path,
-    recipe: Recipe,
-    hashes: dict[str, list[str]],
-    arguments: XrayTrainingArguments,
-) -> None:
-    """Keep what a run is made of beside its checkpoints; raise if a resumed one differs."""
-    made_of = asdict(recipe.model) | asdict(recipe.augment)
-    for name, of_part in hashes.items():
-        made_of[f"{name} pictures"] = hashlib.sha256(" ".join(of_part).encode()).hexdigest()
-    if arguments.resume:
-        before = read_json(path, otherwise=made_of)
-        different = [name for name in made_of if before.get(name) != made_of[name]]
-        if different:
-            raise UserError(
-                f"The run in {path.parent.parent} was begun with other {', '.join(different)}; "
-                f"resume it with the command that began it, or give --overwrite to begin anew."
-            )
-    elif arguments.process_index == 0:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, made_of)
+        raise UserError(DIVERGED)
+    labels, margins = prediction.label_ids, logits[:, 1] - logits[:, 0]
+    losses = np.logaddexp(0, np.where(labels == 1, -margins, margins))
+    metrics = compute_metrics(labels, to_probability(margins), threshold=0.5)
+    return metrics | {"loss": float(np.mean(losses * weigh_classes(labels).numpy()[labels]))}

@@ -31,14 +31,21 @@ import torch
 from PIL import Image, ImageDraw
 from transformers import (
     AutoModel,
+    AutoModelForImageClassification,
+    ConvNextConfig,
     ConvNextV2Config,
+    DeiTConfig,
+    DeiTForImageClassificationWithTeacher,
     Dinov2Config,
+    MobileViTConfig,
     PreTrainedConfig,
+    SwinConfig,
     TimmWrapperConfig,
     ViTConfig,
 )
 
 from pneumonia_hf.backbones import BACKBONES
+from pneumonia_hf.xray_cnn import XrayCnnConfig
 
 
 def pytest_sessionfinish(session) -> None:
@@ -68,9 +75,47 @@ TINY_CONFIGS: dict[str, PreTrainedConfig] = {
     "convnextv2-tiny": ConvNextV2Config(
         hidden_sizes=[8, 16, 24, 32], depths=[1, 1, 1, 1], image_size=32
     ),
+    "deit-small": DeiTConfig(
+        hidden_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        intermediate_size=64,
+        image_size=32,
+        patch_size=8,
+    ),
+    "swin-tiny": SwinConfig(
+        embed_dim=8, depths=[1, 2, 2], num_heads=[1, 2, 2], window_size=4, image_size=64
+    ),
+    "convnext-tiny": ConvNextConfig(
+        hidden_sizes=[8, 16, 24, 32],
+        depths=[1, 1, 1, 1],
+        layer_scale_init_value=1.0,  # as after pretraining: from 1e-6 on no block would matter
+        image_size=32,
+    ),
+    "mobilevit-small": MobileViTConfig(
+        hidden_sizes=[16, 24, 32],
+        neck_hidden_sizes=[8, 8, 16, 16, 24, 24, 32],
+        num_attention_heads=2,
+        image_size=64,
+    ),
+    "resnet50": TimmWrapperConfig(
+        architecture="resnet50",
+        model_args={"layers": [1, 1, 1, 1], "channels": [8, 16, 24, 32]},
+    ),
+    "efficientnet-b0": TimmWrapperConfig(architecture="test_efficientnet"),
+    "efficientnet-b3": TimmWrapperConfig(architecture="test_efficientnet"),
     "efficientnet-lite0": TimmWrapperConfig(architecture="test_efficientnet"),
+    "densenet121": TimmWrapperConfig(
+        architecture="densenet121", model_args={"growth_rate": 8, "block_config": [2, 2, 2, 2]}
+    ),
+    "timm": TimmWrapperConfig(architecture="test_convnext", model_args={"ls_init_value": 1.0}),
+    "xray-cnn": XrayCnnConfig(widths=[8, 16, 24], depths=[1, 1, 1]),
 }
-TINY_SIZES = {"vit-base": 32, "dinov2-small": 28, "convnextv2-tiny": 64, "efficientnet-lite0": 64}
+TINY_SIZES = dict.fromkeys(TINY_CONFIGS, 64) | {
+    "vit-base": 32,
+    "deit-small": 32,
+    "dinov2-small": 28,
+}
 
 
 def draw_xray(seed: int, ill: bool, size: tuple[int, int] = (80, 64)) -> Image.Image:
@@ -104,16 +149,36 @@ def draw_folder(folder: Path, patients: int, pictures: int = 1, seed: int = 0) -
     return folder
 
 
+def _settle_batch_norms(model: torch.nn.Module, size: int) -> None:
+    """Give batch norms the statistics of noise: those of a drawn model let nearly nothing through.
+
+    MobileViT's weights are even drawn around 0, so that all pictures look alike to it.
+    """
+    norms = [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    if not norms:
+        return
+    for norm in norms:
+        torch.nn.init.ones_(norm.weight)
+        norm.momentum = None  # the plain mean over all batches
+    model.train()
+    with torch.no_grad():
+        for _ in range(3):
+            model(pixel_values=torch.randn(8, 3, size, size))
+    model.eval()
+
+
 def save_tiny_body(name: str, folder: Path) -> Path:
     """Write the pretrained body of a tiny model of this family, as the Hub would have it."""
     torch.manual_seed(0)
     config = TINY_CONFIGS[name]
-    if name == "efficientnet-lite0":
-        from transformers import AutoModelForImageClassification
-
-        AutoModelForImageClassification.from_config(config).save_pretrained(folder)
+    if config.model_type == "deit":
+        model = DeiTForImageClassificationWithTeacher(config)  # what the Hub's config.json names
+    elif config.model_type in ("timm_wrapper", "xray_cnn"):
+        model = AutoModelForImageClassification.from_config(config)
     else:
-        AutoModel.from_config(config).save_pretrained(folder)
+        model = AutoModel.from_config(config)
+    _settle_batch_norms(model, TINY_SIZES[name])
+    model.save_pretrained(folder)
     return folder
 
 
@@ -176,7 +241,14 @@ def tiny_body(tmp_path_factory, backbone_name) -> Path:
 
 
 def train_tiny(
-    name: str, body: Path, data: Path, output: Path, augment: float = 1.0, **changes
+    name: str,
+    body: Path,
+    data: Path,
+    output: Path,
+    augment: float = 1.0,
+    callbacks: tuple = (),
+    channels_last: bool | None = False,
+    **changes,
 ) -> Path:
     """Train a tiny model in this process, for a few steps."""
     from transformers import set_seed
@@ -198,12 +270,12 @@ def train_tiny(
     arguments = XrayTrainingArguments(output_dir=str(output), **settings)
     recipe = Recipe(
         DataConfig([str(data)]),
-        ModelConfig(name, str(body), TINY_SIZES[name]),
+        ModelConfig(name, str(body), TINY_SIZES[name], channels_last=channels_last),
         AugmentConfig(augment_strength=augment),
     )
     set_seed(arguments.seed)
     model, processor = build_model(recipe.model)
-    return train(model, processor, load_xrays(recipe.data), recipe, arguments)
+    return train(model, processor, load_xrays(recipe.data), recipe, arguments, callbacks)
 
 
 @pytest.fixture(scope="session")

@@ -94,7 +94,7 @@ def test_shards_that_did_not_change_are_not_streamed_again(tmp_path, monkeypatch
 
 
 def test_batches_of_a_loader_come_whole_also_from_workers(data, tmp_path):
-    from pneumonia_hf.training import _take_batch
+    from pneumonia_hf.training import take_batch
 
     part = decode(data, PROCESSOR, cache_dir=tmp_path / "cache").part
     one = part[7]
@@ -103,7 +103,7 @@ def test_batches_of_a_loader_come_whole_also_from_workers(data, tmp_path):
     copy = pickle.loads(pickle.dumps(part))
     assert torch.equal(copy.pixels(range(85)), part.pixels(range(85)))
     for workers in (0, 2):
-        loader = DataLoader(part, batch_size=16, num_workers=workers, collate_fn=_take_batch)
+        loader = DataLoader(part, batch_size=16, num_workers=workers, collate_fn=take_batch)
         batches = list(loader)
         assert torch.equal(
             torch.cat([one["pixel_values"] for one in batches]), part.pixels(range(85))

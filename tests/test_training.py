@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageClassification
 
 from pneumonia_hf.backbones import backbone_of
+from pneumonia_hf.checkpoints import list_checkpoints, stage_folder
 from pneumonia_hf.errors import UserError
 from pneumonia_hf.predictor import CONFIG_KEY
 from pneumonia_hf.training import UNFINISHED
@@ -36,10 +37,10 @@ def test_finished_folder_holds_every_tensor_of_the_best_checkpoint(
         early_stopping_patience=0,
     )
     run = json.loads((folder / "run.json").read_text())
-    checkpoints = sorted((folder / "checkpoints").glob("checkpoint-*"))
+    checkpoints = sorted(stage_folder(folder, 1).glob("checkpoint-*"))
     assert len(checkpoints) == 4
     aurocs = [entry["eval_auroc"] for entry in run["training"]["history"]]
-    assert run["training"]["best_validation_auroc"] == max(aurocs)
+    assert run["training"]["best_validation_metric"] == max(aurocs)
     best = folder / "checkpoints" / run["training"]["best_checkpoint"]
 
     finished, head = load_state(folder)
@@ -65,9 +66,9 @@ def test_best_checkpoint_wins_over_a_later_worse_one(tmp_path, xray_folder, name
     folder = train_tiny(name, body, xray_folder, tmp_path / "run", save_total_limit=None)
     run = json.loads((folder / "run.json").read_text())
     first, *later = sorted(
-        (folder / "checkpoints").glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1])
+        stage_folder(folder, 1).glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1])
     )
-    assert run["training"]["best_checkpoint"] == first.name
+    assert run["training"]["best_checkpoint"] == f"stage-1/{first.name}"
     finished = load_file(folder / "model.safetensors")
     best, last = (load_file(one / "model.safetensors") for one in (first, later[-1]))
     body_names = [key for key in finished if not key.startswith("classifier")]
@@ -94,26 +95,39 @@ def test_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(tmp_path, xra
     keep = {"save_total_limit": None, "early_stopping_patience": 0}
     whole = train_tiny("vit-base", body, xray_folder, tmp_path / "whole", **keep)
     cut = tmp_path / "cut"
-    first = min(
-        (whole / "checkpoints").glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1])
-    )
-    shutil.copytree(first, cut / "checkpoints" / first.name)
+    first, *_ = list_checkpoints(stage_folder(whole, 1))
+    shutil.copytree(first, stage_folder(cut, 1) / first.name)
     shutil.copy(whole / "checkpoints" / "recipe.json", cut / "checkpoints")
-    # The Trainer names the best checkpoint by its path.
-    state = cut / "checkpoints" / first.name / "trainer_state.json"
-    state.write_text(state.read_text().replace(str(whole), str(cut)))
     with pytest.raises(UserError, match="--resume"):
         train_tiny("vit-base", body, xray_folder, cut, **keep)
     with pytest.raises(UserError, match="begun with other augment_strength"):
         train_tiny("vit-base", body, xray_folder, cut, resume=True, augment=0.5, **keep)
+    with pytest.raises(UserError, match="begun with other learning_rate"):
+        train_tiny("vit-base", body, xray_folder, cut, resume=True, learning_rate=1e-5, **keep)
     # A later checkpoint that a kill cut off is passed over.
-    torn = cut / "checkpoints" / "checkpoint-9999"
-    torn.mkdir()
-    shutil.copy(first / "config.json", torn)
-    (torn / "trainer_state.json").write_text('{"epoch": 1, "glo')
+    torn = stage_folder(cut, 1) / "checkpoint-9999"
+    shutil.copytree(list_checkpoints(stage_folder(whole, 1))[-1], torn)
+    weights = (torn / "model.safetensors").read_bytes()
+    (torn / "model.safetensors").write_bytes(weights[: len(weights) // 2])
     resumed = train_tiny("vit-base", body, xray_folder, cut, resume=True, **keep)
     one, two = (load_file(folder / "model.safetensors") for folder in (whole, resumed))
     assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+def test_resuming_a_finished_run_leaves_it_as_it_is(tmp_path, xray_folder, capsys):
+    body = save_tiny_body("vit-base", tmp_path / "body")
+    folder = train_tiny("vit-base", body, xray_folder, tmp_path / "run", num_train_epochs=1)
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    train_tiny("vit-base", body, xray_folder, folder, num_train_epochs=1, resume=True)
+    assert "is finished already" in capsys.readouterr().out
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_resume_begins_where_there_is_nothing_to_go_on_from(tmp_path, xray_folder):
+    body = save_tiny_body("vit-base", tmp_path / "body")
+    run = tmp_path / "run"
+    folder = train_tiny("vit-base", body, xray_folder, run, num_train_epochs=1, resume=True)
+    assert (folder / "config.json").exists()
 
 
 def test_finished_model_is_not_replaced_without_overwrite(tmp_path, xray_folder):
@@ -207,10 +221,11 @@ def test_model_folder_is_complete_and_tells_no_local_path(finished_model, xray_f
         "model.safetensors",
         "preprocessor_config.json",
         "run.json",
-    }
+        "training_curves.png",
+    } | ({"xray_cnn.py"} if finished_model.name == "xray-cnn" else set())
     config = json.loads((finished_model / "config.json").read_text())
     assert 0 < config[CONFIG_KEY]["threshold"] < 1
-    for name in names - {"checkpoints", "model.safetensors"}:
+    for name in names - {"checkpoints", "model.safetensors", "training_curves.png"}:
         assert str(xray_folder.parent) not in (finished_model / name).read_text()
     run = json.loads((finished_model / "run.json").read_text())
     parts = run["hashes"]

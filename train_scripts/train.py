@@ -14,25 +14,22 @@ from pneumonia_hf.console import parse_recipe, run_script
 
 def main() -> None:
     """Read recipe and flags, train, and say what came out."""
-    from transformers import set_seed
-
+    from pneumonia_hf.arguments import XrayTrainingArguments
     from pneumonia_hf.augment import AugmentConfig
-    from pneumonia_hf.backbones import ModelConfig, build_model
-    from pneumonia_hf.data import DataConfig, load_xrays
+    from pneumonia_hf.backbones import ModelConfig
+    from pneumonia_hf.data import DataConfig
     from pneumonia_hf.finishing import Recipe
-    from pneumonia_hf.training import XrayTrainingArguments, check_output_folder, train
+    from pneumonia_hf.runs import run_recipe
 
-    data_config, model_config, augment_config, arguments = parse_recipe(
+    data, model, augment, arguments = parse_recipe(
         [DataConfig, ModelConfig, AugmentConfig, XrayTrainingArguments]
     )
-    check_output_folder(arguments)
-    data = load_xrays(data_config)
-    set_seed(arguments.seed)
-    model, processor = build_model(model_config)
-    recipe = Recipe(data_config, model_config, augment_config)
-    folder = train(model, processor, data, recipe, arguments)
+    folder = run_recipe(Recipe(data, model, augment), arguments)
     if arguments.process_index == 0:
-        print(f"The finished model is in {folder}; its card is {folder / 'README.md'}.")
+        if arguments.seeds is None:
+            print(f"The finished model is in {folder}; its card is {folder / 'README.md'}.")
+        else:
+            print(f"The finished ensemble is in {folder}; its numbers are in seeds.md.")
 
 
 if __name__ == "__main__":

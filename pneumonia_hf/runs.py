@@ -1,0 +1,68 @@
+"""A recipe -> a finished model, or one for each of several seeds and their ensemble."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from transformers import TrainerCallback, set_seed
+
+from pneumonia_hf.arguments import XrayTrainingArguments
+from pneumonia_hf.backbones import build_model
+from pneumonia_hf.checkpoints import check_output_folder
+from pneumonia_hf.data import load_xrays
+from pneumonia_hf.hub import ENSEMBLE_FILE
+from pneumonia_hf.training import barrier, train
+
+if TYPE_CHECKING:
+    from datasets import DatasetDict
+
+    from pneumonia_hf.finishing import Recipe
+
+
+def run_recipe(
+    recipe: Recipe, arguments: XrayTrainingArguments, callbacks: Sequence[TrainerCallback] = ()
+) -> Path:
+    """Load the data, train, and return the folder of what came out.
+
+    With `arguments.seeds` it is an ensemble: a finished model for each seed in `seed-N/`, and
+    beside them how far their numbers differ. Which pictures belong to which part does not change
+    with the seed.
+
+    Raises:
+        UserError: as `train`, `load_xrays` and `build_model` raise it.
+    """
+    check_output_folder(arguments)
+    data = load_xrays(recipe.data)
+    if arguments.seeds is None:
+        return _train_once(data, recipe, arguments, callbacks)
+    from pneumonia_hf.seeds import SEEDS_FILE, SEEDS_TABLE, summarise_seeds
+
+    folder = Path(arguments.output_dir)
+    if arguments.process_index == 0:
+        for name in (ENSEMBLE_FILE, SEEDS_FILE, SEEDS_TABLE):  # they speak of other members
+            (folder / name).unlink(missing_ok=True)
+    members = []
+    for seed in arguments.seeds:
+        of_seed = copy.copy(arguments)
+        of_seed.seed, of_seed.output_dir = seed, str(folder / f"seed-{seed}")
+        if arguments.process_index == 0:
+            print(f"Seed {seed}, {len(members) + 1} of {len(arguments.seeds)}.", flush=True)
+        members.append(_train_once(data, recipe, of_seed, callbacks))
+    if arguments.process_index == 0:
+        summarise_seeds(folder, members, data["validation"], arguments.required_sensitivity)
+    barrier(arguments)
+    return folder
+
+
+def _train_once(
+    data: DatasetDict,
+    recipe: Recipe,
+    arguments: XrayTrainingArguments,
+    callbacks: Sequence[TrainerCallback],
+) -> Path:
+    set_seed(arguments.seed)  # of the head
+    model, processor = build_model(recipe.model)
+    return train(model, processor, data, recipe, arguments, callbacks)

@@ -1,0 +1,83 @@
+"""SIGTERM, by which a cluster warns that it will soon kill: end in good order."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from transformers import TrainerCallback
+
+from pneumonia_hf.errors import Stopped
+
+STEPS_TO_AGREE = 8  # processes compare notes so often: each time costs a message
+
+
+@dataclass
+class Notice:
+    """Whether this process was asked to end, and whether it may first come to a good place."""
+
+    given: bool = False
+    may_wait: bool = False
+
+
+@contextmanager
+def heed_sigterm() -> Iterator[Notice]:
+    """End with `Stopped` when SIGTERM comes: at once, or while `may_wait`, when a checkpoint is.
+
+    transformers' own way (`enable_jit_checkpoint`) waits three seconds first, may save within an
+    accumulated step, and does not agree between processes.
+    """
+    notice = Notice()
+    if threading.current_thread() is not threading.main_thread():
+        yield notice  # Python handles signals in the main thread alone
+        return
+
+    def receive(_number: int, _frame: object) -> None:
+        notice.given = True
+        if not notice.may_wait:
+            raise Stopped("Stopped by SIGTERM; give the same command with --resume to go on.")
+
+    before = signal.signal(signal.SIGTERM, receive)
+    try:
+        yield notice
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+class SaveAndStop(TrainerCallback):
+    """Save a checkpoint at the end of the step in which the notice came, and end."""
+
+    def __init__(self, notice: Notice) -> None:
+        self.notice = notice
+        self.agreed = False
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.agreed = self.agreed or self._agree(args, state.global_step)
+        # The last step of an epoch is followed by an evaluation, which belongs to the checkpoint.
+        if self.agreed and state.epoch % 1 and state.global_step < state.max_steps:
+            control.should_save = True
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        if self.agreed:
+            control.should_save = True
+
+    def on_save(self, args, state, control, **kwargs):
+        if self.agreed:
+            raise Stopped(
+                f"Stopped by SIGTERM, with a checkpoint of step {state.global_step}; "
+                f"give the same command with --resume to go on."
+            )
+
+    def _agree(self, args, step: int) -> bool:
+        """Return whether any process was given notice: all have to save at the same step."""
+        if args.world_size == 1:
+            return self.notice.given
+        if step % STEPS_TO_AGREE:
+            return False
+        given = torch.tensor(float(self.notice.given), device=args.device)
+        torch.distributed.all_reduce(given, op=torch.distributed.ReduceOp.MAX)
+        return bool(given.item())

@@ -1,0 +1,272 @@
+"""Runs that are cut off anywhere end with the weights of an uninterrupted one."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from conftest import ROOT, draw_folder, save_tiny_body, train_tiny
+from safetensors.torch import load_file
+from transformers import TrainerCallback
+
+from pneumonia_hf.checkpoints import (
+    AVERAGE_FILE,
+    is_whole,
+    last_whole_checkpoint,
+    list_checkpoints,
+    remove_old,
+    seal,
+    stage_folder,
+)
+from pneumonia_hf.errors import Stopped, UserError
+
+# All that keeps a state of its own between steps.
+STATEFUL = {
+    "num_train_epochs": 4,
+    "ema_decay": 0.9,
+    "mixup": 0.4,
+    "cutmix": 1.0,
+    "imbalance": "sampler",
+    "layer_decay": 0.8,
+    "early_stopping_patience": 0,
+}
+
+
+class Cut(TrainerCallback):
+    """Does something at the end of a step."""
+
+    def __init__(self, step: int, act) -> None:
+        self.step, self.act = step, act
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            self.act()
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL where the process has to live on."""
+
+
+def kill() -> None:
+    raise Killed
+
+
+def warn() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def train_with(callback, body, data, folder, **changes):
+    return train_tiny("vit-base", body, data, folder, callbacks=[callback], **changes)
+
+
+def assert_same_weights(one, two) -> None:
+    one, two = (load_file(folder / "model.safetensors") for folder in (one, two))
+    assert one.keys() == two.keys()
+    assert [name for name in one if not torch.equal(one[name], two[name])] == []
+
+
+@pytest.fixture(scope="module")
+def body(tmp_path_factory):
+    return save_tiny_body("vit-base", tmp_path_factory.mktemp("body"))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, body, xray_folder):
+    """An uninterrupted run with all that keeps a state."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    return train_tiny("vit-base", body, xray_folder, folder, **STATEFUL)
+
+
+@pytest.mark.parametrize("step", [3, 7, 10])  # 5 steps are an epoch
+def test_sigterm_saves_within_an_epoch_and_the_run_goes_on_from_there(
+    tmp_path, body, xray_folder, whole, step
+):
+    run = tmp_path / "run"
+    with pytest.raises(Stopped, match=f"checkpoint of step {step}; .*--resume"):
+        train_with(Cut(step, warn), body, xray_folder, run, **STATEFUL)
+    assert last_whole_checkpoint(stage_folder(run, 1)).name == f"checkpoint-{step}"
+    assert not (run / "config.json").exists()
+    train_tiny("vit-base", body, xray_folder, run, resume=True, **STATEFUL)
+    assert_same_weights(whole, run)
+
+
+def test_run_that_is_moved_after_a_kill_still_knows_its_best_checkpoint(
+    tmp_path, body, xray_folder, whole
+):
+    with pytest.raises(Killed):
+        train_with(Cut(13, kill), body, xray_folder, tmp_path / "before", **STATEFUL)
+    shutil.move(tmp_path / "before", tmp_path / "after")
+    train_tiny("vit-base", body, xray_folder, tmp_path / "after", resume=True, **STATEFUL)
+    assert_same_weights(whole, tmp_path / "after")
+
+
+def test_stages_resume_in_the_stage_that_was_cut(tmp_path, body, xray_folder, capsys):
+    changes = {"stages": ["head:1:1e-2", "last1:2:1e-3", "all:2:1e-3"], "ema_decay": 0.9}
+    whole = train_tiny("vit-base", body, xray_folder, tmp_path / "whole", **changes)
+    run = tmp_path / "run"
+    cut = Cut(7, kill)  # the first stage has 5 steps, so that this is the second's
+    with pytest.raises(Killed):
+        train_with(cut, body, xray_folder, run, **changes)
+    assert not (stage_folder(run, 3)).exists()
+    capsys.readouterr()
+    train_tiny("vit-base", body, xray_folder, run, resume=True, **changes)
+    told = capsys.readouterr().out
+    assert "Stage 1 of 3" not in told and "Stage 2 of 3" in told and "Stage 3 of 3" in told
+    assert_same_weights(whole, run)
+
+
+def test_plateau_schedule_resumes_with_its_rate(tmp_path, body, xray_folder):
+    changes = {
+        "lr_scheduler_type": "reduce_lr_on_plateau",
+        "plateau_patience": 0,
+        "num_train_epochs": 4,
+        "early_stopping_patience": 0,
+    }
+    whole = train_tiny("vit-base", body, xray_folder, tmp_path / "whole", **changes)
+    with pytest.raises(Killed):
+        train_with(Cut(17, kill), body, xray_folder, tmp_path / "run", **changes)
+    train_tiny("vit-base", body, xray_folder, tmp_path / "run", resume=True, **changes)
+    assert_same_weights(whole, tmp_path / "run")
+
+
+def test_early_stopping_counts_the_same_after_a_kill(tmp_path, body, xray_folder, monkeypatch):
+    """Also where the kill comes after the evaluation with which training stops early."""
+    from pneumonia_hf import training
+
+    changes = {"num_train_epochs": 6, "early_stopping_patience": 2, "save_total_limit": None}
+    scores = {5: 0.6, 10: 0.9, 15: 0.8, 20: 0.7, 25: 0.99, 30: 0.99}
+    steps = []
+    measure = training._compute_trainer_metrics
+
+    def give(prediction):
+        steps.append(5 * (len(steps) + 1))
+        return measure(prediction) | {"auroc": scores[steps[-1]]}
+
+    monkeypatch.setattr(training, "_compute_trainer_metrics", give)
+    run = tmp_path / "run"
+    train_tiny("vit-base", body, xray_folder, run, **changes)
+    assert steps == [5, 10, 15, 20]
+    assert_stage_ends_at(run, 20, best=10)
+    for name in ("outcome.json",):
+        (stage_folder(run, 1) / name).unlink()  # killed before this was written
+    (run / "run.json").unlink()
+    train_tiny("vit-base", body, xray_folder, run, resume=True, **changes)
+    assert steps == [5, 10, 15, 20]
+    assert_stage_ends_at(run, 20, best=10)
+
+
+def assert_stage_ends_at(run, step: int, best: int) -> None:
+    from pneumonia_hf.checkpoints import read_outcome
+
+    outcome = read_outcome(stage_folder(run, 1))
+    assert (outcome.steps, outcome.checkpoint) == (step, f"checkpoint-{best}")
+
+
+def test_killed_processes_are_resumed_to_the_same_bits(tmp_path):
+    """A few kills of the script that does twenty of them; see its own docstring."""
+    data = draw_folder(tmp_path / "data", patients=24, pictures=2, seed=5)
+    script = ROOT / "tests" / "kill_training.py"
+    flags = ["--data_dir", data, "--work_dir", tmp_path / "work", "--kills", 3, "--seed", 3]
+    done = subprocess.run(
+        [sys.executable, script, *map(str, flags)], capture_output=True, text=True, timeout=400
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert "bit-equal" in done.stdout
+
+
+def test_sigterm_of_the_process_exits_by_itself_with_a_checkpoint(tmp_path, body, xray_folder):
+    flags = ["--backbone", "vit-base", "--weights", body, "--data_dir", xray_folder]
+    flags += ["--output_dir", tmp_path / "run", "--num_train_epochs", 400, "--precision", "fp32"]
+    flags += ["--early_stopping_patience", 0, "--cpu_threads", 1, "--report_to", "none"]
+    process = subprocess.Popen(
+        [sys.executable, "train_scripts/train.py", *map(str, flags)],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        stage = stage_folder(tmp_path / "run", 1)
+        deadline = time.monotonic() + 120
+        while not list(stage.glob("checkpoint-*/seal.json")) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        process.terminate()
+        _, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 143
+    assert "Traceback" not in err
+    assert "Stopped by SIGTERM, with a checkpoint of step" in err
+    assert last_whole_checkpoint(stage) is not None
+
+
+def test_checkpoint_is_whole_only_as_it_was_sealed(tmp_path):
+    checkpoint = tmp_path / "checkpoint-5"
+    checkpoint.mkdir()
+    (checkpoint / "model.safetensors").write_bytes(b"x" * 100)
+    assert not is_whole(checkpoint)
+    seal(checkpoint, processes=1)
+    assert is_whole(checkpoint)
+    (checkpoint / "model.safetensors").write_bytes(b"x" * 99)
+    assert not is_whole(checkpoint)
+    (checkpoint / "model.safetensors").unlink()
+    assert not is_whole(checkpoint)
+    (checkpoint / "seal.json").write_text("{")
+    assert not is_whole(checkpoint)
+    assert last_whole_checkpoint(tmp_path) is None
+
+
+def test_old_checkpoints_go_but_the_best_and_the_newest_stay(tmp_path):
+    for step in (5, 10, 15, 20):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        (folder / "file").write_text("x")
+        seal(folder, processes=1)
+    (tmp_path / "checkpoint-7").mkdir()  # torn
+    remove_old(tmp_path, keep=2, best=str(tmp_path / "checkpoint-5"))
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["checkpoint-5", "checkpoint-20"]
+    assert not (tmp_path / "checkpoint-7").exists()
+    remove_old(tmp_path, keep=1, best=str(tmp_path / "checkpoint-5"))
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["checkpoint-5", "checkpoint-20"]
+
+
+def test_checkpoint_that_a_full_disk_cuts_off_is_removed_and_the_last_one_kept(
+    tmp_path, body, xray_folder, monkeypatch
+):
+    import errno
+
+    from pneumonia_hf import trainer
+
+    save, calls = trainer.save_file, []
+
+    def save_on_full_disk(*args, **kwargs):
+        calls.append(args[1])
+        if len(calls) == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save(*args, **kwargs)
+
+    monkeypatch.setattr(trainer, "save_file", save_on_full_disk)
+    run = tmp_path / "run"
+    with pytest.raises(OSError, match="No space left"):
+        train_tiny("vit-base", body, xray_folder, run, **STATEFUL)
+    assert [path.name for path in stage_folder(run, 1).glob("checkpoint-*")] == ["checkpoint-5"]
+    assert (stage_folder(run, 1) / "checkpoint-5" / AVERAGE_FILE).exists()
+
+
+def test_nan_stops_the_run_and_keeps_the_checkpoint_before_it(tmp_path, body, xray_folder):
+    run = tmp_path / "run"
+
+    class Poison(TrainerCallback):
+        def on_step_end(self, args, state, control, model=None, **kwargs):
+            if state.global_step == 7:
+                next(model.parameters()).data.fill_(float("nan"))
+
+    with pytest.raises(UserError, match="diverged"):
+        train_with(Poison(), body, xray_folder, run, num_train_epochs=3, logging_steps=1)
+    assert [path.name for path in list_checkpoints(stage_folder(run, 1))] == ["checkpoint-5"]
+    state = load_file(stage_folder(run, 1) / "checkpoint-5" / "model.safetensors")
+    assert all(torch.isfinite(value).all() for value in state.values())
