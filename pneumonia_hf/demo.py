@@ -52,7 +52,8 @@ def build_demo(predictor: Predictor) -> gr.Blocks:
 
     methods = list(METHODS)
     try:
-        backbone_of(predictor.model)
+        for member in predictor.members:
+            backbone_of(member.model)
     except UserError:  # another family: where its feature map is, nobody told
         methods.remove("gradcam")
 

@@ -13,7 +13,7 @@ import numpy as np
 from pneumonia_hf.data import load_parts
 from pneumonia_hf.errors import UserError, XrayError
 from pneumonia_hf.hashes import hash_pictures, to_hex
-from pneumonia_hf.hub import RUN_FILE, read_json
+from pneumonia_hf.hub import ENSEMBLE_FILE, RUN_FILE, check_finished, read_json
 from pneumonia_hf.metrics import Interval, OperatingPoint, bootstrap_intervals
 from pneumonia_hf.predictor import Prediction, Predictor
 from pneumonia_hf.rows import ALL, LABELS, column
@@ -33,7 +33,8 @@ class Report:
     data: str  # the data folder's name
     split: str  # train, validation, test or all
     model: str
-    weights_sha256: str
+    tta: bool  # whether test-time augmentation was on
+    weights_sha256: str  # of an ensemble those of its members, joined by +
     operating_point: OperatingPoint
     metrics: dict[str, Interval]
     resamples: int  # of the bootstrap behind the intervals
@@ -42,7 +43,7 @@ class Report:
     probabilities: np.ndarray  # [N], calibrated P(pneumonia)
     patients: tuple[str, ...]  # [N]
     decisions: tuple[str, ...]  # [N]
-    seen_in_training: int  # pictures that the model was trained on, by their bytes
+    seen_in_training: int  # pictures that the model or a member was trained on, by their bytes
     seen_in_validation: int  # pictures on which it was chosen
     unreadable: tuple[str, ...]  # why each picture that could not be read was not
     notes: tuple[str, ...]  # what a reader must know before believing the numbers
@@ -69,7 +70,8 @@ def choose_part(
     """Return the name and the rows of the part that is to be scored.
 
     With `split`, the folder of that name; where there is none, the pictures that the model itself
-    kept apart under that name when it was trained, known by their bytes. Without `split`, the
+    (an ensemble: each of its members) kept apart under that name when it was trained, known by
+    their bytes. Without `split`, the
     test folder, or all of a folder without parts.
 
     Raises:
@@ -96,7 +98,7 @@ def choose_part(
     name = SPLITS[split]
     if name in parts:
         return name, parts[name]
-    own = set(_hashes_of_run(predictor).get(name, ()))
+    own = set.intersection(*_hashes_by_member(predictor, name))
     if not own:
         raise UserError(
             f"{told} has no {split} folder (it has {', '.join(sorted(parts))}), and the model "
@@ -110,6 +112,24 @@ def choose_part(
             f"own {split} part; leave --split out."
         )
     return name, data.select(rows)
+
+
+def check_card(models: Sequence[str], tta: bool) -> Path:
+    """Return the folder of a model whose card may be given the numbers of a report.
+
+    Raises:
+        UserError: several models or an ensemble, which have no card, or test-time augmentation,
+            without which the model will be used; not a finished model folder of the user's own.
+    """
+    folder = Path(models[0])
+    if len(models) > 1 or (folder / ENSEMBLE_FILE).exists():
+        raise UserError("An ensemble has no card; leave --add_to_card out.")
+    if tta:
+        raise UserError(
+            "The card tells what the model scores by itself; leave --add_to_card or --tta out."
+        )
+    check_finished(folder)
+    return folder
 
 
 def evaluate_predictor(
@@ -142,15 +162,18 @@ def evaluate_predictor(
             )
     probabilities = np.asarray([one.probability for one in predictions])
     patients = tuple(dataset["patient"][:])
-    run_hashes = _hashes_of_run(predictor)
-    hashes = set(to_hex(hash_pictures(dataset))) if run_hashes else set()
-    seen = {name: len(hashes & set(run_hashes.get(name, ()))) for name in ("train", "validation")}
+    known = {
+        name: set.union(*_hashes_by_member(predictor, name)) for name in ("train", "validation")
+    }
+    hashes = set(to_hex(hash_pictures(dataset))) if any(known.values()) else set()
+    seen = {name: len(hashes & of_part) for name, of_part in known.items()}
     point = predictor.operating_point
     metrics = bootstrap_intervals(labels, probabilities, point.threshold, patients, resamples)
     return Report(
         data=data,
         split=split,
         model=Path(predictor.name).name if predictor.path else predictor.name,
+        tta=predictor.tta,
         weights_sha256=_hash_weights(predictor),
         operating_point=point,
         metrics=metrics,
@@ -185,18 +208,24 @@ def _predict_all(
     return [results[row] for row in kept], kept, unreadable
 
 
-def _hashes_of_run(predictor: Predictor) -> dict[str, list[str]]:
-    if predictor.path is None:
-        return {}
-    return read_json(predictor.path / RUN_FILE, otherwise={}).get("hashes", {})
+def _hashes_by_member(predictor: Predictor, part: str) -> list[set[str]]:
+    """Return the pictures of a part of the run that made each single model; none if unknown."""
+    runs = (
+        read_json(member.path / RUN_FILE, otherwise={}) if member.path else {}
+        for member in predictor.members
+    )
+    return [set(run.get("hashes", {}).get(part, ())) for run in runs]
 
 
 def _hash_weights(predictor: Predictor) -> str:
-    weights = predictor.path / "model.safetensors" if predictor.path else None
-    if weights is None or not weights.exists():
-        return ""
-    with weights.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    digests = []
+    for member in predictor.members:
+        weights = member.path / "model.safetensors" if member.path else None
+        if weights is None or not weights.exists():
+            return ""
+        with weights.open("rb") as file:
+            digests.append(hashlib.file_digest(file, "sha256").hexdigest())
+    return "+".join(digests)
 
 
 def _notes(predictor, labels, probabilities, metrics, seen, unreadable) -> tuple[str, ...]:
@@ -215,8 +244,7 @@ def _notes(predictor, labels, probabilities, metrics, seen, unreadable) -> tuple
             f"Checkpoint and threshold were chosen on {seen['validation']} of these pictures: "
             f"the numbers flatter."
         )
-    if not predictor.has_threshold:
-        notes.append("The model carries no threshold of its own: 0.5 was used.")
+    notes.extend(predictor.caveats)
     counts = {
         "accuracy": len(labels),
         "sensitivity": int(np.sum(labels == 1)),

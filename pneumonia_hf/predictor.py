@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -27,6 +28,9 @@ CONFIG_KEY = "pneumonia_hf"
 DEFAULT_MODEL = Path(__file__).with_name("default_model")
 CHUNK = 32  # files in memory at a time
 NO_THRESHOLD = "This model carries no chosen threshold: 0.5 is used."
+TTA_ON = "Test-time augmentation is on: the score is a mean over several views of the picture."
+TTA_STRANGE = "The threshold was chosen without test-time augmentation."
+TTA_MISSED = "The threshold was chosen with test-time augmentation, which is off."
 
 Decision = Literal["PNEUMONIA", "NORMAL", "REFER"]
 
@@ -42,6 +46,26 @@ class Prediction:
     warnings: tuple[str, ...]  # why it is referred, and other doubts; a sentence each
 
 
+@dataclass(frozen=True)
+class View:
+    """A small change of how a film lies, which no radiologist would mind."""
+
+    degrees: float = 0.0  # turned clockwise
+    zoom: float = 1.0  # magnified
+    right: float = 0.0  # shifted, as a share of the width
+    down: float = 0.0  # shifted, as a share of the height
+
+
+# What test-time augmentation scores beside the picture itself: less than training does to it, and
+# as much one way as the other. No flip: the heart has a side.
+VIEWS = (
+    View(degrees=3, right=-0.02),
+    View(degrees=-3, right=0.02),
+    View(zoom=1.05, down=-0.02),
+    View(zoom=0.95, down=0.02),
+)
+
+
 class Predictor:
     """A model with its processor and its operating point, ready to score pictures."""
 
@@ -51,8 +75,17 @@ class Predictor:
         processor: BaseImageProcessor,
         name: str = "model",
         path: Path | None = None,
+        tta: bool = False,
     ) -> None:
-        """Take a model and processor that are already loaded; `name` is for people to read.
+        """Take a model and processor that are already loaded.
+
+        Args:
+            model, processor: as transformers loads them.
+            name: for people to read.
+            path: the folder that they come from, if any.
+            tta: test-time augmentation: the margin of a picture is the mean of its own and those
+                of its VIEWS. It takes five times as long. The threshold stays the model's own,
+                which was chosen without, unless `tta` stands beside it in config.json.
 
         Raises:
             UserError: none of the model's labels is PNEUMONIA.
@@ -61,6 +94,7 @@ class Predictor:
         self.processor = processor
         self.name = name
         self.path = path
+        self.tta = tta
         self.class_index = _pneumonia_index(model, name)
         settings = getattr(model.config, CONFIG_KEY, None)
         self.has_threshold = bool(settings)
@@ -68,17 +102,31 @@ class Predictor:
         self.operating_point = OperatingPoint(
             settings["threshold"], settings["refer_low"], settings["refer_high"]
         )
+        # What is to be known of every answer, a sentence each.
+        self.caveats = () if self.has_threshold else (NO_THRESHOLD,)
+        self.caveats += tta_caveats(tta, self.has_threshold, bool(settings.get("tta")))
+
+    @property
+    def members(self) -> tuple[Predictor, ...]:
+        """The single models that score: this one; those of an ensemble."""
+        return (self,)
 
     @classmethod
     def from_pretrained(
-        cls, path_or_id: str | Path, revision: str | None = None, device: str | None = None
+        cls,
+        path_or_id: str | Path | Sequence[str | Path],
+        revision: str | None = None,
+        device: str | None = None,
+        tta: bool = False,
     ) -> Predictor:
-        """Load a model folder, or a Hub id with an optional `@revision`.
+        """Load a model folder, or a Hub id with an optional `@revision`, or several as an ensemble.
 
         Args:
-            path_or_id: a local folder, `owner/name` or `owner/name@revision`.
-            revision: a branch, tag or commit of the Hub.
+            path_or_id: a local folder, `owner/name` or `owner/name@revision`; a folder with an
+                `ensemble.json`; or several models, whose margins are averaged.
+            revision: a branch, tag or commit of the Hub, for one model only.
             device: a torch device; left out, the accelerator if there is one.
+            tta: test-time augmentation, as in the constructor.
 
         Raises:
             UserError: no such model, an unreachable Hub, or a folder without a usable model.
@@ -86,18 +134,29 @@ class Predictor:
         import torch
         from transformers import AutoImageProcessor, AutoModelForImageClassification
 
-        from pneumonia_hf.hub import fetch_folder
+        from pneumonia_hf import xray_cnn  # noqa: F401  # registers its classes
+        from pneumonia_hf.ensemble import load_ensemble, load_several
+        from pneumonia_hf.hub import ENSEMBLE_FILE, fetch_folder
 
+        if not isinstance(path_or_id, str | Path):
+            if len(path_or_id) != 1:
+                return load_several(path_or_id, revision, device, tta)
+            path_or_id = path_or_id[0]
         folder = fetch_folder(path_or_id, revision)
         if revision and folder != Path(path_or_id).expanduser():
             # So that people see which one it is.
             path_or_id = f"{str(path_or_id).partition('@')[0]}@{revision}"
+        if (folder / ENSEMBLE_FILE).exists():
+            return load_ensemble(folder, str(path_or_id), device, tta)
         for name in ("config.json", "preprocessor_config.json"):
             if not (folder / name).exists():
                 raise UserError(f"{path_or_id} holds no finished model: {name} is missing.")
         try:
-            model = AutoModelForImageClassification.from_pretrained(folder, dtype=torch.float32)
-            processor = AutoImageProcessor.from_pretrained(folder)
+            # No trust: a model folder must not run code.
+            model = AutoModelForImageClassification.from_pretrained(
+                folder, dtype=torch.float32, trust_remote_code=False
+            )
+            processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
         except Exception as error:
             # transformers, safetensors and json each raise their own on damaged files.
             raise UserError(
@@ -105,26 +164,44 @@ class Predictor:
             ) from error
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        return cls(model.to(device), processor, name=str(path_or_id), path=folder)
+        return cls(model.to(device), processor, name=str(path_or_id), path=folder, tta=tta)
 
     def pixel_values(self, images: Sequence[Image.Image]) -> torch.Tensor:
         """Return the model's input for `images`, on its device: float32 [N, 3, H, W]."""
         return to_pixel_values(images, self.processor).to(self.model.device)
 
     def margins(self, images: Sequence[Image.Image], batch_size: int = 32) -> np.ndarray:
-        """Return logit(PNEUMONIA) less that of all else, of each image: float64 [N]."""
+        """Return logit(PNEUMONIA) less that of all else, of each image: float64 [N].
+
+        With test-time augmentation, the mean over the image itself and its VIEWS.
+        """
         import torch
 
         margins = []
         for start in range(0, len(images), batch_size):
             with torch.inference_mode():
                 pixel_values = self.pixel_values(images[start : start + batch_size])
-                logits = self.model(pixel_values=pixel_values).logits.cpu().double()
-            others = torch.ones(logits.shape[1], dtype=torch.bool)
-            others[self.class_index] = False
-            margin = logits[:, self.class_index] - logits[:, others].logsumexp(dim=1)
-            margins.append(margin.numpy())
+                margin = self._margins_of(pixel_values)
+                if self.tta:
+                    views = [self._margins_of(view) for view in self._make_views(pixel_values)]
+                    margin = np.mean([margin, *views], axis=0)
+            margins.append(margin)
         return np.concatenate(margins) if margins else np.zeros(0)
+
+    def _margins_of(self, pixel_values: torch.Tensor) -> np.ndarray:
+        import torch
+
+        logits = self.model(pixel_values=pixel_values).logits.cpu().double()
+        others = torch.ones(logits.shape[1], dtype=torch.bool)
+        others[self.class_index] = False
+        return (logits[:, self.class_index] - logits[:, others].logsumexp(dim=1)).numpy()
+
+    def _make_views(self, pixel_values: torch.Tensor) -> Iterator[torch.Tensor]:
+        from PIL import Image
+
+        # What black is once normalised: it is the same everywhere, [1, 3, 1, 1].
+        black = self.pixel_values([Image.new("L", (64, 64))])[..., :1, :1]
+        return (make_view(pixel_values, view, black) for view in VIEWS)
 
     def probabilities(self, images: Sequence[Image.Image], batch_size: int = 32) -> np.ndarray:
         """Return the calibrated P(pneumonia) of each image, in input order: float64 [N]."""
@@ -187,9 +264,47 @@ class Predictor:
                 f"{point.low:.3f} to {point.high:.3f} is on hangs on a few validation pictures."
             )
         decision = "REFER" if reasons else label
-        if not self.has_threshold:
-            reasons.append(NO_THRESHOLD)
-        return Prediction(label, probability, point.threshold, decision, tuple(reasons))
+        return Prediction(label, probability, point.threshold, decision, (*reasons, *self.caveats))
+
+
+def make_view(pixel_values: torch.Tensor, view: View, black: torch.Tensor) -> torch.Tensor:
+    """Return the pictures as `view` has them: sampled once, bilinearly, black from outside.
+
+    Training's augmentation moves pictures so too, on the same resized pixels.
+
+    Args:
+        pixel_values: [N, C, H, W].
+        view: how they are to be moved.
+        black: the value of a black pixel, broadcast against `pixel_values`.
+    """
+    import torch
+    from torch.nn.functional import affine_grid, grid_sample
+
+    height, width = pixel_values.shape[-2:]
+    angle = math.radians(view.degrees)
+    # From a place in the view to that in the picture; both axes have a length of 2 whatever the
+    # picture's shape, so that pixels need not be square in them.
+    turn = torch.tensor(
+        [
+            [math.cos(angle), math.sin(angle) * height / width],
+            [-math.sin(angle) * width / height, math.cos(angle)],
+        ]
+    )
+    back = turn / view.zoom
+    shift = back @ torch.tensor([[2 * view.right], [2 * view.down]])
+    matrix = torch.cat([back, -shift], dim=1).to(pixel_values)
+    grid = affine_grid(
+        matrix.expand(len(pixel_values), 2, 3), pixel_values.shape, align_corners=False
+    )
+    # Outside of a picture grid_sample finds zeros.
+    return grid_sample(pixel_values - black, grid, align_corners=False) + black
+
+
+def tta_caveats(tta: bool, has_threshold: bool, chosen_with_tta: bool) -> tuple[str, ...]:
+    """Return what is to be said of test-time augmentation, where anything is."""
+    if not tta:
+        return (TTA_MISSED,) if chosen_with_tta else ()
+    return (TTA_ON, TTA_STRANGE) if has_threshold and not chosen_with_tta else (TTA_ON,)
 
 
 def _read_in_chunks(

@@ -59,6 +59,7 @@ def to_json(report: Report) -> dict[str, Any]:
         "split": report.split,
         "model": report.model,
         "weights_sha256": report.weights_sha256,
+        "tta": report.tta,
         "n": len(report.labels),
         "patients": len(set(report.patients)),
         "NORMAL": int(np.sum(report.labels == 0)),

@@ -11,7 +11,16 @@ from pneumonia_hf import Predictor, XrayError, read_xray
 from pneumonia_hf.errors import UserError
 from pneumonia_hf.gate import doubts
 from pneumonia_hf.metrics import OperatingPoint
-from pneumonia_hf.preprocess import make_processor
+from pneumonia_hf.predictor import (
+    CONFIG_KEY,
+    TTA_MISSED,
+    TTA_ON,
+    TTA_STRANGE,
+    VIEWS,
+    View,
+    make_view,
+)
+from pneumonia_hf.preprocess import make_processor, normalise, resize
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +145,99 @@ def test_damaged_model_folders_are_refused_in_one_sentence(tiny_model, tmp_path)
     with pytest.raises(UserError, match="cannot be loaded") as caught:
         Predictor.from_pretrained(broken)
     assert "\n" not in str(caught.value)
+
+
+def test_code_in_a_model_folder_is_never_run(tiny_model, tmp_path):
+    import json
+    import shutil
+
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model, folder, ignore=shutil.ignore_patterns("checkpoints"))
+    (folder / "code.py").write_text(f"open({str(tmp_path / 'was_run')!r}, 'w')")
+    config = json.loads((folder / "config.json").read_text())
+    config["model_type"] = "of_their_own"
+    config["auto_map"] = {
+        "AutoConfig": "code.Config",
+        "AutoModelForImageClassification": "code.Model",
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="cannot be loaded"):
+        Predictor.from_pretrained(folder)
+    assert not (tmp_path / "was_run").exists()
+
+
+def test_margin_with_tta_is_the_mean_over_the_picture_and_its_views(tiny_model):
+    plain = Predictor.from_pretrained(tiny_model)
+    averaged = Predictor.from_pretrained(tiny_model, tta=True)
+    pixel_values = plain.pixel_values(PICTURES)
+    black = plain.pixel_values([Image.new("L", (9, 9))])
+    views = [pixel_values, *(make_view(pixel_values, view, black) for view in VIEWS)]
+    with torch.inference_mode():
+        logits = torch.stack([plain.model(pixel_values=view).logits for view in views]).double()
+    margins = (logits[..., 1] - logits[..., 0]).numpy()
+    # The picture itself goes the plain road, bit for bit.
+    assert np.array_equal(margins[0], plain.margins(PICTURES))
+    assert np.abs(averaged.margins(PICTURES) - margins.mean(axis=0)).max() < 1e-9
+    assert np.abs(averaged.margins(PICTURES) - plain.margins(PICTURES)).max() > 1e-4
+    in_parts = np.concatenate([averaged.margins([picture]) for picture in PICTURES])
+    assert np.abs(in_parts - averaged.margins(PICTURES)).max() < 1e-5
+    assert averaged.margins([]).shape == (0,)
+
+
+def find_spot(pixels: torch.Tensor) -> tuple[float, float]:
+    """Return where the brightest place of a picture is, from its centre: right, down."""
+    weights = pixels[0, 0].clamp(min=0).double()
+    height, width = weights.shape
+    y = torch.arange(height) + 0.5 - height / 2
+    x = torch.arange(width) + 0.5 - width / 2
+    total = weights.sum()
+    return float((weights.sum(0) * x).sum() / total), float((weights.sum(1) * y).sum() / total)
+
+
+@pytest.mark.parametrize(
+    ("view", "expected"),
+    [
+        (View(), (20, 0)),
+        (View(right=0.1), (30, 0)),
+        (View(down=0.1), (20, 5)),
+        (View(zoom=1.5), (30, 0)),
+        (View(zoom=0.5, right=0.1), (20, 0)),
+        (View(degrees=30), (17.32, 10)),
+    ],
+)
+def test_view_turns_clockwise_magnifies_and_shifts(view, expected):
+    pixels = torch.zeros(1, 3, 50, 100)
+    pixels[:, :, 23:27, 68:72] = 200.0
+    black = torch.zeros(1, 3, 1, 1)
+    moved = make_view(pixels, view, black)
+    assert moved.shape == pixels.shape
+    assert find_spot(moved) == pytest.approx(expected, abs=0.1)
+
+
+def test_views_are_the_picture_moved_before_it_is_normalised():
+    processor = make_processor(64, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    grey = resize(PICTURES[:3], processor)
+    black = normalise(torch.zeros(1, 1, 1, 1), processor)
+    for view in VIEWS:
+        before = make_view(grey.float(), view, torch.zeros(1))
+        after = make_view(normalise(grey, processor), view, black)
+        if view.degrees or view.zoom < 1:
+            assert before.min() == 0  # black has come in from outside
+        assert torch.allclose(normalise(before, processor), after, atol=1e-4)
+        assert abs(view.degrees) <= 3 and abs(view.zoom - 1) < 0.051
+        assert max(abs(view.right), abs(view.down)) <= 0.02
+
+
+def test_answers_with_tta_say_so_and_that_the_threshold_knows_nothing_of_it(tiny_model):
+    predictor = Predictor.from_pretrained(tiny_model, tta=True)
+    plain = Predictor.from_pretrained(tiny_model)
+    assert predictor.operating_point == plain.operating_point
+    assert predictor.predict(PICTURES[0]).warnings[-2:] == (TTA_ON, TTA_STRANGE)
+    settings = getattr(predictor.model.config, CONFIG_KEY)
+    setattr(predictor.model.config, CONFIG_KEY, settings | {"tta": True})
+    for tta, caveats in ((True, (TTA_ON,)), (False, (TTA_MISSED,))):
+        model = Predictor(predictor.model, predictor.processor, tta=tta)
+        assert model.caveats == caveats
 
 
 def test_half_precision_files_are_computed_in_single(tiny_model, tmp_path):

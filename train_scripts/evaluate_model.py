@@ -15,7 +15,12 @@ from pneumonia_hf.console import make_parser, run_script
 def main() -> None:
     """Score one part of a data folder and write report.json, report.md and the figures."""
     parser = make_parser(__doc__)
-    parser.add_argument("--model", required=True, help="Model folder, or Hub id with @revision.")
+    parser.add_argument(
+        "--model",
+        nargs="+",
+        required=True,
+        help="Model folder, or Hub id with @revision; several are measured as one ensemble.",
+    )
     parser.add_argument(
         "--data_dir",
         nargs="+",
@@ -28,28 +33,30 @@ def main() -> None:
     parser.add_argument(
         "--strict", action="store_true", help="Stop at anything that is no labelled X-ray."
     )
+    parser.add_argument(
+        "--tta", action="store_true", help="Average over five views of each picture: slower."
+    )
     parser.add_argument("--overwrite", action="store_true", help="Replace an older report.")
     parser.add_argument(
         "--add_to_card", action="store_true", help="Put the numbers into the model's card too."
     )
     options = parser.parse_args()
 
-    from pneumonia_hf.evaluation import choose_part, evaluate_predictor
-    from pneumonia_hf.hub import add_report, check_finished
+    from pneumonia_hf.evaluation import check_card, choose_part, evaluate_predictor
+    from pneumonia_hf.hub import add_report
     from pneumonia_hf.predictor import Predictor
     from pneumonia_hf.report import check_report_folder, to_json, write_report
     from pneumonia_hf.sources import parse_source
 
     check_report_folder(options.output_dir, options.overwrite)
-    predictor = Predictor.from_pretrained(options.model)
-    if options.add_to_card:
-        check_finished(Path(options.model))  # a folder of the user's own, not one of the Hub
+    card = check_card(options.model, options.tta) if options.add_to_card else None
+    predictor = Predictor.from_pretrained(options.model, tta=options.tta)
     split, data = choose_part(options.data_dir, options.split, predictor, options.strict)
     name = options.name or " + ".join(parse_source(one).name for one in options.data_dir)
     report = evaluate_predictor(predictor, data, name, split, strict=options.strict)
     write_report(report, options.output_dir)
-    if options.add_to_card:
-        add_report(Path(options.model), to_json(report))
+    if card:
+        add_report(card, to_json(report))
     print((options.output_dir / "report.md").read_text(encoding="utf-8").split("\n![")[0])
     print(f"The report is in {options.output_dir}.")
 

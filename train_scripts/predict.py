@@ -14,9 +14,16 @@ from pneumonia_hf.console import EXIT_FAULT, make_parser, run_script
 def main() -> int:
     """Write a row for every input; the exit status is 2 if one of them could not be read."""
     parser = make_parser(__doc__)
-    parser.add_argument("--model", help="Model folder, or Hub id with @revision; else the default.")
+    parser.add_argument(
+        "--model",
+        nargs="+",
+        help="Model folder, or Hub id with @revision, or several as an ensemble; else the default.",
+    )
     parser.add_argument("--input", nargs="+", required=True, help="Files, and folders of them.")
     parser.add_argument("--output", required=True, help="The table to write; - prints it.")
+    parser.add_argument(
+        "--tta", action="store_true", help="Average over five views of each picture: slower."
+    )
     parser.add_argument("--overwrite", action="store_true", help="Replace an older table.")
     options = parser.parse_args()
 
@@ -25,7 +32,7 @@ def main() -> int:
 
     check_table(options.output, options.overwrite)
     paths = find_inputs(options.input)
-    predictor = Predictor.from_pretrained(options.model or DEFAULT_MODEL)
+    predictor = Predictor.from_pretrained(options.model or DEFAULT_MODEL, tta=options.tta)
     failed = write_predictions(predictor, paths, options.output)
     if failed:
         print(f"{failed} of {len(paths)} files could not be read; see their rows.", file=sys.stderr)

@@ -1,0 +1,162 @@
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from datasets import concatenate_datasets
+from transformers import AutoModelForImageClassification
+
+from pneumonia_hf import Predictor
+from pneumonia_hf.backbones import head_of
+from pneumonia_hf.data import DataConfig, load_xrays
+from pneumonia_hf.errors import UserError
+from pneumonia_hf.metrics import METRICS, compute_metrics, to_probability
+from pneumonia_hf.seeds import summarise_seeds
+from pneumonia_hf.sources import open_pictures
+
+SEEDS = (13, 14, 15)
+
+
+def copy_run(model: Path, folder: Path, seed: int) -> Path:
+    """Copy a finished model as if another seed had made it: other weights, other numbers."""
+    shutil.copytree(model, folder, ignore=shutil.ignore_patterns("checkpoints"))
+    network = AutoModelForImageClassification.from_pretrained(folder)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        weight = head_of(network).weight
+        weight += 0.2 * torch.randn(weight.shape, generator=generator)
+    network.save_pretrained(folder)
+    run = json.loads((folder / "run.json").read_text())
+    run["training"]["seed"] = seed
+    run["validation"]["metrics"]["auroc"]["value"] = 0.9 + (seed - 13) / 100
+    run["validation"]["config"]["threshold"] = (seed - 12) / 10
+    (folder / "run.json").write_text(json.dumps(run))
+    return folder
+
+
+def change_run(member: Path, change) -> None:
+    run = json.loads((member / "run.json").read_text())
+    change(run)
+    (member / "run.json").write_text(json.dumps(run))
+
+
+@pytest.fixture(scope="module")
+def validation(xray_folder):
+    return load_xrays(DataConfig([str(xray_folder)]))["validation"]
+
+
+@pytest.fixture
+def runs(tmp_path, tiny_model) -> list[Path]:
+    return [copy_run(tiny_model, tmp_path / f"seed-{seed}", seed) for seed in SEEDS]
+
+
+def test_spread_over_the_seeds_is_that_of_their_own_numbers(runs, validation, tmp_path):
+    summary = summarise_seeds(tmp_path, runs, validation)
+    assert [one["seed"] for one in summary["seeds"]] == list(SEEDS)
+    auroc, threshold = summary["spread"]["auroc"], summary["spread"]["threshold"]
+    assert (auroc["low"], auroc["high"]) == (0.9, 0.92)
+    assert auroc["mean"] == pytest.approx(0.91)
+    assert auroc["sd"] == pytest.approx(0.01)  # by n it would be 0.0082
+    assert threshold["mean"] == pytest.approx(0.2) and threshold["sd"] == pytest.approx(0.1)
+    assert summary["spread"].keys() == {*METRICS, "threshold"}
+    assert json.loads((tmp_path / "seeds.json").read_text()) == summary
+    lines = (tmp_path / "seeds.md").read_text().splitlines()
+    rows = {line.split(" | ")[0]: line for line in lines if line.startswith("| ")}
+    assert "0.9200" in rows["| seed 15 (`seed-15`)"]
+    assert "0.9100" in rows["| mean"] and "0.0100" in rows["| standard deviation"]
+    assert f"{summary['ensemble']['threshold']:.4f}" in rows["| **ensemble**"]
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_written_ensemble_scores_what_its_file_says(runs, validation, tmp_path):
+    ensemble = summarise_seeds(tmp_path, runs, validation)["ensemble"]
+    assert json.loads((tmp_path / "ensemble.json").read_text()) == ensemble
+    assert ensemble["members"] == ["seed-13", "seed-14", "seed-15"]
+    predictor = Predictor.from_pretrained(tmp_path)
+    point = predictor.operating_point
+    assert (point.threshold, point.low, point.high) == tuple(
+        ensemble[key] for key in ("threshold", "refer_low", "refer_high")
+    )
+    pictures = [picture for _, picture in open_pictures(validation)]
+    probabilities = [one.probability for one in predictor.predict_files(pictures)]
+    values = compute_metrics(validation["label"][:], probabilities, point.threshold)
+    for name, value in values.items():
+        assert ensemble["metrics"][name]["value"] == pytest.approx(value, abs=1e-6), name
+    # Moved as a whole, it is the same model.
+    moved = shutil.copytree(tmp_path, tmp_path / "elsewhere" / "run")
+    again = [one.probability for one in Predictor.from_pretrained(moved).predict_files(pictures)]
+    assert again == probabilities
+
+
+def test_temperature_of_the_ensemble_is_fitted_to_the_mean_of_the_margins(
+    runs, validation, tmp_path
+):
+    ensemble = summarise_seeds(tmp_path, runs, validation)["ensemble"]
+    members = [Predictor.from_pretrained(run) for run in runs]
+    margins = np.mean(
+        [member.margins_of_pictures(open_pictures(validation)) for member in members], axis=0
+    )
+    labels = np.array(validation["label"][:])
+
+    def loss(temperature: float) -> float:
+        truth = np.where(labels == 1, margins, -margins)
+        losses = -np.log(to_probability(truth / temperature))
+        return np.mean([losses[labels == label].mean() for label in (0, 1)])
+
+    best = ensemble["temperature"]
+    assert 0.05 < best < 20
+    assert loss(best) <= min(loss(best * 1.02), loss(best / 1.02))
+    assert Predictor.from_pretrained(tmp_path).temperature == best
+
+
+def test_required_sensitivity_is_kept_by_the_ensemble(runs, validation, tmp_path):
+    ensemble = summarise_seeds(tmp_path, runs, validation, required_sensitivity=1.0)["ensemble"]
+    assert ensemble["metrics"]["sensitivity"]["value"] == 1
+    assert ensemble["required_sensitivity"] == 1
+
+
+def test_runs_chosen_on_other_pictures_are_refused(runs, validation, tmp_path):
+    with pytest.raises(UserError, match="seed-13 was chosen on other validation pictures"):
+        summarise_seeds(tmp_path, runs, validation.select(range(len(validation) - 1)))
+    change_run(runs[1], lambda run: run["hashes"]["validation"].pop())
+    with pytest.raises(UserError, match="seed-13 and seed-14 were chosen on different"):
+        summarise_seeds(tmp_path, runs, validation)
+    assert not (tmp_path / "ensemble.json").exists()
+
+
+def test_pictures_that_the_runs_could_not_read_are_passed_over(
+    runs, validation, xray_folder, tmp_path
+):
+    expected = summarise_seeds(tmp_path, runs, validation)
+    broken = tmp_path / "broken.png"
+    broken.write_text("text named .png")
+    row = validation.select([0])
+    image = {"bytes": None, "path": str(broken)}
+    row = row.map(lambda _: {"image": image}, features=row.features)
+    assert summarise_seeds(tmp_path, runs, concatenate_datasets([validation, row])) == expected
+
+
+def test_members_that_lie_elsewhere_or_are_unfinished_are_refused(
+    runs, validation, tiny_model, tmp_path
+):
+    with pytest.raises(UserError, match="does not lie in"):
+        summarise_seeds(tmp_path, [tiny_model], validation)
+    with pytest.raises(UserError, match="No members"):
+        summarise_seeds(tmp_path, [], validation)
+    (runs[2] / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"seed-15 holds no finished model"):
+        summarise_seeds(tmp_path, runs, validation)
+
+
+def test_one_seed_has_no_standard_deviation_and_undefined_metrics_no_mean(
+    runs, validation, tmp_path
+):
+    summary = summarise_seeds(tmp_path, runs[:1], validation)
+    assert summary["spread"]["auroc"]["sd"] is None
+    change_run(runs[1], lambda run: run["validation"]["metrics"]["precision"].update(value=None))
+    summary = summarise_seeds(tmp_path, runs[:2], validation)
+    assert summary["spread"]["precision"]["mean"] is None
+    assert summary["spread"]["auroc"]["sd"] == pytest.approx(0.01 / np.sqrt(2))
+    assert "| - |" in (tmp_path / "seeds.md").read_text()
