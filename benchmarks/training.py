@@ -1,0 +1,373 @@
+"""Measure what the whole training loop costs, and what it gains.
+
+python benchmarks/training.py --data_dir DATA [--models convnextv2-atto vit-tiny ...]
+
+1. Steps a second of `train`, as train.py calls it (cache, augmentation, loss, logging, Trainer),
+   against a bare PyTorch loop of the same model, batch and precision on batches that lie ready in
+   memory. The two take turns, a step each, in one process: the bare step runs in a callback of
+   the Trainer, so that what else the machine does hits both alike.
+2. A whole epoch with its evaluation and checkpoint, in turns, against the way of transformers'
+   example `run_image_classification`: imagefolder, Pillow transforms, the Trainer's defaults.
+   Ours with the precision and memory format that `train` measures for itself.
+
+Weights are drawn at random: speed does not depend on them. Prints tables in Markdown.
+"""
+
+import copy
+import logging
+import os
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from pneumonia_hf.console import make_parser, run_script
+
+BATCH = 16
+SIZE = 224
+WARM_UP = 5  # steps that are not counted
+
+
+def main() -> None:
+    """Measure both, and print a table of each."""
+    parser = make_parser(__doc__)
+    parser.add_argument("--data_dir", type=Path, required=True, help="Class folders of X-rays.")
+    parser.add_argument(
+        "--models", nargs="+", choices=sorted(MODELS), default=["convnextv2-atto", "vit-tiny"]
+    )
+    parser.add_argument(
+        "--epoch_models",
+        nargs="*",
+        choices=sorted(MODELS),
+        default=["resnet50", "efficientnet-b0", "vit-tiny"],
+    )
+    parser.add_argument("--steps", type=int, default=40, help="Of each arm of the first table.")
+    parser.add_argument("--pictures", type=int, default=320, help="Of an epoch.")
+    parser.add_argument("--rounds", type=int, default=2, help="Of the second table.")
+    options = parser.parse_args()
+    logging.getLogger("pneumonia_hf").setLevel(logging.ERROR)
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        os.environ["PNEUMONIA_HF_CACHE"] = str(work / "cache")
+        print(describe(options), flush=True)
+        print(
+            "\n| model | computed in | bare loop, images/s | train, images/s | ratio | of totals |"
+        )
+        print("|---|---|---|---|---|---|")
+        for name in options.models:
+            print(f"| {name} | {' | '.join(compare_loops(name, options, work))} |", flush=True)
+        if not options.epoch_models:
+            return
+        print("\n| model | computed in | the example's epoch, s | train's epoch, s | ratio |")
+        print("|---|---|---|---|---|")
+        for name in options.epoch_models:
+            for row in compare_epochs(name, options, work):
+                print(f"| {name} | {' | '.join(row)} |", flush=True)
+
+
+def describe(options) -> str:
+    """Return what the numbers are taken on."""
+    import torch
+
+    from pneumonia_hf.finishing import describe_hardware
+
+    return (
+        f"{describe_hardware()}, torch {torch.__version__}; batch {BATCH}, {SIZE} pixels; "
+        f"{options.steps} steps an arm; epochs of {options.pictures} pictures."
+    )
+
+
+def make_convnext():
+    """Return ConvNeXt V2 in its 'atto' size: 3.4 M parameters."""
+    from transformers import ConvNextV2Config, ConvNextV2ForImageClassification
+
+    sizes = {"hidden_sizes": [40, 80, 160, 320], "depths": [2, 2, 6, 2]}
+    return ConvNextV2ForImageClassification(ConvNextV2Config(**sizes, **labels()))
+
+
+def make_vit():
+    """Return ViT in its 'tiny' size: 5.5 M parameters."""
+    from transformers import ViTConfig, ViTForImageClassification
+
+    sizes = {"hidden_size": 192, "num_attention_heads": 3, "intermediate_size": 768}
+    return ViTForImageClassification(ViTConfig(**sizes, num_hidden_layers=12, **labels()))
+
+
+def make_timm(architecture: str):
+    """Return a model of timm in transformers' wrapper."""
+    from transformers import AutoModelForImageClassification, TimmWrapperConfig
+
+    config = TimmWrapperConfig(architecture=architecture, **labels())
+    return AutoModelForImageClassification.from_config(config)
+
+
+def labels() -> dict:
+    """Return the classes, as a config wants them."""
+    from pneumonia_hf.rows import LABELS
+
+    return {"id2label": dict(enumerate(LABELS)), "label2id": {n: i for i, n in enumerate(LABELS)}}
+
+
+MODELS = {
+    "convnextv2-atto": make_convnext,
+    "vit-tiny": make_vit,
+    "resnet50": lambda: make_timm("resnet50"),
+    "efficientnet-b0": lambda: make_timm("efficientnet_b0"),
+    "efficientnet-lite0": lambda: make_timm("tf_efficientnet_lite0"),
+}
+
+
+def prepare(options, work: Path):
+    """Return the pictures, parted as train.py parts them, as many as an epoch wants."""
+    from datasets import DatasetDict
+
+    from pneumonia_hf.data import DataConfig, load_xrays
+    from pneumonia_hf.preprocess import make_processor
+    from pneumonia_hf.rows import take
+
+    config = DataConfig([str(options.data_dir)])
+    data = load_xrays(config)
+    generator = __import__("numpy").random.default_rng(13)
+    sizes = {"train": options.pictures, "validation": options.pictures // 5, "test": 16}
+    parts = {
+        name: take(data[name], sorted(generator.permutation(len(data[name]))[:size]))
+        for name, size in sizes.items()
+    }
+    kept = DatasetDict(parts)
+    kept.troubles = ()
+    return config, kept, make_processor(SIZE, (0.5,) * 3, (0.5,) * 3)
+
+
+def run_ours(model, options, work: Path, name: str, callbacks=(), **changes):
+    """Train as train.py does, into a folder that is removed, and return what the run found out."""
+    from pneumonia_hf.arguments import XrayTrainingArguments
+    from pneumonia_hf.backbones import ModelConfig
+    from pneumonia_hf.checkpoints import CHECKPOINTS, RECIPE_FILE
+    from pneumonia_hf.finishing import Recipe
+    from pneumonia_hf.hub import read_json
+    from pneumonia_hf.training import train
+
+    config, data, processor = prepare(options, work)
+    folder = work / "run"
+    arguments = XrayTrainingArguments(
+        output_dir=str(folder),
+        per_device_train_batch_size=BATCH,
+        report_to=["none"],
+        disable_tqdm=True,
+        **changes,
+    )
+    with open(os.devnull, "w") as nowhere:
+        out, sys.stdout = sys.stdout, nowhere
+        try:
+            recipe = Recipe(config, ModelConfig(BACKBONE_OF[name]))
+            train(model, processor, data, recipe, arguments, callbacks)
+        finally:
+            sys.stdout = out
+    speed = read_json(folder / CHECKPOINTS / RECIPE_FILE, otherwise={})["speed"]
+    shutil.rmtree(folder)
+    return speed
+
+
+BACKBONE_OF = {
+    "convnextv2-atto": "convnextv2-tiny",
+    "vit-tiny": "vit-base",
+    "resnet50": "resnet50",
+    "efficientnet-b0": "efficientnet-b0",
+    "efficientnet-lite0": "efficientnet-lite0",
+}
+
+
+def compare_loops(name: str, options, work: Path) -> tuple[str, ...]:
+    """Return how it was computed, the speeds of both loops, and their ratio."""
+    import torch
+    from transformers import TrainerCallback
+
+    model = MODELS[name]()
+    steps = options.steps + WARM_UP
+
+    class TakeTurns(TrainerCallback):
+        """After each step of the Trainer, a step of the bare loop on a twin of its model."""
+
+        def on_train_begin(self, args, state, control, **kwargs):
+            self.bare = BareLoop(copy.deepcopy(model), args)
+            self.seconds = {"train": [], "bare": []}
+            self.began = time.perf_counter()
+
+        def on_step_end(self, args, state, control, **kwargs):
+            wait(args.device)
+            ended = time.perf_counter()
+            self.seconds["train"].append(ended - self.began)
+            self.bare.step()
+            wait(args.device)
+            self.began = time.perf_counter()
+            self.seconds["bare"].append(self.began - ended)
+
+    turns = TakeTurns()
+    # Logging happens every 20 steps, as in a real run; the evaluation is in the other table.
+    speed = run_ours(model, options, work, name, [turns], max_steps=steps,
+                     eval_strategy="no", load_best_model_at_end=False)  # fmt: skip
+    train, bare = (turns.seconds[arm][WARM_UP:] for arm in ("train", "bare"))
+    torch.accelerator.empty_cache() if torch.accelerator.is_available() else None
+    return (
+        told(speed),
+        f"{BATCH / statistics.median(bare):.1f}",
+        f"{BATCH / statistics.median(train):.1f}",
+        f"{statistics.median(bare) / statistics.median(train):.3f}",
+        f"{sum(bare) / sum(train):.3f}",
+    )
+
+
+class BareLoop:
+    """The least that training takes: forward, loss, backward, clip, update."""
+
+    def __init__(self, model, args) -> None:
+        import torch
+
+        self.model = model.to(args.device).train()
+        self.precision = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(args.mixed_precision)
+        conv = next((one for one in model.modules() if isinstance(one, torch.nn.Conv2d)), None)
+        last = conv is not None and conv.weight.is_contiguous(memory_format=torch.channels_last)
+        layout = torch.channels_last if last else torch.contiguous_format
+        self.batches = [
+            (
+                torch.randn(BATCH, 3, SIZE, SIZE, device=args.device).to(memory_format=layout),
+                torch.arange(BATCH, device=args.device) % 2,
+            )
+            for _ in range(4)
+        ]
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4, fused=True)
+        self.count = 0
+
+    def step(self) -> None:
+        import torch
+
+        pixels, classes = self.batches[self.count % len(self.batches)]
+        self.count += 1
+        enabled = self.precision is not None
+        with torch.autocast(pixels.device.type, self.precision, enabled=enabled):
+            logits = self.model(pixel_values=pixels).logits
+        torch.nn.functional.cross_entropy(logits.float(), classes).backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+
+def compare_epochs(name: str, options, work: Path):
+    """Yield a row for each round: an epoch of the example, then one of ours."""
+    from transformers import TrainerCallback
+
+    model = MODELS[name]()
+
+    class Time(TrainerCallback):
+        """The seconds from the first step to the checkpoint after the evaluation."""
+
+        def on_train_begin(self, args, state, control, **kwargs):
+            self.began = time.perf_counter()
+
+        def on_train_end(self, args, state, control, **kwargs):
+            wait(args.device)
+            self.seconds = time.perf_counter() - self.began
+
+    run_ours(copy.deepcopy(model), options, work, name, max_steps=2)  # decodes and measures, once
+    for _ in range(options.rounds):
+        example, ours = Time(), Time()
+        run_example(copy.deepcopy(model), options, work, example)
+        speed = run_ours(copy.deepcopy(model), options, work, name, [ours], num_train_epochs=1)
+        yield (
+            told(speed),
+            f"{example.seconds:.1f}",
+            f"{ours.seconds:.1f}",
+            f"{example.seconds / ours.seconds:.2f}",
+        )
+
+
+def run_example(model, options, work: Path, callback) -> None:
+    """Train an epoch as transformers' examples/pytorch/image-classification does it."""
+    import torch
+    from datasets import Dataset, Image
+    from torchvision.transforms import (
+        CenterCrop,
+        Compose,
+        Normalize,
+        RandomHorizontalFlip,
+        RandomResizedCrop,
+        Resize,
+        ToTensor,
+    )
+    from transformers import Trainer, TrainingArguments
+
+    from pneumonia_hf.sources import open_pictures
+
+    _, data, _ = prepare(options, work)
+    last = [ToTensor(), Normalize([0.5] * 3, [0.5] * 3)]
+    changes = {
+        "train": Compose([RandomResizedCrop(SIZE), RandomHorizontalFlip(), *last]),
+        "validation": Compose([Resize(SIZE), CenterCrop(SIZE), *last]),
+    }
+
+    def make_part(name: str) -> Dataset:
+        paths = [str(path) for _, path in open_pictures(data[name])]
+        part = Dataset.from_dict({"image": paths, "label": data[name]["label"][:]})
+        part = part.cast_column("image", Image())
+
+        def transform(rows: dict) -> dict:
+            images = [image.convert("RGB") for image in rows["image"]]
+            rows["pixel_values"] = [changes[name](image) for image in images]
+            return rows
+
+        return part.with_transform(transform)
+
+    def collate(rows: list[dict]) -> dict:
+        return {
+            "pixel_values": torch.stack([row["pixel_values"] for row in rows]),
+            "labels": torch.tensor([row["label"] for row in rows]),
+        }
+
+    arguments = TrainingArguments(
+        output_dir=str(work / "example"),
+        num_train_epochs=1,
+        per_device_train_batch_size=BATCH,
+        per_device_eval_batch_size=32,
+        use_cpu=not torch.accelerator.is_available(),
+        eval_strategy="epoch",
+        save_strategy="epoch",
+        remove_unused_columns=False,
+        report_to=["none"],
+        disable_tqdm=True,
+        dataloader_pin_memory=torch.accelerator.is_available(),
+    )
+    with open(os.devnull, "w") as nowhere:
+        out, sys.stdout = sys.stdout, nowhere
+        try:
+            Trainer(
+                model=model,
+                args=arguments,
+                train_dataset=make_part("train"),
+                eval_dataset=make_part("validation"),
+                data_collator=collate,
+                callbacks=[callback],
+            ).train()
+        finally:
+            sys.stdout = out
+    shutil.rmtree(work / "example")
+
+
+def told(speed: dict) -> str:
+    """Return precision and memory format in words."""
+    return speed["precision"] + (", channels_last" if speed["channels_last"] else "")
+
+
+def wait(device) -> None:
+    """Wait until an accelerator has done what it was given."""
+    import torch
+
+    if device.type != "cpu":
+        torch.accelerator.synchronize()
+
+
+if __name__ == "__main__":
+    run_script(main)
