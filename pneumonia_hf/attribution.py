@@ -30,7 +30,13 @@ def gradcam(predictor: Predictor, pixel_values: Tensor) -> Tensor:
 
     with _feature_grid(predictor.model, pixel_values) as layer:
         method = LayerGradCam(_logit_of(predictor), layer)
-        return method.attribute(pixel_values, relu_attributions=True)[0, 0].detach()
+        heat = method.attribute(pixel_values, relu_attributions=True)
+    if heat.ndim != 4:
+        raise UserError(
+            f"The last feature map of {predictor.name} is no grid of places; "
+            f"use the method integrated_gradients."
+        )
+    return heat[0, 0].detach()
 
 
 def integrated_gradients(predictor: Predictor, pixel_values: Tensor) -> Tensor:
@@ -63,21 +69,16 @@ METHODS: dict[str, Callable[[Predictor, Tensor], Tensor]] = {
 def explain(predictor: Predictor, image: Image.Image, method: str = "gradcam") -> np.ndarray:
     """Return how much each place of `image` speaks for pneumonia: [H, W] of its size, in 0..1.
 
-    The highest place is 1, and all is 0 where nothing speaks for it. A heat map shows what moved
-    the score; it does not locate disease.
+    The highest place is 1, and all is 0 where nothing speaks for it. That of an ensemble is the
+    mean of its members', scaled again. A heat map shows what moved the score; it does not locate
+    disease.
 
     Raises:
         UserError: unknown method, or a model of a family without an entry in BACKBONES.
     """
     if method not in METHODS:
         raise UserError(f"Unknown method {method!r}; choose from {sorted(METHODS)}.")
-    with torch.enable_grad():
-        heat = METHODS[method](predictor, predictor.pixel_values([image]))
-    width, height = image.size
-    heat = nn.functional.interpolate(
-        heat[None, None].float(), size=(height, width), mode="bilinear", align_corners=False
-    )[0, 0]
-    heat = heat.clamp(min=0)
+    heat = sum(_explain_one(member, image, method) for member in predictor.members)
     return (heat / heat.max().clamp(min=1e-12)).cpu().numpy()
 
 
@@ -89,6 +90,18 @@ def overlay(image: Image.Image, heat: np.ndarray, opacity: float = 0.5) -> Image
     colours = colormaps["inferno"](heat)[..., :3].astype(np.float32) * 255
     weight = opacity * heat[..., None]
     return Image.fromarray(np.round(grey * (1 - weight) + colours * weight).astype(np.uint8))
+
+
+def _explain_one(predictor: Predictor, image: Image.Image, method: str) -> Tensor:
+    """Return the heat of a single model: [H, W] of the picture's size, in 0..1."""
+    with torch.enable_grad():
+        heat = METHODS[method](predictor, predictor.pixel_values([image]))
+    width, height = image.size
+    heat = nn.functional.interpolate(
+        heat[None, None].float(), size=(height, width), mode="bilinear", align_corners=False
+    )[0, 0]
+    heat = heat.clamp(min=0)
+    return heat / heat.max().clamp(min=1e-12)
 
 
 def _logit_of(predictor: Predictor) -> Callable[[Tensor], Tensor]:
@@ -109,12 +122,13 @@ def _feature_grid(model: nn.Module, pixel_values: Tensor) -> Iterator[nn.Module]
         return
     grid = nn.Identity()
     prefix = backbone.prefix_tokens
-    patch = model.config.patch_size
-    rows, columns = (side // patch for side in pixel_values.shape[-2:])
+    height, width = pixel_values.shape[-2:]
 
     def through_grid(_module: nn.Module, _inputs: tuple, tokens: Tensor) -> Tensor:
         first, patches = tokens[:, :prefix], tokens[:, prefix:]
-        picture = patches.transpose(1, 2).unflatten(2, (rows, columns))
+        # Counted, not reckoned from the patch size: Swin merges its patches on the way.
+        rows = round((patches.shape[1] * height / width) ** 0.5)
+        picture = patches.transpose(1, 2).unflatten(2, (rows, -1))
         return torch.cat([first, grid(picture).flatten(2).transpose(1, 2)], dim=1)
 
     hook = layer.register_forward_hook(through_grid)

@@ -273,7 +273,10 @@ class ModelConfig:
         default=None,
         metadata={
             "help": "Keep tensors as [N, H, W, C] in memory: quicker for convolutions. "
-            "Left out, what was measured to be quicker."
+            "Left out, what was measured to be quicker.",
+            # So that the flag may stand alone, as one that is True or False may.
+            "nargs": "?",
+            "const": True,
         },
     )
     drop_path: float | None = field(

@@ -77,11 +77,15 @@ def _download(repo_id: str, revision: str | None, what: str, flag: str) -> Path:
     )
 
     try:
-        return Path(
-            snapshot_download(
-                repo_id, revision=revision, allow_patterns=["*.json", "*.safetensors", "*.md"]
-            )
+        folder = snapshot_download(
+            repo_id, revision=revision, allow_patterns=["*.json", "*.safetensors", "*.md"]
         )
+        if what == "weights" and not any(Path(folder).glob("*.safetensors")):
+            # Older models have pickled tensors alone, which transformers reads as tensors only.
+            folder = snapshot_download(
+                repo_id, revision=revision, allow_patterns=["*.json", "pytorch_model.bin", "*.md"]
+            )
+        return Path(folder)
     except GatedRepoError as error:
         raise UserError(
             f"{repo_id} is gated; accept its terms on the Hub and log in with `hf auth login`."

@@ -9,7 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, assert_one_sentence, call_script, draw_xray, run_script
+from conftest import (
+    ROOT,
+    assert_one_sentence,
+    call_script,
+    draw_xray,
+    run_script,
+    save_tiny_body,
+)
 from hub_server import LocalHub, Repository
 
 from pneumonia_hf.hub import MODEL_FILES, fetch_folder, make_card
@@ -48,7 +55,7 @@ def test_model_goes_to_the_hub_in_one_commit_and_comes_back_the_same(
     assert f"/me/x/commit/{sha}" in done.stdout
     assert repository.private
     assert len(repository.commits) == 2  # the Hub's own first one, and ours
-    sent = set(MODEL_FILES) - {"reports.json"}
+    sent = set(MODEL_FILES) - {"reports.json", "xray_cnn.py"}
     assert files.keys() == sent | {".gitattributes"}
     assert "checkpoints" in {path.name for path in tiny_model.iterdir()}
 
@@ -177,3 +184,25 @@ def test_card_tells_the_measured_numbers_and_nothing_local(tiny_model, xray_fold
 
 def test_local_folder_wins_and_is_returned_as_it_is(tmp_path):
     assert fetch_folder(tmp_path) == tmp_path
+
+
+def test_older_weights_that_are_no_safetensors_are_fetched_too(
+    hub, hub_environment, tmp_path, xray_folder
+):
+    import io
+
+    import torch
+    from safetensors.torch import load_file
+
+    body = save_tiny_body("vit-base", tmp_path / "body")
+    buffer = io.BytesIO()
+    torch.save(load_file(body / "model.safetensors"), buffer)
+    hub.repositories["me/old"] = Repository(private=False)
+    files = {"config.json": (body / "config.json").read_bytes()}
+    hub.repositories["me/old"].commit("first", files | {"pytorch_model.bin": buffer.getvalue()})
+    flags = ["--backbone", "vit-base", "--weights", "me/old", "--data_dir", xray_folder]
+    flags += ["--output_dir", tmp_path / "run", "--max_steps", 1, "--precision", "fp32"]
+    done = run_script("train.py", *flags, **hub_environment)
+    assert done.returncode == 0, done.stderr[-2000:]
+    run = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert (run["model"]["base_model"], run["model"]["license"]) == ("me/old", "other")
