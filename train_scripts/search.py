@@ -1,0 +1,34 @@
+"""Search for the hyper-parameters of a recipe, by whole runs compared on the validation part.
+
+python train_scripts/search.py --config train_scripts/configs/dinov2-small.yaml \
+    --ranges train_scripts/configs/search.yaml --data_dir DATA --output_dir runs/search
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from pneumonia_hf.console import parse_recipe, run_script
+
+
+def main() -> None:
+    """Read recipe, ranges and flags, search, and say what came out."""
+    from pneumonia_hf.arguments import XrayTrainingArguments
+    from pneumonia_hf.augment import AugmentConfig
+    from pneumonia_hf.backbones import ModelConfig
+    from pneumonia_hf.data import DataConfig
+    from pneumonia_hf.finishing import Recipe
+    from pneumonia_hf.search import SearchConfig, search_recipe
+
+    search, data, model, augment, arguments = parse_recipe(
+        [SearchConfig, DataConfig, ModelConfig, AugmentConfig, XrayTrainingArguments]
+    )
+    folder = search_recipe(Recipe(data, model, augment), arguments, search)
+    output = Path(arguments.output_dir)
+    print(f"The best model is in {folder}; its recipe is {output / 'best.yaml'}.")
+    print(f"All trials are in {output / 'search.md'}.")
+
+
+if __name__ == "__main__":
+    run_script(main)
