@@ -58,6 +58,9 @@ class XrayTrainingArguments(TrainingArguments):
         default_factory=lambda: ["tensorboard"],
         metadata={"help": "Trackers: tensorboard, trackio, ...; or none."},
     )
+    project: str = field(
+        default="pneumonia-hf", metadata={"help": "trackio: the project that runs belong to."}
+    )
     remove_unused_columns: bool | None = False  # else the Trainer drops the pictures
     seed: int = 13
     seeds: list[int] | None = field(

@@ -9,7 +9,9 @@ OUTPUT/checkpoints/stage-1/          the Trainer's folder of a stage
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,11 +29,13 @@ RECIPE_FILE = "recipe.json"
 OUTCOME_FILE = "outcome.json"
 SEAL_FILE = "seal.json"
 STATE_FILE = "trainer_state.json"
+STUDY_FILE = "study.db"  # of a search, in its output folder
 AVERAGE_FILE = "average.safetensors"  # the averaged weights, where a run averages them
 
 # What does not change the weights that a run ends with, and may differ when it goes on.
 FREE = {
     "output_dir", "resume", "overwrite", "seeds", "report_to", "project", "run_name",
+    "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id",
     "disable_tqdm", "logging_steps", "logging_strategy", "logging_first_step", "log_level",
     "log_level_replica", "log_on_each_node", "dataloader_num_workers", "dataloader_pin_memory",
     "dataloader_persistent_workers", "dataloader_prefetch_factor", "save_total_limit",
@@ -144,7 +148,7 @@ def check_output_folder(arguments: XrayTrainingArguments) -> None:
         raise UserError("--resume goes on with a run and --overwrite replaces it; choose one.")
     if arguments.overwrite:
         return
-    begun = (folder / CHECKPOINTS / RECIPE_FILE).exists()
+    begun = has_progress(folder)
     if begun and arguments.resume:
         if any((folder / CHECKPOINTS).glob("checkpoint-*")):
             raise UserError(
@@ -166,6 +170,15 @@ def check_output_folder(arguments: XrayTrainingArguments) -> None:
         )
 
 
+def has_progress(output: Path) -> bool:
+    """Return whether a run in `output` has come so far that there is something to lose."""
+    checkpoints = output / CHECKPOINTS
+    older = any(checkpoints.glob("checkpoint-*"))  # of version 0.2 and before
+    if older or (output / STUDY_FILE).exists():
+        return True
+    return any(list_checkpoints(stage) for stage in checkpoints.glob("stage-*"))
+
+
 def clear(output: Path) -> None:
     """Remove the checkpoints of an older run; the recipe first, so that none is resumed half."""
     (output / CHECKPOINTS / RECIPE_FILE).unlink(missing_ok=True)
@@ -174,23 +187,25 @@ def clear(output: Path) -> None:
 
 def describe_run(
     recipe: Recipe,
-    hashes: dict[str, list[str]],
+    fingerprints: dict[str, str],
     arguments: XrayTrainingArguments,
 ) -> dict[str, Any]:
-    """Return all that decides which weights a run ends with."""
+    """Return all that decides which weights a run ends with; `fingerprints` are of its parts."""
     made_of = asdict(recipe.model) | asdict(recipe.augment)
     made_of |= {name: value for name, value in _plain(arguments).items() if name not in FREE}
-    for name, content in fingerprint_parts(hashes).items():
-        made_of[f"{name} pictures"] = content
-    return made_of | {"processes": arguments.world_size}
+    made_of |= {f"{name} pictures": content for name, content in fingerprints.items()}
+    return made_of | {"processes": arguments.world_size, "FSDP": is_sharded()}
 
 
-def fingerprint_parts(hashes: dict[str, list[str]]) -> dict[str, str]:
-    """Return the SHA-256 of each part: of its pictures' hashes, in order."""
-    return {
-        name: hashlib.sha256(" ".join(of_part).encode()).hexdigest()
-        for name, of_part in hashes.items()
-    }
+def is_sharded() -> bool:
+    """Return whether this process was launched for FSDP."""
+    return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+
+
+def fingerprint(hashes: Sequence[str], labels: Sequence[int]) -> str:
+    """Return the SHA-256 of a part: of its pictures' hashes and labels, in order."""
+    lines = "".join(f"{one} {label}\n" for one, label in zip(hashes, labels, strict=True))
+    return hashlib.sha256(lines.encode()).hexdigest()
 
 
 def _plain(arguments: XrayTrainingArguments) -> dict[str, Any]:
@@ -211,7 +226,7 @@ def keep_recipe(output: Path, made_of: dict[str, Any], resume: bool) -> dict[str
         UserError: a resumed run was begun with something else.
     """
     path = output / CHECKPOINTS / RECIPE_FILE
-    before = read_json(path, otherwise=None) if resume else None
+    before = read_json(path, otherwise=None) if resume and has_progress(output) else None
     if before is None:
         path.parent.mkdir(parents=True, exist_ok=True)
         noted = {"made_of": made_of, "run_id": uuid4().hex}

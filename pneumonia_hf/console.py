@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import fields as field_list
 from difflib import get_close_matches
 from pathlib import Path
+from traceback import walk_tb
 from typing import Any, NoReturn
 
 from pneumonia_hf.errors import Stopped, UserError
@@ -64,7 +65,7 @@ def explain(error: BaseException) -> str | None:
         return "The disk is full; free some space and start again: what was finished is kept."
     if type(error).__name__ == "OutOfMemoryError":
         return "The accelerator's memory is too small; halve --per_device_train_batch_size."
-    if "DataLoader worker" in str(error):
+    if is_worker_dead(error):
         return (
             "A process that reads the data was killed, maybe for want of memory; lower "
             "--dataloader_num_workers, and go on with --resume from the last checkpoint."
@@ -81,6 +82,17 @@ def explain(error: BaseException) -> str | None:
     if isinstance(error, NotADirectoryError | FileExistsError) and error.filename:
         return f"{error.filename} is a file where a folder is needed; choose another name."
     return None
+
+
+def is_worker_dead(error: BaseException) -> bool:
+    """Return whether an error comes from the sudden end of a process that reads the data."""
+    if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):
+        return True
+    if not isinstance(error, ConnectionError | EOFError):
+        return False
+    # It died while a batch was handed over: the error is that of the pipe.
+    frames = walk_tb(error.__traceback__)
+    return any(Path(one.f_code.co_filename).parent.name == "multiprocessing" for one, _ in frames)
 
 
 def is_disk_full(error: BaseException) -> bool:
@@ -130,6 +142,9 @@ def parse_recipe(
             one left out.
     """
     from transformers import HfArgumentParser
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()  # of each of the many small weight files; ours and downloads' stay
 
     class Parser(_Parser, HfArgumentParser):
         pass

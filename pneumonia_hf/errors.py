@@ -6,8 +6,13 @@ from __future__ import annotations
 class UserError(Exception):
     """Something the user can put right; its text says what is wrong and what to do.
 
-    Scripts print the text and exit with status 2; the app shows it in the page.
+    Scripts print the text and exit with status 2; the app shows it in the page, and a notebook
+    below the cell.
     """
+
+    def _render_traceback_(self) -> list[str]:
+        """Return what IPython shows in the place of a traceback."""
+        return [f"error: {self}"]
 
 
 class XrayError(UserError, ValueError):

@@ -17,8 +17,7 @@ import torch
 
 from pneumonia_hf import __version__
 from pneumonia_hf.augment import AugmentConfig
-from pneumonia_hf.backbones import BACKBONES, ModelConfig, head_of
-from pneumonia_hf.checkpoints import fingerprint_parts
+from pneumonia_hf.backbones import BACKBONES, NO_WEIGHTS, ModelConfig, head_of
 from pneumonia_hf.curves import draw_curves
 from pneumonia_hf.data import DataConfig
 from pneumonia_hf.hub import (
@@ -98,6 +97,7 @@ def finish_model(
     recipe: Recipe,
     arguments: XrayTrainingArguments,
     hashes: dict[str, list[str]],
+    fingerprints: dict[str, str],
     stages: Sequence[Stage],
     outcomes: Sequence[Outcome],
     speed: Speed,
@@ -110,6 +110,7 @@ def finish_model(
         data: the parts; the raw pictures of `validation` are scored.
         recipe, arguments: what the run was told.
         hashes: of each part's pictures.
+        fingerprints: of each part as a whole.
         stages, outcomes: what was trained, and how each ended.
         speed: the precision and memory format it was trained in.
         progress: `run_id`, `seconds`, `best_checkpoint` and the like, for the manifest.
@@ -135,6 +136,7 @@ def finish_model(
                 "trainable_stages": recipe.model.trainable_stages,
                 "channels_last": recipe.model.channels_last,
                 "drop_path": recipe.model.drop_path,
+                "dropout": recipe.model.dropout,
             },
             "data": asdict(recipe.data)
             | {
@@ -142,7 +144,7 @@ def finish_model(
                 "data_dir": " + ".join(parse_source(one).name for one in recipe.data.data_dir),
                 "cache_dir": None,
                 "parts": {name: _describe(part) for name, part in data.items()},
-                "sha256": fingerprint_parts(hashes),
+                "sha256": fingerprints,
             },
             "augmentation": asdict(recipe.augment),
             "training": _told(arguments, speed)
@@ -191,6 +193,8 @@ def put_in_place(unfinished: Path, folder: Path) -> None:
     for path in sorted(unfinished.iterdir(), key=lambda path: path.name == "config.json"):
         os.replace(path, folder / path.name)
 
+
+OUR_LICENCE = "apache-2.0"  # of what owes nothing to other weights
 
 # What a reader needs to judge or repeat a run, beside the parts of data and model; what else was
 # changed from its default stands under `arguments`.
@@ -281,7 +285,9 @@ def _origin(config: ModelConfig, teacher: str | None = None) -> dict[str, str | 
     backbone = BACKBONES[config.backbone]
     told = {"backbone": config.backbone, "base_model": backbone.hub_id, "weights": None}
     licence = backbone.license
-    if config.weights is None or config.weights.partition("@")[0] == backbone.hub_id:
+    if config.weights == NO_WEIGHTS or (config.weights is None and backbone.hub_id is None):
+        told["base_model"], licence = None, OUR_LICENCE
+    elif config.weights is None or config.weights.partition("@")[0] == backbone.hub_id:
         pass
     elif Path(config.weights).expanduser().exists():
         # Taken for a copy of the backbone's own: the card says where they come from.

@@ -14,7 +14,7 @@ from pneumonia_hf.backbones import build_model
 from pneumonia_hf.checkpoints import check_output_folder
 from pneumonia_hf.data import load_xrays
 from pneumonia_hf.hub import ENSEMBLE_FILE
-from pneumonia_hf.training import barrier, train
+from pneumonia_hf.training import agree, barrier, train
 
 if TYPE_CHECKING:
     from datasets import DatasetDict
@@ -34,7 +34,7 @@ def run_recipe(
     Raises:
         UserError: as `train`, `load_xrays` and `build_model` raise it.
     """
-    check_output_folder(arguments)
+    agree(arguments, lambda: check_output_folder(arguments))
     data = load_xrays(recipe.data)
     if arguments.seeds is None:
         return _train_once(data, recipe, arguments, callbacks)
@@ -48,6 +48,7 @@ def run_recipe(
     for seed in arguments.seeds:
         of_seed = copy.copy(arguments)
         of_seed.seed, of_seed.output_dir = seed, str(folder / f"seed-{seed}")
+        of_seed.run_name = f"{arguments.run_name or folder.resolve().name}-seed-{seed}"
         if arguments.process_index == 0:
             print(f"Seed {seed}, {len(members) + 1} of {len(arguments.seeds)}.", flush=True)
         members.append(_train_once(data, recipe, of_seed, callbacks))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,16 +37,20 @@ def heed_sigterm() -> Iterator[Notice]:
         yield notice  # Python handles signals in the main thread alone
         return
 
+    told = "Stopped by SIGTERM; give the same command with --resume to go on."
+
     def receive(_number: int, _frame: object) -> None:
         notice.given = True
         if not notice.may_wait:
-            raise Stopped("Stopped by SIGTERM; give the same command with --resume to go on.")
+            raise Stopped(told)
 
     before = signal.signal(signal.SIGTERM, receive)
     try:
         yield notice
     finally:
         signal.signal(signal.SIGTERM, before)
+        if notice.given and not isinstance(sys.exception(), Stopped):
+            raise Stopped(told)  # it came in the last moment; whoever goes on now must not
 
 
 class SaveAndStop(TrainerCallback):

@@ -18,7 +18,14 @@ from transformers import AutoModelForImageClassification, Trainer, TrainerCallba
 
 from pneumonia_hf.arguments import PLATEAU, XrayTrainingArguments
 from pneumonia_hf.augment import augment
-from pneumonia_hf.checkpoints import AVERAGE_FILE, SEAL_FILE, best_beside, remove_old, seal
+from pneumonia_hf.checkpoints import (
+    AVERAGE_FILE,
+    SEAL_FILE,
+    best_beside,
+    is_sharded,
+    remove_old,
+    seal,
+)
 from pneumonia_hf.errors import UserError
 from pneumonia_hf.losses import Targets
 from pneumonia_hf.preprocess import normalise
@@ -48,6 +55,8 @@ class XrayTrainer(Trainer):
             teacher: a model to learn from.
         """
         super().__init__(*args, **kw)
+        if is_sharded():
+            self._prepare_sharding()
         self.recipe = recipe
         self.rates = rates
         self.teacher = teacher
@@ -60,6 +69,18 @@ class XrayTrainer(Trainer):
             and not any(parameter.requires_grad for parameter in module.parameters())
         ]
         self.add_callback(_Companion(self))
+
+    def _prepare_sharding(self) -> None:
+        if not self.is_fsdp_enabled:  # accelerate says nothing, and trains unsharded
+            raise UserError("FSDP needs GPUs; take another file of train_scripts/accelerate.")
+        if self.args.ema_decay:
+            raise UserError("--ema_decay does not work with FSDP; leave one of them out.")
+        # A checkpoint has to be a model folder too: from it the run is finished.
+        self.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
+        # accelerate shards the patch embedding by itself, and fails within a sharded parent.
+        self.model._no_split_modules = [
+            name for name in self.model._no_split_modules if not name.endswith("Embeddings")
+        ]
 
     # ---- The batch
 

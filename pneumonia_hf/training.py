@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 from transformers import (
+    AutoModelForImageClassification,
     BaseImageProcessor,
     PreTrainedModel,
     TrainerCallback,
@@ -32,6 +33,7 @@ from pneumonia_hf.checkpoints import (
     check_output_folder,
     clear,
     describe_run,
+    fingerprint,
     is_finished,
     keep_recipe,
     last_whole_checkpoint,
@@ -57,6 +59,7 @@ if TYPE_CHECKING:
 
 
 UNFINISHED = ".unfinished"  # where the model folder is put together
+TOLD: set[tuple] = set()  # the data of which this process has told what the audit says
 
 
 def train(
@@ -97,7 +100,8 @@ class _Run:
     """A run in its folder: what it is made of, and how far it has come."""
 
     def __init__(self, model, processor, data, recipe, arguments, callbacks, notice) -> None:
-        check_output_folder(arguments)
+        # The first process alone looks: what it finds may be what it has just begun itself.
+        agree(arguments, lambda: check_output_folder(arguments))
         self.started = time.monotonic()
         self.folder = Path(arguments.output_dir)
         self.model: PreTrainedModel = model
@@ -111,17 +115,27 @@ class _Run:
         config = recipe.data
         data, self.parts = read_parts(data, processor, config.cache_dir, config.strict)
         self.data: DatasetDict = data
-        if self.is_main:
-            print(audit_briefly(data, self.parts), flush=True)
         self.hashes = {name: to_hex(part.hashes) for name, part in self.parts.items()}
         self.teacher: Teacher | None = (
             load_teacher(arguments.teacher, self.hashes) if arguments.teacher else None
         )
-        made_of = describe_run(recipe, self.hashes, arguments)
+        self.fingerprints = {
+            name: fingerprint(self.hashes[name], part.labels) for name, part in self.parts.items()
+        }
+        self._check_same_pictures()
+        self._tell_audit()
+        made_of = describe_run(recipe, self.fingerprints, arguments)
         self.noted: dict[str, Any] = agree(
             arguments, lambda: keep_recipe(self.folder, made_of, arguments.resume)
         )
         self.recipe: Recipe = recipe
+
+    def _tell_audit(self) -> None:
+        """Say what the audit says of the data; once, where several runs share it."""
+        seen = tuple(sorted(self.fingerprints.items()))
+        if self.is_main and seen not in TOLD:
+            TOLD.add(seen)
+            print(audit_briefly(self.data, self.parts), flush=True)
 
     def _prepare_folder(self) -> None:
         if self.is_main:
@@ -129,6 +143,7 @@ class _Run:
             if self.arguments.overwrite:
                 # The old model stays until the new one is finished; its checkpoints cannot.
                 clear(self.folder)
+        barrier(self.arguments)
         try:
             (self.folder / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -213,8 +228,9 @@ class _Run:
         arguments.seed = (self.arguments.seed + number - 1) % 2**32
         arguments.load_best_model_at_end = False  # which is done afterwards, exactly
         arguments.use_precision(self.speed.precision)
-        if arguments.run_name and len(self.stages) > 1:
-            arguments.run_name = f"{arguments.run_name}-stage-{number}"
+        arguments.run_name = self._name_run(number)
+        if "trackio" in arguments.report_to:
+            keep_dashboard_closed(arguments)
         labels = self.parts["train"].labels
         try:
             return XrayTrainer(
@@ -233,6 +249,15 @@ class _Run:
             )
         except (ImportError, RuntimeError, ValueError) as error:
             raise _explain_refusal(error) from error
+
+    def _name_run(self, number: int) -> str:
+        """Return what trackers call a stage: the same again when resumed, and never otherwise.
+
+        trackio adds to a run of the same name, also to that of another model.
+        """
+        name = self.arguments.run_name or self.folder.resolve().name
+        name = f"{name}-{self.noted['run_id'][:6]}"
+        return name if len(self.stages) == 1 else f"{name}-stage-{number}"
 
     def _run_trainer(self, trainer: XrayTrainer, checkpoint: Path | None) -> None:
         """Train, from `checkpoint` on if there is one; not at all if that is the stage's last."""
@@ -273,8 +298,13 @@ class _Run:
     def _continue_from(self, number: int, outcome: Outcome) -> None:
         """Take the best weights of a stage for the next one."""
         checkpoint = stage_folder(self.folder, number) / outcome.checkpoint
-        if checkpoint.exists():  # else on another machine: its first process hands the weights out
+        if self.arguments.world_size == 1:
             self.model = load_best(checkpoint)
+            return
+        # Handed out by the first process: the others may not see its disk.
+        weights = agree(self.arguments, lambda: load_best(checkpoint).state_dict())
+        self.model = AutoModelForImageClassification.from_config(self.model.config)
+        self.model.load_state_dict(weights, strict=True)
 
     def _finish_model(self, outcomes: list[Outcome]) -> None:
         best = choose_outcome(outcomes, self.arguments)
@@ -295,6 +325,7 @@ class _Run:
                 self.recipe,
                 self.arguments,
                 self.hashes,
+                self.fingerprints,
                 self.stages,
                 outcomes,
                 self.speed,
@@ -305,11 +336,34 @@ class _Run:
             shutil.rmtree(unfinished, ignore_errors=True)
 
     def _check_reachable(self, checkpoint: Path) -> None:
-        if not (checkpoint / STATE_FILE).exists():
+        names = [STATE_FILE, "config.json"]
+        if self.arguments.world_size > 1:
+            names.append(f"rng_state_{self.arguments.process_index}.pth")
+        there = all((checkpoint / name).exists() for name in names)
+        if not all(ask_all(self.arguments, there)):
             raise UserError(
-                f"{checkpoint} is not on this machine; put --output_dir on a disk that all "
-                f"machines share, or copy the folder to each of them."
+                f"{checkpoint} is not whole on every machine; put --output_dir on a disk that all "
+                f"machines share, or copy the folder of machine 0 into that of each other one."
             )
+
+    def _check_same_pictures(self) -> None:
+        told = ask_all(self.arguments, self.fingerprints)
+        other = [number for number, one in enumerate(told) if one != told[0]]
+        if other:
+            # Else the processes would wait for each other's batches without end.
+            raise UserError(
+                f"Process {other[0]} sees other pictures than process 0 does; "
+                f"give all machines the same data."
+            )
+
+
+def ask_all(arguments: XrayTrainingArguments, found: Any) -> list[Any]:
+    """Return what each process has found, in all processes."""
+    if arguments.world_size == 1:
+        return [found]
+    from accelerate.utils import gather_object
+
+    return gather_object([found])
 
 
 def choose_outcome(outcomes: Sequence[Outcome], arguments: XrayTrainingArguments) -> int:
@@ -344,6 +398,21 @@ def barrier(arguments: XrayTrainingArguments) -> None:
         from accelerate import PartialState
 
         PartialState().wait_for_everyone()
+
+
+def keep_dashboard_closed(arguments: XrayTrainingArguments) -> None:
+    """Keep trackio from serving its dashboard unasked.
+
+    On opening a project in a notebook it does so, on Colab and Kaggle at a public address; it
+    leaves alone a project that is open already.
+    """
+    try:
+        import trackio
+    except ImportError:
+        return  # the Trainer says so
+    elsewhere = trackio.utils.resolve_space_id_and_server_url(arguments.trackio_space_id, None)
+    if trackio.utils.is_in_notebook() and not any(elsewhere):
+        trackio.context_vars.current_project.set(arguments.project)
 
 
 def take_batch(batch: dict[str, Tensor] | list[dict[str, Any]]) -> dict[str, Tensor]:

@@ -178,10 +178,11 @@ def test_killed_processes_are_resumed_to_the_same_bits(tmp_path):
     assert "bit-equal" in done.stdout
 
 
-def test_sigterm_of_the_process_exits_by_itself_with_a_checkpoint(tmp_path, body, xray_folder):
-    flags = ["--backbone", "vit-base", "--weights", body, "--data_dir", xray_folder]
-    flags += ["--output_dir", tmp_path / "run", "--num_train_epochs", 400, "--precision", "fp32"]
-    flags += ["--early_stopping_patience", 0, "--cpu_threads", 1, "--report_to", "none"]
+def start_long_run(body, data, folder, *more) -> subprocess.Popen:
+    """Start a run of minutes in a process of its own, and wait until it has a checkpoint."""
+    flags = ["--backbone", "vit-base", "--weights", body, "--data_dir", data]
+    flags += ["--output_dir", folder, "--num_train_epochs", 400, "--precision", "fp32"]
+    flags += ["--early_stopping_patience", 0, "--cpu_threads", 1, "--report_to", "none", *more]
     process = subprocess.Popen(
         [sys.executable, "train_scripts/train.py", *map(str, flags)],
         cwd=ROOT,
@@ -189,11 +190,16 @@ def test_sigterm_of_the_process_exits_by_itself_with_a_checkpoint(tmp_path, body
         stderr=subprocess.PIPE,
         text=True,
     )
+    deadline = time.monotonic() + 120
+    while not list(stage_folder(folder, 1).glob("checkpoint-*/seal.json")):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    return process
+
+
+def test_sigterm_of_the_process_exits_by_itself_with_a_checkpoint(tmp_path, body, xray_folder):
+    process = start_long_run(body, xray_folder, tmp_path / "run")
     try:
-        stage = stage_folder(tmp_path / "run", 1)
-        deadline = time.monotonic() + 120
-        while not list(stage.glob("checkpoint-*/seal.json")) and time.monotonic() < deadline:
-            time.sleep(0.1)
         process.terminate()
         _, err = process.communicate(timeout=60)
     finally:
@@ -201,7 +207,31 @@ def test_sigterm_of_the_process_exits_by_itself_with_a_checkpoint(tmp_path, body
     assert process.returncode == 143
     assert "Traceback" not in err
     assert "Stopped by SIGTERM, with a checkpoint of step" in err
-    assert last_whole_checkpoint(stage) is not None
+    assert last_whole_checkpoint(stage_folder(tmp_path / "run", 1)) is not None
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/task"), reason="finds workers in /proc")
+def test_worker_that_dies_is_told_in_one_sentence(tmp_path, body, xray_folder):
+    more = ["--dataloader_num_workers", 1]
+    process = start_long_run(body, xray_folder, tmp_path / "run", *more)
+    children = f"/proc/{process.pid}/task/{process.pid}/children"
+    try:
+        while process.poll() is None:
+            with open(children) as file:
+                for child in file.read().split():
+                    with open(f"/proc/{child}/cmdline") as command:
+                        if "train.py" in command.read():  # a fork, not the resource tracker
+                            os.kill(int(child), signal.SIGKILL)
+            time.sleep(0.01)
+        _, err = process.communicate(timeout=60)
+    except (FileNotFoundError, ProcessLookupError):  # it ended between two looks
+        _, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 2, err[-2000:]
+    assert "Traceback" not in err
+    assert "lower --dataloader_num_workers" in err
+    assert last_whole_checkpoint(stage_folder(tmp_path / "run", 1)) is not None
 
 
 def test_checkpoint_is_whole_only_as_it_was_sealed(tmp_path):

@@ -181,6 +181,7 @@ def test_full_disk_at_the_end_leaves_the_older_model_whole(tmp_path, xray_folder
         (None, "facebook/dinov2-small", "apache-2.0"),
         ("facebook/dinov2-small@main", "facebook/dinov2-small", "apache-2.0"),
         ("someone/other", "someone/other", "other"),
+        ("none", None, "apache-2.0"),
     ],
 )
 def test_card_does_not_claim_an_origin_that_the_weights_do_not_have(weights, base_model, licence):
