@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from transformers import BaseImageProcessor
 
 BICUBIC = 3  # Pillow's number, which processors save
+STEP = "rescale_and_normalize"  # of the processors that work on tensors
 
 
 def make_processor(
@@ -72,4 +73,9 @@ def normalise(pixels: Tensor, processor: BaseImageProcessor) -> Tensor:
         processor: the processor that resized them.
     """
     rgb = pixels.expand(-1, 3, -1, -1)
+    if processor.do_rescale and processor.do_normalize and hasattr(processor, STEP):
+        # The processor's own step, without its sorting of pictures by size: half the time.
+        return getattr(processor, STEP)(
+            rgb, True, processor.rescale_factor, True, processor.image_mean, processor.image_std
+        )
     return processor(images=rgb, do_resize=False, return_tensors="pt")["pixel_values"]

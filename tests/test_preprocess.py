@@ -44,3 +44,14 @@ def test_processor_survives_its_folder(processor, tmp_path):
     loaded = AutoImageProcessor.from_pretrained(tmp_path)
     pictures = [draw_xray(1, ill=True, size=(333, 222))]
     assert torch.equal(to_pixel_values(pictures, loaded), to_pixel_values(pictures, processor))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_short_way_to_normalise_is_the_processors_own_bit_for_bit(processor, dtype):
+    pixels = torch.randint(0, 256, (5, 1, 96, 96), dtype=torch.uint8).to(dtype)
+    rgb = pixels.expand(-1, 3, -1, -1)
+    long = processor(images=rgb, do_resize=False, return_tensors="pt")["pixel_values"]
+    before = pixels.clone()
+    short = normalise(pixels, processor)
+    assert torch.equal(short, long) and short.is_contiguous()
+    assert torch.equal(pixels, before)
