@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 from transformers import TrainingArguments
-from transformers.trainer_utils import SaveStrategy
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from pneumonia_hf.errors import UserError
 from pneumonia_hf.metrics import METRICS
@@ -18,6 +18,21 @@ IMBALANCES = {"weights", "sampler", "focal", "none"}
 # By what the best checkpoint may be chosen, and whether more of it is better.
 CRITERIA = {name: name not in ("brier", "ece") for name in METRICS} | {"loss": False}
 PLATEAU = "reduce_lr_on_plateau"
+# transformers' own arguments that would break what this project promises, and what to do instead.
+REFUSED = {
+    "prediction_loss_only": "validation needs the predictions",
+    "label_names": "the labels are known",
+    "resume_from_checkpoint": "use --resume",
+    "push_to_hub": "use push_to_hub.py when the model is finished",
+    "save_only_model": "such a checkpoint cannot be resumed",
+    "ignore_data_skip": "a resumed run would see other pictures",
+    "enable_jit_checkpoint": "SIGTERM saves a checkpoint in any case",
+    "batch_eval_metrics": "validation is scored as a whole",
+    "remove_unused_columns": "it would remove the pictures",
+    "use_liger_kernel": "it is for language models",
+    "neftune_noise_alpha": "it is for language models",
+    "deepspeed": "use FSDP, train_scripts/accelerate/fsdp.yaml",
+}
 
 
 @dataclass
@@ -158,21 +173,38 @@ class XrayTrainingArguments(TrainingArguments):
         self.greater_is_better = CRITERIA[self.metric_for_best_model]
         self.use_precision(self.precision)
         super().__post_init__()
+        # A single process would train on all GPUs at once by nn.DataParallel, with a wrong loss.
+        self._n_gpu = min(self.n_gpu, 1)
+        by_steps = self.eval_strategy == self.save_strategy == IntervalStrategy.STEPS
+        if self.load_best_model_at_end and by_steps and self.eval_steps != self.save_steps:
+            raise UserError(
+                f"The best weights are only kept where each evaluation is saved; set --save_steps "
+                f"and --eval_steps alike (they are {self.save_steps:g} and {self.eval_steps:g})."
+            )
         # accelerate launch leaves one thread to a process, which wastes the other cores.
         processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
         torch.set_num_threads(self.cpu_threads or max(1, _cores() // processes))
 
     def _check_ranges(self) -> None:
         at_least_0 = ("learning_rate", "weight_decay", "mixup", "cutmix", "focal_gamma")
+        at_least_0 += ("dataloader_num_workers", "max_grad_norm", "adam_epsilon")
         for name in (*at_least_0, "early_stopping_patience", "plateau_patience"):
             if not getattr(self, name) >= 0:
                 raise UserError(f"{name} is {getattr(self, name)}; give 0 or more.")
-        for name in ("label_smoothing_factor", "ema_decay"):
+        for name in ("adam_beta1", "adam_beta2", "label_smoothing_factor", "ema_decay"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}; give 0 or more and less than 1.")
-        for name in ("layer_decay", "plateau_factor", "required_sensitivity"):
+        for name in ("layer_decay", "required_sensitivity"):
             if getattr(self, name) is not None and not 0 < getattr(self, name) <= 1:
                 raise UserError(f"{name} is {getattr(self, name)}; give a share in 0..1.")
+        if not 0 < self.plateau_factor < 1:
+            raise UserError(f"plateau_factor is {self.plateau_factor}; give a share in 0..1.")
+        if not 0 < self.num_train_epochs < float("inf"):
+            raise UserError(f"num_train_epochs is {self.num_train_epochs}; give more than 0.")
+        sizes = ("per_device_train_batch_size", "per_device_eval_batch_size")
+        for name in (*sizes, "gradient_accumulation_steps"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} is {getattr(self, name)}; give 1 or more.")
         if not 0 <= self.distil_weight <= 1:
             raise UserError(f"distil_weight is {self.distil_weight}; give a share in 0..1.")
         if not self.distil_temperature > 0:
@@ -186,6 +218,13 @@ class XrayTrainingArguments(TrainingArguments):
             raise UserError(f"cpu_threads is {self.cpu_threads}; give 1 or more.")
 
     def _check_choices(self) -> None:
+        for name, reason in REFUSED.items():
+            if getattr(self, name) not in (None, False):
+                raise UserError(f"Leave --{name} out: {reason}.")
+        if self.lr_scheduler_type == "greedy":
+            raise UserError(f"Leave the greedy schedule out; {PLATEAU} does what it is for.")
+        if self.imbalance == "sampler" and self.train_sampling_strategy != "random":
+            raise UserError("--imbalance sampler draws the pictures; leave the other order out.")
         for name, choices in {
             "precision": PRECISIONS,
             "imbalance": IMBALANCES,

@@ -11,7 +11,8 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,7 @@ RECIPE_FILE = "recipe.json"
 OUTCOME_FILE = "outcome.json"
 SEAL_FILE = "seal.json"
 STATE_FILE = "trainer_state.json"
+LOCK_FILE = ".lock"
 STUDY_FILE = "study.db"  # of a search, in its output folder
 AVERAGE_FILE = "average.safetensors"  # the averaged weights, where a run averages them
 
@@ -76,12 +78,21 @@ def write_outcome(folder: Path, outcome: Outcome) -> None:
 
 def seal(checkpoint: Path, processes: int) -> None:
     """Note that `checkpoint` was written to its end: its files and their sizes."""
+    files = [path for path in sorted(checkpoint.rglob("*")) if path.is_file()]
     sizes = {
         str(path.relative_to(checkpoint)): path.stat().st_size
-        for path in sorted(checkpoint.rglob("*"))
-        if path.is_file() and path.name != SEAL_FILE
+        for path in files
+        if path.name != SEAL_FILE
     }
+    flush_to_disk(files)  # a power cut after the seal finds what the seal says
     write_json(checkpoint / SEAL_FILE, {"processes": processes, "bytes": sizes})
+
+
+def flush_to_disk(files: Sequence[Path]) -> None:
+    """Return when the disk itself has what was written to `files`."""
+    for path in files:
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
 
 
 def is_whole(checkpoint: Path) -> bool:
@@ -182,7 +193,41 @@ def has_progress(output: Path) -> bool:
 def clear(output: Path) -> None:
     """Remove the checkpoints of an older run; the recipe first, so that none is resumed half."""
     (output / CHECKPOINTS / RECIPE_FILE).unlink(missing_ok=True)
-    shutil.rmtree(output / CHECKPOINTS, ignore_errors=True)
+    for path in (output / CHECKPOINTS).glob("*"):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        elif path.name != LOCK_FILE:
+            path.unlink(missing_ok=True)
+
+
+@contextmanager
+def only_run(output: Path) -> Iterator[None]:
+    """Keep a second run out of `output`; the lock is freed when its process ends, however.
+
+    Raises:
+        UserError: another process trains there, or the folder cannot be made.
+    """
+    from filelock import FileLock, Timeout
+
+    try:
+        (output / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{output} cannot be made ({error.strerror}); check --output_dir.") from (
+            error
+        )
+    lock = FileLock(output / CHECKPOINTS / LOCK_FILE)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise UserError(
+            f"Another process is training in {output}; wait for it, or choose another --output_dir."
+        ) from error
+    except (NotImplementedError, OSError):
+        pass  # a network's disk that knows no locks
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def describe_run(

@@ -29,7 +29,7 @@ def draw_curves(path: Path, outcomes: Sequence[Outcome], arguments: XrayTraining
     figure = Figure(figsize=(7, 7.5), layout="constrained")
     FigureCanvasAgg(figure)
     losses, metrics, rates = figure.subplots(3, sharex=True, height_ratios=[2, 2, 1])
-    _plot(losses, outcomes, "loss", BLUE, "training, with class weights and augmentation", ".-")
+    _plot(losses, outcomes, "loss", BLUE, "training, as told", ".-")
     _plot(losses, outcomes, "eval_loss", ORANGE, "validation, classes alike", "o-")
     _plot(metrics, outcomes, f"eval_{chosen_by}", ORANGE, f"validation {chosen_by}", "o-")
     _plot(rates, outcomes, "learning_rate", GREY, "learning rate of the head", ".-")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import torch
@@ -63,12 +64,19 @@ def load_teacher(name: str, hashes: dict[str, list[str]]) -> Teacher:
     """
     predictor = Predictor.from_pretrained(name)
     folder = predictor.path or Path(name)
-    learnt = set(read_json(folder / RUN_FILE, otherwise={}).get("hashes", {}).get("train", []))
-    for part in ("validation", "test"):
-        seen = learnt & set(hashes.get(part, []))
+    parts = read_json(folder / RUN_FILE, otherwise={}).get("hashes", {})
+    if not parts:
+        logging.getLogger(__name__).warning(
+            f"The teacher {name} does not tell which pictures it has learnt from: "
+            f"if validation or test pictures are among them, the numbers of its student flatter."
+        )
+    learnt, chosen = (set(parts.get(part, [])) for part in ("train", "validation"))
+    # A teacher that was chosen on the student's validation part only shares its choice with it.
+    for part, known in (("validation", learnt), ("test", learnt | chosen)):
+        seen = known & set(hashes.get(part, []))
         if seen:
             raise UserError(
-                f"The teacher {name} was trained on {len(seen)} pictures of the {part} part; "
+                f"The teacher {name} was made with {len(seen)} pictures of the {part} part; "
                 f"train it on the same parts as the student (the same data and --split_seed)."
             )
     return Teacher(predictor)

@@ -13,6 +13,7 @@ import numpy as np
 
 from pneumonia_hf import __version__
 from pneumonia_hf.errors import UserError
+from pneumonia_hf.preprocess import BICUBIC
 
 if TYPE_CHECKING:
     import torch
@@ -56,6 +57,12 @@ def export_onnx(predictor: Predictor, path: str | Path, overwrite: bool = False)
     model = copy.deepcopy(predictor.model).cpu().eval()
     model = model.to(memory_format=torch.contiguous_format)
     size = predictor.processor.size
+    crops = getattr(predictor.processor, "do_center_crop", False)
+    if "height" not in size or crops or predictor.processor.resample != BICUBIC:
+        raise UserError(
+            f"{predictor.name} prepares its pictures in another way than models of this project; "
+            f"only those can be exported."
+        )
     shape = (3, size["height"], size["width"])
     unfinished = path.with_name(f".{path.name}.unfinished")
     try:

@@ -21,6 +21,7 @@ from pneumonia_hf.backbones import BACKBONES, NO_WEIGHTS, ModelConfig, head_of
 from pneumonia_hf.curves import draw_curves
 from pneumonia_hf.data import DataConfig
 from pneumonia_hf.hub import (
+    CODE_FILE,
     CURVES_FILE,
     ENSEMBLE_FILE,
     REPORTS_FILE,
@@ -186,7 +187,7 @@ def put_in_place(unfinished: Path, folder: Path) -> None:
     """Move the files of a finished model into `folder`, over those of an older one."""
     # The model that is being replaced goes first by its config, without which nothing loads a
     # folder, and the new config comes last: a folder caught in between is no model at all.
-    for name in ("config.json", REPORTS_FILE, ENSEMBLE_FILE):
+    for name in ("config.json", REPORTS_FILE, ENSEMBLE_FILE, CODE_FILE):
         (folder / name).unlink(missing_ok=True)
     # safetensors writes a file that only its owner can read.
     shutil.copymode(unfinished / RUN_FILE, unfinished / "model.safetensors")

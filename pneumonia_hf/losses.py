@@ -67,7 +67,8 @@ class XrayLoss:
         smooth = classes * (1 - self.smoothing) + self.smoothing / classes.shape[1]
         log_p = nn.functional.log_softmax(logits, dim=1)
         if self.gamma:
-            smooth = smooth * (1 - log_p.exp()) ** self.gamma
+            # Not below a millionth: at 0 a power below 1 has no gradient.
+            smooth = smooth * (1 - log_p.exp()).clamp_min(1e-6) ** self.gamma
         return (classes @ self.weights.to(classes.device)) * -(smooth * log_p).sum(dim=1)
 
     def _of_teacher(self, logits: Tensor, teacher_logits: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import math
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ import torch
 from torch import nn
 
 from pneumonia_hf.backbones import fast_precision, freeze
+from pneumonia_hf.checkpoints import is_sharded
 from pneumonia_hf.hub import read_json, write_json
 from pneumonia_hf.store import cache_folder
 
@@ -67,9 +69,12 @@ def choose_speed(
         arguments: `precision` may be auto, to measure.
         cache_dir: of the data's cache.
     """
+    device = arguments.device.type
     precisions = [arguments.precision]
     if arguments.precision == "auto":
-        precisions = list(dict.fromkeys(["fp32", fast_precision()]))
+        precisions = list(dict.fromkeys(["fp32", fast_precision(device)]))
+    if is_sharded():  # the model may not fit on one device: nothing can be tried there
+        return Speed(precisions[-1], bool(channels_last))
     formats = [bool(channels_last)]
     if channels_last is None and _count_convolutions(model) >= MANY_CONVOLUTIONS:
         formats = [False, True]
@@ -109,13 +114,19 @@ def _measure(
     try:
         trial = copy.deepcopy(model).to(device).train()
         freeze(trial, stage.trainable_stages)
+        if arguments.activation_checkpointing and trial.supports_gradient_checkpointing:
+            trial.activation_checkpointing_enable()
         pixels = torch.rand(batch, 3, image_size, image_size, device=device)
         labels = torch.arange(batch, device=device) % 2
         seconds: dict[tuple, list[float]] = {way: [] for way in ways}
         started = time.monotonic()
         for turn in range(1, ROUNDS.stop + 1):
             for way in ways:
-                seconds[way].append(_time_step(trial, pixels, labels, *way))
+                try:
+                    seconds[way].append(_time_step(trial, pixels, labels, *way))
+                except torch.OutOfMemoryError:
+                    trial.zero_grad()
+                    seconds[way].append(math.inf)  # a way that does not fit is no way
             spent = time.monotonic() - started
             if turn >= ROUNDS.start and spent > ENOUGH * len(ways):
                 break
@@ -166,20 +177,21 @@ def _describe_task(model, image_size: int, stage: Stage, arguments, ways: list) 
     """Return the key of a measurement: whatever may change which way is quickest."""
     shapes = [(name, tuple(value.shape)) for name, value in model.named_parameters()]
     task = {
-        "machine": _describe_machine(),
+        "machine": _describe_machine(arguments.device),
         "model": hashlib.sha256(repr(shapes).encode()).hexdigest(),
         "image_size": image_size,
         "batch": arguments.per_device_train_batch_size,
         "learns": stage.trainable_stages,
+        "checkpointing": bool(arguments.activation_checkpointing),
         "ways": [name_way(*way) for way in ways],
     }
     return hashlib.sha256(json.dumps(task, sort_keys=True).encode()).hexdigest()[:24]
 
 
-def _describe_machine() -> list:
+def _describe_machine(device: torch.device) -> list:
     threads = torch.get_num_threads()
-    if torch.cuda.is_available():
-        return [torch.cuda.get_device_name(), torch.__version__]
+    if device.type == "cuda":
+        return [torch.cuda.get_device_name(device), torch.__version__]
     return [torch.backends.cpu.get_cpu_capability(), _cpu_model(), threads, torch.__version__]
 
 

@@ -11,9 +11,9 @@ from transformers import TrainerCallback, set_seed
 
 from pneumonia_hf.arguments import XrayTrainingArguments
 from pneumonia_hf.backbones import build_model
-from pneumonia_hf.checkpoints import check_output_folder
+from pneumonia_hf.checkpoints import check_output_folder, clear
 from pneumonia_hf.data import load_xrays
-from pneumonia_hf.hub import ENSEMBLE_FILE
+from pneumonia_hf.hub import ENSEMBLE_FILE, MODEL_FILES, RUN_FILE, read_json
 from pneumonia_hf.training import agree, barrier, train
 
 if TYPE_CHECKING:
@@ -38,24 +38,45 @@ def run_recipe(
     data = load_xrays(recipe.data)
     if arguments.seeds is None:
         return _train_once(data, recipe, arguments, callbacks)
+    return _train_seeds(data, recipe, arguments, callbacks)
+
+
+def _train_seeds(
+    data: DatasetDict,
+    recipe: Recipe,
+    arguments: XrayTrainingArguments,
+    callbacks: Sequence[TrainerCallback],
+) -> Path:
     from pneumonia_hf.seeds import SEEDS_FILE, SEEDS_TABLE, summarise_seeds
 
     folder = Path(arguments.output_dir)
-    if arguments.process_index == 0:
-        for name in (ENSEMBLE_FILE, SEEDS_FILE, SEEDS_TABLE):  # they speak of other members
+    is_main = arguments.process_index == 0
+    if arguments.overwrite and is_main:
+        # What speaks of other members; and a single model, by its config first.
+        for name in ("config.json", ENSEMBLE_FILE, SEEDS_FILE, SEEDS_TABLE, *MODEL_FILES):
             (folder / name).unlink(missing_ok=True)
+        clear(folder)
     members = []
     for seed in arguments.seeds:
         of_seed = copy.copy(arguments)
         of_seed.seed, of_seed.output_dir = seed, str(folder / f"seed-{seed}")
         of_seed.run_name = f"{arguments.run_name or folder.resolve().name}-seed-{seed}"
-        if arguments.process_index == 0:
+        if is_main:
             print(f"Seed {seed}, {len(members) + 1} of {len(arguments.seeds)}.", flush=True)
         members.append(_train_once(data, recipe, of_seed, callbacks))
-    if arguments.process_index == 0:
+    if is_main and not _is_summarised(folder, members):
         summarise_seeds(folder, members, data["validation"], arguments.required_sensitivity)
     barrier(arguments)
     return folder
+
+
+def _is_summarised(folder: Path, members: Sequence[Path]) -> bool:
+    """Return whether the ensemble in `folder` is of these members, and newer than each."""
+    made = folder / ENSEMBLE_FILE
+    named = (read_json(made, otherwise=None) or {}).get("members")
+    return named == [member.name for member in members] and all(
+        (member / RUN_FILE).stat().st_mtime_ns < made.stat().st_mtime_ns for member in members
+    )
 
 
 def _train_once(

@@ -171,6 +171,9 @@ def _draw_parameter(
             axes.tick_params(axis="x", rotation=20)
     elif drawn_from.log:
         axes.set_xscale("log")
+        ends = np.geomspace(drawn_from.low, drawn_from.high, 3)
+        axes.set_xticks(ends, [f"{end:.2g}" for end in ends])
+        axes.set_xticks([], minor=True)
     axes.plot(places, values, "o", color=BLUE, markersize=3)
     axes.set_title(name, fontsize=9)
     axes.tick_params(labelsize=7)

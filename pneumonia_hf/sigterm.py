@@ -49,8 +49,10 @@ def heed_sigterm() -> Iterator[Notice]:
         yield notice
     finally:
         signal.signal(signal.SIGTERM, before)
-        if notice.given and not isinstance(sys.exception(), Stopped):
+        if notice.given and sys.exception() is None:
             raise Stopped(told)  # it came in the last moment; whoever goes on now must not
+        if notice.given and not isinstance(sys.exception(), Stopped) and callable(before):
+            signal.raise_signal(signal.SIGTERM)  # for the search around this run
 
 
 class SaveAndStop(TrainerCallback):

@@ -61,12 +61,14 @@ class XrayTrainer(Trainer):
         self.rates = rates
         self.teacher = teacher
         self.mix = _make_mix(self.args)
+        self.sampler: Sampler | None = None
         self.average: dict[str, Tensor] | None = None
         self.frozen_norms = [
             module
             for module in self.model.modules()
             if isinstance(module, nn.modules.batchnorm._BatchNorm)
-            and not any(parameter.requires_grad for parameter in module.parameters())
+            and (own := list(module.parameters()))
+            and not any(parameter.requires_grad for parameter in own)
         ]
         self.add_callback(_Companion(self))
 
@@ -109,8 +111,11 @@ class XrayTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset=None) -> Sampler | None:
         if self.args.imbalance == "sampler":
-            return BalancedSampler(self.train_dataset.labels, self.args.data_seed or self.args.seed)
-        return super()._get_train_sampler(train_dataset)
+            seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+            self.sampler = BalancedSampler(self.train_dataset.labels, seed)
+        else:
+            self.sampler = super()._get_train_sampler(train_dataset)
+        return self.sampler
 
     def prediction_step(self, *args, **kwargs) -> tuple[None, Tensor | None, Tensor | None]:
         """Return the logits without a loss.
@@ -224,7 +229,7 @@ class XrayTrainer(Trainer):
             if self.average is not None and self.args.should_save:
                 plain = {name: value.contiguous() for name, value in self.average.items()}
                 save_file(plain, folder / AVERAGE_FILE, metadata={"format": "pt"})
-        except (OSError, RuntimeError):
+        except Exception:  # safetensors, torch and the system each raise their own
             if self.args.should_save:
                 shutil.rmtree(folder, ignore_errors=True)  # it would fill a full disk further
             raise
@@ -316,6 +321,7 @@ class _Companion(TrainerCallback):
 
     def __init__(self, trainer: XrayTrainer) -> None:
         self.trainer = trainer
+        self.is_due = False  # a checkpoint, after the evaluation that follows
 
     def on_train_begin(self, args, state, control, **kwargs):
         if args.world_size > 1 and state.global_step == 0:
@@ -326,11 +332,23 @@ class _Companion(TrainerCallback):
         if args.ema_decay:
             self.trainer.update_average()
 
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        if isinstance(self.trainer.sampler, BalancedSampler):
+            # accelerate does not reach it where a resumed epoch is shared among processes.
+            self.trainer.sampler.set_epoch(int(state.epoch or 0))
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.epoch % 1 == 0 or state.global_step >= state.max_steps:
+            # The evaluation at the end of the epoch comes first: a run that is resumed from
+            # this checkpoint would lack it.
+            self.is_due = self.is_due or control.should_save
+            control.should_save = False
+
     def on_epoch_end(self, args, state, control, **kwargs):
-        if state.global_step >= state.max_steps:
-            # Whatever the strategy, a run ends with a checkpoint. Not at the end of the step,
-            # since a run that is resumed from there would lack the evaluation after it.
+        # Whatever the strategy, a run ends with a checkpoint.
+        if self.is_due or state.global_step >= state.max_steps:
             control.should_save = True
+        self.is_due = False
 
     def on_evaluate(self, args, state, control, **kwargs):
         if is_exhausted(state.log_history, args):

@@ -6,6 +6,7 @@ import copy
 import shutil
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,9 +36,11 @@ from pneumonia_hf.checkpoints import (
     describe_run,
     fingerprint,
     is_finished,
+    is_sharded,
     keep_recipe,
     last_whole_checkpoint,
     note,
+    only_run,
     read_outcome,
     stage_folder,
     write_outcome,
@@ -92,7 +95,14 @@ def train(
             a loss of NaN, a resumed run that was begun with something else.
         Stopped: SIGTERM came, and a checkpoint was saved.
     """
-    with heed_sigterm() as notice:
+    # The first process alone looks: what it finds may be what it has just begun itself.
+    agree(arguments, lambda: check_output_folder(arguments))
+    with heed_sigterm() as notice, ExitStack() as locks:
+        if arguments.process_index == 0:
+            lock = only_run(Path(arguments.output_dir))
+            agree(arguments, lambda: locks.enter_context(lock))
+        else:
+            agree(arguments, None)
         return _Run(model, processor, data, recipe, arguments, callbacks, notice).finish()
 
 
@@ -100,8 +110,6 @@ class _Run:
     """A run in its folder: what it is made of, and how far it has come."""
 
     def __init__(self, model, processor, data, recipe, arguments, callbacks, notice) -> None:
-        # The first process alone looks: what it finds may be what it has just begun itself.
-        agree(arguments, lambda: check_output_folder(arguments))
         self.started = time.monotonic()
         self.folder = Path(arguments.output_dir)
         self.model: PreTrainedModel = model
@@ -144,12 +152,7 @@ class _Run:
                 # The old model stays until the new one is finished; its checkpoints cannot.
                 clear(self.folder)
         barrier(self.arguments)
-        try:
-            (self.folder / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(
-                f"{self.folder} cannot be made ({error.strerror}); check --output_dir."
-            ) from error
+        (self.folder / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
 
     def finish(self) -> Path:
         """Train what is not trained yet, and finish the model."""
@@ -233,7 +236,7 @@ class _Run:
             keep_dashboard_closed(arguments)
         labels = self.parts["train"].labels
         try:
-            return XrayTrainer(
+            trainer = XrayTrainer(
                 model=self.model,
                 args=arguments,
                 processing_class=self.processor,
@@ -247,8 +250,14 @@ class _Run:
                 compute_metrics=_compute_trainer_metrics,
                 callbacks=[*self.callbacks, SaveAndStop(self.notice)],
             )
-        except (ImportError, RuntimeError, ValueError) as error:
+            if not is_sharded():  # optimiser and schedule, for their complaints
+                trainer.create_optimizer_and_scheduler(num_training_steps=10)
+                trainer.optimizer = trainer.lr_scheduler = None
+            if not len(trainer.get_train_dataloader()):
+                raise ValueError("dataloader_drop_last leaves no whole batch")
+        except (ImportError, RuntimeError, ValueError, TypeError, KeyError) as error:
             raise _explain_refusal(error) from error
+        return trainer
 
     def _name_run(self, number: int) -> str:
         """Return what trackers call a stage: the same again when resumed, and never otherwise.
@@ -274,7 +283,7 @@ class _Run:
         try:
             trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
         except ValueError as error:
-            if "gradient_checkpointing" in str(error) or "activation_checkpointing" in str(error):
+            if "checkpointing" in str(error):  # this network does not know it
                 raise _explain_refusal(error) from error
             raise
         finally:
@@ -285,10 +294,13 @@ class _Run:
         name = f"checkpoint-{state.global_step}"
         if self.arguments.load_best_model_at_end and state.best_model_checkpoint:
             name = Path(state.best_model_checkpoint).name
+        step = int(name.removeprefix("checkpoint-"))
+        wanted = f"eval_{self.arguments.metric_for_best_model}"
+        metrics = [e[wanted] for e in state.log_history if e["step"] == step and wanted in e]
         speeds = [e["train_samples_per_second"] for e in state.log_history if _tells_speed(e)]
         return Outcome(
             checkpoint=name,
-            metric=state.best_metric,
+            metric=metrics[-1] if metrics else None,
             steps=state.global_step,
             epochs=state.epoch,
             images_per_second=speeds[-1] if speeds else None,

@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -154,6 +155,21 @@ def read_log(run: Path) -> list[dict[str, float]]:
 def largest_difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
     assert one.keys() == other.keys()
     return max(float((one[name] - other[name]).abs().max()) for name in one)
+
+
+def test_two_processes_go_on_within_an_epoch_with_the_pictures_that_were_due(tmp_path, flags):
+    """With a sampler of our own, which accelerate shares out: step 7 is in the second epoch."""
+    more = ["--imbalance", "sampler", "--save_strategy", "steps", "--save_steps", "7"]
+    more += ["--load_best_model_at_end", "false", "--save_total_limit", "9", "--resume"]
+    torchrun = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    script = ROOT / "train_scripts" / "train.py"
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    launch(*torchrun, script, *flags(whole, 2), *more)
+    first = whole / "checkpoints" / "stage-1" / "checkpoint-7"
+    shutil.copytree(first, cut / "checkpoints" / "stage-1" / first.name)
+    shutil.copy(whole / "checkpoints" / "recipe.json", cut / "checkpoints")
+    launch(*torchrun, script, *flags(cut, 2), *more)
+    assert largest_difference(load_last(whole), load_last(cut)) == 0
 
 
 def test_two_processes_with_half_the_batch_each_train_the_weights_of_one(runs, body):

@@ -93,3 +93,10 @@ def test_teacher_is_followed_by_its_softened_word(outputs):
     torch.testing.assert_close(
         half(outputs, Targets(classes, teacher)), 0.75 * plain + 0.25 * expected
     )
+
+
+def test_focal_loss_of_a_certain_picture_has_a_gradient():
+    logits = torch.tensor([[-30.0, 30.0]], requires_grad=True)
+    loss = make_loss(imbalance="focal", focal_gamma=0.5)
+    loss(SimpleNamespace(logits=logits), torch.tensor([1])).backward()
+    assert torch.isfinite(logits.grad).all()

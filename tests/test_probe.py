@@ -31,7 +31,7 @@ def pretend(monkeypatch, seconds: dict[str, float]) -> list[str]:
         return seconds[tried[-1]]
 
     monkeypatch.setattr(probe, "_time_step", take)
-    monkeypatch.setattr(probe, "fast_precision", lambda: "bf16")
+    monkeypatch.setattr(probe, "fast_precision", lambda device: "bf16")
     return tried
 
 

@@ -300,3 +300,50 @@ def test_nan_stops_the_run_and_keeps_the_checkpoint_before_it(tmp_path, body, xr
     assert [path.name for path in list_checkpoints(stage_folder(run, 1))] == ["checkpoint-5"]
     state = load_file(stage_folder(run, 1) / "checkpoint-5" / "model.safetensors")
     assert all(torch.isfinite(value).all() for value in state.values())
+
+
+def test_checkpoint_of_the_last_step_of_an_epoch_has_its_evaluation(tmp_path, body, xray_folder):
+    """Saved by steps, evaluated by epochs: the rate falls by what the evaluation finds."""
+    changes = {
+        "num_train_epochs": 4,
+        "save_strategy": "steps",
+        "save_steps": 5,
+        "save_total_limit": None,
+        "load_best_model_at_end": False,
+        "lr_scheduler_type": "reduce_lr_on_plateau",
+        "plateau_patience": 0,
+        "early_stopping_patience": 2,
+    }
+    whole = train_tiny("vit-base", body, xray_folder, tmp_path / "whole", **changes)
+    with pytest.raises(Killed):
+        train_with(Cut(7, kill), body, xray_folder, tmp_path / "run", **changes)
+    train_tiny("vit-base", body, xray_folder, tmp_path / "run", resume=True, **changes)
+    assert_same_weights(whole, tmp_path / "run")
+
+
+def test_second_run_in_the_same_folder_is_refused(tmp_path, body, xray_folder):
+    process = start_long_run(body, xray_folder, tmp_path / "run")
+    try:
+        with pytest.raises(UserError, match="Another process is training"):
+            train_tiny("vit-base", body, xray_folder, tmp_path / "run", resume=True)
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_torn_weights_of_a_full_disk_are_removed(tmp_path, body, xray_folder, monkeypatch):
+    from safetensors import SafetensorError
+    from transformers import PreTrainedModel
+
+    save = PreTrainedModel.save_pretrained
+
+    def save_on_full_disk(self, target, **kwargs):
+        save(self, target, **kwargs)
+        if "checkpoint-10" in str(target):
+            raise SafetensorError("Error while serializing: I/O error: No space left on device")
+
+    monkeypatch.setattr(PreTrainedModel, "save_pretrained", save_on_full_disk)
+    with pytest.raises(SafetensorError):
+        train_tiny("vit-base", body, xray_folder, tmp_path / "run")
+    stage = stage_folder(tmp_path / "run", 1)
+    assert [path.name for path in stage.glob("checkpoint-*")] == ["checkpoint-5"]

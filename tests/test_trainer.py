@@ -133,7 +133,7 @@ def test_teacher_that_has_seen_the_validation_pictures_is_refused(tmp_path, xray
     run = json.loads((teacher / "run.json").read_text())
     run["hashes"]["train"] += run["hashes"]["validation"][:3]
     (teacher / "run.json").write_text(json.dumps(run))
-    with pytest.raises(UserError, match="was trained on 3 pictures of the validation part"):
+    with pytest.raises(UserError, match="was made with 3 pictures of the validation part"):
         train_tiny("convnextv2-tiny", body, xray_folder, tmp_path / "run", teacher=str(teacher))
 
 
@@ -262,3 +262,57 @@ def test_mistakes_are_told_in_one_sentence(tmp_path, xray_folder, body, flags, w
     common += ["--data_dir", xray_folder, "--output_dir", tmp_path / "run"]
     done = call_script("train.py", *common, *flags)
     assert_one_sentence(done, *words)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--plateau_factor", "1"], ["plateau_factor is 1.0"]),
+        (["--num_train_epochs", "0"], ["num_train_epochs is 0.0"]),
+        (["--num_train_epochs", "nan"], ["num_train_epochs is nan"]),
+        (["--gradient_accumulation_steps", "0"], ["gradient_accumulation_steps is 0"]),
+        (["--per_device_train_batch_size", "0"], ["per_device_train_batch_size is 0"]),
+        (["--dataloader_num_workers", "-1"], ["dataloader_num_workers is -1"]),
+        (["--adam_beta1", "2"], ["adam_beta1 is 2.0"]),
+        (["--optim", "adamw_bnb_8bit"], ["The Trainer refuses"]),
+        (["--lr_scheduler_type", "cosine_with_min_lr"], ["The Trainer refuses"]),
+        (["--lr_scheduler_type", "greedy"], ["greedy"]),
+        (["--activation_checkpointing"], ["The Trainer refuses", "checkpointing"]),
+        (["--save_only_model"], ["Leave --save_only_model out"]),
+        (["--resume_from_checkpoint", "x"], ["use --resume"]),
+        (["--push_to_hub"], ["push_to_hub.py"]),
+        (["--imbalance", "sampler", "--train_sampling_strategy", "sequential"], ["sampler"]),
+        (["--dataloader_drop_last", "--per_device_train_batch_size", "999"], ["no whole batch"]),
+        (["--eval_strategy", "steps", "--save_strategy", "steps", "--eval_steps", "2",
+          "--save_steps", "4"], ["--save_steps and --eval_steps alike"]),
+    ],
+)  # fmt: skip
+def test_transformers_own_flags_are_refused_in_one_sentence_where_they_would_break(
+    tmp_path, xray_folder, flags, words
+):
+    common = ["--backbone", "xray-cnn", "--image_size", 64, "--precision", "fp32"]
+    common += ["--data_dir", xray_folder, "--output_dir", tmp_path / "run", "--max_steps", 1]
+    common += ["--channels_last", "false", "--report_to", "none"]
+    assert_one_sentence(call_script("train.py", *common, *flags), *words)
+    # Nothing was begun that would be in the way of the right command.
+    assert not list((tmp_path / "run").glob("checkpoints/stage-*/checkpoint-*"))
+
+
+def test_measured_value_is_that_of_the_weights_which_are_kept(
+    tmp_path, xray_folder, body, monkeypatch
+):
+    from pneumonia_hf import training
+
+    measure = training._compute_trainer_metrics
+    scores = iter([0.9, 0.8, 0.7, 0.6])
+    monkeypatch.setattr(
+        training,
+        "_compute_trainer_metrics",
+        lambda prediction: measure(prediction) | {"auroc": next(scores)},
+    )
+    folder = train_tiny("convnextv2-tiny", body, xray_folder, tmp_path / "run",
+                        load_best_model_at_end=False, eval_strategy="steps", eval_steps=3,
+                        save_strategy="steps", save_steps=500, num_train_epochs=2)  # fmt: skip
+    run = json.loads((folder / "run.json").read_text())["training"]
+    assert run["best_checkpoint"] == "stage-1/checkpoint-10"
+    assert run["best_validation_metric"] == 0.6  # and not 0.9, which no checkpoint has

@@ -1,12 +1,10 @@
 import errno
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, assert_one_sentence, save_tiny_body, train_tiny
+from conftest import assert_one_sentence, save_tiny_body, train_tiny
 from safetensors.torch import load_file
 from transformers import AutoModelForImageClassification
 
@@ -190,27 +188,6 @@ def test_card_does_not_claim_an_origin_that_the_weights_do_not_have(weights, bas
 
     origin = _origin(ModelConfig("dinov2-small", weights))
     assert (origin["base_model"], origin["license"]) == (base_model, licence)
-
-
-def test_two_processes_train_one_model(tmp_path, xray_folder):
-    body = save_tiny_body("convnextv2-tiny", tmp_path / "body")
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
-    flags = ["--backbone", "convnextv2-tiny", "--weights", body, "--image_size", 64]
-    flags += ["--data_dir", xray_folder, "--output_dir", tmp_path / "run"]
-    flags += ["--num_train_epochs", 1, "--per_device_train_batch_size", 8]
-    done = subprocess.run(
-        [*command, "--standalone", "train_scripts/train.py", *map(str, flags)],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        timeout=240,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    run = json.loads((tmp_path / "run" / "run.json").read_text())
-    assert run["training"]["processes"] == 2
-    images = run["data"]["parts"]["train"]["images"]
-    assert run["training"]["steps_run"] == -(-images // 16)
-    assert done.stdout.count("The finished model is in") == 1
 
 
 def test_model_folder_is_complete_and_tells_no_local_path(finished_model, xray_folder):
