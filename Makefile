@@ -7,17 +7,19 @@ OUTPUT ?= runs/latest
 # More flags for training, such as: make train ARGS="--weights path/to/weights --max_steps 20"
 ARGS ?=
 PREVIEW ?= augmentation.png
+RANGES ?= train_scripts/configs/search.yaml
 
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check train audit augment-preview lock clean
+.PHONY: help demo test check train search audit augment-preview lock clean
 
 help:  ## Say what there is
 	@echo "make demo    serve the app on http://127.0.0.1:$(PORT)"
 	@echo "make train   DATA=folder OUTPUT=runs/name CONFIG=recipe.yaml ARGS=\"more flags\""
+	@echo "make search  DATA=folder OUTPUT=runs/search CONFIG=recipe.yaml RANGES=ranges.yaml"
 	@echo "make audit   DATA=folder OUTPUT=eval_reports/audit-name ARGS=\"more flags\""
 	@echo "make augment-preview  DATA=folder CONFIG=recipe.yaml PREVIEW=sheet.png"
 	@echo "make test    run the tests"
@@ -33,6 +35,11 @@ train: $(VENV)/run-installed  ## Fine-tune a model
 	@echo "Training with $(CONFIG) on $(DATA) into $(OUTPUT)"
 	@$(BIN)/python train_scripts/train.py --config $(CONFIG) --data_dir $(DATA) \
 		--output_dir $(OUTPUT) $(ARGS)
+
+search: $(VENV)/run-installed  ## Search the hyper-parameters of a recipe
+	@echo "Searching around $(CONFIG) in $(RANGES), on $(DATA), into $(OUTPUT)"
+	@$(BIN)/python train_scripts/search.py --config $(CONFIG) --ranges $(RANGES) \
+		--data_dir $(DATA) --output_dir $(OUTPUT) --resume $(ARGS)
 
 audit: $(VENV)/run-installed  ## Say what is wrong with a data set
 	@echo "Auditing $(DATA)"
