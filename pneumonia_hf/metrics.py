@@ -246,7 +246,8 @@ def to_logit(probabilities: np.ndarray) -> np.ndarray:
 
 def to_probability(logits: np.ndarray | float) -> np.ndarray | float:
     """Return 1 / (1 + exp(-logit))."""
-    return 1 / (1 + np.exp(-np.asarray(logits, dtype=np.float64)))
+    # Below -700 the exponential is no number any more, and the probability is 1e-304.
+    return 1 / (1 + np.exp(-np.maximum(np.asarray(logits, dtype=np.float64), -700.0)))
 
 
 def _youden_logit(labels: np.ndarray, logits: np.ndarray) -> float:

@@ -157,3 +157,10 @@ def test_metric_values_can_be_written_as_json(tmp_path):
 
     write_json(tmp_path / "x.json", {"a": [math.nan, 1.5], "b": {"c": math.inf}})
     assert json.loads((tmp_path / "x.json").read_text()) == {"a": [None, 1.5], "b": {"c": None}}
+
+
+def test_probability_of_any_logit_is_a_number():
+    logits = np.array([-1e6, -710.0, 0.0, 710.0, 1e6])
+    probabilities = to_probability(logits)
+    assert np.isfinite(probabilities).all() and (np.diff(probabilities) >= 0).all()
+    assert probabilities[2] == 0.5 and probabilities[-1] == 1
