@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
@@ -14,6 +15,7 @@ from transformers import TrainerCallback
 
 from pneumonia_hf.errors import Stopped
 
+LAUNCHED = "ACCELERATE_MIXED_PRECISION"  # in the environment that accelerate launch makes
 STEPS_TO_AGREE = 8  # processes compare notes so often: each time costs a message
 
 
@@ -23,6 +25,13 @@ class Notice:
 
     given: bool = False
     may_wait: bool = False
+    # accelerate's launcher of a single process: SIGTERM ends it and nobody else.
+    launcher: int | None = None
+
+    @property
+    def has_come(self) -> bool:
+        """Whether SIGTERM came here, or has ended the launcher."""
+        return self.given or (self.launcher is not None and os.getppid() != self.launcher)
 
 
 @contextmanager
@@ -32,7 +41,7 @@ def heed_sigterm() -> Iterator[Notice]:
     transformers' own way (`enable_jit_checkpoint`) waits three seconds first, may save within an
     accumulated step, and does not agree between processes.
     """
-    notice = Notice()
+    notice = Notice(launcher=os.getppid() if LAUNCHED in os.environ else None)
     if threading.current_thread() is not threading.main_thread():
         yield notice  # Python handles signals in the main thread alone
         return
@@ -82,9 +91,9 @@ class SaveAndStop(TrainerCallback):
     def _agree(self, args, step: int) -> bool:
         """Return whether any process was given notice: all have to save at the same step."""
         if args.world_size == 1:
-            return self.notice.given
+            return self.notice.has_come
         if step % STEPS_TO_AGREE:
             return False
-        given = torch.tensor(float(self.notice.given), device=args.device)
+        given = torch.tensor(float(self.notice.has_come), device=args.device)
         torch.distributed.all_reduce(given, op=torch.distributed.ReduceOp.MAX)
         return bool(given.item())

@@ -178,13 +178,17 @@ def test_killed_processes_are_resumed_to_the_same_bits(tmp_path):
     assert "bit-equal" in done.stdout
 
 
-def start_long_run(body, data, folder, *more) -> subprocess.Popen:
+PYTHON = [sys.executable]
+LAUNCHER = [sys.executable, "-m", "accelerate.commands.launch", "--quiet"]
+
+
+def start_long_run(body, data, folder, *more, command=PYTHON) -> subprocess.Popen:
     """Start a run of minutes in a process of its own, and wait until it has a checkpoint."""
     flags = ["--backbone", "vit-base", "--weights", body, "--data_dir", data]
     flags += ["--output_dir", folder, "--num_train_epochs", 400, "--precision", "fp32"]
     flags += ["--early_stopping_patience", 0, "--cpu_threads", 1, "--report_to", "none", *more]
     process = subprocess.Popen(
-        [sys.executable, "train_scripts/train.py", *map(str, flags)],
+        [*command, "train_scripts/train.py", *map(str, flags)],
         cwd=ROOT,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
@@ -208,6 +212,14 @@ def test_sigterm_of_the_process_exits_by_itself_with_a_checkpoint(tmp_path, body
     assert "Traceback" not in err
     assert "Stopped by SIGTERM, with a checkpoint of step" in err
     assert last_whole_checkpoint(stage_folder(tmp_path / "run", 1)) is not None
+
+
+def test_sigterm_of_the_launcher_ends_the_run_with_a_checkpoint_too(tmp_path, body, xray_folder):
+    """accelerate's launcher of one process dies of it and passes nothing on."""
+    process = start_long_run(body, xray_folder, tmp_path / "run", command=LAUNCHER)
+    process.terminate()
+    _, err = process.communicate(timeout=60)  # comes to its end when the run itself has ended
+    assert "Stopped by SIGTERM, with a checkpoint of step" in err
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/task"), reason="finds workers in /proc")
