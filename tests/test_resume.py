@@ -94,6 +94,20 @@ def test_sigterm_saves_within_an_epoch_and_the_run_goes_on_from_there(
     assert_same_weights(whole, run)
 
 
+def test_every_family_goes_on_within_an_epoch_to_the_same_bits(
+    tmp_path, xray_folder, tiny_body, backbone_name
+):
+    def train(folder, **changes):
+        return train_tiny(
+            backbone_name, tiny_body, xray_folder, folder, num_train_epochs=2, **changes
+        )
+
+    whole = train(tmp_path / "whole")
+    with pytest.raises(Stopped):
+        train(tmp_path / "run", callbacks=[Cut(7, warn)])
+    assert_same_weights(whole, train(tmp_path / "run", resume=True))
+
+
 def test_run_that_is_moved_after_a_kill_still_knows_its_best_checkpoint(
     tmp_path, body, xray_folder, whole
 ):
