@@ -8,7 +8,9 @@ OUTPUT/checkpoints/stage-1/          the Trainer's folder of a stage
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import logging
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -31,6 +33,7 @@ OUTCOME_FILE = "outcome.json"
 SEAL_FILE = "seal.json"
 STATE_FILE = "trainer_state.json"
 LOCK_FILE = ".lock"
+NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP}  # of network disks
 STUDY_FILE = "study.db"  # of a search, in its output folder
 AVERAGE_FILE = "average.safetensors"  # the averaged weights, where a run averages them
 
@@ -222,8 +225,12 @@ def only_run(output: Path) -> Iterator[None]:
         raise UserError(
             f"Another process is training in {output}; wait for it, or choose another --output_dir."
         ) from error
-    except (NotImplementedError, OSError):
-        pass  # a network's disk that knows no locks
+    except (NotImplementedError, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in NO_LOCKS:
+            raise
+        logging.getLogger(__name__).warning(
+            f"The disk of {output} knows no locks: see to it that no second process trains there."
+        )
     try:
         yield
     finally:

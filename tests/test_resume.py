@@ -357,6 +357,29 @@ def test_second_run_in_the_same_folder_is_refused(tmp_path, body, xray_folder):
         process.communicate()
 
 
+def test_disk_without_locks_is_told_and_other_errors_are_not_swallowed(
+    tmp_path, monkeypatch, caplog
+):
+    import errno
+
+    import filelock
+
+    from pneumonia_hf.checkpoints import only_run
+
+    def fail_with(number: int) -> None:
+        def acquire(self, *args, **kwargs):
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr(filelock.FileLock, "acquire", acquire)
+
+    fail_with(errno.ENOLCK)
+    with only_run(tmp_path / "run"):
+        assert "knows no locks" in caplog.text
+    fail_with(errno.ENOSPC)
+    with pytest.raises(OSError, match="No space"), only_run(tmp_path / "run"):
+        pass
+
+
 def test_torn_weights_of_a_full_disk_are_removed(tmp_path, body, xray_folder, monkeypatch):
     from safetensors import SafetensorError
     from transformers import PreTrainedModel
