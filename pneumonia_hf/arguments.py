@@ -149,6 +149,13 @@ class XrayTrainingArguments(TrainingArguments):
         default=None,
         metadata={"help": "Lower the threshold until this share of pneumonias is found."},
     )
+    attribution_images: int = field(
+        default=16,
+        metadata={
+            "help": "Validation pneumonias on which the scale of attribution maps is measured; "
+            "0: none, and each map is scaled to its own maximum."
+        },
+    )
     overwrite: bool = field(
         default=False, metadata={"help": "Replace the model that the output folder holds."}
     )
@@ -205,6 +212,8 @@ class XrayTrainingArguments(TrainingArguments):
         for name in (*sizes, "gradient_accumulation_steps"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}; give 1 or more.")
+        if self.attribution_images < 0:
+            raise UserError(f"attribution_images is {self.attribution_images}; give 0 or more.")
         if not 0 <= self.distil_weight <= 1:
             raise UserError(f"distil_weight is {self.distil_weight}; give a share in 0..1.")
         if not self.distil_temperature > 0:

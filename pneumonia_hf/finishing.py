@@ -17,7 +17,14 @@ import torch
 
 from pneumonia_hf import __version__
 from pneumonia_hf.augment import AugmentConfig
-from pneumonia_hf.backbones import BACKBONES, NO_WEIGHTS, ModelConfig, head_of
+from pneumonia_hf.backbones import (
+    BACKBONES,
+    NO_WEIGHTS,
+    ModelConfig,
+    count_trainable,
+    freeze,
+)
+from pneumonia_hf.calibration import calibrate
 from pneumonia_hf.curves import draw_curves
 from pneumonia_hf.data import DataConfig
 from pneumonia_hf.hub import (
@@ -31,18 +38,13 @@ from pneumonia_hf.hub import (
     write_card,
     write_json,
 )
-from pneumonia_hf.metrics import (
-    bootstrap_intervals,
-    choose_threshold,
-    fit_temperature,
-    to_probability,
-)
 from pneumonia_hf.predictor import CONFIG_KEY, Predictor
-from pneumonia_hf.rows import LABELS
-from pneumonia_hf.sources import open_pictures, parse_source
+from pneumonia_hf.rows import LABELS, named_by_file
+from pneumonia_hf.sources import parse_source
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
+    from transformers import PreTrainedModel
 
     from pneumonia_hf.arguments import XrayTrainingArguments
     from pneumonia_hf.checkpoints import Outcome
@@ -57,39 +59,6 @@ class Recipe:
     data: DataConfig
     model: ModelConfig
     augment: AugmentConfig = field(default_factory=AugmentConfig)
-
-
-def calibrate(predictor: Predictor, validation: Dataset, arguments: XrayTrainingArguments) -> dict:
-    """Fold the temperature into the head of `predictor` and choose its operating point.
-
-    Both come from the raw validation pictures, scored by the predictor itself.
-
-    Returns:
-        `config`: the settings for the model's config.json; `metrics`: what the model scores on
-        the same pictures at its threshold, as value, low and high.
-    """
-    labels, patients = validation["label"][:], validation["patient"][:]
-    margins = predictor.margins_of_pictures(open_pictures(validation))
-    temperature = fit_temperature(labels, margins)
-    # Dividing the head's weights divides the logits, so that a plain pipeline is calibrated too.
-    head = head_of(predictor.model)
-    with torch.no_grad():
-        head.weight /= temperature
-        head.bias /= temperature
-    probabilities = to_probability(margins / temperature)
-    point = choose_threshold(labels, probabilities, patients, arguments.required_sensitivity)
-    metrics = bootstrap_intervals(labels, probabilities, point.threshold, patients, resamples=300)
-    return {
-        "config": {
-            "threshold": point.threshold,
-            "refer_low": point.low,
-            "refer_high": point.high,
-            "temperature": temperature,
-            "calibrated_for_prevalence": 0.5,
-            "required_sensitivity": arguments.required_sensitivity,
-        },
-        "metrics": {name: asdict(interval) for name, interval in metrics.items()},
-    }
 
 
 def finish_model(
@@ -119,7 +88,12 @@ def finish_model(
     print("Calibrating and choosing the threshold on the validation part.", flush=True)
     predictor = Predictor.from_pretrained(folder)
     model = predictor.model
-    validation = calibrate(predictor, data["validation"], arguments)
+    validation = calibrate(
+        predictor,
+        data["validation"],
+        arguments.required_sensitivity,
+        arguments.attribution_images,
+    )
     setattr(model.config, CONFIG_KEY, validation["config"])
     model.save_pretrained(folder)
     draw_curves(folder / CURVES_FILE, outcomes, arguments)
@@ -144,7 +118,7 @@ def finish_model(
                 # Where data lies is the user's own affair.
                 "data_dir": " + ".join(parse_source(one).name for one in recipe.data.data_dir),
                 "cache_dir": None,
-                "parts": {name: _describe(part) for name, part in data.items()},
+                "parts": {name: _describe(part, data) for name, part in data.items()},
                 "sha256": fingerprints,
             },
             "augmentation": asdict(recipe.augment),
@@ -152,7 +126,7 @@ def finish_model(
             | {
                 "stages": [
                     asdict(stage)
-                    | {"part": stage.part}
+                    | {"part": stage.part, "share_of_weights": _share(model, stage)}
                     | {name: getattr(outcome, name) for name in ENDED}
                     for stage, outcome in zip(stages, outcomes, strict=True)
                 ],
@@ -224,6 +198,13 @@ NAMED_PACKAGES = ("torch", "torchvision", "transformers", "accelerate", "dataset
 PLACES = ("output_dir", "teacher", "trackio_space_id", "run_name", "project", "overwrite", "resume")
 
 
+def _share(model: PreTrainedModel, stage: Stage) -> float:
+    """Return the share of the network's weights that learn in a stage."""
+    freeze(model, stage.trainable_stages)
+    learning, weights = count_trainable(model)
+    return round(learning / weights, 5)
+
+
 def _told(arguments: XrayTrainingArguments, speed: Speed) -> dict[str, Any]:
     return {name: getattr(arguments, name) for name in TOLD} | {
         "precision": speed.precision,
@@ -265,11 +246,14 @@ def find_commit() -> str | None:
         return None
 
 
-def _describe(part: Dataset) -> dict[str, int]:
-    labels = part["label"][:]
+def _describe(part: Dataset, data: DatasetDict) -> dict[str, int | float | bool]:
+    """Return what a split holds, and its share of all images."""
+    labels, patients = part["label"][:], set(part["patient"][:])
     return {
         "images": len(labels),
-        "patients": len(set(part["patient"][:])),
+        "share": round(len(labels) / sum(len(one) for one in data.values()), 4),
+        "patients": len(patients),
+        "patients_by_file_name": named_by_file(patients),
         **{name: labels.count(label) for label, name in enumerate(LABELS)},
     }
 

@@ -102,6 +102,8 @@ class Predictor:
         self.operating_point = OperatingPoint(
             settings["threshold"], settings["refer_low"], settings["refer_high"]
         )
+        # What full brightness of an attribution map stands for, by method.
+        self.attribution_references: dict[str, float] = settings.get("attribution_references", {})
         # What is to be known of every answer, a sentence each.
         self.caveats = () if self.has_threshold else (NO_THRESHOLD,)
         self.caveats += tta_caveats(tta, self.has_threshold, bool(settings.get("tta")))

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pneumonia_hf import __version__
+from pneumonia_hf.calibration import calibrate_scores
 from pneumonia_hf.ensemble import EnsemblePredictor
 from pneumonia_hf.errors import UserError
 from pneumonia_hf.hashes import hash_pictures, to_hex
@@ -21,13 +21,7 @@ from pneumonia_hf.hub import (
     replace_text,
     write_json,
 )
-from pneumonia_hf.metrics import (
-    METRICS,
-    bootstrap_intervals,
-    choose_threshold,
-    fit_temperature,
-    to_probability,
-)
+from pneumonia_hf.metrics import METRICS
 from pneumonia_hf.predictor import Predictor
 from pneumonia_hf.sources import open_pictures
 
@@ -141,20 +135,9 @@ def _calibrate(
     labels, patients = validation["label"][:], validation["patient"][:]
     predictor = EnsemblePredictor([Predictor.from_pretrained(member) for member in members])
     margins = predictor.margins_of_pictures(open_pictures(validation))
-    # Members that err on different pictures are less sure together than each should be.
-    temperature = fit_temperature(labels, margins)
-    probabilities = to_probability(margins / temperature)
-    point = choose_threshold(labels, probabilities, patients, required_sensitivity)
-    metrics = bootstrap_intervals(labels, probabilities, point.threshold, patients, resamples=300)
-    return {
-        "threshold": point.threshold,
-        "refer_low": point.low,
-        "refer_high": point.high,
-        "temperature": temperature,
-        "calibrated_for_prevalence": 0.5,
-        "required_sensitivity": required_sensitivity,
-        "metrics": {name: asdict(interval) for name, interval in metrics.items()},
-    }
+    # Members that err on different images are less sure together than each should be.
+    found = calibrate_scores(labels, margins, patients, required_sensitivity)
+    return found.settings | found.remarks | {"metrics": found.metrics}
 
 
 def _spread(values: Sequence[float | None]) -> dict[str, float | None]:
