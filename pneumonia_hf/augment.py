@@ -236,8 +236,12 @@ def blur(pixels: Tensor, strength: float) -> Tensor:
     from kornia.filters import gaussian_blur2d
 
     # On the CPU: gaussian_blur2d looks at the numbers before it moves them.
-    sigma = _draw(pixels, 0.1, 0.1 + 1.5 * strength)
-    return gaussian_blur2d(pixels, (5, 5), torch.stack([sigma, sigma], 1))
+    widest = 0.1 + 1.5 * strength
+    sigma = _draw(pixels, 0.1, widest)
+    # Wide enough for three standard deviations of the widest: a kernel of 5 x 5 would make 1.2
+    # pixels of 1.6. Not wider than the image, whose border is mirrored.
+    reach = min(math.ceil(3 * widest), min(pixels.shape[-2:]) - 1)
+    return gaussian_blur2d(pixels, (2 * reach + 1,) * 2, torch.stack([sigma, sigma], 1))
 
 
 def add_noise(pixels: Tensor, strength: float) -> Tensor:

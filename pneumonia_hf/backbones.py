@@ -29,7 +29,7 @@ class Backbone:
     # The layer whose output is the last feature map that the head's gradient reaches.
     features: Callable[[PreTrainedModel], nn.Module]
     # From the input upwards: what is frozen first comes first. With the head they hold every
-    # parameter of the model, each once.
+    # parameter of the model, each once; none is a normalisation layer alone.
     stages: Callable[[PreTrainedModel], list[nn.Module]]
     license: str = "apache-2.0"  # of the pretrained weights, and so of what is made from them
     mean: tuple[float, ...] = IMAGENET_MEAN
@@ -82,7 +82,33 @@ def _timm_stages(model: PreTrainedModel) -> list[nn.Module]:
             else:
                 yield child
 
-    return list(split(model.timm_model, is_top=True))
+    return _join_norms(list(split(model.timm_model, is_top=True)))
+
+
+def _join_norms(stages: list[nn.Module]) -> list[nn.Module]:
+    """Return `stages` with bare normalisation layers joined to the one before, or else after.
+
+    "The last stage" would else be a few hundred weights that learn next to nothing.
+    """
+    from torch import nn
+
+    joined: list[list[nn.Module]] = []
+    leading: list[nn.Module] = []  # norms before anything else
+    for stage in stages:
+        if not _is_norm(stage):
+            joined.append([*leading, stage])
+            leading = []
+        elif joined:
+            joined[-1].append(stage)
+        else:
+            leading.append(stage)
+    return [group[0] if len(group) == 1 else nn.ModuleList(group) for group in joined]
+
+
+def _is_norm(stage: nn.Module) -> bool:
+    """Return whether all parameters of a module belong to normalisation layers."""
+    owners = [one for one in stage.modules() if list(one.parameters(recurse=False))]
+    return bool(owners) and all("Norm" in type(one).__name__ for one in owners)
 
 
 def _timm(hub_id: str | None, classifier: str, **others) -> Backbone:
@@ -107,7 +133,9 @@ BACKBONES = {
         head="classifier",
         # The last block's patch tokens get no gradient from a class-token head: its input does.
         features=lambda model: model.vit.layers[-1].layernorm_before,
-        stages=lambda model: [model.vit.embeddings, *model.vit.layers, model.vit.layernorm],
+        stages=lambda model: _join_norms(
+            [model.vit.embeddings, *model.vit.layers, model.vit.layernorm]
+        ),
         mean=HALF,
         std=HALF,
         prefix_tokens=1,
@@ -118,7 +146,9 @@ BACKBONES = {
         model_type="deit",
         head="classifier",  # on the class token; the distillation token's own head is left out
         features=lambda model: model.deit.layers[-1].layernorm_before,
-        stages=lambda model: [model.deit.embeddings, *model.deit.layers, model.deit.layernorm],
+        stages=lambda model: _join_norms(
+            [model.deit.embeddings, *model.deit.layers, model.deit.layernorm]
+        ),
         prefix_tokens=2,
         resizable=False,
         config={"hidden_size": 384, "num_attention_heads": 6, "intermediate_size": 1536},
@@ -128,11 +158,9 @@ BACKBONES = {
         model_type="dinov2",
         head="classifier",
         features=lambda model: model.dinov2.encoder.layer[-1].norm1,
-        stages=lambda model: [
-            model.dinov2.embeddings,
-            *model.dinov2.encoder.layer,
-            model.dinov2.layernorm,
-        ],
+        stages=lambda model: _join_norms(
+            [model.dinov2.embeddings, *model.dinov2.encoder.layer, model.dinov2.layernorm]
+        ),
         prefix_tokens=1,
         config={
             "hidden_size": 384,
@@ -147,11 +175,9 @@ BACKBONES = {
         model_type="swin",
         head="classifier",
         features=lambda model: model.swin.layernorm,
-        stages=lambda model: [
-            model.swin.embeddings,
-            *model.swin.encoder.layers,
-            model.swin.layernorm,
-        ],
+        stages=lambda model: _join_norms(
+            [model.swin.embeddings, *model.swin.encoder.layers, model.swin.layernorm]
+        ),
         # By github.com/microsoft/Swin-Transformer; the Hub's card says Apache-2.0.
         license="mit",
         prefix_tokens=0,
@@ -162,11 +188,9 @@ BACKBONES = {
         model_type="convnext",
         head="classifier",
         features=lambda model: model.convnext.encoder.stages[-1],
-        stages=lambda model: [
-            model.convnext.embeddings,
-            *model.convnext.encoder.stages,
-            model.convnext.layernorm,
-        ],
+        stages=lambda model: _join_norms(
+            [model.convnext.embeddings, *model.convnext.encoder.stages, model.convnext.layernorm]
+        ),
         regularisers=DROP_PATH,
     ),
     "convnextv2-tiny": Backbone(
@@ -174,11 +198,13 @@ BACKBONES = {
         model_type="convnextv2",
         head="classifier",
         features=lambda model: model.convnextv2.encoder.stages[-1],
-        stages=lambda model: [
-            model.convnextv2.embeddings,
-            *model.convnextv2.encoder.stages,
-            model.convnextv2.layernorm,
-        ],
+        stages=lambda model: _join_norms(
+            [
+                model.convnextv2.embeddings,
+                *model.convnextv2.encoder.stages,
+                model.convnextv2.layernorm,
+            ]
+        ),
         # By github.com/facebookresearch/ConvNeXt-V2; the Hub's card says Apache-2.0.
         license="cc-by-nc-4.0",
         regularisers=DROP_PATH,
@@ -341,6 +367,7 @@ def build_model(config: ModelConfig) -> tuple[PreTrainedModel, BaseImageProcesso
             )
         image_size = native
     _check_size(model, config.backbone, image_size)
+    grow_drop_path(model)
     freeze(model, config.trainable_stages)
     if config.channels_last:
         import torch
@@ -398,6 +425,27 @@ def freeze(model: PreTrainedModel, trainable_stages: int | None) -> None:
     for module in [*stages[max(0, len(stages) - trainable_stages) :], head_of(model)]:
         for parameter in module.parameters():
             parameter.requires_grad = True
+
+
+def count_trainable(model: PreTrainedModel) -> tuple[int, int]:
+    """Return how many weights of a model learn, and how many it has."""
+    counts = [(one.numel(), one.requires_grad) for one in model.parameters()]
+    return sum(n for n, learns in counts if learns), sum(n for n, _ in counts)
+
+
+def grow_drop_path(model: PreTrainedModel) -> None:
+    """Let the share of images that skip a block grow with the depth, from 0 to the config's rate.
+
+    So does every other family here by itself (Huang et al. 2016); transformers' DINOv2 gives
+    all blocks the same rate, and does so again whenever it is loaded.
+    """
+    if model.config.model_type != "dinov2":
+        return
+    layers = model.dinov2.encoder.layer
+    for depth, layer in enumerate(layers):
+        rate = model.config.drop_path_rate * depth / max(len(layers) - 1, 1)
+        if hasattr(layer.drop_path, "drop_prob"):  # an Identity where the rate is 0
+            layer.drop_path.drop_prob = rate
 
 
 def head_of(model: PreTrainedModel) -> nn.Linear:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
+from pneumonia_hf import __version__
 from pneumonia_hf.errors import UserError
 from pneumonia_hf.hub import ENSEMBLE_FILE, MODEL_FILES, RUN_FILE, read_json, write_json
 
@@ -246,7 +247,13 @@ def describe_run(
     made_of = asdict(recipe.model) | asdict(recipe.augment)
     made_of |= {name: value for name, value in _plain(arguments).items() if name not in FREE}
     made_of |= {f"{name} pictures": content for name, content in fingerprints.items()}
-    return made_of | {"processes": arguments.world_size, "FSDP": is_sharded()}
+    # Between minor versions the same settings may mean other stages or other augmentation.
+    version = ".".join(__version__.split(".")[:2])
+    return made_of | {
+        "version of pneumonia_hf": version,
+        "processes": arguments.world_size,
+        "FSDP": is_sharded(),
+    }
 
 
 def is_sharded() -> bool:

@@ -24,7 +24,7 @@ from transformers import (
 
 from pneumonia_hf.arguments import XrayTrainingArguments
 from pneumonia_hf.audit import audit_briefly
-from pneumonia_hf.backbones import freeze
+from pneumonia_hf.backbones import count_trainable, freeze, grow_drop_path
 from pneumonia_hf.cache import read_parts
 from pneumonia_hf.checkpoints import (
     CHECKPOINTS,
@@ -206,6 +206,10 @@ class _Run:
             told = f"{stage.part}, {stage.epochs:g} epochs at a rate of {stage.learning_rate:g}"
             print(f"Stage {number} of {len(self.stages)}: {told}.", flush=True)
         freeze(self.model, stage.trainable_stages)
+        learning, weights = count_trainable(self.model)
+        if self.is_main:
+            share = f"{learning / weights:.2%}" if learning < weights else "all"
+            print(f"{share} of the network's {weights:,} weights learn.", flush=True)
         if self.speed.channels_last:
             import torch
 
@@ -312,11 +316,13 @@ class _Run:
         checkpoint = stage_folder(self.folder, number) / outcome.checkpoint
         if self.arguments.world_size == 1:
             self.model = load_best(checkpoint)
+            grow_drop_path(self.model)
             return
         # Handed out by the first process: the others may not see its disk.
         weights = agree(self.arguments, lambda: load_best(checkpoint).state_dict())
         self.model = AutoModelForImageClassification.from_config(self.model.config)
         self.model.load_state_dict(weights, strict=True)
+        grow_drop_path(self.model)
 
     def _finish_model(self, outcomes: list[Outcome]) -> None:
         best = choose_outcome(outcomes, self.arguments)
