@@ -30,6 +30,8 @@ logger = logging.getLogger(__name__)
 
 PARTS = ("train", "validation", "test")
 FIRST_CASES = 3  # of a kind of trouble, in messages
+SPLIT_TOLERANCE = 0.01  # between the share of the images that is asked for and that cut off
+SPLIT_DRAWS = 200  # random orders of the patients that are tried
 
 
 @dataclass
@@ -48,10 +50,11 @@ class DataConfig:
         metadata={"help": "What the model card calls the data; left out, the sources' names."},
     )
     validation_fraction: float = field(
-        default=0.15, metadata={"help": "Share of the patients cut off as validation part."}
+        default=0.15,
+        metadata={"help": "Share of the images cut off for validation, whole patients."},
     )
     test_fraction: float = field(
-        default=0.15, metadata={"help": "Share of the patients cut off as test part."}
+        default=0.15, metadata={"help": "Share of the images cut off for testing, whole patients."}
     )
     smallest_validation: int = field(
         default=100,
@@ -161,35 +164,68 @@ def _tell_kind(kind: str, cases: Sequence[Trouble]) -> str:
 
 
 def split_by_patient(data: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
-    """Return `data` in two parts, the second with about `fraction` of it, no patient in both.
+    """Return `data` in two splits, the second with `fraction` of the images, no patient in both.
 
-    Classes keep their shares (scikit-learn's StratifiedGroupKFold, of which some folds are cut).
+    Patients are taken in random order until they have their share of the images: those with
+    normals only, with pneumonias only and with both apart, so that classes keep their shares.
+
+    Args:
+        data: rows as `load_parts` returns them.
+        fraction: of the images, above 0 and below 1.
+        seed: of the order.
 
     Raises:
-        UserError: too few patients of a class for such a cut.
+        UserError: the share cannot be met within 1 point, or a split would lack a class.
     """
-    from sklearn.model_selection import StratifiedGroupKFold
-
-    folds, share = min(
-        ((n, m) for n in range(2, 11) for m in range(1, n)),
-        key=lambda pair: abs(pair[1] / pair[0] - fraction),
-    )
     labels, patients = column(data, "label").to_numpy(), _number_patients(data)
-    present = np.unique(labels)
-    for label in present:
-        count = len(np.unique(patients[labels == label]))
-        if count < folds:
-            raise UserError(
-                f"{count} patients with {LABELS[label]} are too few to cut off a part of "
-                f"{fraction:.0%}; give more pictures, or train/, val/ and test/ folders."
-            )
-    cutter = StratifiedGroupKFold(n_splits=folds, shuffle=True, random_state=seed)
-    parts = [rows for _, rows in cutter.split(labels, labels, patients)]
-    cut, kept = np.concatenate(parts[:share]), np.concatenate(parts[share:])
-    for rows in (kept, cut):
-        if len(np.unique(labels[rows])) < len(present):
-            raise UserError("Too few patients to give both classes to every part; add pictures.")
-    return take(data, np.sort(kept)), take(data, np.sort(cut))
+    images = np.zeros((patients.max(initial=-1) + 1, len(LABELS)), np.int64)  # of each patient
+    np.add.at(images, (patients, labels), 1)
+    generator = np.random.default_rng(seed)
+    # Whole patients rarely add up at once where they are few, or one has many images.
+    draws = (_draw_patients(images, fraction, generator) for _ in range(SPLIT_DRAWS))
+    best, best_error = None, np.inf
+    for drawn in draws:
+        of_both = images[drawn].sum(axis=0), images[~drawn].sum(axis=0)
+        if any(np.any((of == 0) & (images.sum(axis=0) > 0)) for of in of_both):
+            continue
+        error = abs(of_both[0].sum() / len(labels) - fraction)
+        if error < best_error:
+            best, best_error = drawn, error
+        if error <= SPLIT_TOLERANCE / 10:
+            break
+    if best is None:
+        counts = ", ".join(
+            f"{np.sum(images[:, label] > 0)} with {name}" for label, name in enumerate(LABELS)
+        )
+        raise UserError(
+            f"Too few patients ({counts}) to cut off {fraction:.1%} of the images with both "
+            f"classes; give more images, or train/, val/ and test/ folders."
+        )
+    cut = best[patients]
+    if best_error > SPLIT_TOLERANCE:
+        raise UserError(
+            f"Whole patients cannot make up {fraction:.1%} of the {len(labels)} images; the "
+            f"nearest share found is {cut.mean():.1%}. Ask for that with --validation_fraction "
+            f"or --test_fraction, or give more patients."
+        )
+    return take(data, np.flatnonzero(~cut)), take(data, np.flatnonzero(cut))
+
+
+def _draw_patients(
+    images: np.ndarray, fraction: float, generator: np.random.Generator
+) -> np.ndarray:
+    """Return which patients make up `fraction` of the images in one random order: bool [P]."""
+    drawn = np.zeros(len(images), bool)
+    kinds = (images > 0) @ (1 << np.arange(images.shape[1]))
+    left_over = 0.0  # images that the kinds before got too few of
+    for kind in np.unique(kinds):
+        rows = generator.permutation(np.flatnonzero(kinds == kind))
+        totals = np.concatenate([[0], np.cumsum(images[rows].sum(axis=1))])
+        wanted = fraction * totals[-1] + left_over
+        count = int(np.argmin(np.abs(totals - wanted)))
+        drawn[rows[:count]] = True
+        left_over = wanted - totals[count]
+    return drawn
 
 
 def _number_patients(data: Dataset) -> np.ndarray:
@@ -319,15 +355,13 @@ def _cut(parts: DatasetDict, config: DataConfig, source: str) -> DatasetDict:
             len(validation),
         )
         train = concatenate_datasets([train, own.pop("validation")])
-    # Both shares are of all patients: the second cut is from what the first has left.
-    left = 1.0
+    # Both shares are of all images: the second cut is from what the first has left.
+    count = len(train)
     if "test" not in own:
         train, own["test"] = split_by_patient(train, config.test_fraction, config.split_seed)
-        left = 1 - config.test_fraction
     if "validation" not in own:
-        train, own["validation"] = split_by_patient(
-            train, config.validation_fraction / left, config.split_seed
-        )
+        fraction = config.validation_fraction * count / len(train)
+        train, own["validation"] = split_by_patient(train, fraction, config.split_seed)
     own["train"] = train
     cut = DatasetDict(own)
     if sum(len(part) for part in cut.values()) != sum(len(part) for part in parts.values()):
