@@ -14,7 +14,7 @@ from pneumonia_hf.augment import AugmentConfig, draw_preview
 from pneumonia_hf.checks import CHECKS, SHORTCUT_LOOK, VERDICTS, Finding, Xrays
 from pneumonia_hf.errors import UserError
 from pneumonia_hf.hub import write_json
-from pneumonia_hf.rows import LABELS
+from pneumonia_hf.rows import LABELS, describe_patients
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -100,8 +100,9 @@ def _to_markdown(findings: dict[str, Finding], xrays: Xrays, name: str, sheets: 
     lines = [
         f"# Audit of {name}",
         "",
-        f"{len(xrays)} pictures that can be read ({parts}), of {patients} patients as far as the "
-        f"data tells. By `audit_data.py` of pneumonia-hf {__version__}.",
+        f"{len(xrays)} images that can be read ({parts}), of "
+        f"{describe_patients(patients, xrays.by_file_name)}. By `audit_data.py` of pneumonia-hf "
+        f"{__version__}.",
         "",
         "`fine`: nothing to do. `look`: see the examples. `stop`: numbers measured on this data "
         "would not be believed.",

@@ -14,7 +14,7 @@ import numpy as np
 
 from pneumonia_hf import gate
 from pneumonia_hf.duplicates import group_exact, group_near
-from pneumonia_hf.rows import LABELS, OWN_COLUMNS, TROUBLES, Trouble, column
+from pneumonia_hf.rows import LABELS, OWN_COLUMNS, TROUBLES, Trouble, column, named_by_file
 from pneumonia_hf.store import XrayPixels
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ VERDICTS = ("fine", "look", "stop")
 MOST_EXAMPLES = 12  # of a check, in audit.json and as thumbnails
 
 SMALLEST_SHARE = 0.2  # of a class in a part
-PRIOR_SHIFT = 0.05  # between two parts' shares of pneumonia
+FALSE_ALARMS = 0.01  # how often random splits are said to differ in their shares of pneumonia
 WHITE_SHARE = 0.1  # of saturated pixels; real films have up to 0.04
 DARK, BRIGHT = 40.0, 220.0  # mean grey levels; real films have 60 to 200
 FEW = 0.01  # share of the pictures up to which oddities of exposure are no matter
@@ -101,6 +101,12 @@ class Xrays:
         links = coo_array((np.ones(len(self), bool), (self.patient, films)), shape=(size, size))
         return connected_components(links, directed=False)[1][self.patient]
 
+    @cached_property
+    def by_file_name(self) -> bool:
+        """Whether patients are groups by file name, so that there are at least as many."""
+        _ = self.patient
+        return named_by_file(self._patient_names.to_pylist())
+
     def patient_name(self, number: int) -> str:
         """Return the patient that a number stands for."""
         _ = self.patient
@@ -133,18 +139,62 @@ def check_balance(xrays: Xrays) -> Finding:
     shares = {name: float(of[1] / max(of.sum(), 1)) for name, of in counts.items()}
     few = [name for name, share in shares.items() if min(share, 1 - share) < SMALLEST_SHARE]
     shift = max(shares.values()) - min(shares.values())
+    chance = compare_shares(xrays.label, xrays.patient, xrays.part)
     verdict = "stop" if any(0 in of for of in counts.values()) else "look" if few else "fine"
     told = "; ".join(
         f"{name} has {of[0]} {LABELS[0]} and {of[1]} {LABELS[1]} ({shares[name]:.1%} of all)"
         for name, of in counts.items()
     )
-    if shift > PRIOR_SHIFT:
+    if chance < FALSE_ALARMS:
         verdict = max(verdict, "look", key=VERDICTS.index)
-        told += f"; the shares differ by {shift:.1%} between parts"
+        told += (
+            f"; the shares differ by {shift:.1%} between splits, more than splitting these "
+            f"patients at random explains (p = {chance:.3g})"
+        )
         few = few or list(counts)
     numbers = {name: {LABELS[0]: int(of[0]), LABELS[1]: int(of[1])} for name, of in counts.items()}
     examples = tuple({"part": name, **numbers[name]} for name in few)
-    return Finding(verdict, len(few), f"{told}.", examples, more={"parts": numbers})
+    more = {"parts": numbers, "p_of_shift": round(chance, 4)}
+    return Finding(verdict, len(few), f"{told}.", examples, more=more)
+
+
+def compare_shares(
+    label: np.ndarray, patient: np.ndarray, part: np.ndarray, draws: int = 999, seed: int = 0
+) -> float:
+    """Return how likely splits of the same sizes differ so much in their share of pneumonia.
+
+    A permutation test: whole patients are dealt to the splits anew, each split getting as many
+    patients as it has. What is compared is the chi-squared sum of the shares' distances from
+    that of all.
+
+    Args:
+        label: 0 or 1, [N].
+        patient, part: numbers that stand for the patient and the split, [N].
+        draws: random deals.
+        seed: of the deals.
+
+    Returns:
+        The p-value, 1 / (draws + 1) or more; 1 where there is one split only.
+    """
+    units, of_unit = np.unique(np.stack([patient, part]), axis=1, return_inverse=True)
+    of_unit = of_unit.ravel()  # a patient in two splits counts in each
+    splits = units[1] - units[1].min(initial=0)
+    size = np.bincount(of_unit).astype(np.float64)
+    ill = np.bincount(of_unit, label)
+    overall = ill.sum() / max(size.sum(), 1)
+    if len(np.unique(splits)) < 2 or overall in (0, 1):
+        return 1.0
+
+    def distance(dealt: np.ndarray) -> float:
+        images = np.bincount(dealt, size)
+        found = np.bincount(dealt, ill)
+        images, found = images[images > 0], found[images > 0]
+        return float((images * (found / images - overall) ** 2).sum())
+
+    seen = distance(splits)
+    generator = np.random.default_rng(seed)
+    as_far = sum(distance(generator.permutation(splits)) >= seen - 1e-9 for _ in range(draws))
+    return (1 + as_far) / (1 + draws)
 
 
 def check_sizes(xrays: Xrays) -> Finding:
@@ -318,7 +368,8 @@ def check_patient_overlap(xrays: Xrays) -> Finding:
         text = "the data is not parted yet; training parts it by patient."
     elif len(shared):
         text = (
-            f"{_count(shared, 'patient')} in more than one part: what is measured there flatters."
+            f"{_count(shared, 'patient')} in more than one split: what is measured there is "
+            f"optimistically biased."
         )
     else:
         text = "no patient is in two parts."
@@ -346,6 +397,11 @@ def check_patient_labels(xrays: Xrays) -> Finding:
     """Patients with pictures of both labels: ill at one time, well at another, or mistaken."""
     cases = [one for one in xrays.troubles if one.kind == "both_labels"]
     text = f"{_count(cases, 'patient')} with both labels"
+    if not cases and xrays.by_file_name:
+        text = (
+            "not to be seen: patients are groups by file name, and the names differ by class, so "
+            "no group can have both labels"
+        )
     finding = _from_troubles("look" if cases else "fine", cases, f"{text}.")
     examples = tuple({"patient": one.file, "reason": one.reason} for one in cases[:MOST_EXAMPLES])
     patients = [one.file for one in cases]
