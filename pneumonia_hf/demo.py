@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import html
 import os
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 from PIL import Image
 
-from pneumonia_hf.attribution import METHODS, explain, overlay
-from pneumonia_hf.backbones import backbone_of
+from pneumonia_hf.attribution import explain, methods_for, overlay
 from pneumonia_hf.errors import UserError
-from pneumonia_hf.hub import REPORTS_FILE, RUN_FILE, read_json
+from pneumonia_hf.hub import REPORTS_FILE, RUN_FILE, find_misfit, read_json
 from pneumonia_hf.predictor import Prediction, Predictor
 from pneumonia_hf.xray import IMAGE_SUFFIXES, read_xray
 
@@ -22,13 +21,16 @@ NOTICE = (
     "**Research software, not a medical device.** It must not be used to diagnose or to rule out "
     "disease. It errs, most of all on films unlike those it was trained on."
 )
-HEAT_NOTICE = (
-    "Bright places moved the score towards pneumonia. They do **not** show where disease is: such "
-    "maps agree badly with radiologists. A map that is nearly dark found little that speaks for it."
+MAP_NOTICE = (
+    "Bright places raised the score for pneumonia. They do **not** show where disease is: such "
+    "maps agree badly with radiologists. Full brightness is what the model finds in a typical "
+    "pneumonia of its validation images, so a dark map means that it found little."
 )
+CALIBRATED = "Probability of pneumonia, calibrated for a population in which half have it:"
+UNCALIBRATED = "Score for pneumonia (0 to 1, not a probability you can count on, see the model):"
 COLOURS = {"PNEUMONIA": "#b3261e", "NORMAL": "#1b6e3c", "REFER": "#8a5a00"}
-TOLD_METRICS = {"auroc": "AUROC", "sensitivity": "sensitivity", "specificity": "specificity"}
-KEPT_SECONDS = 3600  # uploaded pictures are patients' data: deleted after an hour
+SHOWN_METRICS = {"auroc": "AUROC", "sensitivity": "sensitivity", "specificity": "specificity"}
+KEPT_SECONDS = 3600  # uploaded images are patients' data: deleted after an hour
 QUEUE_LENGTH = 32
 
 # What launch() takes, for whoever starts the app.
@@ -46,19 +48,16 @@ LAUNCH_OPTIONS: dict[str, Any] = {
 def build_demo(predictor: Predictor) -> gr.Blocks:
     """Return the app for one model; `.launch(**LAUNCH_OPTIONS)` serves it.
 
-    The endpoint `/predict` takes a file and a method of METHODS, and gives the fields of a
-    `Prediction` and the overlay.
+    The endpoint `/predict` takes a file and a method of `methods_for` the model, and gives the
+    fields of a `Prediction` and the overlay. The warnings about the attribution map stand among
+    those of the prediction.
     """
-
-    methods = list(METHODS)
-    try:
-        for member in predictor.members:
-            backbone_of(member.model)
-    except UserError:  # another family: where its feature map is, nobody told
-        methods.remove("gradcam")
+    methods = methods_for(predictor)
+    misfits = [find_misfit(_reports_of(member)) for member in predictor.members]
+    meaning = UNCALIBRATED if any(misfits) else CALIBRATED
 
     def predict(image: str | None, method: str) -> tuple[dict[str, Any], Image.Image]:
-        """Decide on one chest X-ray and draw what moved the score."""
+        """Decide on one chest X-ray and draw what raised the score."""
         prediction, _, map_over_picture = _analyse(predictor, image, method)
         return asdict(prediction), map_over_picture
 
@@ -69,7 +68,7 @@ def build_demo(predictor: Predictor) -> gr.Blocks:
             prediction, picture, map_over_picture = _analyse(predictor, image, method)
         except gr.Error as error:  # said where the answer would be, and it stays there
             return f"<p><b>{html.escape(error.message)}</b></p>", None, None
-        return _to_html(prediction), picture, map_over_picture
+        return _to_html(prediction, meaning), picture, map_over_picture
 
     # No share button: it would publish a patient's film.
     shown = {"show_label": False, "interactive": False, "buttons": ["download", "fullscreen"]}
@@ -85,7 +84,7 @@ def build_demo(predictor: Predictor) -> gr.Blocks:
                     file_types=sorted(IMAGE_SUFFIXES),
                     height=170,
                 )
-                method = gr.Dropdown(methods, value=methods[0], label="Heat map")
+                method = gr.Dropdown(methods, value=methods[0], label="Attribution map")
                 button = gr.Button("Analyse", variant="primary")
                 gr.Markdown(_describe_model(predictor))
             with gr.Column(scale=2, min_width=320):
@@ -96,9 +95,9 @@ def build_demo(predictor: Predictor) -> gr.Blocks:
                         gr.Markdown("As the model reads it")
                         picture = gr.Image(**shown)
                     with gr.Column(min_width=240):
-                        gr.Markdown("What moved the score")
+                        gr.Markdown("What raised the score")
                         heat = gr.Image(**shown)
-                gr.Markdown(HEAT_NOTICE)
+                gr.Markdown(MAP_NOTICE)
 
         # One picture at a time: captum hooks into the one model that all requests share.
         alone = {"concurrency_id": "model", "concurrency_limit": 1}
@@ -120,13 +119,15 @@ def _analyse(
         raise gr.Error("Give a chest X-ray first.", print_exception=False)
     try:
         picture = read_xray(path)
-        heat = explain(predictor, picture, method)
-        return predictor.predict(picture), picture, overlay(picture, heat)
+        found = explain(predictor, picture, method)
+        prediction = predictor.predict(picture)
+        prediction = replace(prediction, warnings=prediction.warnings + found.warnings)
+        return prediction, picture, overlay(picture, found.values)
     except UserError as error:
         raise gr.Error(str(error), print_exception=False) from error
 
 
-def _to_html(prediction: Prediction) -> str:
+def _to_html(prediction: Prediction, meaning: str) -> str:
     """Return the decision, and the probability on a scale with the threshold marked."""
     colour = COLOURS[prediction.decision]
     at = f"left:{prediction.threshold:.1%}"
@@ -148,8 +149,8 @@ def _to_html(prediction: Prediction) -> str:
     return (
         f'<div><span style="background:{colour};color:white;border-radius:6px;padding:4px 12px;'
         f'font-size:1.4rem;font-weight:700">{prediction.decision}</span>{scale}'
-        f"<p>Calibrated probability of pneumonia <b>{prediction.probability:.3f}</b>; "
-        f"called pneumonia from <b>{prediction.threshold:.3f}</b> (the mark on the bar).</p>"
+        f"<p>{meaning} <b>{prediction.probability:.3f}</b>; pneumonia at or above "
+        f"<b>{prediction.threshold:.3f}</b> (the mark on the bar).</p>"
         f"{referred}{f'<ul>{warnings}</ul>' if warnings else ''}</div>"
     )
 
@@ -162,15 +163,28 @@ def _describe_model(predictor: Predictor) -> str:
     backbone = read_json(predictor.path / RUN_FILE, {}).get("model", {}).get("backbone")
     name = predictor.path.resolve().name if local else predictor.name
     lines = [f"**Model:** {name}{f' ({backbone})' if backbone else ''}", ""]
-    for report in read_json(predictor.path / REPORTS_FILE, []):
+    reports = _reports_of(predictor)
+    for report in reports:
         metrics = report["metrics"]
         told = ", ".join(
             f"{title} {metrics[key]['value']:.3f}"
-            for key, title in TOLD_METRICS.items()
+            for key, title in SHOWN_METRICS.items()
             if metrics[key]["value"] is not None
         )
-        # An interval that holds 0.5 says that the order of the pictures could be drawn by lot.
+        # An interval that holds 0.5 says that the order of the images may be chance.
         low = metrics["auroc"]["low"]
         chance = " **This is no better than chance.**" if low is not None and low <= 0.5 else ""
-        lines.append(f"- {report['data']}, {report['n']} pictures: {told}.{chance}")
+        site = "another site" if report.get("external") else "the training site"
+        lines.append(f"- {report['data']} ({site}), {report['n']} images: {told}.{chance}")
+    if misfit := find_misfit(reports):
+        error = misfit["metrics"]["ece_balanced"]["value"]
+        lines.append(
+            f"\nIts probabilities are **not calibrated** for {misfit['data']}: there they are off "
+            f"by {error:.2f} on average."
+        )
     return "\n".join(lines)
+
+
+def _reports_of(predictor: Predictor) -> list[dict[str, Any]]:
+    """Return the reports that the model's own folder holds."""
+    return read_json(predictor.path / REPORTS_FILE, []) if predictor.path else []

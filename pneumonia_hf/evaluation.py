@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,9 +13,10 @@ import numpy as np
 
 from pneumonia_hf.data import load_parts
 from pneumonia_hf.errors import UserError, XrayError
+from pneumonia_hf.folders import OtherImage
 from pneumonia_hf.hashes import hash_pictures, to_hex
 from pneumonia_hf.hub import ENSEMBLE_FILE, RUN_FILE, check_finished, read_json
-from pneumonia_hf.metrics import Interval, OperatingPoint, bootstrap_intervals
+from pneumonia_hf.metrics import Interval, OperatingPoint, bootstrap_intervals, draw_patients
 from pneumonia_hf.predictor import Prediction, Predictor
 from pneumonia_hf.rows import ALL, LABELS, column
 from pneumonia_hf.sources import open_pictures
@@ -22,8 +24,41 @@ from pneumonia_hf.sources import open_pictures
 if TYPE_CHECKING:
     from datasets import Dataset
 
+SUBGROUP_METRICS = ("auroc", "sensitivity", "specificity")
 SPLITS = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
 RESAMPLES = 1000
+
+
+@dataclass(frozen=True)
+class Referral:
+    """How many images are referred, and what the decisions on the others are worth for it."""
+
+    referred: int
+    error: Interval  # share of all images on the wrong side of the threshold
+    error_of_kept: Interval  # the same of those that are not referred
+    error_of_referred: float  # NaN where none is
+
+
+@dataclass(frozen=True)
+class Subgroup:
+    """What a model scored on the images with one value of a column of metadata."""
+
+    column: str
+    value: str
+    normals: int
+    pneumonias: int
+    metrics: dict[str, Interval]  # of SUBGROUP_METRICS; empty where a class is absent
+
+
+@dataclass(frozen=True)
+class Others:
+    """What the model says of images of neither class; they are in no metric."""
+
+    name: str  # the folder, or the folder and a value of a column
+    count: int
+    called: int  # at or above the threshold
+    referred: int
+    median: float  # probability
 
 
 @dataclass(frozen=True)
@@ -43,14 +78,24 @@ class Report:
     probabilities: np.ndarray  # [N], calibrated P(pneumonia)
     patients: tuple[str, ...]  # [N]
     decisions: tuple[str, ...]  # [N]
-    seen_in_training: int  # pictures that the model or a member was trained on, by their bytes
-    seen_in_validation: int  # pictures on which it was chosen
-    unreadable: tuple[str, ...]  # why each picture that could not be read was not
+    referral: Referral
+    subgroups: tuple[Subgroup, ...]
+    others: tuple[Others, ...]
+    other_rows: tuple[tuple[str, str, float, str], ...]  # file, class, probability, decision
+    seen_in_training: int  # images that the model or a member was trained on, by their bytes
+    seen_in_validation: int  # images on which it was chosen
+    seen_in_test: int  # images of the internal test split, of the same site
+    unreadable: tuple[str, ...]  # why each image that could not be read was not
     notes: tuple[str, ...]  # what a reader must know before believing the numbers
 
     @property
+    def is_external(self) -> bool:
+        """Whether no image belongs to the data that the model was made from."""
+        return not (self.seen_in_training or self.seen_in_validation or self.seen_in_test)
+
+    @property
     def confusion(self) -> dict[str, int]:
-        """Return the counts at the threshold: every picture counts, also a referred one."""
+        """Return the counts at the threshold: every image counts, also a referred one."""
         called = self.probabilities >= self.operating_point.threshold
         ill = self.labels == 1
         return {
@@ -139,36 +184,50 @@ def evaluate_predictor(
     split: str = "all",
     resamples: int = RESAMPLES,
     strict: bool = False,
+    subgroups: Sequence[str] = (),
+    others: Sequence[OtherImage] = (),
 ) -> Report:
-    """Score every picture of `dataset` as the app would, and measure it.
+    """Score every image of `dataset` as the app would, and measure it.
 
     Args:
         predictor: the model, with its own threshold.
         dataset: with image, label and patient, as `load_parts` returns.
         data, split: what the report calls it.
         resamples: number of bootstrap resamples of the intervals.
-        strict: whether a picture that cannot be read is an error; else the report lists it.
+        strict: whether an image that cannot be read is an error; else the report lists it.
+        subgroups: columns of metadata; each value is measured by itself too.
+        others: images of neither class, as `list_others` returns them: scored, in no metric.
 
     Raises:
-        UserError: a class is absent; with `strict`, some pictures cannot be read.
+        UserError: a class is absent; no such column; with `strict`, some images cannot be read.
     """
+    missing = [name for name in subgroups if name not in dataset.column_names]
+    if missing:
+        known = sorted(set(dataset.column_names) - {"image", "label", "patient", "file"})
+        raise UserError(
+            f"The data has no column {missing[0]!r} for --subgroups; it has {', '.join(known)}."
+        )
     predictions, kept, unreadable = _predict_all(predictor, dataset, strict)
     dataset = dataset.select(kept) if unreadable else dataset
     labels = column(dataset, "label").to_numpy()
     for label, name in enumerate(LABELS):
         if not np.any(labels == label):
             raise UserError(
-                f"The {split} part of {data} has no readable {name}; both classes are needed."
+                f"The {split} split of {data} has no readable {name}; both classes are needed."
             )
     probabilities = np.asarray([one.probability for one in predictions])
+    decisions = tuple(one.decision for one in predictions)
     patients = tuple(dataset["patient"][:])
     known = {
-        name: set.union(*_hashes_by_member(predictor, name)) for name in ("train", "validation")
+        name: set.union(*_hashes_by_member(predictor, name))
+        for name in ("train", "validation", "test")
     }
     hashes = set(to_hex(hash_pictures(dataset))) if any(known.values()) else set()
     seen = {name: len(hashes & of_part) for name, of_part in known.items()}
     point = predictor.operating_point
     metrics = bootstrap_intervals(labels, probabilities, point.threshold, patients, resamples)
+    of_others, other_rows, unread_others = _score_others(predictor, others, subgroups)
+    unreadable += unread_others
     return Report(
         data=data,
         split=split,
@@ -183,11 +242,114 @@ def evaluate_predictor(
         labels=labels,
         probabilities=probabilities,
         patients=patients,
-        decisions=tuple(one.decision for one in predictions),
+        decisions=decisions,
+        referral=measure_referral(
+            labels, probabilities >= point.threshold, decisions, patients, resamples
+        ),
+        subgroups=tuple(
+            one
+            for name in subgroups
+            for one in _measure_subgroups(
+                name, dataset[name][:], labels, probabilities, point.threshold, patients, resamples
+            )
+        ),
+        others=of_others,
+        other_rows=other_rows,
         seen_in_training=seen["train"],
         seen_in_validation=seen["validation"],
+        seen_in_test=seen["test"],
         notes=_notes(predictor, labels, probabilities, metrics, seen, len(unreadable)),
     )
+
+
+def measure_referral(
+    labels: np.ndarray,
+    called: np.ndarray,
+    decisions: Sequence[str],
+    patients: Sequence[str],
+    resamples: int = RESAMPLES,
+) -> Referral:
+    """Return what referring some images does to the error on the others.
+
+    Args:
+        labels, called: the truth and the side of the threshold, [N] of 0 and 1 or booleans.
+        decisions: REFER for those that are referred, [N].
+        patients, resamples: for the bootstrap intervals.
+    """
+    wrong = called != (labels == 1)
+    kept = np.asarray([one != "REFER" for one in decisions])
+
+    def mean(values: np.ndarray) -> float:
+        return float(values.mean()) if len(values) else math.nan
+
+    draws = np.array(
+        [
+            (mean(wrong[rows]), mean(wrong[rows][kept[rows]]))
+            for rows in draw_patients(labels, patients, resamples, seed=13)
+        ]
+    )
+    errors = [mean(wrong), mean(wrong[kept])]
+    intervals = []
+    for value, drawn in zip(errors, draws.T, strict=True):
+        defined = drawn[~np.isnan(drawn)]
+        low, high = np.percentile(defined, [2.5, 97.5]) if len(defined) else (math.nan,) * 2
+        intervals.append(Interval(value, float(low), float(high)))
+    return Referral(int((~kept).sum()), *intervals, mean(wrong[~kept]))
+
+
+def _measure_subgroups(
+    name: str,
+    values: Sequence[str | None],
+    labels: np.ndarray,
+    probabilities: np.ndarray,
+    threshold: float,
+    patients: Sequence[str],
+    resamples: int,
+) -> Iterator[Subgroup]:
+    values = np.array([value or "not given" for value in values])
+    patients = np.asarray(patients)
+    for value in np.unique(values):
+        rows = np.flatnonzero(values == value)
+        counts = np.bincount(labels[rows], minlength=2)
+        metrics = {}
+        if counts.all():
+            every = bootstrap_intervals(
+                labels[rows], probabilities[rows], threshold, patients[rows], resamples
+            )
+            metrics = {metric: every[metric] for metric in SUBGROUP_METRICS}
+        yield Subgroup(name, str(value), int(counts[0]), int(counts[1]), metrics)
+
+
+def _score_others(
+    predictor: Predictor, others: Sequence[OtherImage], subgroups: Sequence[str]
+) -> tuple[tuple[Others, ...], tuple[tuple[str, str, float, str], ...], tuple[str, ...]]:
+    """Return the summary of images of neither class, their rows, and what cannot be read."""
+    predictions = list(predictor.predict_files([one.path for one in others]))
+    scored = [
+        (one, prediction)
+        for one, prediction in zip(others, predictions, strict=True)
+        if not isinstance(prediction, XrayError)
+    ]
+    groups: dict[str, list[Prediction]] = {}
+    for one, prediction in scored:
+        groups.setdefault(one.folder, []).append(prediction)
+    for name in subgroups:
+        for one, prediction in sorted(scored, key=lambda pair: pair[0].cells.get(name, "")):
+            value = one.cells.get(name, "not given")
+            groups.setdefault(f"{one.folder}, {name} {value}", []).append(prediction)
+    summary = tuple(
+        Others(
+            name,
+            len(several),
+            sum(one.label == LABELS[1] for one in several),
+            sum(one.decision == "REFER" for one in several),
+            float(np.median([one.probability for one in several])),
+        )
+        for name, several in groups.items()
+    )
+    rows = tuple((one.file, one.folder, made.probability, made.decision) for one, made in scored)
+    unread = tuple(str(one) for one in predictions if isinstance(one, XrayError))
+    return summary, rows, unread
 
 
 def _predict_all(
@@ -237,12 +399,18 @@ def _notes(predictor, labels, probabilities, metrics, seen, unreadable) -> tuple
         notes.append(f"{unreadable} {files} could not be read, and no number below counts them.")
     if seen["train"]:
         notes.append(
-            f"The model was trained on {seen['train']} of these pictures: the numbers flatter."
+            f"The model was trained on {seen['train']} of these images: the numbers are "
+            f"optimistically biased."
         )
     if seen["validation"]:
         notes.append(
-            f"Checkpoint and threshold were chosen on {seen['validation']} of these pictures: "
-            f"the numbers flatter."
+            f"Checkpoint and threshold were chosen on {seen['validation']} of these images: the "
+            f"numbers are optimistically biased."
+        )
+    if seen["test"]:
+        notes.append(
+            f"{seen['test']} of these images are of the site that the model was trained on: they "
+            f"say little about another one."
         )
     notes.extend(predictor.caveats)
     counts = {

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -86,6 +87,48 @@ def list_folder(where: str) -> Listing:
                 f"{first.file}, {first.reason}."
             )
     return listing
+
+
+@dataclass(frozen=True)
+class OtherImage:
+    """An image of a class that is neither NORMAL nor PNEUMONIA."""
+
+    path: Path
+    file: str  # relative to the data folder
+    folder: str  # the name of its class
+    cells: dict[str, str]  # what metadata.csv says of it, by column
+
+
+def list_others(where: str, names: Sequence[str]) -> list[OtherImage]:
+    """Return the images in folders of other classes beside NORMAL and PNEUMONIA.
+
+    Args:
+        where: the data folder.
+        names: of the folders.
+
+    Raises:
+        UserError: no such folder, one of the two classes, or a folder without images.
+    """
+    root = Path(os.path.abspath(expand(where)))
+    listing = Listing({})
+    found = []
+    for name in names:
+        folder = root / name
+        if find_label(name) is not None:
+            raise UserError(f"{name} is one of the two classes; --other_classes takes others.")
+        if not folder.is_dir():
+            raise UserError(f"{folder} is no folder; check --other_classes.")
+        metadata = _Metadata.join(_read_metadata(root), _read_metadata(folder))
+        images = [path for path in _walk(folder, listing) if _is_taken(path, root, listing)]
+        if not images:
+            raise UserError(f"{folder} holds no images; check --other_classes.")
+        found += [
+            OtherImage(
+                path, path.relative_to(root).as_posix(), name, metadata.rows.get(str(path), {})
+            )
+            for path in images
+        ]
+    return found
 
 
 class _Metadata:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pneumonia_hf.errors import UserError
+from pneumonia_hf.rows import describe_patients
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCard
@@ -35,6 +36,7 @@ MODEL_FILES = (
 NOT_IN_EACH = {REPORTS_FILE, CURVES_FILE, CODE_FILE}
 # The Hub's own names, where it has one.
 HUB_METRICS = {"auroc": "roc_auc", "sensitivity": "recall", "brier": "brier_score"}
+MISFIT = 0.1  # expected calibration error above which a model is called badly calibrated
 HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")
 
 
@@ -305,8 +307,30 @@ def make_card(folder: Path) -> ModelCard:
         eval_results=results or None,
     )
     return ModelCard.from_template(
-        data, template_path=str(CARD_TEMPLATE), run=run, reports=reports, percent=_to_text
+        data,
+        template_path=str(CARD_TEMPLATE),
+        run=run,
+        reports=reports,
+        percent=_to_text,
+        count_patients=describe_patients,
+        misfit=find_misfit(reports),
     )
+
+
+def find_misfit(reports: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """Return the external report that most shows the model to be badly calibrated, if one does.
+
+    A report shows it where the 95% interval of the expected calibration error, with both classes
+    weighing a half, lies above 0.1. Smaller errors cannot be told from chance on a few hundred
+    images.
+    """
+    bad = []
+    for one in reports:
+        error = one["metrics"].get("ece_balanced")
+        if one.get("external") and error and error["low"] is not None:
+            if error["low"] > MISFIT:
+                bad.append((error["value"], one))
+    return max(bad, key=lambda pair: pair[0])[1] if bad else None
 
 
 def _to_text(metric: dict[str, float | None]) -> str:

@@ -13,7 +13,8 @@ import numpy as np
 from pneumonia_hf.errors import UserError
 from pneumonia_hf.evaluation import Report
 from pneumonia_hf.hub import write_json
-from pneumonia_hf.rows import LABELS
+from pneumonia_hf.metrics import Interval
+from pneumonia_hf.rows import LABELS, describe_patients, named_by_file
 
 COLOUR = "#1f5fa8"
 
@@ -38,15 +39,20 @@ def write_report(report: Report, folder: Path) -> None:
     with (folder / "predictions.csv").open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file, lineterminator="\n")
         table.writerow(["file", "patient", "label", "probability", "decision"])
-        for row in zip(
+        labelled = zip(
             report.files,
             report.patients,
             (LABELS[label] for label in report.labels),
-            (f"{p:.8f}" for p in report.probabilities),
+            # In full: eight decimals would make one number of all high scores.
+            (repr(float(p)) for p in report.probabilities),
             report.decisions,
             strict=True,
-        ):
-            table.writerow(row)
+        )
+        table.writerows(labelled)
+        table.writerows(
+            (file, "", name, repr(float(p)), decision)
+            for file, name, p, decision in report.other_rows
+        )
     (folder / "report.md").write_text(_to_markdown(report), encoding="utf-8")
     write_json(folder / "report.json", to_json(report))
 
@@ -62,16 +68,23 @@ def to_json(report: Report) -> dict[str, Any]:
         "tta": report.tta,
         "n": len(report.labels),
         "patients": len(set(report.patients)),
+        "patients_by_file_name": named_by_file(report.patients),
+        "prevalence": float(np.mean(report.labels)),
+        "external": report.is_external,
         "NORMAL": int(np.sum(report.labels == 0)),
         "PNEUMONIA": int(np.sum(report.labels == 1)),
         "threshold": point.threshold,
         "refer_low": point.low,
         "refer_high": point.high,
-        "referred": report.decisions.count("REFER"),
+        "referred": report.referral.referred,
+        "referral": asdict(report.referral),
         "seen_in_training": report.seen_in_training,
         "seen_in_validation": report.seen_in_validation,
+        "seen_in_test": report.seen_in_test,
         "confusion": report.confusion,
         "metrics": {name: asdict(interval) for name, interval in report.metrics.items()},
+        "subgroups": [asdict(one) for one in report.subgroups],
+        "other_classes": [asdict(one) for one in report.others],
         "unreadable": list(report.unreadable),
         "notes": list(report.notes),
     }
@@ -84,10 +97,12 @@ def _to_markdown(report: Report) -> str:
         "",
         "Research software, not a medical device.",
         "",
-        f"{numbers['n']} pictures of {numbers['patients']} patients: {numbers['NORMAL']} NORMAL, "
-        f"{numbers['PNEUMONIA']} PNEUMONIA. A picture is called PNEUMONIA from a probability of "
-        f"{numbers['threshold']:.4f}, the model's own threshold. Every picture counts below, also "
-        f"the {numbers['referred']} that the model refers to a person.",
+        f"{numbers['n']} images of "
+        f"{describe_patients(numbers['patients'], numbers['patients_by_file_name'])}: "
+        f"{numbers['NORMAL']} NORMAL, {numbers['PNEUMONIA']} PNEUMONIA (a prevalence of "
+        f"{numbers['prevalence']:.1%}). An image is PNEUMONIA at or above a probability of "
+        f"{numbers['threshold']:.4f}, the model's own threshold. Every image counts in the first "
+        f"table, also the {numbers['referred']} that the model refers to a person.",
         "",
         *(f"**{note}**\n" for note in report.notes),
         "| metric | value | 95% interval |",
@@ -104,23 +119,84 @@ def _to_markdown(report: Report) -> str:
     lines += [
         "",
         f"The intervals are 2.5th to 97.5th percentiles over {report.resamples} bootstrap "
-        "resamples of the patients, class by class, at the fixed threshold. Precision, accuracy, "
-        "F1 and AUPRC move with the share of pneumonias in the data. `brier` is the Brier score "
-        "and `ece` the expected calibration error over 10 bins (lower is better for both).",
+        "resamples of whole patients at the fixed threshold. Precision, accuracy, F1 and AUPRC "
+        "move with the prevalence. `brier` is the Brier score and `ece` the expected calibration "
+        f"error over 10 bins (lower is better for both), at this data's prevalence of "
+        f"{numbers['prevalence']:.1%}. The model's probability is calibrated for a prevalence of "
+        "50%: `brier_balanced` and `ece_balanced` are the same figures at that prevalence.",
         "",
         "| | called NORMAL | called PNEUMONIA |",
         "|---|---|---|",
         f"| NORMAL | {counts['true_negative']} | {counts['false_positive']} |",
         f"| PNEUMONIA | {counts['false_negative']} | {counts['true_positive']} |",
+        *_refer_lines(report),
+        *_subgroup_lines(report),
+        *_other_lines(report),
         "",
         *(f"![{name.replace('_', ' ')}]({name}.png)\n" for name in FIGURES),
         *(f"- not read: {reason}" for reason in report.unreadable),
         *([""] if report.unreadable else []),
-        "Every picture's probability is in `predictions.csv`. "
+        "Every image's probability is in `predictions.csv`. "
         f"Weights: SHA-256 `{report.weights_sha256 or 'unknown'}`.",
         "",
     ]
     return "\n".join(lines)
+
+
+def _refer_lines(report: Report) -> list[str]:
+    """Return the share of the images that is referred beside the error of the others."""
+    one, count = report.referral, len(report.labels)
+    error = "-" if math.isnan(one.error_of_referred) else f"{one.error_of_referred:.4f}"
+    return [
+        "",
+        "| | images | share | error (95% interval) |",
+        "|---|---|---|---|",
+        f"| all | {count} | 100% | {_to_text(one.error)} |",
+        f"| kept | {count - one.referred} | {1 - one.referred / count:.1%} | "
+        f"{_to_text(one.error_of_kept)} |",
+        f"| referred | {one.referred} | {one.referred / count:.1%} | {error} |",
+        "",
+        "An image is referred if its probability lies in the range in which resampling the "
+        "validation patients moves the threshold, or if plain checks doubt that it is a chest "
+        "X-ray. That is the sampling error of the threshold, and no measure of doubt about the "
+        "image: referring helps only where the error of the kept is below that of all.",
+    ]
+
+
+def _subgroup_lines(report: Report) -> list[str]:
+    if not report.subgroups:
+        return []
+    names = list(next((one.metrics for one in report.subgroups if one.metrics), ()))
+    lines = ["", f"| within | NORMAL | PNEUMONIA | {' | '.join(names)} |"]
+    lines.append("|---|---|---|" + "---|" * len(names))
+    for one in report.subgroups:
+        cells = [_to_text(one.metrics[name]) if one.metrics else "one class only" for name in names]
+        title = f"{one.column} {one.value}"
+        lines.append(f"| {title} | {one.normals} | {one.pneumonias} | {' | '.join(cells)} |")
+    return lines
+
+
+def _other_lines(report: Report) -> list[str]:
+    if not report.others:
+        return []
+    return [
+        "",
+        "Images of neither class, which are in no figure above:",
+        "",
+        "| class | images | at or above the threshold | referred | median probability |",
+        "|---|---|---|---|---|",
+        *(
+            f"| {one.name} | {one.count} | {one.called} ({one.called / one.count:.1%}) | "
+            f"{one.referred} ({one.referred / one.count:.1%}) | {one.median:.4f} |"
+            for one in report.others
+        ),
+    ]
+
+
+def _to_text(interval: Interval) -> str:
+    if math.isnan(interval.value):
+        return "not defined"
+    return f"{interval.value:.4f} ({interval.low:.4f} to {interval.high:.4f})"
 
 
 def draw_confusion(report: Report):
@@ -199,13 +275,19 @@ def draw_calibration(report: Report):
             str(len(ill)), (mean, share), textcoords="offset points", xytext=(5, 3), fontsize=8
         )
     axes.plot([], [], "o-", color=COLOUR, label="this model, with 95% interval")
-    axes.set_xlabel("mean probability of the bin (number: pictures in it)")
+    axes.set_xlabel("mean probability of the bin (number: images in it)")
     axes.set_ylabel("share of pneumonias in the bin")
     axes.set_xlim(-0.03, 1.09)
     axes.set_aspect("equal")
     # Below the axes, where it covers no bin.
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=2, frameon=False)
-    axes.set_title(f"Calibration, expected error {report.metrics['ece'].value:.3f}")
+    prevalence = np.mean(report.labels)
+    axes.set_title(
+        f"Calibration at a prevalence of {prevalence:.0%}\n"
+        f"expected error {report.metrics['ece'].value:.3f}, "
+        f"{report.metrics['ece_balanced'].value:.3f} at 50%",
+        fontsize=11,
+    )
     return figure
 
 

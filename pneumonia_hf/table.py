@@ -73,7 +73,8 @@ def write_predictions(predictor: Predictor, paths: Sequence[Path], output: str) 
                 failed += 1
                 table.writerow([path, "", "", "", str(one)])
                 continue
-            numbers = (f"{one.probability:.8f}", f"{one.threshold:.8f}")
+            # In full: eight decimals would make one number of all high scores.
+            numbers = (repr(one.probability), repr(one.threshold))
             table.writerow([path, *numbers, one.decision, " ".join(one.warnings)])
     return failed
 

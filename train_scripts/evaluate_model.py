@@ -13,7 +13,7 @@ from pneumonia_hf.console import make_parser, run_script
 
 
 def main() -> None:
-    """Score one part of a data folder and write report.json, report.md and the figures."""
+    """Score one split of a data folder and write report.json, report.md and the figures."""
     parser = make_parser(__doc__)
     parser.add_argument(
         "--model",
@@ -34,7 +34,21 @@ def main() -> None:
         "--strict", action="store_true", help="Stop at anything that is no labelled X-ray."
     )
     parser.add_argument(
-        "--tta", action="store_true", help="Average over five views of each picture: slower."
+        "--tta", action="store_true", help="Average over five views of each image: slower."
+    )
+    parser.add_argument(
+        "--subgroups",
+        nargs="+",
+        default=[],
+        metavar="COLUMN",
+        help="Columns of metadata.csv: each value of them is measured by itself too.",
+    )
+    parser.add_argument(
+        "--other_classes",
+        nargs="+",
+        default=[],
+        metavar="FOLDER",
+        help="Folders beside NORMAL and PNEUMONIA: their images are scored, and in no metric.",
     )
     parser.add_argument("--overwrite", action="store_true", help="Replace an older report.")
     parser.add_argument(
@@ -42,7 +56,9 @@ def main() -> None:
     )
     options = parser.parse_args()
 
+    from pneumonia_hf.errors import UserError
     from pneumonia_hf.evaluation import check_card, choose_part, evaluate_predictor
+    from pneumonia_hf.folders import list_others
     from pneumonia_hf.hub import add_report
     from pneumonia_hf.predictor import Predictor
     from pneumonia_hf.report import check_report_folder, to_json, write_report
@@ -50,10 +66,23 @@ def main() -> None:
 
     check_report_folder(options.output_dir, options.overwrite)
     card = check_card(options.model, options.tta) if options.add_to_card else None
+    others = []
+    if options.other_classes:
+        if len(options.data_dir) > 1 or parse_source(options.data_dir[0]).kind != "folder":
+            raise UserError("--other_classes needs one folder as --data_dir.")
+        others = list_others(parse_source(options.data_dir[0]).where, options.other_classes)
     predictor = Predictor.from_pretrained(options.model, tta=options.tta)
     split, data = choose_part(options.data_dir, options.split, predictor, options.strict)
     name = options.name or " + ".join(parse_source(one).name for one in options.data_dir)
-    report = evaluate_predictor(predictor, data, name, split, strict=options.strict)
+    report = evaluate_predictor(
+        predictor,
+        data,
+        name,
+        split,
+        strict=options.strict,
+        subgroups=options.subgroups,
+        others=others,
+    )
     write_report(report, options.output_dir)
     if card:
         add_report(card, to_json(report))
