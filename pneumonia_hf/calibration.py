@@ -178,13 +178,18 @@ def recalibrate(folder: Path, validation: Dataset) -> dict[str, Any]:
     Returns:
         What `run.json` then holds under `validation`.
     """
+    import torch
+
     check_finished(folder)
     run = read_json(folder / RUN_FILE, otherwise={})
     predictor = Predictor.from_pretrained(folder)
-    old = run["validation"]["config"]
+    old = getattr(predictor.model.config, CONFIG_KEY)
+    # As the network was trained: the prior on the temperature is about that.
+    head = head_of(predictor.model)
+    with torch.no_grad():
+        head.weight *= old["temperature"]
+        head.bias *= old["temperature"]
     new = calibrate(predictor, validation, old.get("required_sensitivity"))
-    # The old temperature is in the weights already.
-    new["config"]["temperature"] *= old["temperature"]
     setattr(predictor.model.config, CONFIG_KEY, new["config"])
     run["validation"] = new
     by_file = named_by_file(validation["patient"][:])

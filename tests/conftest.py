@@ -248,6 +248,7 @@ def train_tiny(
     augment: float = 1.0,
     callbacks: tuple = (),
     channels_last: bool | None = False,
+    drop_path: float | None = None,
     **changes,
 ) -> Path:
     """Train a tiny model in this process, for a few steps."""
@@ -266,11 +267,14 @@ def train_tiny(
         "cpu_threads": 1,
         "report_to": ["none"],
         "disable_tqdm": True,
+        "attribution_images": 1,  # a scale of the maps, at little cost
     } | changes
     arguments = XrayTrainingArguments(output_dir=str(output), **settings)
     recipe = Recipe(
         DataConfig([str(data)]),
-        ModelConfig(name, str(body), TINY_SIZES[name], channels_last=channels_last),
+        ModelConfig(
+            name, str(body), TINY_SIZES[name], channels_last=channels_last, drop_path=drop_path
+        ),
         AugmentConfig(augment_strength=augment),
     )
     set_seed(arguments.seed)

@@ -1,15 +1,16 @@
 import numpy as np
 import pytest
 import torch
-from conftest import TINY_SIZES, draw_xray, save_tiny_body
+from conftest import REAL_XRAYS, TINY_SIZES, draw_xray, save_tiny_body
 from PIL import Image, ImageDraw
 from transformers import AutoModelForImageClassification, TimmWrapperConfig
 
-from pneumonia_hf import Predictor
-from pneumonia_hf.attribution import METHODS, explain, overlay
+from pneumonia_hf import Predictor, read_xray
+from pneumonia_hf.attribution import METHODS, explain, methods_for, overlay
 from pneumonia_hf.backbones import BACKBONES, ModelConfig, build_model, head_of
 from pneumonia_hf.errors import UserError
 from pneumonia_hf.predictor import DEFAULT_MODEL
+from pneumonia_hf.rows import LABELS
 
 PICTURE = draw_xray(2, ill=True, size=(150, 100))
 
@@ -25,13 +26,13 @@ def predictor(tiny_body, backbone_name) -> Predictor:
 
 
 @pytest.mark.parametrize("method", sorted(METHODS))
-def test_heat_has_the_size_of_the_picture_and_lies_in_0_to_1(predictor, method):
-    heat = explain(predictor, PICTURE, method)
-    assert heat.shape == (100, 150)
-    assert heat.min() >= 0 and heat.max() <= 1
-    assert np.isfinite(heat).all()
-    again = explain(predictor, PICTURE, method)
-    assert np.allclose(heat, again, atol=1e-5)
+def test_map_has_the_size_of_the_image_and_lies_in_0_to_1(predictor, method):
+    values = explain(predictor, PICTURE, method).values
+    assert values.shape == (100, 150)
+    assert values.min() >= 0 and values.max() <= 1
+    assert np.isfinite(values).all()
+    again = explain(predictor, PICTURE, method).values
+    assert np.allclose(values, again, atol=1e-5)
 
 
 # Pixels a side of the picture that one place of the last feature map stands for.
@@ -45,11 +46,11 @@ STRIDES = dict.fromkeys(BACKBONES, 32) | {
 
 
 def test_gradcam_has_one_value_a_place_of_the_feature_map(predictor, backbone_name):
-    heat = METHODS["gradcam"](predictor, predictor.pixel_values([PICTURE]))
+    heat = METHODS["gradcam"](predictor, predictor.pixel_values([PICTURE])).values
     side = TINY_SIZES[backbone_name] // STRIDES[backbone_name]
     assert heat.shape == (side, side)
     score_more(predictor, Image.new("L", (64, 64), 90), PICTURE)
-    heat = METHODS["gradcam"](predictor, predictor.pixel_values([PICTURE]))
+    heat = METHODS["gradcam"](predictor, predictor.pixel_values([PICTURE])).values
     assert heat.max() > 0
     assert heat.std() > 0.01 * heat.max()
 
@@ -93,7 +94,8 @@ def test_gradcam_finds_what_was_planted(tiny_body, backbone_name):
     score_more(predictor, plant(None), *map(plant, range(4)))
 
     def heat_of(quarter: int | None) -> np.ndarray:
-        return METHODS["gradcam"](predictor, predictor.pixel_values([plant(quarter)])).numpy()
+        found = METHODS["gradcam"](predictor, predictor.pixel_values([plant(quarter)]))
+        return found.values.clamp(min=0).numpy()
 
     for quarter in range(4):
         added = np.clip(heat_of(quarter) - heat_of(None), 0, None)
@@ -111,7 +113,7 @@ def test_any_model_of_timm_is_explained(tmp_path, architecture, side):
     settings = {"img_size": 64} if architecture == "test_vit" else None
     save_timm(architecture, settings, tmp_path)
     predictor = make_predictor("timm", tmp_path)
-    heat = METHODS["gradcam"](predictor, predictor.pixel_values([PICTURE]))
+    heat = METHODS["gradcam"](predictor, predictor.pixel_values([PICTURE])).values
     assert heat.shape == (side, side)
 
 
@@ -119,8 +121,10 @@ def test_map_that_is_no_grid_is_told_in_one_sentence(tmp_path):
     save_timm("test_mambaout", None, tmp_path)  # keeps its channels last
     predictor = make_predictor("timm", tmp_path)
     with pytest.raises(UserError, match=r"test_mambaout .* use the method integrated_gradients"):
-        explain(predictor, PICTURE)
-    assert explain(predictor, PICTURE, "integrated_gradients").max() == 1
+        explain(predictor, PICTURE, "gradcam")
+    found = explain(predictor, PICTURE, "integrated_gradients")
+    assert found.values.max() == 1 and not found.on_reference
+    assert "own maximum" in found.warnings[0]
 
 
 def save_timm(architecture: str, settings: dict | None, folder: object) -> None:
@@ -130,27 +134,95 @@ def save_timm(architecture: str, settings: dict | None, folder: object) -> None:
 
 def test_model_of_an_earlier_release_is_explained():
     predictor = Predictor.from_pretrained(DEFAULT_MODEL, device="cpu")
-    heat = METHODS["gradcam"](predictor, predictor.pixel_values([PICTURE]))
+    heat = METHODS["gradcam"](predictor, predictor.pixel_values([PICTURE])).values
     assert heat.shape == (7, 7)
 
 
-def test_heat_of_an_ensemble_is_the_mean_of_its_members(tmp_path, monkeypatch):
+def test_map_of_an_ensemble_is_the_mean_of_its_members_on_their_own_scales(tmp_path, monkeypatch):
     one, other = (
         make_predictor(name, save_tiny_body(name, tmp_path / name))
         for name in ("vit-base", "xray-cnn")
     )
-    heats = [explain(member, PICTURE, "integrated_gradients") for member in (one, other)]
+    raw = METHODS["integrated_gradients"](one, one.pixel_values([PICTURE])).values
+    one.attribution_references = {"integrated_gradients": 2 * float(raw.max())}
+    maps = [explain(member, PICTURE, "integrated_gradients").values for member in (one, other)]
+    assert 0.45 < maps[0].max() < 0.51 and maps[1].max() == 1
     monkeypatch.setattr(Predictor, "members", (one, other))
     together = explain(Predictor(one.model, one.processor), PICTURE, "integrated_gradients")
-    mean = sum(heats) / sum(heats).max()
-    assert np.allclose(together, mean, atol=1e-6)
-    assert np.abs(together - heats[0]).max() > 0.01
+    assert np.allclose(together.values, (maps[0] + maps[1]) / 2, atol=1e-6)
+    assert not together.on_reference  # one of them has none
+    assert together.completeness_error is not None
+
+
+def test_map_is_as_dark_as_little_was_found(predictor):
+    """With a stored reference, a score that moves half as much gives a map half as bright."""
+    score_more(predictor, Image.new("L", (64, 64), 90), PICTURE)
+    pixel_values = predictor.pixel_values([PICTURE])
+    reference = float(METHODS["gradcam"](predictor, pixel_values).values.max())
+    predictor.attribution_references = {"gradcam": reference}
+    full = explain(predictor, PICTURE, "gradcam")
+    assert full.on_reference and full.warnings == ()
+    with torch.no_grad():
+        head_of(predictor.model).weight /= 2
+    half = explain(predictor, PICTURE, "gradcam")
+    assert np.allclose(half.values, full.values / 2, atol=1e-4)
+    assert half.values.max() < 0.51
+
+
+def test_references_are_the_median_of_the_maxima(predictor, monkeypatch):
+    from pneumonia_hf import attribution
+
+    maxima = iter([1.0, 5.0, 2.0])
+    fake = {"gradcam": lambda *_: attribution.RawMap(torch.full((2, 2), next(maxima)))}
+    monkeypatch.setattr(attribution, "METHODS", fake)
+    assert attribution.measure_references(predictor, [PICTURE] * 3) == {"gradcam": 2.0}
+
+
+def test_target_is_the_log_odds_that_the_score_is_made_of(predictor):
+    from pneumonia_hf.attribution import log_odds_of
+
+    with torch.no_grad():
+        head_of(predictor.model).bias += torch.tensor([3.0, -1.0])
+        log_odds = log_odds_of(predictor)(predictor.pixel_values([PICTURE]))
+    assert log_odds.item() == pytest.approx(predictor.margins([PICTURE])[0], abs=1e-4)
+    probability = 1 / (1 + np.exp(-log_odds.item()))
+    assert predictor.probabilities([PICTURE])[0] == pytest.approx(probability, abs=1e-5)
+
+
+def test_integrated_gradients_sum_to_the_difference_that_they_explain(predictor):
+    """Completeness (Sundararajan et al. 2017, proposition 1), or the map says that it fails."""
+    from pneumonia_hf.attribution import COMPLETE
+
+    found = explain(predictor, PICTURE, "integrated_gradients")
+    assert found.completeness_error is not None
+    told = any("not complete" in text for text in found.warnings)
+    assert told == (found.completeness_error > COMPLETE)
+
+
+def test_steps_are_doubled_until_the_map_is_complete(tmp_path, monkeypatch):
+    import captum.attr
+
+    predictor = make_predictor("xray-cnn", save_tiny_body("xray-cnn", tmp_path))
+    asked = []
+
+    class Incomplete(captum.attr.IntegratedGradients):
+        def attribute(self, inputs, n_steps, **settings):
+            asked.append(n_steps)
+            parts = super().attribute(inputs, n_steps=n_steps, **settings)
+            return parts * (2 if n_steps < 128 else 1)
+
+    monkeypatch.setattr(captum.attr, "IntegratedGradients", Incomplete)
+    found = explain(predictor, PICTURE, "integrated_gradients")
+    assert asked == [32, 64, 128] and found.completeness_error <= 0.05
+    monkeypatch.setattr(Incomplete, "attribute", lambda self, inputs, **_: 1.7 * inputs)
+    found = explain(predictor, PICTURE, "integrated_gradients")
+    assert any("after 256 steps" in text for text in found.warnings)
 
 
 def test_explaining_leaves_the_model_as_it_was(predictor):
     before = predictor.probabilities([PICTURE])
     state = {name: value.clone() for name, value in predictor.model.state_dict().items()}
-    for method in METHODS:
+    for method in methods_for(predictor):
         explain(predictor, PICTURE, method)
     assert np.array_equal(predictor.probabilities([PICTURE]), before)
     assert all(torch.equal(state[n], v) for n, v in predictor.model.state_dict().items())
@@ -158,38 +230,48 @@ def test_explaining_leaves_the_model_as_it_was(predictor):
     assert all(parameter.grad is None for parameter in predictor.model.parameters())
 
 
-def test_gradcam_matches_its_definition(predictor):
-    """Channel weights are the mean gradients, the map their weighted sum, cut at zero."""
-    from pneumonia_hf.attribution import _feature_grid
+def test_gradcam_of_a_network_that_can_be_done_by_hand():
+    """Two channels of 2 x 2, averaged, and a linear head: the map is the head times the channels.
 
-    pixel_values = predictor.pixel_values([PICTURE])
-    kept = {}
-    with _feature_grid(predictor.model, pixel_values) as layer:
+    With global average pooling Grad-CAM is CAM but for a factor (Selvaraju et al. 2017, section
+    3.1): the gradient of channel k is w_k / 4 at every place.
+    """
+    from types import SimpleNamespace
 
-        def keep(_module, _inputs, output):
-            output.retain_grad()
-            kept["features"] = output
+    from pneumonia_hf import attribution
 
-        hook = layer.register_forward_hook(keep)
-        logit = predictor.model(pixel_values=pixel_values).logits[0, predictor.class_index]
-        hook.remove()
-    logit.backward()
-    features = kept["features"]
-    weights = features.grad.mean(dim=(2, 3), keepdim=True)
-    expected = (weights * features).sum(dim=1)[0].clamp(min=0).detach()
-    predictor.model.zero_grad(set_to_none=True)
-    assert features.grad.abs().sum() > 0
-    assert torch.allclose(METHODS["gradcam"](predictor, pixel_values), expected, atol=1e-5)
+    channels = torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([[0.0, 1.0], [0.0, 8.0]])
+    weights = torch.tensor([[0.5, -1.0], [1.5, 1.0]])  # NORMAL, PNEUMONIA
+
+    class Network(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.grid = torch.nn.Identity()
+            self.config = SimpleNamespace(model_type="by hand")
+
+        def forward(self, pixel_values):
+            grid = self.grid(torch.stack(channels)[None] * pixel_values.mean())
+            return SimpleNamespace(logits=grid.mean(dim=(2, 3)) @ weights.T)
+
+    network = Network()
+    predictor = SimpleNamespace(model=network, class_index=1, name="by hand")
+    with pytest.MonkeyPatch.context() as patch:
+        entry = SimpleNamespace(features=lambda model: model.grid, prefix_tokens=None)
+        patch.setattr(attribution, "backbone_of", lambda model: entry)
+        found = METHODS["gradcam"](predictor, torch.ones(1, 3, 2, 2, requires_grad=True))
+    # Log odds: (1.5 - 0.5) and (1.0 + 1.0) a channel, over 4 places.
+    expected = torch.tensor([[1.0, 2 + 2], [3.0, 4 + 16]]) / 4
+    torch.testing.assert_close(found.values, expected)
 
 
-def test_heat_notices_other_weights(tiny_model):
+def test_map_notices_other_weights(tiny_model):
     predictor = Predictor.from_pretrained(tiny_model)
-    before = explain(predictor, PICTURE, "integrated_gradients")
+    before = explain(predictor, PICTURE, "integrated_gradients").values
     torch.manual_seed(0)
     with torch.no_grad():
         for parameter in predictor.model.parameters():
             parameter.copy_(torch.randn_like(parameter) * 0.1)
-    after = explain(predictor, PICTURE, "integrated_gradients")
+    after = explain(predictor, PICTURE, "integrated_gradients").values
     assert np.corrcoef(before.ravel(), after.ravel())[0, 1] < 0.9
 
 
@@ -206,3 +288,29 @@ def test_overlay_colours_only_where_there_is_heat():
     grey = np.asarray(PICTURE.convert("RGB")).astype(int)
     assert np.array_equal(laid[50:], grey[50:])
     assert np.abs(laid[:50] - grey[:50]).mean() > 20
+
+
+@pytest.mark.skipif(not REAL_XRAYS.exists(), reason="the real X-rays are not beside this checkout")
+def test_every_model_that_is_explained_by_gradcam_agrees_with_covering_parts_of_the_image():
+    """Of the default model, on real X-rays; benchmarks/attribution.py has twenty of each model."""
+    from pneumonia_hf.faithfulness import measure_agreement
+
+    files = [f for name in LABELS for f in sorted((REAL_XRAYS / "train" / name).iterdir())[:4]]
+    predictor = Predictor.from_pretrained(DEFAULT_MODEL, device="cpu")
+    images = [read_xray(file) for file in files]
+    found = measure_agreement(predictor, images, ["gradcam"])["gradcam"]
+    assert np.mean(found) > 0.3
+
+
+def test_agreement_is_full_where_the_map_is_occlusion_itself(tmp_path, monkeypatch):
+    from pneumonia_hf import attribution, faithfulness
+
+    predictor = make_predictor("xray-cnn", save_tiny_body("xray-cnn", tmp_path))
+    occluded = lambda p, x: attribution.RawMap(faithfulness.occlude(p, x))  # noqa: E731
+    monkeypatch.setitem(METHODS, "same", occluded)
+    monkeypatch.setitem(METHODS, "flat", lambda p, x: attribution.RawMap(torch.ones(7, 7)))
+    monkeypatch.setitem(
+        METHODS, "opposite", lambda p, x: attribution.RawMap(-faithfulness.occlude(p, x))
+    )
+    found = faithfulness.measure_agreement(predictor, [PICTURE], ["same", "flat", "opposite"])
+    assert found["same"][0] > 0.9 and found["opposite"][0] < -0.9 and found["flat"] == [0.0]

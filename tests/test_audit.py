@@ -9,7 +9,7 @@ from conftest import REAL_XRAYS, assert_one_sentence, call_script, draw_xray
 from PIL import Image, ImageEnhance
 
 from pneumonia_hf.audit import audit_sources
-from pneumonia_hf.checks import CHECKS, VERDICTS
+from pneumonia_hf.checks import CHECKS, FALSE_ALARMS, VERDICTS, compare_shares
 from pneumonia_hf.duplicates import PARTNERS, _similar_pairs
 from pneumonia_hf.suspects import FeatureConfig, cross_validate, find_suspects
 
@@ -131,6 +131,43 @@ def test_a_part_without_a_class_is_what_the_audit_is_there_to_say(clean, tmp_pat
     found = audit_sources(folder)[0]["balance"]
     assert found.verdict == "stop" and found.count == 1
     assert found.examples == ({"part": "test", "NORMAL": 0, "PNEUMONIA": 12},)
+
+
+@pytest.mark.parametrize("size", [20, 100, 200])
+def test_random_splits_raise_the_alarm_in_one_of_a_hundred(size):
+    """600 data sets without any shift, of patients with 1 to 5 images, split 70 to 15 to 15."""
+    generator = np.random.default_rng(size)
+    alarms = 0
+    for run in range(600):
+        of_patient = generator.integers(1, 6, size)
+        patient = np.repeat(np.arange(size), of_patient)[:size]
+        label = (generator.random(size) < 0.74).astype(int)[patient]
+        part = generator.choice(3, size, p=[0.7, 0.15, 0.15])[patient]
+        alarms += compare_shares(label, patient, part, draws=199, seed=run) < FALSE_ALARMS
+    # 6 are expected; more than 13 come of a true rate of 1% once in two hundred times.
+    assert alarms <= 13
+
+
+def test_real_shift_between_splits_is_found_and_needs_patients_not_images(clean):
+    label = np.repeat([1, 0, 1, 0], [1110, 390, 100, 100])  # 74% against 50%
+    part = np.repeat([0, 1], [1500, 200])
+    patient = np.arange(1700)
+    assert compare_shares(label, patient, part) < FALSE_ALARMS
+    # The same images of 17 patients are no evidence.
+    assert compare_shares(label, patient // 100, part) > FALSE_ALARMS
+    assert compare_shares(label, patient, np.zeros_like(part)) == 1
+
+
+def test_kermany_names_say_how_little_is_known_of_patients(tmp_path):
+    draw_films(tmp_path / "named", patients=6)
+    findings, xrays = audit_sources(tmp_path / "named")
+    assert xrays.by_file_name
+    assert "not to be seen" in findings["patient_labels"].text
+    for number, path in enumerate(sorted((tmp_path / "named").rglob("*.png"))):
+        path.rename(path.with_name(f"film{number}.png"))
+    findings, xrays = audit_sources(tmp_path / "named")
+    assert not xrays.by_file_name
+    assert findings["patient_labels"].text == "no patients with both labels."
 
 
 def test_many_pictures_with_one_hash_do_not_make_pairs_without_end():

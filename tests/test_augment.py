@@ -240,6 +240,21 @@ def test_jpeg_does_what_a_jpeg_file_does(monkeypatch, quality):
     assert (ours - read).abs().mean() < 0.6  # the file's greys are whole numbers
 
 
+def test_blur_is_as_wide_as_documented(monkeypatch):
+    """The spread of a point, measured, is the standard deviation that was drawn: 1.6 pixels."""
+    monkeypatch.setattr(room, "_draw", lambda pixels, low, high: torch.full((len(pixels),), high))
+    point = torch.zeros(1, 1, 65, 65)
+    point[..., 32, 32] = 1
+    for strength, expected in ((1.0, 1.6), (2.0, 3.1)):
+        spread = room.blur(point.clone(), strength)[0, 0]
+        places = torch.arange(65.0) - 32
+        assert spread.sum().item() == pytest.approx(1, abs=1e-4)
+        found = (spread.sum(dim=0) * places**2).sum().sqrt().item()
+        assert found == pytest.approx(expected, rel=0.02)
+    small = room.blur(torch.rand(2, 1, 6, 6), 4.0)  # narrower than the kernel would be
+    assert small.shape == (2, 1, 6, 6) and torch.isfinite(small).all()
+
+
 def test_clahe_raises_local_contrast_and_blur_lowers_it():
     pixels = draw_batch(6, 224, 224)
 

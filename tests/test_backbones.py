@@ -15,6 +15,7 @@ from pneumonia_hf.backbones import (
     BACKBONES,
     NO_WEIGHTS,
     ModelConfig,
+    _draw_model,
     backbone_of,
     build_model,
     freeze,
@@ -110,6 +111,55 @@ def test_each_parameter_is_in_one_stage_or_the_head(tiny):
     assert set(found) == {id(parameter) for parameter in model.parameters()}
     assert len(parts) > 3
     assert all(list(part.parameters()) for part in parts)
+
+
+def test_no_stage_is_a_normalisation_layer_alone(backbone_name, tiny):
+    """In the published size too, where the last stage would else be 0.003% of ViT-B."""
+    backbone = BACKBONES[backbone_name]
+    models = [tiny()[0]]
+    if backbone_name != "timm":
+        with torch.device("meta"):
+            models.append(_draw_model(backbone, {}))
+    for model in models:
+        for stage in backbone_of(model).stages(model):
+            owners = {
+                type(m).__name__ for m in stage.modules() if list(m.parameters(recurse=False))
+            }
+            assert any("Norm" not in name for name in owners), (backbone_name, owners)
+
+
+def test_drop_path_grows_with_depth_in_every_family_that_has_it(backbone_name):
+    """From 0 in the first block to the rate that is asked for in the last (Huang et al. 2016)."""
+    backbone = BACKBONES[backbone_name]
+    if "drop_path" not in backbone.regularisers or backbone_name == "timm":
+        return
+    torch.manual_seed(0)
+    model, _ = build_model(ModelConfig(backbone_name, NO_WEIGHTS, 64, drop_path=0.3))
+    rates = [
+        float(module.drop_prob)
+        for module in model.modules()
+        if type(module).__name__.endswith("DropPath") and module.drop_prob is not None
+    ]
+    assert rates == sorted(rates) and len(set(rates)) > 3
+    assert 0.2 < rates[-1] <= 0.3
+
+
+def test_drop_path_of_dinov2_still_grows_in_a_later_phase_of_training(tmp_path, xray_folder):
+    from conftest import train_tiny
+    from transformers import TrainerCallback
+
+    seen = []
+
+    class Look(TrainerCallback):
+        def on_train_begin(self, args, state, control, model=None, **kwargs):
+            layers = model.dinov2.encoder.layer
+            seen.append([getattr(layer.drop_path, "drop_prob", 0.0) for layer in layers])
+
+    body = save_tiny_body("dinov2-small", tmp_path / "body")
+    stages = ["head:1:1e-3", "all:1:1e-3"]
+    changes = {"stages": stages, "callbacks": (Look(),), "drop_path": 0.4}
+    train_tiny("dinov2-small", body, xray_folder, tmp_path / "run", **changes)
+    assert seen == [pytest.approx([0.0, 0.2, 0.4])] * 2
 
 
 def test_frozen_stages_stay_and_the_others_move(tiny, backbone_name):

@@ -1,6 +1,7 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 from conftest import REAL_XRAYS, draw_folder, draw_xray
 
@@ -8,6 +9,7 @@ from pneumonia_hf.data import DataConfig, load_parts, load_xrays, split_by_patie
 from pneumonia_hf.errors import UserError
 from pneumonia_hf.hashes import hash_pictures, to_hex
 from pneumonia_hf.predictor import DEFAULT_MODEL
+from pneumonia_hf.rows import Listing, RowTable
 
 ALL = ("train", "validation", "test")
 
@@ -45,12 +47,53 @@ def test_same_seed_gives_the_same_parts_and_another_seed_others(xray_folder):
     assert one["test"] != other["test"]
 
 
-def test_fractions_are_kept_as_well_as_folds_allow(xray_folder):
-    data = load_parts(xray_folder)["all"]
-    for fraction in (0.1, 0.15, 0.25, 0.4, 0.5):
-        kept, cut = split_by_patient(data, fraction, seed=1)
-        assert len(kept) + len(cut) == len(data)
-        assert abs(len(cut) / len(data) - fraction) < 0.06
+@pytest.fixture(scope="module")
+def many(tmp_path_factory):
+    """400 patients with 1 to 6 images each, three quarters of them ill, as rows alone."""
+    generator = np.random.default_rng(0)
+    listing, table = Listing({}), RowTable()
+    for patient in range(400):
+        for image in range(generator.integers(1, 7)):
+            file = f"{patient}/{image}.png"
+            table.add(f"/nowhere/{file}", file, int(patient % 4 > 0), f"patient {patient}")
+    return table.finish(listing)
+
+
+@pytest.mark.parametrize("fraction", [0.01, 0.02, 0.05, 0.1, 0.15, 0.25, 0.5])
+def test_share_that_is_asked_for_is_cut_off_to_within_a_point(many, fraction):
+    kept, cut = split_by_patient(many, fraction, seed=1)
+    assert len(kept) + len(cut) == len(many)
+    assert abs(len(cut) / len(many) - fraction) < 0.01
+    assert not set(kept["patient"][:]) & set(cut["patient"][:])
+    for label in (0, 1):  # classes keep their shares
+        of_class = cut["label"][:].count(label) / many["label"][:].count(label)
+        assert abs(of_class - fraction) < 0.02
+
+
+def test_both_default_shares_are_of_all_images(xray_folder):
+    splits = load_xrays(DataConfig(str(xray_folder)))
+    total = sum(len(one) for one in splits.values())
+    for name in ("validation", "test"):
+        assert abs(len(splits[name]) / total - 0.15) <= 0.01
+
+
+def test_share_that_whole_patients_cannot_make_up_is_refused(tmp_path):
+    data = load_parts(draw_folder(tmp_path / "data", patients=6))["all"]
+    with pytest.raises(UserError, match=r"cannot make up 20.0% of the 12 images; .* 16.7%"):
+        split_by_patient(data, 0.2, seed=1)
+    kept, cut = split_by_patient(data, 1 / 6, seed=1)
+    assert (len(kept), len(cut)) == (10, 2)
+
+
+def test_patient_with_both_labels_is_split_whole():
+    listing, table = Listing({}), RowTable()
+    for patient in range(100):
+        for image in range(2):
+            label = image if patient < 20 else patient % 2
+            table.add(f"/nowhere/{patient}-{image}", f"{patient}-{image}", label, f"p{patient}")
+    kept, cut = split_by_patient(table.finish(listing), 0.2, seed=3)
+    assert not set(kept["patient"][:]) & set(cut["patient"][:])
+    assert len(cut) == 40
 
 
 def test_existing_parts_are_used_as_they_are(tmp_path):
@@ -146,13 +189,18 @@ def test_bad_folders_are_told_in_one_sentence(tmp_path):
     with pytest.raises(UserError, match="holds no pictures"):
         load_parts(one)
     few = draw_folder(tmp_path / "few", patients=3)
-    with pytest.raises(UserError, match="too few to cut"):
+    with pytest.raises(UserError, match=r"Too few patients \(3 with NORMAL"):
         load_xrays(DataConfig(str(few)))
 
 
 @pytest.mark.skipif(not REAL_XRAYS.exists(), reason="the real X-rays are not beside this checkout")
-def test_the_cut_of_the_default_model_is_repeated_to_the_last_picture(tmp_path):
-    parts = load_xrays(DataConfig([str(REAL_XRAYS / "train")]))
+def test_splits_of_the_default_model_share_no_patient_and_are_found_by_their_bytes(tmp_path):
+    data = load_parts(str(REAL_XRAYS / "train"))["all"]
     run = json.loads((DEFAULT_MODEL / "run.json").read_text())
-    for name, part in parts.items():
-        assert to_hex(hash_pictures(part, tmp_path)) == run["hashes"][name]
+    split_of = {digest: name for name, several in run["hashes"].items() for digest in several}
+    splits = [split_of[digest] for digest in to_hex(hash_pictures(data, tmp_path))]
+    assert len(splits) == 5216
+    splits_of_patient = {}
+    for patient, split in zip(data["patient"][:], splits, strict=True):
+        splits_of_patient.setdefault(patient, set()).add(split)
+    assert all(len(found) == 1 for found in splits_of_patient.values())

@@ -278,9 +278,10 @@ print([one.value for one in demo.blocks.values() if "Model:" in str(getattr(one,
     assert str(ensemble_folder.parent) not in done.stdout
 
 
-def test_an_ensemble_gives_a_heat_map(ensemble_folder):
+def test_an_ensemble_gives_an_attribution_map(ensemble_folder):
     from pneumonia_hf.attribution import explain
 
-    heat = explain(Predictor.from_pretrained(ensemble_folder), PICTURES[0])
+    found = explain(Predictor.from_pretrained(ensemble_folder), PICTURES[0])
+    heat = found.values
     assert heat.shape == PICTURES[0].size[::-1]
     assert 0 <= heat.min() and heat.max() <= 1

@@ -1,16 +1,21 @@
 import csv
 import json
+import math
 import shutil
 
 import numpy as np
 import pytest
-from conftest import call_script, draw_folder
+import torch
+from conftest import call_script, draw_folder, draw_xray
 from PIL import Image
+from sklearn.metrics import roc_auc_score
 
 from pneumonia_hf import Predictor
+from pneumonia_hf.backbones import head_of
 from pneumonia_hf.data import load_parts
 from pneumonia_hf.errors import UserError
-from pneumonia_hf.evaluation import choose_part, evaluate_predictor
+from pneumonia_hf.evaluation import choose_part, evaluate_predictor, measure_referral
+from pneumonia_hf.hub import add_report, find_misfit
 from pneumonia_hf.metrics import METRICS
 from pneumonia_hf.report import FIGURES, check_report_folder, to_json, write_report
 
@@ -143,3 +148,184 @@ def test_files_that_cannot_be_read_are_in_the_report_and_in_no_number(tiny_model
     assert len(report["unreadable"]) == 1 and "IM-0002-0000.png" in report["unreadable"][0]
     text = (tmp_path / "report" / "report.md").read_text()
     assert "1 file could not be read" in text and "not read: NORMAL/IM-0002" in text
+
+
+def test_referral_is_told_beside_the_error_of_the_kept():
+    labels = np.array([0, 0, 0, 0, 1, 1, 1, 1])
+    called = np.array([0, 0, 1, 1, 1, 1, 0, 1], bool)  # 3 of 8 wrong
+    decisions = ["NORMAL", "REFER", "PNEUMONIA", "REFER"] + ["PNEUMONIA"] * 2 + ["REFER"] * 2
+    found = measure_referral(labels, called, decisions, list("abcdefgh"), resamples=200)
+    assert found.referred == 4
+    assert found.error.value == 3 / 8
+    assert found.error_of_kept.value == 1 / 4
+    assert found.error_of_referred == 2 / 4
+    assert found.error.low < 3 / 8 < found.error.high
+    none = measure_referral(labels, called, ["NORMAL"] * 8, list("abcdefgh"), resamples=20)
+    assert none.error_of_kept == none.error and math.isnan(none.error_of_referred)
+
+
+@pytest.fixture(scope="module")
+def adults(tmp_path_factory):
+    """A data set with a third class, and a metadata.csv of views and patients."""
+    folder = draw_folder(tmp_path_factory.mktemp("adults"), patients=12, seed=7000)
+    (folder / "OTHER").mkdir()
+    for number in range(5):
+        draw_xray(8000 + number, ill=bool(number % 2)).save(folder / "OTHER" / f"x{number}.png")
+    (folder / "OTHER" / "torn.png").write_bytes(b"\x89PNG broken")
+    rows = ["file_name,patient_id,view"]
+    for number, path in enumerate(sorted(folder.rglob("*.png"))):
+        name = path.relative_to(folder).as_posix()
+        view = "AP" if number % 3 else "PA"
+        rows.append(f"{name},adult {number // 2},{'' if number == 0 else view}")
+    (folder / "metadata.csv").write_text("\n".join(rows))
+    return folder
+
+
+def test_subgroups_and_other_classes_are_measured_apart(tiny_model, adults, tmp_path):
+    flags = ["--model", tiny_model, "--data_dir", adults, "--output_dir", tmp_path / "report"]
+    done = call_script(
+        "evaluate_model.py", *flags, "--subgroups", "view", "--other_classes", "OTHER"
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "report" / "report.json").read_text())
+    assert report["n"] == 24  # others are in no figure
+    groups = {one["value"]: one for one in report["subgroups"]}
+    assert groups.keys() == {"AP", "PA", "not given"}
+    assert sum(one["normals"] + one["pneumonias"] for one in groups.values()) == 24
+    assert groups["not given"]["metrics"] == {}  # one image, of one class
+
+    predictor = Predictor.from_pretrained(tiny_model)
+    data = load_parts(adults)["all"]
+    rows = [row for row, view in enumerate(data["view"][:]) if view == "AP"]
+    files = [adults / data["file"][row] for row in rows]
+    probabilities = [one.probability for one in predictor.predict_files(files)]
+    labels = [data["label"][row] for row in rows]
+    assert groups["AP"]["metrics"]["auroc"]["value"] == roc_auc_score(labels, probabilities)
+
+    others = {one["name"]: one for one in report["other_classes"]}
+    assert others["OTHER"]["count"] == 5
+    assert sum(o["count"] for name, o in others.items() if name.startswith("OTHER, view")) == 5
+    files = [adults / "OTHER" / f"x{number}.png" for number in range(5)]
+    expected = [one.label for one in predictor.predict_files(files)].count("PNEUMONIA")
+    assert others["OTHER"]["called"] == expected
+    assert any("torn.png" in reason for reason in report["unreadable"])
+    with (tmp_path / "report" / "predictions.csv").open() as lines:
+        table = list(csv.DictReader(lines))
+    assert [row["label"] for row in table].count("OTHER") == 5 and len(table) == 29
+    text = (tmp_path / "report" / "report.md").read_text()
+    assert "| view AP |" in text and "| OTHER | 5 |" in text and "| kept |" in text
+
+
+def test_columns_and_folders_that_are_not_there_are_told(tiny_model, adults, tmp_path):
+    from conftest import assert_one_sentence
+
+    flags = ["--model", tiny_model, "--data_dir", adults, "--output_dir", tmp_path / "report"]
+    done = call_script("evaluate_model.py", *flags, "--subgroups", "side")
+    assert_one_sentence(done, "no column 'side'", "view")
+    done = call_script("evaluate_model.py", *flags, "--other_classes", "OTHERS")
+    assert_one_sentence(done, "OTHERS is no folder", "--other_classes")
+    done = call_script("evaluate_model.py", *flags, "--other_classes", "NORMAL")
+    assert_one_sentence(done, "one of the two classes")
+    assert not (tmp_path / "report").exists()
+
+
+def test_scores_that_differ_in_the_ninth_decimal_do_not_tie_in_the_table(
+    predictor, xray_folder, tmp_path, monkeypatch
+):
+    name, data = choose_part(xray_folder, "test", predictor)
+    near_one = 1 - np.linspace(1, 2, len(data)) * 1e-10
+    monkeypatch.setattr(Predictor, "probabilities", lambda self, images: near_one[: len(images)])
+    report = evaluate_predictor(predictor, data, "drawn", name, resamples=20)
+    write_report(report, tmp_path)
+    with (tmp_path / "predictions.csv").open() as lines:
+        written = [float(row["probability"]) for row in csv.DictReader(lines)]
+    assert written == report.probabilities.tolist()
+    assert len(set(written)) == len(data)
+
+
+def test_report_says_at_which_prevalence_calibration_was_measured(predictor, xray_folder, tmp_path):
+    data = load_parts(xray_folder)["all"]
+    labels = np.array(data["label"][:])
+    rows = [*np.flatnonzero(labels == 1)[:30], *np.flatnonzero(labels == 0)[:10]]
+    report = evaluate_predictor(predictor, data.select(rows), "drawn", "all", resamples=50)
+    numbers = to_json(report)
+    assert numbers["prevalence"] == 0.75
+    assert {"ece", "ece_balanced", "brier", "brier_balanced"} <= numbers["metrics"].keys()
+    write_report(report, tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    assert "at this data's prevalence of 75.0%" in text and "for a prevalence of 50%" in text
+
+
+def test_patients_of_kermany_names_are_at_least_so_many(predictor, xray_folder, adults):
+    named = evaluate_predictor(predictor, choose_part(xray_folder, "test", predictor)[1])
+    assert to_json(named)["patients_by_file_name"]
+    given = evaluate_predictor(predictor, load_parts(adults)["all"])
+    assert not to_json(given)["patients_by_file_name"] and given.is_external
+    assert not named.is_external
+
+
+def make_reports(error: float, external: bool = True) -> list[dict]:
+    metrics = {"ece_balanced": {"value": error + 0.02, "low": error, "high": error + 0.05}}
+    return [{"data": "elsewhere", "external": external, "metrics": metrics}]
+
+
+def test_only_an_external_report_with_a_large_error_takes_the_word_calibrated_away():
+    assert find_misfit(make_reports(0.2))["data"] == "elsewhere"
+    assert find_misfit(make_reports(0.09)) is None
+    assert find_misfit(make_reports(0.2, external=False)) is None
+    assert find_misfit([{"data": "old", "metrics": {"ece": {"low": 0.5}}}]) is None
+
+
+def test_card_and_app_drop_the_word_calibrated_where_a_report_shows_otherwise(
+    tiny_model, adults, tmp_path
+):
+    from pneumonia_hf import demo
+
+    model = tmp_path / "model"
+    shutil.copytree(tiny_model, model, ignore=shutil.ignore_patterns("checkpoints"))
+    report = to_json(
+        evaluate_predictor(Predictor.from_pretrained(model), load_parts(adults)["all"], "adults")
+    )
+    bounds = {"value": 0.0, "low": 0.0, "high": 0.01}
+    for low, says in ((0.0, "calibrated"), (0.4, "not calibrated")):
+        report["metrics"]["ece_balanced"] = bounds | {"low": low, "value": low}
+        add_report(model, report)
+        told = demo._describe_model(Predictor.from_pretrained(model))
+        card = (model / "README.md").read_text()
+        assert ("**not calibrated**" in told) == (low > 0)
+        assert ("Do not read it as a probability there" in card) == (low > 0), says
+        assert "population in which half of the images" in card
+
+
+def test_recalibrating_a_finished_model_gives_what_training_gives(
+    tiny_model, xray_folder, tmp_path
+):
+    from conftest import assert_one_sentence
+    from safetensors.torch import load_file
+
+    model = tmp_path / "model"
+    shutil.copytree(tiny_model, model, ignore=shutil.ignore_patterns("checkpoints"))
+    before = json.loads((model / "config.json").read_text())["pneumonia_hf"]
+    # As an earlier version could have left it: too sure of itself, and without references.
+    predictor = Predictor.from_pretrained(model)
+    with torch.no_grad():
+        head_of(predictor.model).weight *= 4
+        head_of(predictor.model).bias *= 4
+    earlier = {"temperature": before["temperature"] / 4, "attribution_references": {}}
+    predictor.model.config.pneumonia_hf = before | earlier
+    predictor.model.save_pretrained(model)
+    other = draw_folder(tmp_path / "other", patients=3, seed=90_000)
+    done = call_script("recalibrate.py", "--model", model, "--data_dir", other)
+    assert_one_sentence(done, "validation images", "--data_dir what it was trained on")
+    done = call_script("recalibrate.py", "--model", model, "--data_dir", xray_folder)
+    assert done.returncode == 0, done.stderr
+    after = json.loads((model / "config.json").read_text())["pneumonia_hf"]
+    for key in ("temperature", "threshold", "refer_low", "refer_high"):
+        assert after[key] == pytest.approx(before[key], rel=1e-3), key
+    assert after["attribution_references"].keys() == before["attribution_references"].keys()
+    one, two = (load_file(folder / "model.safetensors") for folder in (tiny_model, model))
+    assert all(torch.allclose(one[name], two[name], rtol=1e-3) for name in one)
+    run = json.loads((model / "run.json").read_text())
+    assert run["validation"]["config"] == after
+    assert not run["validation"]["remarks"]["temperature_at_bound"]
+    assert not list(model.glob(".*"))

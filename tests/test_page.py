@@ -36,7 +36,7 @@ def test_visitor_uploads_a_film_and_sees_decision_and_heat(page, app_url, tmp_pa
     film = tmp_path / "film.png"
     draw_xray(4, ill=True, size=(300, 240)).save(film)
     page.locator("input[type=file]").first.set_input_files(film)
-    page.get_by_text("Calibrated probability of pneumonia").wait_for(timeout=60_000)
+    page.get_by_text("calibrated for a population in which half have it").wait_for(timeout=60_000)
     assert page.locator(".verdict span").first.inner_text() in {"PNEUMONIA", "NORMAL", "REFER"}
     shown = "all => all.filter(one => one.naturalWidth == 300).length >= 2"
     page.wait_for_function(f"({shown})([...document.images])", timeout=30_000)

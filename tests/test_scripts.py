@@ -27,6 +27,7 @@ SCRIPTS = [
     "preview_augmentation.py",
     "search.py",
     "export_onnx.py",
+    "recalibrate.py",
 ]
 RECIPE = ROOT / "train_scripts" / "configs" / "convnextv2-tiny.yaml"
 

@@ -7,7 +7,8 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import REAL_XRAYS, draw_xray, run_script
+from conftest import REAL_XRAYS, ROOT, draw_xray, run_script
+from PIL import Image
 
 from pneumonia_hf import Predictor, read_xray
 from pneumonia_hf.predictor import DEFAULT_MODEL
@@ -62,6 +63,36 @@ def test_plain_pipeline_predictor_and_script_agree(finished_model, tmp_path):
     plain = score_with_plain_pipeline(finished_model, files, tmp_path)
     assert np.abs(plain - ours).max() <= 1e-5
     assert np.abs(score_with_script(finished_model, files, tmp_path) - ours).max() <= 1e-5
+
+
+def test_plain_pipeline_reads_other_files_otherwise_and_read_xray_mends_it(tiny_model, tmp_path):
+    """The promise is for 8-bit grayscale files: what README and card say of others is so."""
+    plain = draw_xray(3, ill=True, size=(160, 120))
+    levels = np.asarray(plain)
+    plain.save(tmp_path / "8.png")
+    Image.fromarray(levels.astype(np.uint16) * 257).save(tmp_path / "16.png")
+    tint = np.stack([levels // 2, levels // 2, levels], axis=2)
+    Image.fromarray(tint).save(tmp_path / "blue.png")
+    files = [tmp_path / name for name in ("8.png", "16.png", "blue.png")]
+    predictor = Predictor.from_pretrained(tiny_model)
+    ours = predictor.probabilities([read_xray(file) for file in files])
+    piped = score_with_plain_pipeline(tiny_model, files, tmp_path)
+    assert ours[1] == pytest.approx(ours[0], abs=1e-5)  # the same image in more bits
+    assert piped[0] == pytest.approx(ours[0], abs=1e-5)
+    assert abs(piped[1] - ours[1]) > 1e-3 and abs(piped[2] - ours[2]) > 1e-3
+    # As the card has it: the pipeline takes what read_xray returns.
+    from transformers import pipeline
+
+    classify = pipeline("image-classification", model=str(tiny_model))
+    scores = {one["label"]: one["score"] for one in classify(read_xray(files[1]))}
+    assert scores["PNEUMONIA"] == pytest.approx(ours[1], abs=1e-5)
+
+
+@pytest.mark.parametrize("place", ["README.md", "pneumonia_hf/model_card.md"])
+def test_promise_of_the_plain_pipeline_is_for_8_bit_grayscale_files(place):
+    text = " ".join((ROOT / place).read_text().split())
+    assert "8-bit grayscale files" in text
+    assert "classify(read_xray(" in text
 
 
 @pytest.mark.skipif(not REAL_XRAYS.exists(), reason="the real X-rays are not beside this checkout")
