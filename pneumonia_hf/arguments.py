@@ -150,7 +150,7 @@ class XrayTrainingArguments(TrainingArguments):
         metadata={"help": "Lower the threshold until this share of pneumonias is found."},
     )
     attribution_images: int = field(
-        default=16,
+        default=8,
         metadata={
             "help": "Validation pneumonias on which the scale of attribution maps is measured; "
             "0: none, and each map is scaled to its own maximum."

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 RESAMPLES = 300  # of the intervals of the validation metrics
-ATTRIBUTION_IMAGES = 16
+ATTRIBUTION_IMAGES = 8
 RECALIBRATED = ".recalibrated"  # where a model is put together that is calibrated anew
 
 

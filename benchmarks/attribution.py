@@ -1,0 +1,127 @@
+"""Measure whether attribution maps say what the model goes by.
+
+python benchmarks/attribution.py --data_dir DATA [--model MODEL ...] [--images 20]
+
+For each model and method that can explain it, on images of both classes alike:
+
+1. Agreement: Spearman's rank correlation of the map with occlusion, that is with how far the log
+   odds fall when a square is covered; mean and range over the images.
+2. Completeness of integrated gradients: how far its parts differ from the difference in log odds
+   that they should sum to, with 32 steps and with as many as `explain` takes.
+3. Darkness: of images that the model gives a probability below 0.01, the share whose map reaches
+   full brightness, scaled by its own maximum (which is 100% but for empty maps) and by the
+   reference that is stored with the model.
+
+Prints tables in Markdown.
+"""
+
+import logging
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+
+from pneumonia_hf.console import make_parser, run_script
+
+SURE = 0.01  # probability below which an image is surely normal to the model
+
+
+def main() -> None:
+    """Measure every model, and print a table of each question."""
+    parser = make_parser(__doc__)
+    parser.add_argument("--data_dir", required=True, help="Class folders of X-rays.")
+    parser.add_argument("--model", nargs="+", help="Models; left out, the default one.")
+    parser.add_argument("--images", type=int, default=20, help="Half of them of each class.")
+    options = parser.parse_args()
+    logging.getLogger("pneumonia_hf").setLevel(logging.ERROR)
+
+    from pneumonia_hf.predictor import DEFAULT_MODEL, Predictor
+
+    images = draw_images(options.data_dir, options.images)
+    predictors = [Predictor.from_pretrained(one) for one in options.model or [DEFAULT_MODEL]]
+    names = [Path(predictor.name).name for predictor in predictors]
+    print(f"{len(images)} images.\n")
+    print("| model | method | Spearman with occlusion, mean | lowest | highest |")
+    print("|---|---|---|---|---|")
+    for name, predictor in zip(names, predictors, strict=True):
+        for row in compare_with_occlusion(predictor, images):
+            print(f"| {name} | {row} |", flush=True)
+    print("\n| model | error with 32 steps, median, highest | as taken | above 5% |")
+    print("|---|---|---|---|")
+    for name, predictor in zip(names, predictors, strict=True):
+        print(f"| {name} | {measure_completeness(predictor, images)} |", flush=True)
+    print(f"\n| model | method | images below {SURE} | full, own scale | full, by reference |")
+    print("|---|---|---|---|---|")
+    for name, predictor in zip(names, predictors, strict=True):
+        for row in measure_darkness(predictor, images):
+            print(f"| {name} | {row} |", flush=True)
+
+
+def draw_images(data_dir: str, count: int) -> list:
+    """Return images of both classes, drawn by a fixed seed."""
+    from pneumonia_hf.data import load_parts
+    from pneumonia_hf.sources import open_pictures
+    from pneumonia_hf.xray import read_xray
+
+    data = load_parts(data_dir)["all"]
+    labels = np.array(data["label"][:])
+    order = np.random.default_rng(7).permutation(len(data))
+    rows = [row for label in (1, 0) for row in order[labels[order] == label][: count // 2]]
+    return [read_xray(source, name) for name, source in open_pictures(data.select(rows))]
+
+
+def compare_with_occlusion(predictor, images: list) -> list[str]:
+    """Return a row for each method."""
+    from pneumonia_hf.attribution import methods_for
+    from pneumonia_hf.faithfulness import measure_agreement
+
+    found = measure_agreement(predictor, images, methods_for(predictor))
+    return [
+        f"{method} | {np.mean(several):.2f} | {min(several):.2f} | {max(several):.2f}"
+        for method, several in found.items()
+    ]
+
+
+def measure_completeness(predictor, images: list) -> str:
+    """Return the errors of completeness, and how often they stay above 5%."""
+    from pneumonia_hf import attribution
+
+    errors = []
+    steps = attribution.INTEGRATION_STEPS
+    for taken in (steps[:1], steps):
+        attribution.INTEGRATION_STEPS = taken
+        maps = [attribution.explain(predictor, one, "integrated_gradients") for one in images]
+        errors.append([one.completeness_error for one in maps])
+    short, full = errors
+    above = sum(error > attribution.COMPLETE for error in full)
+    return (
+        f"{np.median(short):.1%}, {max(short):.1%} | {np.median(full):.1%}, {max(full):.1%} | "
+        f"{above} of {len(full)}"
+    )
+
+
+def measure_darkness(predictor, images: list) -> list[str]:
+    """Return a row for each method."""
+    from pneumonia_hf.attribution import METHODS, explain, methods_for
+
+    sure = [one for one in images if predictor.probabilities([one])[0] < SURE]
+    rows = []
+    for method in methods_for(predictor):
+        own = [float(_raw(METHODS, method, predictor, one).max()) > 0 for one in sure]
+        scaled = [explain(predictor, one, method).values.max() >= 0.999 for one in sure]
+        shares = [f"{np.mean(some):.0%}" if some else "-" for some in (own, scaled)]
+        rows.append(f"{method} | {len(sure)} | {' | '.join(shares)}")
+    return rows
+
+
+def _raw(methods: dict, method: str, predictor, image):
+    import torch
+
+    with torch.enable_grad():
+        return methods[method](predictor, predictor.pixel_values([image])).values
+
+
+if __name__ == "__main__":
+    run_script(main)
