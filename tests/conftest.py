@@ -248,6 +248,7 @@ def train_tiny(
     augment: float = 1.0,
     callbacks: tuple = (),
     channels_last: bool | None = False,
+    trainable_stages: int | None = None,
     **changes,
 ) -> Path:
     """Train a tiny model in this process, for a few steps."""
@@ -270,7 +271,9 @@ def train_tiny(
     arguments = XrayTrainingArguments(output_dir=str(output), **settings)
     recipe = Recipe(
         DataConfig([str(data)]),
-        ModelConfig(name, str(body), TINY_SIZES[name], channels_last=channels_last),
+        ModelConfig(
+            name, str(body), TINY_SIZES[name], trainable_stages, channels_last=channels_last
+        ),
         AugmentConfig(augment_strength=augment),
     )
     set_seed(arguments.seed)

@@ -1,6 +1,7 @@
 """Runs that are cut off anywhere end with the weights of an uninterrupted one."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -277,6 +278,10 @@ def test_killed_processes_are_resumed_to_the_same_bits(tmp_path):
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert "bit-equal" in done.stdout
+    # The first kill comes before training; the others must not all come after it.
+    assert "2 of 3 kills mattered" in done.stdout, done.stdout
+    best = re.findall(r"the best checkpoint is stage-2/checkpoint-(\d+)", done.stdout)
+    assert best and int(best[0]) > 9, done.stdout  # later than the first
 
 
 PYTHON = [sys.executable]
