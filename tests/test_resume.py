@@ -261,6 +261,16 @@ def test_early_stopping_counts_the_same_after_a_kill(tmp_path, body, xray_folder
     assert_stage_ends_at(run, 20, best=10)
 
 
+def test_evaluation_on_start_is_not_repeated_by_a_resumed_run(tmp_path, body, xray_folder):
+    """One more evaluation in the log would be counted by early stopping."""
+    changes = TWO_EPOCHS | {"eval_on_start": True}
+    whole = train_tiny("vit-base", body, xray_folder, tmp_path / "whole", **changes)
+    with pytest.raises(Stopped):
+        train_with(Cut(7, warn), body, xray_folder, tmp_path / "run", **changes)
+    train_tiny("vit-base", body, xray_folder, tmp_path / "run", resume=True, **changes)
+    assert_resumed_like(whole, tmp_path / "run", after=7)
+
+
 def assert_stage_ends_at(run, step: int, best: int) -> None:
     from pneumonia_hf.checkpoints import read_outcome
 
