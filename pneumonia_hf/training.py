@@ -283,6 +283,8 @@ class _Run:
                 state.best_model_checkpoint = best and str(best)
                 trainer.state = state
                 return
+            # It was done before the first step: one more would be counted by early stopping.
+            trainer.args.eval_on_start = False
         self.notice.may_wait = True
         try:
             trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))

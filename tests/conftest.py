@@ -248,6 +248,7 @@ def train_tiny(
     augment: float = 1.0,
     callbacks: tuple = (),
     channels_last: bool | None = False,
+    trainable_stages: int | None = None,
     drop_path: float | None = None,
     **changes,
 ) -> Path:
@@ -273,7 +274,12 @@ def train_tiny(
     recipe = Recipe(
         DataConfig([str(data)]),
         ModelConfig(
-            name, str(body), TINY_SIZES[name], channels_last=channels_last, drop_path=drop_path
+            name,
+            str(body),
+            TINY_SIZES[name],
+            trainable_stages,
+            channels_last=channels_last,
+            drop_path=drop_path,
         ),
         AugmentConfig(augment_strength=augment),
     )

@@ -5,15 +5,18 @@ python tests/kill_training.py --data_dir DATA --work_dir FOLDER [--kills 20] [--
 A run is made without interruption, with a cache of its own. Another is killed (SIGKILL, to all of
 its processes) at moments drawn by lot: while the cache is built, in an epoch, while a checkpoint
 is written, while the finished folder is made. Each time the same command is given again. In the
-end its weights and its config.json must be those of the first. A run that comes to its end
-before the kills are used up is compared, and the next one begun, again with an empty cache.
+end its weights and its config.json must be those of the first, and so must all that the last
+checkpoint of each stage keeps (see same_bits.py): the best checkpoint, from which the folder is
+made, may be older than the kills. A run that comes to its end before the kills are used up is
+compared, and the next one begun, again with an empty cache.
 """
 
 import argparse
 import hashlib
+import json
 import os
 import random
-import shutil
+import re
 import signal
 import subprocess
 import sys
@@ -22,15 +25,19 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 COMPARED = ("model.safetensors", "config.json", "preprocessor_config.json")
-# A small network, with all that keeps a state between steps.
+# A small network, with all that keeps a state between steps. The AUROC of drawn images is 1 after
+# the first epoch; by the Brier score the best checkpoint is a later one. Each step is logged, so
+# that it is known which one a kill came after.
 FLAGS = (
     "--backbone xray-cnn --image_size 64 --precision fp32 --channels_last false --cpu_threads 1 "
-    "--stages head:1:1e-2 all:5:3e-3 --ema_decay 0.9 --mixup 0.2 --cutmix 1 --imbalance sampler "
-    "--per_device_train_batch_size 8 --logging_steps 5 --early_stopping_patience 0 "
-    "--report_to none --disable_tqdm true"
+    "--stages head:1:1e-2 all:6:3e-3 --ema_decay 0.9 --mixup 0.2 --cutmix 1 --imbalance sampler "
+    "--per_device_train_batch_size 8 --logging_steps 1 --early_stopping_patience 0 "
+    "--metric_for_best_model brier --report_to none --disable_tqdm true"
 ).split()
-POLL = 0.0005  # seconds
+POLL = 0.002  # seconds
 PATIENCE = 600.0  # seconds that a process may take to come to a moment
+# A kill in training comes after this share of the steps that are left, at the least and at most.
+SHARES = (0.05, 0.6)
 
 
 def main() -> int:
@@ -47,39 +54,65 @@ def main() -> int:
 
     reference = Run(options, "uninterrupted")
     started = time.monotonic()
-    if reference.start().wait() != 0:
-        print((reference.folder / "log").read_text()[-2000:])
-        return 1
+    reference.finish()
     seconds = time.monotonic() - started
+    stages = reference.list_stages()
+    total = sum(steps for steps, _ in stages)
     wanted = reference.hash_files()
-    print(f"uninterrupted: {seconds:.0f} s, weights {wanted[0][:16]}", flush=True)
+    print(f"uninterrupted: {seconds:.0f} s, {total} steps, {reference.describe()}", flush=True)
 
-    killed, runs = 0, [Run(options, "killed-1")]
-    while killed < options.kills:
-        name = list(MOMENTS)[killed % len(MOMENTS)]
+    reached, runs = [], [Run(options, "killed-1", stages)]
+    while len(reached) < options.kills:
+        name = list(MOMENTS)[len(reached) % len(MOMENTS)]
+        if name == "while the cache is built" and runs[-1].output.exists():
+            runs[-1].finish()  # it has been killed, and has to be compared
+            runs.append(Run(options, f"killed-{len(runs) + 1}", stages))
         told = kill_at(runs[-1], name, lot, seconds)
         if told is None:  # it came to its end
-            runs.append(Run(options, f"killed-{len(runs) + 1}"))
+            runs.append(Run(options, f"killed-{len(runs) + 1}", stages))
             continue
-        killed += 1
-        print(f"kill {killed}, {runs[-1].folder.name}, {name}: {told}", flush=True)
-    if not runs[-1].is_finished() and runs[-1].start().wait() != 0:
-        print((runs[-1].folder / "log").read_text()[-2000:])
-        return 1
-    different = [run.folder.name for run in runs if run.hash_files() != wanted]
+        reached.append(runs[-1].count_steps())
+        where = f"step {reached[-1]} of {total}"
+        print(f"kill {len(reached)}, {runs[-1].folder.name}, {name}: {where}; {told}", flush=True)
+    if not runs[-1].is_finished():
+        runs[-1].finish()
+    different = []
     for run in runs:
-        print(f"{run.folder.name}: weights {run.hash_files()[0][:16]}")
+        print(f"{run.folder.name}: {run.describe()}")
+        if run.hash_files() != wanted:
+            different.append(f"{run.folder.name}: the finished folder")
+        different += compare_checkpoints(reference, run)
+    mattered = sum(0 < step < total for step in reached)
+    print(f"{mattered} of {len(reached)} kills mattered: in training, before the last step.")
     if different:
-        print(f"DIFFERENT from the uninterrupted run: {', '.join(different)}")
+        print("DIFFERENT from the uninterrupted run:", *different, sep="\n")
         return 1
-    print(f"{killed} kills in {len(runs)} runs: all bit-equal to the uninterrupted run.")
+    print(f"{len(reached)} kills in {len(runs)} runs: all bit-equal to the uninterrupted run.")
     return 0
+
+
+def compare_checkpoints(reference: "Run", run: "Run") -> list[str]:
+    """Return in what the last checkpoints of a run's stages differ from the reference's."""
+    sys.path.insert(0, str(ROOT))  # of pneumonia_hf, which need not be installed
+    from same_bits import assert_same_last_checkpoint
+
+    different = []
+    for stage in range(1, len(run.stages) + 1):
+        try:
+            assert_same_last_checkpoint(reference.output, run.output, after=0, stage=stage)
+        except AssertionError as error:
+            different.append(f"{run.folder.name}: {error}")
+    return different
 
 
 class Run:
     """A run in a folder of its own: the output, the cache, and what was printed."""
 
-    def __init__(self, options: argparse.Namespace, name: str) -> None:
+    def __init__(
+        self, options: argparse.Namespace, name: str, stages: list[tuple[int, float]] | None = None
+    ) -> None:
+        """Take the options, a name, and how many steps and epochs each stage will have."""
+        self.stages = stages or []
         self.folder = options.work_dir / name
         self.output, self.cache = self.folder / "output", self.folder / "cache"
         self.folder.mkdir()
@@ -98,15 +131,49 @@ class Run:
                 stdout=log,
                 stderr=log,
                 cwd=ROOT,
-                env=os.environ | {"PNEUMONIA_HF_CACHE": str(self.cache)},
+                # Unbuffered, so that the log tells of each step at once.
+                env=os.environ | {"PNEUMONIA_HF_CACHE": str(self.cache), "PYTHONUNBUFFERED": "1"},
                 start_new_session=True,
             )
+
+    def finish(self) -> None:
+        """Let the run come to its end."""
+        if self.start().wait() != 0:
+            raise SystemExit((self.folder / "log").read_text()[-2000:])
 
     def is_finished(self) -> bool:
         return (self.output / "config.json").exists()
 
     def hash_files(self) -> list[str]:
         return [hashlib.sha256((self.output / name).read_bytes()).hexdigest() for name in COMPARED]
+
+    def describe(self) -> str:
+        """Return which weights a finished run has, and where they come from."""
+        best = json.loads((self.output / "run.json").read_text())["training"]["best_checkpoint"]
+        return f"weights {self.hash_files()[0][:16]}, the best checkpoint is {best}"
+
+    def list_stages(self) -> list[tuple[int, float]]:
+        """Return the steps and epochs of each stage of a finished run."""
+        outcomes = sorted(self.output.glob("checkpoints/stage-*/outcome.json"))
+        told = [json.loads(path.read_text()) for path in outcomes]
+        return [(one["steps"], one["epochs"]) for one in told]
+
+    def count_steps(self) -> int:
+        """Return the step, over all stages, that was logged last, or that a checkpoint has."""
+        with (self.folder / "log").open("rb") as file:
+            file.seek(self.log_before)
+            *_, number, log = re.split(r"Stage (\d+) of \d+", "Stage 1 of 1" + file.read().decode())
+        epochs = re.findall(r"'loss': .*'epoch': '?([\d.]+)", log)
+        if epochs:
+            steps, of_epochs = self.stages[int(number) - 1]
+            return self.count_before(int(number)) + round(float(epochs[-1]) * steps / of_epochs)
+        sealed = self.output.glob("checkpoints/stage-*/checkpoint-*/seal.json")
+        places = [[int(part.split("-")[1]) for part in path.parts[-3:-1]] for path in sealed]
+        return max((self.count_before(stage) + step for stage, step in places), default=0)
+
+    def count_before(self, stage: int) -> int:
+        """Return how many steps the stages before this one have."""
+        return sum(steps for steps, _ in self.stages[: stage - 1])
 
     def torn_checkpoint(self) -> Path | None:
         """Return the checkpoint that is being written."""
@@ -116,22 +183,22 @@ class Run:
         return None
 
 
-def is_building_cache(run: Run) -> bool:
+def is_building_cache(run: Run, step: int) -> bool:
     """Return whether the store has begun, and training has not."""
     return any(run.cache.glob("*/*")) and not (run.output / "checkpoints/recipe.json").exists()
 
 
-def is_training(run: Run) -> bool:
-    """Return whether this process has logged a loss."""
-    return b"'loss'" in (run.folder / "log").read_bytes()[run.log_before :]
+def is_training(run: Run, step: int) -> bool:
+    """Return whether this process has come to a step."""
+    return run.count_steps() >= step
 
 
-def is_writing_checkpoint(run: Run) -> bool:
-    """Return whether another checkpoint than the torn one of the kill before has begun."""
-    return run.torn_checkpoint() not in (None, run.torn_before)
+def is_writing_checkpoint(run: Run, step: int) -> bool:
+    """Return whether a checkpoint after a step has begun, another than the kill before tore."""
+    return run.torn_checkpoint() not in (None, run.torn_before) and is_training(run, step)
 
 
-def is_making_folder(run: Run) -> bool:
+def is_making_folder(run: Run, step: int) -> bool:
     """Return whether the finished folder is being put together."""
     return (run.output / ".unfinished").exists()
 
@@ -139,9 +206,9 @@ def is_making_folder(run: Run) -> bool:
 # What to wait for, and the longest time, as a share of a whole run, to wait after it.
 MOMENTS = {
     "while the cache is built": (is_building_cache, 0.02),
-    "in an epoch": (is_training, 0.2),
+    "in an epoch": (is_training, 0.01),
     "while a checkpoint is written": (is_writing_checkpoint, 0.001),
-    "in an epoch, again": (is_training, 0.2),
+    "in an epoch, again": (is_training, 0.01),
     "while another checkpoint is written": (is_writing_checkpoint, 0.001),
     "while the folder is made": (is_making_folder, 0.05),
 }
@@ -150,13 +217,12 @@ MOMENTS = {
 def kill_at(run: Run, name: str, lot: random.Random, seconds: float) -> str | None:
     """Start a run, kill it at a moment, and say what was on disk; None if it ended before."""
     has_come, share = MOMENTS[name]
-    if name == "while the cache is built":  # it is, the first time only
-        shutil.rmtree(run.cache, ignore_errors=True)
-        shutil.rmtree(run.output, ignore_errors=True)
     run.torn_before = run.torn_checkpoint()
     process = run.start()
+    done, total = run.count_steps(), run.count_before(len(run.stages) + 1)
+    step = done + max(1, round(lot.uniform(*SHARES) * (total - done)))
     started = time.monotonic()
-    while not has_come(run):
+    while not has_come(run, step):
         if process.poll() is not None:
             if process.returncode != 0:
                 raise SystemExit((run.folder / "log").read_text()[-3000:])
@@ -183,7 +249,7 @@ def describe(run: Run) -> str:
     torn = run.torn_checkpoint()
     if torn:
         told.append(f"torn: {torn.name} with {len(list(torn.iterdir()))} files")
-    if is_making_folder(run):
+    if is_making_folder(run, 0):
         files = len(list((run.output / ".unfinished").iterdir()))
         told.append(f"unfinished folder with {files} files")
     if not (run.output / "checkpoints/recipe.json").exists():

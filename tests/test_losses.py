@@ -1,8 +1,10 @@
+import math
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from sklearn.utils.class_weight import compute_class_weight
 from torch.nn import functional
 from torchvision.ops import sigmoid_focal_loss
 
@@ -10,6 +12,8 @@ from pneumonia_hf.losses import Targets, XrayLoss, weigh_classes
 
 LABELS = np.array([0] * 10 + [1] * 30)
 BATCH = torch.tensor([0, 1, 1, 1, 0, 1])
+# 40 labels shared by 2 classes: 40 / (2 * 10) and 40 / (2 * 30).
+WEIGHTS = torch.tensor([2.0, 2 / 3])
 
 
 def make_loss(**changes) -> XrayLoss:
@@ -30,10 +34,14 @@ def outputs():
     return SimpleNamespace(logits=torch.randn(len(BATCH), 2, generator=generator))
 
 
+def outputs_of(*logits: list[float]) -> SimpleNamespace:
+    return SimpleNamespace(logits=torch.tensor(logits))
+
+
 def test_weights_make_both_classes_count_alike():
-    weights = weigh_classes(LABELS)
-    assert weights.tolist() == pytest.approx([40 / 20, 40 / 60])
-    assert weights[0] * 10 == pytest.approx(weights[1] * 30)
+    assert weigh_classes(LABELS).tolist() == pytest.approx([2.0, 0.6666667])
+    theirs = compute_class_weight("balanced", classes=np.array([0, 1]), y=LABELS)
+    assert weigh_classes(LABELS).tolist() == pytest.approx(theirs.tolist())
 
 
 def test_plain_loss_is_cross_entropy(outputs):
@@ -43,7 +51,7 @@ def test_plain_loss_is_cross_entropy(outputs):
 
 def test_weighted_and_smoothed_loss_is_torchs_own_times_the_weight_of_the_label(outputs):
     losses = functional.cross_entropy(outputs.logits, BATCH, reduction="none", label_smoothing=0.1)
-    expected = (losses * weigh_classes(LABELS)[BATCH]).mean()
+    expected = (losses * WEIGHTS[BATCH]).mean()
     loss = make_loss(imbalance="weights", label_smoothing_factor=0.1)
     torch.testing.assert_close(loss(outputs, BATCH), expected)
 
@@ -51,7 +59,7 @@ def test_weighted_and_smoothed_loss_is_torchs_own_times_the_weight_of_the_label(
 def test_focal_loss_is_that_of_torchvision_weighted_by_class(outputs):
     margins = outputs.logits[:, 1] - outputs.logits[:, 0]  # two softmax logits are one sigmoid's
     losses = sigmoid_focal_loss(margins, BATCH.float(), alpha=-1, gamma=1.5)
-    expected = (losses * weigh_classes(LABELS)[BATCH]).mean()
+    expected = (losses * WEIGHTS[BATCH]).mean()
     torch.testing.assert_close(
         make_loss(imbalance="focal", focal_gamma=1.5)(outputs, BATCH), expected
     )
@@ -59,13 +67,32 @@ def test_focal_loss_is_that_of_torchvision_weighted_by_class(outputs):
     torch.testing.assert_close(make_loss(imbalance="focal", focal_gamma=0)(outputs, BATCH), plain)
 
 
-def test_mixed_picture_counts_as_its_shares(outputs):
+def test_focal_loss_of_a_worked_example():
+    # Softmax of (0, ln 4) is (0.2, 0.8), and each label's loss is (1 - p)^2 * -ln p:
+    # label 1: 0.2^2 * 0.2231436 = 0.0089257, times its weight of 2/3: 0.0059505
+    # label 0: 0.8^2 * 1.6094379 = 1.0300403, times its weight of 2:   2.0600805
+    loss = make_loss(imbalance="focal", focal_gamma=2.0)
+    found = loss(outputs_of([0.0, math.log(4)], [0.0, math.log(4)]), torch.tensor([1, 0]))
+    assert found.item() == pytest.approx((0.0059505 + 2.0600805) / 2, abs=1e-6)
+
+
+def test_mixed_image_counts_as_its_shares():
+    # Softmax of (0, ln 4) is (0.2, 0.8): -ln p is 1.6094379 and 0.2231436. The weight of an image
+    # is that of its classes, each by its share.
+    # (0.25, 0.75): 0.25 * 1.6094379 + 0.75 * 0.2231436 = 0.5697171,
+    #               times 0.25 * 2 + 0.75 * 2/3 = 1: 0.5697171
+    # (0.5, 0.5):   0.5 * 1.6094379 + 0.5 * 0.2231436 = 0.9162907,
+    #               times 0.5 * 2 + 0.5 * 2/3 = 4/3: 1.2217210
     loss = make_loss(imbalance="weights")
-    share = torch.tensor([[0.3, 0.7]] * len(BATCH))
-    log_p = outputs.logits.log_softmax(dim=1)
-    weights = weigh_classes(LABELS)
-    expected = (share @ weights * -(share * log_p).sum(dim=1)).mean()
-    torch.testing.assert_close(loss(outputs, Targets(share)), expected)
+    shares = torch.tensor([[0.25, 0.75], [0.5, 0.5]])
+    found = loss(outputs_of([0.0, math.log(4)], [0.0, math.log(4)]), Targets(shares))
+    assert found.item() == pytest.approx((0.5697171 + 1.2217210) / 2, abs=1e-6)
+
+
+def test_unweighted_mixed_images_have_torchs_own_loss_of_shares(outputs):
+    shares = torch.tensor([[0.3, 0.7], [1.0, 0.0], [0.5, 0.5], [0.9, 0.1], [0.0, 1.0], [0.6, 0.4]])
+    expected = functional.cross_entropy(outputs.logits, shares)
+    torch.testing.assert_close(make_loss()(outputs, Targets(shares)), expected)
 
 
 def test_accumulated_batches_sum_to_the_loss_of_the_whole(outputs):
@@ -78,24 +105,24 @@ def test_accumulated_batches_sum_to_the_loss_of_the_whole(outputs):
 
 
 def test_teacher_is_followed_by_its_softened_word(outputs):
-    teacher = torch.randn(len(BATCH), 2, generator=torch.Generator().manual_seed(1))
-    classes = functional.one_hot(BATCH, 2).float()
-    all_teacher = make_loss(teacher="folder", distil_weight=1.0, distil_temperature=3.0)
-    theirs = (teacher / 3).softmax(dim=1)
-    expected = 9 * functional.kl_div(
-        (outputs.logits / 3).log_softmax(dim=1), theirs, reduction="batchmean"
-    )
-    torch.testing.assert_close(all_teacher(outputs, Targets(classes, teacher)), expected)
-    same = all_teacher(outputs, Targets(classes, outputs.logits.clone()))
+    # At a temperature of 3 the student says (0.4, 0.6) and the teacher (0.2, 0.8). Of the teacher
+    # from the student: 0.2 * ln(0.2 / 0.4) + 0.8 * ln(0.8 / 0.6) = -0.1386294 + 0.2301457
+    # = 0.0915162, and 3^2 times that is 0.8236460.
+    student, teacher = outputs_of([0.0, 3 * math.log(1.5)]), torch.tensor([[0.0, 3 * math.log(4)]])
+    ill = torch.tensor([[0.0, 1.0]])
+    settings = {"teacher": "folder", "distil_temperature": 3.0}
+    found = make_loss(distil_weight=1.0, **settings)(student, Targets(ill, teacher))
+    assert found.item() == pytest.approx(0.8236460, abs=1e-6)
+    # The student's own loss is taken without the temperature: p = 1.5^3 / (1 + 1.5^3) = 0.7714286,
+    # and -ln p = 0.2595112. A quarter of the teacher's: 0.75 * 0.2595112 + 0.25 * 0.8236460.
+    found = make_loss(distil_weight=0.25, **settings)(student, Targets(ill, teacher))
+    assert found.item() == pytest.approx(0.4005449, abs=1e-6)
+    agreeing = Targets(functional.one_hot(BATCH, 2).float(), outputs.logits.clone())
+    same = make_loss(distil_weight=1.0, **settings)(outputs, agreeing)
     assert same.item() == pytest.approx(0, abs=1e-6)
-    half = make_loss(teacher="folder", distil_weight=0.25, distil_temperature=3.0)
-    plain = functional.cross_entropy(outputs.logits, BATCH)
-    torch.testing.assert_close(
-        half(outputs, Targets(classes, teacher)), 0.75 * plain + 0.25 * expected
-    )
 
 
-def test_focal_loss_of_a_certain_picture_has_a_gradient():
+def test_focal_loss_of_a_certain_image_has_a_gradient():
     logits = torch.tensor([[-30.0, 30.0]], requires_grad=True)
     loss = make_loss(imbalance="focal", focal_gamma=0.5)
     loss(SimpleNamespace(logits=logits), torch.tensor([1])).backward()

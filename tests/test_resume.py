@@ -1,6 +1,7 @@
 """Runs that are cut off anywhere end with the weights of an uninterrupted one."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -11,8 +12,10 @@ import pytest
 import torch
 from conftest import ROOT, draw_folder, save_tiny_body, train_tiny
 from safetensors.torch import load_file
+from same_bits import assert_same_last_checkpoint, assert_same_model
 from transformers import TrainerCallback
 
+from pneumonia_hf import finishing
 from pneumonia_hf.checkpoints import (
     AVERAGE_FILE,
     is_whole,
@@ -23,6 +26,7 @@ from pneumonia_hf.checkpoints import (
     stage_folder,
 )
 from pneumonia_hf.errors import Stopped, UserError
+from pneumonia_hf.trainer import XrayTrainer
 
 # All that keeps a state of its own between steps.
 STATEFUL = {
@@ -33,7 +37,12 @@ STATEFUL = {
     "imbalance": "sampler",
     "layer_decay": 0.8,
     "early_stopping_patience": 0,
+    # The AUROC of drawn images is 1 after the first epoch: the best checkpoint would be the first.
+    "metric_for_best_model": "loss",
 }
+TWO_EPOCHS = {"num_train_epochs": 2, "metric_for_best_model": "loss"}
+# What the Trainer restores beside the weights.
+RESTORING = ("_load_rng_state", "_load_optimizer_and_scheduler")
 
 
 class Cut(TrainerCallback):
@@ -63,10 +72,31 @@ def train_with(callback, body, data, folder, **changes):
     return train_tiny("vit-base", body, data, folder, callbacks=[callback], **changes)
 
 
-def assert_same_weights(one, two) -> None:
-    one, two = (load_file(folder / "model.safetensors") for folder in (one, two))
-    assert one.keys() == two.keys()
-    assert [name for name in one if not torch.equal(one[name], two[name])] == []
+class StopAtLastCheckpoint(TrainerCallback):
+    """Ends a run when its last checkpoint is on disk, and so spares the finishing."""
+
+    def on_save(self, args, state, control, **kwargs):
+        if state.global_step >= state.max_steps:
+            raise Killed
+
+
+def assert_resumed_like(whole, run, after: int) -> None:
+    """Check the last checkpoint and the finished model of a run that was cut and resumed."""
+    assert_same_last_checkpoint(whole, run, after=after)
+    assert_same_model(whole, run)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_intervals():
+    """Draw few resamples for the intervals in run.json, which take most of a tiny run's time."""
+    measure = finishing.bootstrap_intervals
+
+    def measure_quickly(*args, **kwargs):
+        return measure(*args, **kwargs | {"resamples": 5})
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(finishing, "bootstrap_intervals", measure_quickly)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +111,15 @@ def whole(tmp_path_factory, body, xray_folder):
     return train_tiny("vit-base", body, xray_folder, folder, **STATEFUL)
 
 
+@pytest.fixture(scope="module")
+def cut(tmp_path_factory, body, xray_folder):
+    """The same run, cut at step 7."""
+    folder = tmp_path_factory.mktemp("cut") / "run"
+    with pytest.raises(Stopped):
+        train_with(Cut(7, warn), body, xray_folder, folder, **STATEFUL)
+    return folder
+
+
 @pytest.mark.parametrize("step", [3, 7, 10])  # 5 steps are an epoch
 def test_sigterm_saves_within_an_epoch_and_the_run_goes_on_from_there(
     tmp_path, body, xray_folder, whole, step
@@ -91,21 +130,68 @@ def test_sigterm_saves_within_an_epoch_and_the_run_goes_on_from_there(
     assert last_whole_checkpoint(stage_folder(run, 1)).name == f"checkpoint-{step}"
     assert not (run / "config.json").exists()
     train_tiny("vit-base", body, xray_folder, run, resume=True, **STATEFUL)
-    assert_same_weights(whole, run)
+    assert_resumed_like(whole, run, after=step)
+
+
+@pytest.fixture(scope="module")
+def whole_and_cut(tmp_path_factory, xray_folder, tiny_body, backbone_name):
+    """Two runs of 10 steps of every family: an uninterrupted one, and one cut at step 7."""
+    folder = tmp_path_factory.mktemp(f"resume-{backbone_name}")
+
+    def train(name, **changes):
+        return train_tiny(
+            backbone_name, tiny_body, xray_folder, folder / name, **TWO_EPOCHS, **changes
+        )
+
+    whole = train("whole")
+    with pytest.raises(Stopped):
+        train("cut", callbacks=[Cut(7, warn)])
+    return whole, folder / "cut"
 
 
 def test_every_family_goes_on_within_an_epoch_to_the_same_bits(
-    tmp_path, xray_folder, tiny_body, backbone_name
+    tmp_path, xray_folder, tiny_body, backbone_name, whole_and_cut
 ):
-    def train(folder, **changes):
-        return train_tiny(
-            backbone_name, tiny_body, xray_folder, folder, num_train_epochs=2, **changes
-        )
+    whole, cut = whole_and_cut
+    run = shutil.copytree(cut, tmp_path / "run")
+    train_tiny(backbone_name, tiny_body, xray_folder, run, resume=True, **TWO_EPOCHS)
+    assert_resumed_like(whole, run, after=7)
 
-    whole = train(tmp_path / "whole")
-    with pytest.raises(Stopped):
-        train(tmp_path / "run", callbacks=[Cut(7, warn)])
-    assert_same_weights(whole, train(tmp_path / "run", resume=True))
+
+def test_comparison_detects_a_broken_resume_of_every_family(
+    tmp_path, xray_folder, tiny_body, backbone_name, whole_and_cut, monkeypatch
+):
+    """The test before this one compares something that depends on what is restored."""
+    whole, cut = whole_and_cut
+    run = shutil.copytree(cut, tmp_path / "run")
+    forget(monkeypatch, *RESTORING)
+    changes = TWO_EPOCHS | {"resume": True, "callbacks": [StopAtLastCheckpoint()]}
+    with pytest.raises(Killed):
+        train_tiny(backbone_name, tiny_body, xray_folder, run, **changes)
+    assert_last_weights_differ(whole, run, after=7)
+
+
+@pytest.mark.parametrize("forgotten", RESTORING)
+def test_comparison_detects_each_thing_that_is_not_restored(
+    tmp_path, body, xray_folder, whole, cut, forgotten, monkeypatch
+):
+    run = shutil.copytree(cut, tmp_path / "run")
+    forget(monkeypatch, forgotten)
+    with pytest.raises(Killed):
+        train_with(StopAtLastCheckpoint(), body, xray_folder, run, resume=True, **STATEFUL)
+    assert_last_weights_differ(whole, run, after=7)
+
+
+def forget(monkeypatch, *names: str) -> None:
+    """Let the trainer restore nothing by these methods."""
+    for name in names:
+        monkeypatch.setattr(XrayTrainer, name, lambda *args, **kwargs: None)
+
+
+def assert_last_weights_differ(whole, run, after: int) -> None:
+    """Check that the comparison fails, and not only for the random numbers that are kept."""
+    with pytest.raises(AssertionError, match=r"differs in .*model\.safetensors"):
+        assert_same_last_checkpoint(whole, run, after=after)
 
 
 def test_run_that_is_moved_after_a_kill_still_knows_its_best_checkpoint(
@@ -115,7 +201,7 @@ def test_run_that_is_moved_after_a_kill_still_knows_its_best_checkpoint(
         train_with(Cut(13, kill), body, xray_folder, tmp_path / "before", **STATEFUL)
     shutil.move(tmp_path / "before", tmp_path / "after")
     train_tiny("vit-base", body, xray_folder, tmp_path / "after", resume=True, **STATEFUL)
-    assert_same_weights(whole, tmp_path / "after")
+    assert_resumed_like(whole, tmp_path / "after", after=13)
 
 
 def test_stages_resume_in_the_stage_that_was_cut(tmp_path, body, xray_folder, capsys):
@@ -130,7 +216,9 @@ def test_stages_resume_in_the_stage_that_was_cut(tmp_path, body, xray_folder, ca
     train_tiny("vit-base", body, xray_folder, run, resume=True, **changes)
     told = capsys.readouterr().out
     assert "Stage 1 of 3" not in told and "Stage 2 of 3" in told and "Stage 3 of 3" in told
-    assert_same_weights(whole, run)
+    assert_same_last_checkpoint(whole, run, after=7, stage=2)
+    assert_same_last_checkpoint(whole, run, after=0, stage=3)  # begun after the cut
+    assert_same_model(whole, run)
 
 
 def test_plateau_schedule_resumes_with_its_rate(tmp_path, body, xray_folder):
@@ -144,7 +232,7 @@ def test_plateau_schedule_resumes_with_its_rate(tmp_path, body, xray_folder):
     with pytest.raises(Killed):
         train_with(Cut(17, kill), body, xray_folder, tmp_path / "run", **changes)
     train_tiny("vit-base", body, xray_folder, tmp_path / "run", resume=True, **changes)
-    assert_same_weights(whole, tmp_path / "run")
+    assert_resumed_like(whole, tmp_path / "run", after=17)
 
 
 def test_early_stopping_counts_the_same_after_a_kill(tmp_path, body, xray_folder, monkeypatch):
@@ -173,6 +261,16 @@ def test_early_stopping_counts_the_same_after_a_kill(tmp_path, body, xray_folder
     assert_stage_ends_at(run, 20, best=10)
 
 
+def test_evaluation_on_start_is_not_repeated_by_a_resumed_run(tmp_path, body, xray_folder):
+    """One more evaluation in the log would be counted by early stopping."""
+    changes = TWO_EPOCHS | {"eval_on_start": True}
+    whole = train_tiny("vit-base", body, xray_folder, tmp_path / "whole", **changes)
+    with pytest.raises(Stopped):
+        train_with(Cut(7, warn), body, xray_folder, tmp_path / "run", **changes)
+    train_tiny("vit-base", body, xray_folder, tmp_path / "run", resume=True, **changes)
+    assert_resumed_like(whole, tmp_path / "run", after=7)
+
+
 def assert_stage_ends_at(run, step: int, best: int) -> None:
     from pneumonia_hf.checkpoints import read_outcome
 
@@ -190,6 +288,10 @@ def test_killed_processes_are_resumed_to_the_same_bits(tmp_path):
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert "bit-equal" in done.stdout
+    # The first kill comes before training; the others must not all come after it.
+    assert "2 of 3 kills mattered" in done.stdout, done.stdout
+    best = re.findall(r"the best checkpoint is stage-2/checkpoint-(\d+)", done.stdout)
+    assert best and int(best[0]) > 9, done.stdout  # later than the first
 
 
 PYTHON = [sys.executable]
@@ -344,7 +446,7 @@ def test_checkpoint_of_the_last_step_of_an_epoch_has_its_evaluation(tmp_path, bo
     with pytest.raises(Killed):
         train_with(Cut(7, kill), body, xray_folder, tmp_path / "run", **changes)
     train_tiny("vit-base", body, xray_folder, tmp_path / "run", resume=True, **changes)
-    assert_same_weights(whole, tmp_path / "run")
+    assert_resumed_like(whole, tmp_path / "run", after=7)
 
 
 def test_second_run_in_the_same_folder_is_refused(tmp_path, body, xray_folder):

@@ -6,7 +6,8 @@ import pytest
 import torch
 from conftest import assert_one_sentence, save_tiny_body, train_tiny
 from safetensors.torch import load_file
-from transformers import AutoModelForImageClassification
+from same_bits import assert_same_last_checkpoint, assert_same_model
+from transformers import AutoModelForImageClassification, TrainerCallback
 
 from pneumonia_hf.backbones import backbone_of
 from pneumonia_hf.checkpoints import list_checkpoints, stage_folder
@@ -94,6 +95,7 @@ def test_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(tmp_path, xra
     whole = train_tiny("vit-base", body, xray_folder, tmp_path / "whole", **keep)
     cut = tmp_path / "cut"
     first, *_ = list_checkpoints(stage_folder(whole, 1))
+    assert first.name == "checkpoint-5"
     shutil.copytree(first, stage_folder(cut, 1) / first.name)
     shutil.copy(whole / "checkpoints" / "recipe.json", cut / "checkpoints")
     with pytest.raises(UserError, match="--resume"):
@@ -108,8 +110,8 @@ def test_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(tmp_path, xra
     weights = (torn / "model.safetensors").read_bytes()
     (torn / "model.safetensors").write_bytes(weights[: len(weights) // 2])
     resumed = train_tiny("vit-base", body, xray_folder, cut, resume=True, **keep)
-    one, two = (load_file(folder / "model.safetensors") for folder in (whole, resumed))
-    assert all(torch.equal(one[key], two[key]) for key in one)
+    assert_same_last_checkpoint(whole, resumed, after=5)
+    assert_same_model(whole, resumed)
 
 
 def test_resuming_a_finished_run_leaves_it_as_it_is(tmp_path, xray_folder, capsys):
@@ -268,14 +270,67 @@ def test_diverged_training_stops_with_a_sentence(tmp_path, xray_folder):
         train_tiny("vit-base", body, xray_folder, tmp_path / "run", learning_rate=1e30)
 
 
-def test_frozen_stages_do_not_move(tmp_path, xray_folder, tiny_body, backbone_name):
-    from conftest import TINY_SIZES
+class Ended(BaseException):
+    """Ends a run whose finishing a test does not need."""
 
-    from pneumonia_hf.backbones import ModelConfig, build_model
 
-    model, _ = build_model(ModelConfig(backbone_name, str(tiny_body), TINY_SIZES[backbone_name], 1))
-    stages = backbone_of(model).stages(model)
-    frozen = [p for stage in stages[:-1] for p in stage.parameters()]
-    assert frozen and not any(p.requires_grad for p in frozen)
-    assert all(p.requires_grad for p in stages[-1].parameters())
-    assert all(p.requires_grad for p in model.get_submodule(backbone_of(model).head).parameters())
+class Watch(TrainerCallback):
+    """Keeps the model's tensors as they are before the first step and after the last."""
+
+    def on_train_begin(self, args, state, control, model=None, **kwargs):
+        self.model = model
+        self.before = {name: value.clone() for name, value in model.state_dict().items()}
+
+    def on_train_end(self, args, state, control, model=None, **kwargs):
+        self.steps = state.global_step
+        self.after = model.state_dict()
+        raise Ended
+
+    def moved(self, names: set[str]) -> set[str]:
+        """Return which of these tensors have other bits than before."""
+        return {name for name in names if not torch.equal(self.before[name], self.after[name])}
+
+
+def test_frozen_stages_do_not_move_and_trained_ones_do(
+    tmp_path, xray_folder, tiny_body, backbone_name
+):
+    watch = Watch()
+    with pytest.raises(Ended):
+        train_tiny(
+            backbone_name,
+            tiny_body,
+            xray_folder,
+            tmp_path / "run",
+            callbacks=(watch,),
+            trainable_stages=2,
+            num_train_epochs=1,
+        )
+    assert watch.steps == 5
+    model = watch.model
+    named = list(model.named_parameters())
+    frozen = {name for name, parameter in named if not parameter.requires_grad}
+    trained = {name for name, parameter in named if parameter.requires_grad}
+    assert len(frozen) > 2
+    assert watch.moved(frozen) == set()
+    parts = [*backbone_of(model).stages(model), model.get_submodule(backbone_of(model).head)]
+    of_parts = [
+        {name for name, parameter in named if any(parameter is own for own in part.parameters())}
+        for part in parts
+    ]
+    learns = [not names.isdisjoint(trained) for names in of_parts]
+    assert learns == sorted(learns) and learns.count(True) >= 3  # the last stages, and the head
+    assert trained == {name for names in of_parts if names & trained for name in names}
+    # A weight whose gradient is 0 may stay, such as a bias in front of a batch norm: what must
+    # move is something of each stage.
+    for number, names in enumerate(of_parts):
+        assert bool(watch.moved(names)) == learns[number], f"part {number} of {len(parts)}"
+
+    # Running statistics are no parameters: a batch norm moves them whenever it is in training
+    # mode, even without a gradient. Those with frozen weights are kept in evaluation mode.
+    statistics = {
+        name: {f"{name}.{buffer}" for buffer, _ in module.named_buffers(recurse=False)}
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm)
+    }
+    for name, buffers in statistics.items():
+        assert watch.moved(buffers) == (set() if f"{name}.weight" in frozen else buffers), name

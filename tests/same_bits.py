@@ -1,0 +1,114 @@
+"""What a resumed run must share with an uninterrupted one: all of its state, bit for bit.
+
+Not part of conftest.py: kill_training.py uses it without pytest.
+"""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+
+from pneumonia_hf.checkpoints import STATE_FILE, last_whole_checkpoint, stage_folder
+
+# A comparison without one of these would say nothing about it.
+ALWAYS = {"model.safetensors", "optimizer.pt", "scheduler.pt", STATE_FILE}
+PROGRESS = ("global_step", "max_steps", "epoch", "best_global_step", "best_metric")
+
+
+def assert_same_model(one: Path, two: Path) -> None:
+    """Check that two finished folders hold the same weights.
+
+    They are those of the best checkpoint, which may be older than the cut: this check alone does
+    not tell whether training went on as it should.
+    """
+    states = [load_file(folder / "model.safetensors") for folder in (one, two)]
+    different = list_differences(*states)
+    assert not different, f"the finished models differ in {different[:5]}"
+
+
+def assert_same_last_checkpoint(one: Path, two: Path, after: int, stage: int = 1) -> None:
+    """Check that the last checkpoints of a stage of two runs hold the same state.
+
+    That is weights, averaged weights if there are any, optimizer, scheduler, every process'
+    random numbers, the step, and what each evaluation found.
+
+    Args:
+        one, two: output folders of the runs.
+        after: the step at which one of them was cut; the checkpoints must be newer.
+        stage: the number of the stage.
+    """
+    last = [last_whole_checkpoint(stage_folder(run, stage)) for run in (one, two)]
+    assert all(last), f"stage {stage} has no whole checkpoint in {last.index(None) + 1} of 2"
+    states = [read_checkpoint(checkpoint) for checkpoint in last]
+    steps = [state[STATE_FILE]["global_step"] for state in states]
+    assert [path.name for path in last] == [f"checkpoint-{step}" for step in steps]
+    assert min(steps) > after, f"the last checkpoints are of the steps {steps}, cut at {after}"
+    different = list_differences(*states)
+    assert not different, f"{last[0].name} of stage {stage} differs in {shorten(different)}"
+
+
+def read_checkpoint(checkpoint: Path) -> dict[str, Any]:
+    """Return all that a checkpoint keeps of training, by file."""
+    state: dict[str, Any] = {}
+    for path in sorted(checkpoint.iterdir()):
+        if path.suffix == ".safetensors":
+            state[path.name] = load_file(path)
+        elif path.suffix == ".pt" or path.name.startswith("rng_state"):
+            state[path.name] = torch.load(path, weights_only=False)
+        elif path.name == STATE_FILE:
+            told = json.loads(path.read_text())
+            state[path.name] = {name: told[name] for name in PROGRESS}
+            state[path.name]["evaluations"] = [
+                {name: value for name, value in entry.items() if not is_time(name)}
+                for entry in told["log_history"]
+                if "eval_loss" in entry
+            ]
+    absent = ALWAYS - state.keys()
+    assert not absent, f"{checkpoint.name} lacks {sorted(absent)}"
+    assert any(name.startswith("rng_state") for name in state), "no random numbers are kept"
+    return state
+
+
+def is_time(name: str) -> bool:
+    """Return whether a value of the log tells how long something took."""
+    return name.endswith(("_runtime", "_per_second"))
+
+
+def list_differences(one: Any, two: Any, where: str = "") -> list[str]:
+    """Return where two nested states differ; tensors and arrays in any bit, the rest by ==."""
+    if type(one) is not type(two):
+        return [where]
+    if isinstance(one, dict):
+        lacking = [f"{where}/{key}" for key in one.keys() ^ two.keys()]
+        both = [(key, one[key], two[key]) for key in one if key in two]
+    elif isinstance(one, list | tuple):
+        lacking = [where] if len(one) != len(two) else []
+        both = list(zip(range(len(one)), one, two, strict=False))
+    else:
+        return [] if is_same(one, two) else [where]
+    for key, mine, other in both:
+        lacking += list_differences(mine, other, f"{where}/{key}")
+    return lacking
+
+
+def is_same(one: Any, two: Any) -> bool:
+    """Return whether two values of the same type are the same."""
+    if isinstance(one, torch.Tensor):
+        return one.dtype == two.dtype and torch.equal(one, two)
+    if isinstance(one, np.ndarray):
+        return one.dtype == two.dtype and np.array_equal(one, two)
+    if isinstance(one, float) and math.isnan(one):  # a precision of no positives
+        return math.isnan(two)
+    return bool(one == two)
+
+
+def shorten(different: list[str]) -> str:
+    """Return the files of the differences, and the first difference in each."""
+    first: dict[str, str] = {}
+    for where in different:
+        first.setdefault(where.split("/")[1], where)
+    return ", ".join(where.removeprefix("/") for where in first.values())
