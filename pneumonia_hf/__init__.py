@@ -5,7 +5,7 @@ Research software, not a medical device.
 
 from importlib import import_module
 
-__version__ = "0.3.0"
+__version__ = "0.4.0"
 __all__ = ["Prediction", "Predictor", "XrayError", "__version__", "read_xray"]
 
 _PLACES = {
