@@ -8,8 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-BATCH = 16
-
 
 def make_convnext(size: int):
     """Return ConvNeXt V2 in its 'atto' size: 3.4 M parameters."""
@@ -91,7 +89,6 @@ def make_example(
     able = torch.accelerator.is_available()
     arguments = TrainingArguments(
         output_dir=str(output),
-        per_device_train_batch_size=BATCH,
         use_cpu=not able,
         remove_unused_columns=False,
         report_to=["none"],

@@ -27,7 +27,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks._shared import BATCH, MODELS, describe_machine, describe_speed, make_example, wait
+from benchmarks._shared import MODELS, describe_machine, describe_speed, make_example, wait
 from pneumonia_hf.console import make_parser, run_script
 
 EXAMPLE = "the example's way"
@@ -41,6 +41,7 @@ def main() -> None:
     parser.add_argument("--full_size", type=Path, help="Class folders of X-rays of full size.")
     parser.add_argument("--steps", type=int, default=40, help="Of each arm, that count.")
     parser.add_argument("--warmup", type=int, default=5, help="Of each arm, before those.")
+    parser.add_argument("--batch", type=int, default=16, help="Images at once.")
     parser.add_argument("--image_size", type=int, default=224, help="Pixels a side.")
     parser.add_argument(
         "--no_compile", action="store_true", help="Without the arm that torch.compile takes long."
@@ -55,14 +56,14 @@ def main() -> None:
 def measure(options, work: Path) -> None:
     """Print both tables."""
     print(
-        f"{describe_machine()}; batch {BATCH}, {options.image_size} pixels, "
+        f"{describe_machine()}; batch {options.batch}, {options.image_size} pixels, "
         f"{options.steps} steps an arm.\n"
     )
     print("| model | computed in | from memory, images/s | fed, images/s | ratio | of totals |")
     print("|---|---|---|---|---|---|")
     for name in ("convnextv2-atto", "vit-tiny"):
         told, times = compare_with_memory(name, options, work)
-        memory, fed = (BATCH / statistics.median(times[arm]) for arm in ("memory", "fed"))
+        memory, fed = (options.batch / statistics.median(times[arm]) for arm in ("memory", "fed"))
         total = sum(times["memory"]) / sum(times["fed"])
         row = f"{name} | {told} | {memory:.1f} | {fed:.1f} | {fed / memory:.3f} | {total:.3f}"
         print(f"| {row} |", flush=True)
@@ -70,15 +71,15 @@ def measure(options, work: Path) -> None:
     print("|---|---|---|---|---|")
     for folder in filter(None, (options.data_dir, options.full_size)):
         times = compare_with_example(folder, options, work)
-        base = BATCH / statistics.median(times[EXAMPLE])
+        base = options.batch / statistics.median(times[EXAMPLE])
         for arm, seconds in times.items():
-            speed = BATCH / statistics.median(seconds)
+            speed = options.batch / statistics.median(seconds)
             total = sum(times[EXAMPLE]) / sum(seconds)
             row = f"{folder.name} | {arm} | {speed:.1f} | {speed / base:.2f} | {total:.2f}"
             print(f"| {row} |", flush=True)
 
 
-def load_images(folder: Path):
+def load_images(folder: Path, batch: int):
     """Return the rows of a folder, all splits together."""
     from pneumonia_hf.data import load_parts
     from pneumonia_hf.errors import UserError
@@ -86,8 +87,8 @@ def load_images(folder: Path):
     data = load_parts(folder)
     if set(data) != {"all"}:
         raise UserError(f"{folder} must hold the class folders themselves, not train/ and test/.")
-    if len(data["all"]) < BATCH:
-        raise UserError(f"{folder} holds {len(data['all'])} images; a batch takes {BATCH}.")
+    if len(data["all"]) < batch:
+        raise UserError(f"{folder} holds {len(data['all'])} images; a batch takes {batch}.")
     return data["all"]
 
 
@@ -111,10 +112,10 @@ def make_trainer(model, folder: Path, options, work: Path, speed=None, **changes
     from pneumonia_hf.training import take_batch
 
     processor = make_processor(options.image_size, (0.5,) * 3, (0.5,) * 3)
-    images = decode(load_images(folder), processor).part
+    images = decode(load_images(folder, options.batch), processor).part
     arguments = XrayTrainingArguments(
         output_dir=str(work / "ours"),
-        per_device_train_batch_size=BATCH,
+        per_device_train_batch_size=options.batch,
         report_to=["none"],
         eval_strategy="no",
         save_strategy="no",
@@ -183,9 +184,13 @@ def compare_with_example(folder: Path, options, work: Path) -> dict[str, list[fl
     if options.no_compile:
         ways.popitem()
     example = make_example(
-        make_model(), load_images(folder), options.image_size, work / "example",
+        make_model(),
+        load_images(folder, options.batch),
+        options.image_size,
+        work / "example",
+        per_device_train_batch_size=options.batch,
         dataloader_drop_last=True,
-    )  # fmt: skip
+    )
     arms = {EXAMPLE: make_arm(example)}
     for name, (speed, changes) in ways.items():
         # Prepared before the next one is made: accelerate's state belongs to the newest trainer.
