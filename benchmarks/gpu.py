@@ -121,8 +121,8 @@ def measure(name: str, options, device, peak: float | None) -> tuple[str, ...]:
     low, high = speeds[len(speeds) // 10], speeds[-1 - len(speeds) // 10]
     memory = torch.cuda.max_memory_allocated() / 1e9 if device.type == "cuda" else None
     return (
-        f"{speed:.1f}",
-        f"{low:.1f} to {high:.1f}",
+        f"{speed:.4g}",
+        f"{low:.4g} to {high:.4g}",
         f"{speed * operations / 1e12:.3g}",
         f"{speed * operations / peak:.1%}" if peak else "peak not known",
         f"{memory:.1f}" if memory else "",

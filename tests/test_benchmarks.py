@@ -2,6 +2,7 @@
 
 import math
 import os
+import random
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -35,7 +36,7 @@ CASES = {
         ),
     ),
     "gpu.py": Case(
-        "--models convnext-tiny --batch 2 --steps 1 --image_size 64 --eager",
+        "--models convnext-tiny --batch 2 --steps 1 --image_size 32 --eager",
         (("images/s", "TFLOP/s"),),
     ),
     "scale.py": Case(
@@ -81,6 +82,12 @@ def check_tables(text: str, expected: tuple[tuple[str, ...], ...]) -> None:
                 assert math.isfinite(number) and number > 0, (column, row)
 
 
+def use_one_core() -> None:
+    """Leave one core to this process: where others are busy, two threads wait for each other."""
+    if hasattr(os, "sched_setaffinity"):  # Linux alone has it
+        os.sched_setaffinity(0, {random.choice(sorted(os.sched_getaffinity(0)))})
+
+
 def run_benchmark(name: str, work) -> subprocess.CompletedProcess:
     """Run a benchmark as a user would, for its one small step."""
     data = draw_folder(work / "data", patients=24, pictures=2)
@@ -91,6 +98,7 @@ def run_benchmark(name: str, work) -> subprocess.CompletedProcess:
         capture_output=True,
         text=True,
         env=os.environ | {"PNEUMONIA_HF_CACHE": str(work / "cache")},
+        preexec_fn=use_one_core,
         timeout=600,
     )
 
