@@ -60,6 +60,10 @@ def main() -> None:
 
 def measure(options, work: Path) -> None:
     """Print both tables."""
+    if options.cpu_time:
+        import torch
+
+        torch.set_num_threads(1)
     print(
         f"{describe_machine()}; batch {options.batch}, {options.image_size} pixels, "
         f"{options.steps} steps an arm{', CPU seconds of one thread' * options.cpu_time}.\n"

@@ -40,7 +40,7 @@ CASES = {
         (("images/s", "TFLOP/s"),),
     ),
     "scale.py": Case(
-        "--data_dir DATA --work_dir WORK --counts 96 --image_size 64",
+        "--data_dir DATA --work_dir WORK --counts 48 --steps audit train --image_size 64",
         (("pictures", "peak memory, MB", "ms a picture"),),
     ),
     "training.py": Case(
@@ -90,7 +90,7 @@ def use_one_core() -> None:
 
 def run_benchmark(name: str, work) -> subprocess.CompletedProcess:
     """Run a benchmark as a user would, for its one small step."""
-    data = draw_folder(work / "data", patients=24, pictures=2)
+    data = draw_folder(work / "data", patients=12, pictures=2)
     places = {"DATA": data, "WORK": work / "work"}
     flags = [str(places.get(flag, flag)) for flag in CASES[name].flags.split()]
     return subprocess.run(
