@@ -3,17 +3,21 @@
 python benchmarks/feeding.py --data_dir DATA [--full_size DATA_OF_WHOLE_FILMS]
 
 1. `train.py`'s own feeding (cache, batch, augmentation, normalisation) against the same step on
-   batches that lie ready in memory, for a small ConvNeXt and a small ViT.
+   batches that lie ready in memory, for a small ConvNeXt and a small ViT, in the precision and
+   memory format that `train` measures for itself.
 2. Against the way of transformers' example `run_image_classification`: the datasets library's
-   imagefolder, Pillow transforms by `set_transform`, the Trainer's default arguments; for
-   EfficientNet-B0, 4 M parameters, in our recipe's precision and memory format.
+   images from files, Pillow transforms by `with_transform`, the Trainer's default arguments; for
+   EfficientNet-B0, 4 M parameters. All arms compute in fp32, so that one thing differs at a time.
 
-The arms take turns, a step each, in one process, so that what else the machine does hits all
-alike; speeds and ratios are of the medians, but for the last column, which is of the totals.
-Weights are drawn at random: speed does not depend on them. Prints tables in Markdown.
+A step is the Trainer's own `training_step` on the model that accelerate has prepared (autocast,
+torch.compile), then clipping and the update. The arms take turns, a step each, in one process, so
+that what else the machine does hits all alike; speeds and ratios are of the medians, but for the
+last column, which is of the totals. Only whole batches count. Weights are drawn at random: speed
+does not depend on them. Prints tables in Markdown.
 """
 
 import logging
+import os
 import statistics
 import sys
 import tempfile
@@ -23,10 +27,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks._shared import MODELS, describe_machine, describe_speed, make_example, wait
 from pneumonia_hf.console import make_parser, run_script
 
-BATCH = 16
-SIZE = 224
+EXAMPLE = "the example's way"
+READY = 8  # batches in memory, that are taken in turn
 
 
 def main() -> None:
@@ -34,201 +39,179 @@ def main() -> None:
     parser = make_parser(__doc__)
     parser.add_argument("--data_dir", type=Path, required=True, help="Class folders of X-rays.")
     parser.add_argument("--full_size", type=Path, help="Class folders of X-rays of full size.")
-    parser.add_argument("--steps", type=int, default=40, help="Of each arm, after 5 to warm up.")
+    parser.add_argument("--steps", type=int, default=40, help="Of each arm, that count.")
+    parser.add_argument("--warmup", type=int, default=5, help="Of each arm, before those.")
+    parser.add_argument("--batch", type=int, default=16, help="Images at once.")
+    parser.add_argument("--image_size", type=int, default=224, help="Pixels a side.")
+    parser.add_argument(
+        "--no_compile", action="store_true", help="Without the arm that torch.compile takes long."
+    )
+    parser.add_argument(
+        "--cpu_time",
+        action="store_true",
+        help="One thread, and its CPU seconds: for a CPU that other work shares.",
+    )
     options = parser.parse_args()
     logging.getLogger("pneumonia_hf").setLevel(logging.ERROR)
-    print(f"{describe_machine()}; batch {BATCH}, {SIZE} pixels, {options.steps} steps an arm.\n")
-    print("| model | precision | from memory, images/s | fed, images/s | ratio | of totals |")
+    with tempfile.TemporaryDirectory() as work:
+        os.environ["PNEUMONIA_HF_CACHE"] = str(Path(work) / "cache")
+        measure(options, Path(work))
+
+
+def measure(options, work: Path) -> None:
+    """Print both tables."""
+    if options.cpu_time:
+        import torch
+
+        torch.set_num_threads(1)
+    print(
+        f"{describe_machine()}; batch {options.batch}, {options.image_size} pixels, "
+        f"{options.steps} steps an arm{', CPU seconds of one thread' * options.cpu_time}.\n"
+    )
+    print("| model | computed in | from memory, images/s | fed, images/s | ratio | of totals |")
     print("|---|---|---|---|---|---|")
-    for name, make_model in {"ConvNeXt V2 atto": make_convnext, "ViT tiny": make_vit}.items():
-        precision, times = compare_with_memory(make_model, options.data_dir, options.steps)
-        memory, fed = (BATCH / statistics.median(times[arm]) for arm in ("memory", "fed"))
+    for name in ("convnextv2-atto", "vit-tiny"):
+        told, times = compare_with_memory(name, options, work)
+        memory, fed = (options.batch / statistics.median(times[arm]) for arm in ("memory", "fed"))
         total = sum(times["memory"]) / sum(times["fed"])
-        row = f"{name} | {precision} | {memory:.1f} | {fed:.1f} | {fed / memory:.3f} | {total:.3f}"
+        row = f"{name} | {told} | {memory:.1f} | {fed:.1f} | {fed / memory:.3f} | {total:.3f}"
         print(f"| {row} |", flush=True)
-    print("\n| pictures | arm | images/s | ratio to the example's way | of totals |")
+    print("\n| images | arm | images/s | ratio to the example's way | of totals |")
     print("|---|---|---|---|---|")
     for folder in filter(None, (options.data_dir, options.full_size)):
-        times = compare_with_example(folder, options.steps)
-        base = BATCH / statistics.median(times["the example's way"])
+        times = compare_with_example(folder, options, work)
+        base = options.batch / statistics.median(times[EXAMPLE])
         for arm, seconds in times.items():
-            speed = BATCH / statistics.median(seconds)
-            total = sum(times["the example's way"]) / sum(seconds)
+            speed = options.batch / statistics.median(seconds)
+            total = sum(times[EXAMPLE]) / sum(seconds)
             row = f"{folder.name} | {arm} | {speed:.1f} | {speed / base:.2f} | {total:.2f}"
             print(f"| {row} |", flush=True)
 
 
-def describe_machine() -> str:
-    """Return what the numbers were taken on."""
+def load_images(folder: Path, batch: int):
+    """Return the rows of a folder, all splits together."""
+    from pneumonia_hf.data import load_parts
+    from pneumonia_hf.errors import UserError
+
+    data = load_parts(folder)
+    if set(data) != {"all"}:
+        raise UserError(f"{folder} must hold the class folders themselves, not train/ and test/.")
+    if len(data["all"]) < batch:
+        raise UserError(f"{folder} holds {len(data['all'])} images; a batch takes {batch}.")
+    return data["all"]
+
+
+def make_trainer(model, folder: Path, options, work: Path, speed=None, **changes):
+    """Return our trainer on the images of a folder, as `train` makes it.
+
+    `speed` is the precision and memory format; left out, what `train` would measure.
+    """
     import torch
 
-    from pneumonia_hf.finishing import describe_hardware
-
-    return f"{describe_hardware()}, torch {torch.__version__}"
-
-
-def make_convnext():
-    """Return ConvNeXt V2 in its 'atto' size: 3.4 M parameters."""
-    from transformers import ConvNextV2Config, ConvNextV2ForImageClassification
-
-    config = ConvNextV2Config(hidden_sizes=[40, 80, 160, 320], depths=[2, 2, 6, 2], num_labels=2)
-    return ConvNextV2ForImageClassification(config)
-
-
-def make_vit():
-    """Return ViT in its 'tiny' size: 5.5 M parameters."""
-    from transformers import ViTConfig, ViTForImageClassification
-
-    config = ViTConfig(
-        hidden_size=192,
-        num_hidden_layers=12,
-        num_attention_heads=3,
-        intermediate_size=768,
-        num_labels=2,
-    )
-    return ViTForImageClassification(config)
-
-
-def make_efficientnet():
-    """Return EfficientNet-B0: 4.0 M parameters."""
-    from transformers import AutoModelForImageClassification, TimmWrapperConfig
-
-    config = TimmWrapperConfig(
-        architecture="efficientnet_b0", num_labels=2, id2label={0: "NORMAL", 1: "PNEUMONIA"}
-    )
-    return AutoModelForImageClassification.from_config(config)
-
-
-def make_trainer(model, folder: Path, channels_last: bool = False, **changes):
-    """Return our trainer on the pictures of a folder, as `train` makes it."""
-    import torch
-
+    from pneumonia_hf.arguments import XrayTrainingArguments
     from pneumonia_hf.backbones import ModelConfig
     from pneumonia_hf.cache import decode
-    from pneumonia_hf.data import DataConfig, load_parts
+    from pneumonia_hf.data import DataConfig
     from pneumonia_hf.finishing import Recipe
+    from pneumonia_hf.losses import XrayLoss
     from pneumonia_hf.preprocess import make_processor
-    from pneumonia_hf.training import (
-        ClassWeightedLoss,
-        XrayTrainer,
-        XrayTrainingArguments,
-        _take_batch,
-    )
+    from pneumonia_hf.probe import choose_speed
+    from pneumonia_hf.stages import rate_of_parameters, read_stages
+    from pneumonia_hf.trainer import XrayTrainer
+    from pneumonia_hf.training import take_batch
 
-    if channels_last:
-        model = model.to(memory_format=torch.channels_last)
-    processor = make_processor(SIZE, (0.5,) * 3, (0.5,) * 3)
-    part = decode(load_parts(folder)["all"], processor).part
+    processor = make_processor(options.image_size, (0.5,) * 3, (0.5,) * 3)
+    images = decode(load_images(folder, options.batch), processor).part
     arguments = XrayTrainingArguments(
-        output_dir=tempfile.mkdtemp(),
-        per_device_train_batch_size=BATCH,
+        output_dir=str(work / "ours"),
+        per_device_train_batch_size=options.batch,
         report_to=["none"],
         eval_strategy="no",
         save_strategy="no",
         load_best_model_at_end=False,
+        dataloader_drop_last=True,
+        disable_tqdm=True,
+        cpu_threads=1 if options.cpu_time else None,  # of the whole process, the example too
         **changes,
     )
+    if speed is None:
+        stage = read_stages(arguments, None)[-1]
+        speed = choose_speed(model, options.image_size, None, stage, arguments)
+    arguments.use_precision(speed.precision)
+    if speed.channels_last:
+        model = model.to(memory_format=torch.channels_last)
     return XrayTrainer(
         model=model,
         args=arguments,
         processing_class=processor,
-        train_dataset=part,
-        data_collator=_take_batch,
-        recipe=Recipe(DataConfig([str(folder)]), ModelConfig(channels_last=channels_last)),
-        compute_loss_func=ClassWeightedLoss(part.labels, arguments),
+        train_dataset=images,
+        data_collator=take_batch,
+        recipe=Recipe(DataConfig([str(folder)]), ModelConfig(channels_last=speed.channels_last)),
+        rates=rate_of_parameters(model, arguments.layer_decay),
+        compute_loss_func=XrayLoss(images.labels, arguments),
     )
 
 
-def compare_with_memory(make_model: Callable, folder: Path, steps: int) -> tuple[str, dict]:
-    """Return the precision, and the seconds of each step, fed and from ready batches."""
-    trainer = make_trainer(make_model(), folder)
-    batches = endless(trainer.get_train_dataloader)
-    trainer.model.train()
-    ready = [dict(trainer._prepare_inputs(next(batches))) for _ in range(8)]
-    feed = trainer._prepare_inputs
+def compare_with_memory(name: str, options, work: Path) -> tuple[str, dict[str, list[float]]]:
+    """Return how it was computed, and the seconds of each step, fed and from ready batches."""
+    trainer = make_trainer(MODELS[name](options.image_size), options.data_dir, options, work)
     step = make_step(trainer)
+    batches = endless(trainer.get_train_dataloader())
+    feed = trainer._prepare_inputs  # augments and normalises, as `training_step` calls it
+    trainer.model.train()  # else it would not augment
+    ready = [dict(feed(next(batches))) for _ in range(READY)]
 
     def from_memory(number: int) -> None:
         trainer._prepare_inputs = lambda inputs: inputs
-        step(dict(ready[number % len(ready)]))  # the loss takes its labels out
+        step(dict(ready[number % len(ready)]))  # a copy: the loss takes the labels out
 
     def fed(_: int) -> None:
         trainer._prepare_inputs = feed
         step(next(batches))
 
-    precision = "bf16" if trainer.args.bf16 else "fp16" if trainer.args.fp16 else "fp32"
-    return precision, take_turns({"memory": from_memory, "fed": fed}, steps)
+    precision = trainer.args.mixed_precision.replace("no", "fp32")
+    told = describe_speed(precision, trainer.recipe.model.channels_last)
+    return told, take_turns({"memory": from_memory, "fed": fed}, options)
 
 
-def compare_with_example(folder: Path, steps: int) -> dict[str, list[float]]:
-    """Return the seconds of each step of the example's way, and of ours in two formats."""
-    arms = {}
-    example = make_example(make_efficientnet(), folder)
-    arms["the example's way"] = (example, endless(example.get_train_dataloader))
-    for name, changes in {
-        "ours, fp32": {"precision": "fp32"},
-        "ours, channels_last (the recipe)": {"precision": "fp32", "channels_last": True},
-        "ours, channels_last, --torch_compile": {
-            "precision": "fp32",
-            "channels_last": True,
-            "torch_compile": True,
-        },
-    }.items():
-        trainer = make_trainer(make_efficientnet(), folder, **changes)
-        arms[name] = (trainer, endless(trainer.get_train_dataloader))
+def compare_with_example(folder: Path, options, work: Path) -> dict[str, list[float]]:
+    """Return the seconds of each step of the example's way, and of ours in several."""
+    from pneumonia_hf.probe import Speed
 
-    def make_arm(trainer, batches) -> Callable[[int], None]:
-        trainer.model.train()
-        step = make_step(trainer)
+    def make_arm(trainer) -> Callable[[int], None]:
+        step, batches = make_step(trainer), endless(trainer.get_train_dataloader())
         return lambda _: step(next(batches))
 
-    return take_turns({name: make_arm(*arm) for name, arm in arms.items()}, steps)
+    def make_model():
+        return MODELS["efficientnet-b0"](options.image_size)
 
-
-def make_example(model, folder: Path):
-    """Return a Trainer fed as transformers' examples/pytorch/image-classification does it."""
-    import torch
-    from datasets import load_dataset
-    from torchvision.transforms import (
-        Compose,
-        Normalize,
-        RandomHorizontalFlip,
-        RandomResizedCrop,
-        ToTensor,
+    plain, last = Speed("fp32", channels_last=False), Speed("fp32", channels_last=True)
+    ways = {
+        "ours, fp32": (plain, {}),
+        "ours, fp32, channels_last": (last, {}),
+        "ours, fp32, channels_last, --torch_compile": (last, {"torch_compile": True}),
+    }
+    if options.no_compile:
+        ways.popitem()
+    example = make_example(
+        make_model(),
+        load_images(folder, options.batch),
+        options.image_size,
+        work / "example",
+        per_device_train_batch_size=options.batch,
+        dataloader_drop_last=True,
     )
-    from transformers import Trainer, TrainingArguments
-
-    data = load_dataset("imagefolder", data_dir=str(folder), split="train")
-    change = Compose(
-        [RandomResizedCrop(SIZE), RandomHorizontalFlip(), ToTensor(), Normalize([0.5], [0.5])]
-    )
-
-    def transform(rows: dict) -> dict:
-        rows["pixel_values"] = [change(image.convert("RGB")) for image in rows["image"]]
-        return rows
-
-    data.set_transform(transform)
-
-    def collate(rows: list[dict]) -> dict:
-        return {
-            "pixel_values": torch.stack([row["pixel_values"] for row in rows]),
-            "labels": torch.tensor([row["label"] for row in rows]),
-        }
-
-    arguments = TrainingArguments(
-        output_dir=tempfile.mkdtemp(),
-        per_device_train_batch_size=BATCH,
-        use_cpu=not (torch.accelerator.is_available()),
-        remove_unused_columns=False,
-        report_to=["none"],
-    )
-    return Trainer(model=model, args=arguments, train_dataset=data, data_collator=collate)
+    arms = {EXAMPLE: make_arm(example)}
+    for name, (speed, changes) in ways.items():
+        # Prepared before the next one is made: accelerate's state belongs to the newest trainer.
+        arms[name] = make_arm(make_trainer(make_model(), folder, options, work, speed, **changes))
+    return take_turns(arms, options)
 
 
-def endless(make_loader: Callable) -> Iterator[dict]:
+def endless(loader) -> Iterator[dict]:
     """Yield batches, epoch after epoch."""
     while True:
-        yield from make_loader()
+        yield from loader
 
 
 def make_step(trainer) -> Callable[[dict], None]:
@@ -237,32 +220,31 @@ def make_step(trainer) -> Callable[[dict], None]:
 
     trainer.create_optimizer()
     trainer.current_gradient_accumulation_steps = 1  # which Trainer.train would set
-    trainer.model.to(trainer.args.device)
-    model = trainer.model
-    if trainer.args.torch_compile:
-        model = torch.compile(model)  # as accelerate does it in Trainer.train
+    # As in Trainer.train; without it there is neither autocast nor torch.compile.
+    model, optimizer = trainer.accelerator.prepare(trainer.model, trainer.optimizer)
     parameters = [one for one in trainer.model.parameters() if one.requires_grad]
 
     def step(batch: dict) -> None:
         trainer.training_step(model, batch)
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        trainer.optimizer.step()
-        trainer.optimizer.zero_grad()
-        if torch.accelerator.is_available():
-            torch.accelerator.synchronize()
+        optimizer.step()
+        optimizer.zero_grad()
+        wait(trainer.args.device)
 
     return step
 
 
-def take_turns(arms: dict[str, Callable[[int], None]], steps: int) -> dict[str, list[float]]:
-    """Run the arms step by step in turn, and return the seconds of each step."""
+def take_turns(arms: dict[str, Callable[[int], None]], options) -> dict[str, list[float]]:
+    """Run the arms step by step in turn, and return the seconds of each step that counts."""
+    # Of one thread alone, CPU seconds are what it computes: several wait for each other busily.
+    read_clock = time.process_time if options.cpu_time else time.perf_counter
     times: dict[str, list[float]] = {name: [] for name in arms}
-    for number in range(steps + 5):
+    for number in range(options.warmup + options.steps):
         for name, arm in arms.items():
-            started = time.perf_counter()
+            started = read_clock()
             arm(number)
-            if number >= 5:
-                times[name].append(time.perf_counter() - started)
+            if number >= options.warmup:
+                times[name].append(read_clock() - started)
     return times
 
 

@@ -2,9 +2,9 @@
 
 python benchmarks/gpu.py [--models vit-base convnext-tiny] [--batch 256] [--steps 50]
 
-ViT-B/16 and ConvNeXt tiny at 224 pixels in bf16, compiled, with the pictures lying on the device as
-8-bit grey; each step draws a batch, augments and normalises it as training does (`--bare`
-leaves that out), and updates all weights with AdamW. The operations of a step are counted by
+ViT-B/16 and ConvNeXt tiny at 224 pixels in bf16, compiled, with the images lying on the device as
+8-bit grey; each step draws a batch, augments and normalises it as training does (`--bare` leaves
+that out), and updates all weights with AdamW. The operations of a step are counted by
 torch's FlopCounterMode, multiplications and additions apart; the peak is the maker's dense bf16
 figure. Prints a table in Markdown. Works on a CPU too, which shows only that it works.
 """
@@ -18,8 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pneumonia_hf.console import make_parser, run_script
 
-SIZE = 224
-PICTURES = 2048  # on the device: 100 MB
+IMAGES = 2048  # on the device: 100 MB
 # Dense bf16 operations a second, from NVIDIA's data sheets; the first name that fits counts.
 PEAKS = {
     "H200": 989e12,
@@ -41,6 +40,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=sorted(MODELS), default=sorted(MODELS))
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--steps", type=int, default=50, help="After 10 to warm up.")
+    parser.add_argument("--image_size", type=int, default=224, help="Pixels a side.")
     parser.add_argument("--bare", action="store_true", help="Without augmentation.")
     parser.add_argument("--eager", action="store_true", help="Without torch.compile.")
     options = parser.parse_args()
@@ -48,25 +48,27 @@ def main() -> None:
     device = torch.accelerator.current_accelerator() if able else torch.device("cpu")
     name = torch.cuda.get_device_name() if device.type == "cuda" else device.type
     peak = next((peak for key, peak in PEAKS.items() if key in name), None)
-    print(f"{name}, torch {torch.__version__}, batch {options.batch}, {SIZE} pixels, bf16.\n")
+    batch = f"batch {options.batch}, {options.image_size} pixels, bf16"
+    print(f"{name}, torch {torch.__version__}, {batch}.\n")
     print("| model | images/s | 10% to 90% of steps | TFLOP/s | share of peak | memory, GB |")
     print("|---|---|---|---|---|---|")
     for model in options.models:
         print(f"| {model} | {' | '.join(measure(model, options, device, peak))} |", flush=True)
 
 
-def make_vit():
+def make_vit(size: int):
     """Return ViT-B/16: 86 M parameters."""
     from transformers import ViTConfig, ViTForImageClassification
 
-    return ViTForImageClassification(ViTConfig(num_labels=2, attn_implementation="sdpa"))
+    config = ViTConfig(num_labels=2, image_size=size, attn_implementation="sdpa")
+    return ViTForImageClassification(config)
 
 
-def make_convnext():
+def make_convnext(size: int):
     """Return ConvNeXt tiny: 28 M parameters."""
     from transformers import ConvNextConfig, ConvNextForImageClassification
 
-    return ConvNextForImageClassification(ConvNextConfig(num_labels=2))
+    return ConvNextForImageClassification(ConvNextConfig(num_labels=2, image_size=size))
 
 
 MODELS = {"vit-base": make_vit, "convnext-tiny": make_convnext}
@@ -79,20 +81,21 @@ def measure(name: str, options, device, peak: float | None) -> tuple[str, ...]:
     from pneumonia_hf.augment import AugmentConfig, augment
     from pneumonia_hf.preprocess import make_processor, normalise
 
+    size = options.image_size
     torch.manual_seed(13)
     torch.set_float32_matmul_precision("high")  # of what autocast leaves in fp32
     torch.backends.cudnn.benchmark = True
     layout = torch.channels_last if name == "convnext-tiny" else torch.contiguous_format
-    model = MODELS[name]().to(device, memory_format=layout).train()
-    processor = make_processor(SIZE, (0.5,) * 3, (0.5,) * 3)
+    model = MODELS[name](size).to(device, memory_format=layout).train()
+    processor = make_processor(size, (0.5,) * 3, (0.5,) * 3)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
-    pictures = torch.randint(0, 256, (PICTURES, 1, SIZE, SIZE), dtype=torch.uint8, device=device)
-    labels = torch.randint(0, 2, (PICTURES,), device=device)
+    images = torch.randint(0, 256, (IMAGES, 1, size, size), dtype=torch.uint8, device=device)
+    labels = torch.randint(0, 2, (IMAGES,), device=device)
     forward = model if options.eager else torch.compile(model)
 
     def step(network) -> None:
-        rows = torch.randint(0, PICTURES, (options.batch,), device=device)
-        pixels = pictures[rows]
+        rows = torch.randint(0, IMAGES, (options.batch,), device=device)
+        pixels = images[rows]
         if not options.bare:
             pixels = augment(pixels, AugmentConfig())
         pixel_values = normalise(pixels, processor).contiguous(memory_format=layout)
@@ -103,7 +106,7 @@ def measure(name: str, options, device, peak: float | None) -> tuple[str, ...]:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
-    operations = count_operations(model, device)
+    operations = count_operations(model, size, device)
     for _ in range(min(10, options.steps)):
         step(forward)
     seconds = []
@@ -118,20 +121,20 @@ def measure(name: str, options, device, peak: float | None) -> tuple[str, ...]:
     low, high = speeds[len(speeds) // 10], speeds[-1 - len(speeds) // 10]
     memory = torch.cuda.max_memory_allocated() / 1e9 if device.type == "cuda" else None
     return (
-        f"{speed:.1f}",
-        f"{low:.1f} to {high:.1f}",
-        f"{speed * operations / 1e12:.1f}",
+        f"{speed:.4g}",
+        f"{low:.4g} to {high:.4g}",
+        f"{speed * operations / 1e12:.3g}",
         f"{speed * operations / peak:.1%}" if peak else "peak not known",
         f"{memory:.1f}" if memory else "",
     )
 
 
-def count_operations(model, device) -> float:
-    """Return the operations of a training step, of one picture."""
+def count_operations(model, size: int, device) -> float:
+    """Return the operations of a training step, of one image."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    pixels = torch.zeros(2, 3, SIZE, SIZE, device=device)
+    pixels = torch.zeros(2, 3, size, size, device=device)
     with FlopCounterMode(display=False) as counter:
         model(pixel_values=pixels).logits.sum().backward()
     model.zero_grad(set_to_none=True)

@@ -35,7 +35,7 @@ model = ConvNextV2ForImageClassification(config)
 recipe = Recipe(DataConfig([data], cache_dir=cache), ModelConfig("convnextv2-tiny"))
 arguments = XrayTrainingArguments(output_dir=output, num_train_epochs=1, learning_rate=1e-3,
     per_device_train_batch_size=64, report_to=["none"], precision="fp32", overwrite=True)
-train(model, make_processor(224, (0.5,) * 3, (0.5,) * 3), load_xrays(recipe.data), recipe,
+train(model, make_processor(int(size), (0.5,) * 3, (0.5,) * 3), load_xrays(recipe.data), recipe,
       arguments)
 """,
 }
@@ -50,7 +50,7 @@ from pneumonia_hf.finishing import Recipe
 from pneumonia_hf.preprocess import make_processor
 from pneumonia_hf.suspects import FeatureConfig
 from pneumonia_hf.training import XrayTrainingArguments, train
-data, cache, output = sys.argv[1:]
+data, cache, output, size = sys.argv[1:]
 started = time.monotonic()
 {work}
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -65,13 +65,14 @@ def main() -> None:
     parser.add_argument("--work_dir", type=Path, required=True, help="Where the copies go.")
     parser.add_argument("--counts", type=int, nargs="+", default=[5000, 20000, 100000])
     parser.add_argument("--steps", nargs="+", choices=list(WORK), default=list(WORK))
+    parser.add_argument("--image_size", type=int, default=224, help="Pixels a side, in training.")
     options = parser.parse_args()
     rows = []
     for count in sorted(options.counts):
         folder = options.work_dir / f"{count}"
         make_pictures(options.data_dir, folder, count)
         for step in options.steps:
-            measured = measure(step, folder, options.work_dir)
+            measured = measure(step, folder, options)
             rows.append((step, count, measured))
             print(f"{step} {count}: {measured}", file=sys.stderr, flush=True)
     print_table(rows)
@@ -124,17 +125,17 @@ def copy_changed(task: tuple[Path, Path, int]) -> None:
     Image.fromarray(pixels).save(target, quality=80)
 
 
-def measure(step: str, folder: Path, work_dir: Path) -> dict[str, float]:
+def measure(step: str, folder: Path, options) -> dict[str, float]:
     """Run one step in a process of its own and return its seconds and peak memory."""
     # Of the same count, so that each finds the cache as a user would: the audit fills it.
-    cache, output = work_dir / f"cache-{folder.name}", work_dir / f"run-{folder.name}"
+    cache, output = (options.work_dir / f"{kind}-{folder.name}" for kind in ("cache", "run"))
     if step == "audit":
         shutil.rmtree(cache, ignore_errors=True)
     shutil.rmtree(output, ignore_errors=True)
     command = [sys.executable, "-c", CHILD.format(work=WORK[step])]
     started = time.monotonic()
     done = subprocess.run(
-        [*command, str(folder / "data"), str(cache), str(output)],
+        [*command, str(folder / "data"), str(cache), str(output), str(options.image_size)],
         capture_output=True,
         text=True,
         cwd=ROOT,

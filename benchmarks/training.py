@@ -21,15 +21,14 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks._shared import MODELS, describe_machine, describe_speed, make_example, wait
 from pneumonia_hf.console import make_parser, run_script
-
-BATCH = 16
-SIZE = 224
-WARM_UP = 5  # steps that are not counted
 
 
 def main() -> None:
@@ -46,7 +45,10 @@ def main() -> None:
         default=["resnet50", "efficientnet-b0", "vit-tiny"],
     )
     parser.add_argument("--steps", type=int, default=40, help="Of each arm of the first table.")
-    parser.add_argument("--pictures", type=int, default=320, help="Of an epoch.")
+    parser.add_argument("--warmup", type=int, default=5, help="Of each arm, before those.")
+    parser.add_argument("--batch", type=int, default=16, help="Images at once.")
+    parser.add_argument("--image_size", type=int, default=224, help="Pixels a side.")
+    parser.add_argument("--images", type=int, default=320, help="Of an epoch.")
     parser.add_argument("--rounds", type=int, default=2, help="Of the second table.")
     options = parser.parse_args()
     logging.getLogger("pneumonia_hf").setLevel(logging.ERROR)
@@ -71,58 +73,15 @@ def main() -> None:
 
 def describe(options) -> str:
     """Return what the numbers are taken on."""
-    import torch
-
-    from pneumonia_hf.finishing import describe_hardware
-
     return (
-        f"{describe_hardware()}, torch {torch.__version__}; batch {BATCH}, {SIZE} pixels; "
-        f"{options.steps} steps an arm; epochs of {options.pictures} pictures."
+        f"{describe_machine()}; batch {options.batch}, {options.image_size} pixels; "
+        f"{options.steps} steps an arm; epochs of {options.images} images."
     )
 
 
-def make_convnext():
-    """Return ConvNeXt V2 in its 'atto' size: 3.4 M parameters."""
-    from transformers import ConvNextV2Config, ConvNextV2ForImageClassification
-
-    sizes = {"hidden_sizes": [40, 80, 160, 320], "depths": [2, 2, 6, 2]}
-    return ConvNextV2ForImageClassification(ConvNextV2Config(**sizes, **labels()))
-
-
-def make_vit():
-    """Return ViT in its 'tiny' size: 5.5 M parameters."""
-    from transformers import ViTConfig, ViTForImageClassification
-
-    sizes = {"hidden_size": 192, "num_attention_heads": 3, "intermediate_size": 768}
-    return ViTForImageClassification(ViTConfig(**sizes, num_hidden_layers=12, **labels()))
-
-
-def make_timm(architecture: str):
-    """Return a model of timm in transformers' wrapper."""
-    from transformers import AutoModelForImageClassification, TimmWrapperConfig
-
-    config = TimmWrapperConfig(architecture=architecture, **labels())
-    return AutoModelForImageClassification.from_config(config)
-
-
-def labels() -> dict:
-    """Return the classes, as a config wants them."""
-    from pneumonia_hf.rows import LABELS
-
-    return {"id2label": dict(enumerate(LABELS)), "label2id": {n: i for i, n in enumerate(LABELS)}}
-
-
-MODELS = {
-    "convnextv2-atto": make_convnext,
-    "vit-tiny": make_vit,
-    "resnet50": lambda: make_timm("resnet50"),
-    "efficientnet-b0": lambda: make_timm("efficientnet_b0"),
-    "efficientnet-lite0": lambda: make_timm("tf_efficientnet_lite0"),
-}
-
-
-def prepare(options, work: Path):
-    """Return the pictures, parted as train.py parts them, as many as an epoch wants."""
+def prepare(options):
+    """Return the images, split as train.py splits them, as many as an epoch wants."""
+    import numpy as np
     from datasets import DatasetDict
 
     from pneumonia_hf.data import DataConfig, load_xrays
@@ -131,15 +90,15 @@ def prepare(options, work: Path):
 
     config = DataConfig([str(options.data_dir)])
     data = load_xrays(config)
-    generator = __import__("numpy").random.default_rng(13)
-    sizes = {"train": options.pictures, "validation": options.pictures // 5, "test": 16}
+    generator = np.random.default_rng(13)
+    sizes = {"train": options.images, "validation": options.images // 5, "test": 16}
     parts = {
         name: take(data[name], sorted(generator.permutation(len(data[name]))[:size]))
         for name, size in sizes.items()
     }
     kept = DatasetDict(parts)
     kept.troubles = ()
-    return config, kept, make_processor(SIZE, (0.5,) * 3, (0.5,) * 3)
+    return config, kept, make_processor(options.image_size, (0.5,) * 3, (0.5,) * 3)
 
 
 def run_ours(model, options, work: Path, name: str, callbacks=(), **changes):
@@ -151,22 +110,18 @@ def run_ours(model, options, work: Path, name: str, callbacks=(), **changes):
     from pneumonia_hf.hub import read_json
     from pneumonia_hf.training import train
 
-    config, data, processor = prepare(options, work)
+    config, data, processor = prepare(options)
     folder = work / "run"
     arguments = XrayTrainingArguments(
         output_dir=str(folder),
-        per_device_train_batch_size=BATCH,
+        per_device_train_batch_size=options.batch,
         report_to=["none"],
         disable_tqdm=True,
         **changes,
     )
-    with open(os.devnull, "w") as nowhere:
-        out, sys.stdout = sys.stdout, nowhere
-        try:
-            recipe = Recipe(config, ModelConfig(BACKBONE_OF[name]))
-            train(model, processor, data, recipe, arguments, callbacks)
-        finally:
-            sys.stdout = out
+    with silence():
+        recipe = Recipe(config, ModelConfig(BACKBONE_OF[name]))
+        train(model, processor, data, recipe, arguments, callbacks)
     speed = read_json(folder / CHECKPOINTS / RECIPE_FILE, otherwise={})["speed"]
     shutil.rmtree(folder)
     return speed
@@ -186,14 +141,14 @@ def compare_loops(name: str, options, work: Path) -> tuple[str, ...]:
     import torch
     from transformers import TrainerCallback
 
-    model = MODELS[name]()
-    steps = options.steps + WARM_UP
+    model = MODELS[name](options.image_size)
+    steps = options.warmup + options.steps
 
     class TakeTurns(TrainerCallback):
         """After each step of the Trainer, a step of the bare loop on a twin of its model."""
 
         def on_train_begin(self, args, state, control, **kwargs):
-            self.bare = BareLoop(copy.deepcopy(model), args)
+            self.bare = BareLoop(copy.deepcopy(model), options, args)
             self.seconds = {"train": [], "bare": []}
             self.began = time.perf_counter()
 
@@ -209,13 +164,14 @@ def compare_loops(name: str, options, work: Path) -> tuple[str, ...]:
     turns = TakeTurns()
     # Logging happens every 20 steps, as in a real run; the evaluation is in the other table.
     speed = run_ours(model, options, work, name, [turns], max_steps=steps,
-                     eval_strategy="no", load_best_model_at_end=False)  # fmt: skip
-    train, bare = (turns.seconds[arm][WARM_UP:] for arm in ("train", "bare"))
+                     eval_strategy="no", load_best_model_at_end=False,
+                     dataloader_drop_last=True)  # as the bare loop has it  # fmt: skip
+    train, bare = (turns.seconds[arm][options.warmup :] for arm in ("train", "bare"))
     torch.accelerator.empty_cache() if torch.accelerator.is_available() else None
     return (
-        told(speed),
-        f"{BATCH / statistics.median(bare):.1f}",
-        f"{BATCH / statistics.median(train):.1f}",
+        describe_speed(speed["precision"], speed["channels_last"]),
+        f"{options.batch / statistics.median(bare):.1f}",
+        f"{options.batch / statistics.median(train):.1f}",
         f"{statistics.median(bare) / statistics.median(train):.3f}",
         f"{sum(bare) / sum(train):.3f}",
     )
@@ -224,9 +180,10 @@ def compare_loops(name: str, options, work: Path) -> tuple[str, ...]:
 class BareLoop:
     """The least that training takes: forward, loss, backward, clip, update."""
 
-    def __init__(self, model, args) -> None:
+    def __init__(self, model, options, args) -> None:
         import torch
 
+        batch, size = options.batch, options.image_size
         self.model = model.to(args.device).train()
         self.precision = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(args.mixed_precision)
         conv = next((one for one in model.modules() if isinstance(one, torch.nn.Conv2d)), None)
@@ -234,8 +191,8 @@ class BareLoop:
         layout = torch.channels_last if last else torch.contiguous_format
         self.batches = [
             (
-                torch.randn(BATCH, 3, SIZE, SIZE, device=args.device).to(memory_format=layout),
-                torch.arange(BATCH, device=args.device) % 2,
+                torch.randn(batch, 3, size, size, device=args.device).to(memory_format=layout),
+                torch.arange(batch, device=args.device) % 2,
             )
             for _ in range(4)
         ]
@@ -260,7 +217,7 @@ def compare_epochs(name: str, options, work: Path):
     """Yield a row for each round: an epoch of the example, then one of ours."""
     from transformers import TrainerCallback
 
-    model = MODELS[name]()
+    model = MODELS[name](options.image_size)
 
     class Time(TrainerCallback):
         """The seconds from the first step to the checkpoint after the evaluation."""
@@ -278,7 +235,7 @@ def compare_epochs(name: str, options, work: Path):
         run_example(copy.deepcopy(model), options, work, example)
         speed = run_ours(copy.deepcopy(model), options, work, name, [ours], num_train_epochs=1)
         yield (
-            told(speed),
+            describe_speed(speed["precision"], speed["channels_last"]),
             f"{example.seconds:.1f}",
             f"{ours.seconds:.1f}",
             f"{example.seconds / ours.seconds:.2f}",
@@ -287,86 +244,29 @@ def compare_epochs(name: str, options, work: Path):
 
 def run_example(model, options, work: Path, callback) -> None:
     """Train an epoch as transformers' examples/pytorch/image-classification does it."""
-    import torch
-    from datasets import Dataset, Image
-    from torchvision.transforms import (
-        CenterCrop,
-        Compose,
-        Normalize,
-        RandomHorizontalFlip,
-        RandomResizedCrop,
-        Resize,
-        ToTensor,
-    )
-    from transformers import Trainer, TrainingArguments
-
-    from pneumonia_hf.sources import open_pictures
-
-    _, data, _ = prepare(options, work)
-    last = [ToTensor(), Normalize([0.5] * 3, [0.5] * 3)]
-    changes = {
-        "train": Compose([RandomResizedCrop(SIZE), RandomHorizontalFlip(), *last]),
-        "validation": Compose([Resize(SIZE), CenterCrop(SIZE), *last]),
-    }
-
-    def make_part(name: str) -> Dataset:
-        paths = [str(path) for _, path in open_pictures(data[name])]
-        part = Dataset.from_dict({"image": paths, "label": data[name]["label"][:]})
-        part = part.cast_column("image", Image())
-
-        def transform(rows: dict) -> dict:
-            images = [image.convert("RGB") for image in rows["image"]]
-            rows["pixel_values"] = [changes[name](image) for image in images]
-            return rows
-
-        return part.with_transform(transform)
-
-    def collate(rows: list[dict]) -> dict:
-        return {
-            "pixel_values": torch.stack([row["pixel_values"] for row in rows]),
-            "labels": torch.tensor([row["label"] for row in rows]),
-        }
-
-    arguments = TrainingArguments(
-        output_dir=str(work / "example"),
-        num_train_epochs=1,
-        per_device_train_batch_size=BATCH,
-        per_device_eval_batch_size=32,
-        use_cpu=not torch.accelerator.is_available(),
-        eval_strategy="epoch",
-        save_strategy="epoch",
-        remove_unused_columns=False,
-        report_to=["none"],
-        disable_tqdm=True,
-        dataloader_pin_memory=torch.accelerator.is_available(),
-    )
-    with open(os.devnull, "w") as nowhere:
-        out, sys.stdout = sys.stdout, nowhere
-        try:
-            Trainer(
-                model=model,
-                args=arguments,
-                train_dataset=make_part("train"),
-                eval_dataset=make_part("validation"),
-                data_collator=collate,
-                callbacks=[callback],
-            ).train()
-        finally:
-            sys.stdout = out
+    _, data, _ = prepare(options)
+    with silence():
+        make_example(
+            model,
+            data["train"],
+            options.image_size,
+            work / "example",
+            validation=data["validation"],
+            callbacks=[callback],
+            num_train_epochs=1,
+            per_device_train_batch_size=options.batch,
+            per_device_eval_batch_size=32,
+            eval_strategy="epoch",
+            save_strategy="epoch",
+        ).train()
     shutil.rmtree(work / "example")
 
 
-def told(speed: dict) -> str:
-    """Return precision and memory format in words."""
-    return speed["precision"] + (", channels_last" if speed["channels_last"] else "")
-
-
-def wait(device) -> None:
-    """Wait until an accelerator has done what it was given."""
-    import torch
-
-    if device.type != "cpu":
-        torch.accelerator.synchronize()
+@contextmanager
+def silence() -> Iterator[None]:
+    """Keep what a run prints out of the tables."""
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
+        yield
 
 
 if __name__ == "__main__":

@@ -2,10 +2,7 @@
 
 import ast
 import re
-import subprocess
-import sys
 
-import pytest
 import yaml
 from conftest import ROOT
 
@@ -92,13 +89,3 @@ def test_default_model_is_small_and_whole():
     assert sum(file.stat().st_size for file in DEFAULT_MODEL.iterdir()) < 20_000_000
     reports = [p for p in (ROOT / "eval_reports").glob("*/report.json")]
     assert reports
-
-
-@pytest.mark.parametrize(
-    "name", ["backbones.py", "feeding.py", "gpu.py", "scale.py", "training.py"]
-)
-def test_benchmarks_start(name):
-    done = subprocess.run(
-        [sys.executable, ROOT / "benchmarks" / name, "--help"], capture_output=True, text=True
-    )
-    assert done.returncode == 0 and "--" in done.stdout

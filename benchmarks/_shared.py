@@ -1,0 +1,145 @@
+"""What feeding.py and training.py share: their networks, and the way of transformers' example.
+
+No benchmark itself: the name begins with an underscore, so that the tests do not run it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def make_convnext(size: int):
+    """Return ConvNeXt V2 in its 'atto' size: 3.4 M parameters."""
+    from transformers import ConvNextV2Config, ConvNextV2ForImageClassification
+
+    sizes = {"hidden_sizes": [40, 80, 160, 320], "depths": [2, 2, 6, 2], "image_size": size}
+    return ConvNextV2ForImageClassification(ConvNextV2Config(**sizes, **labels()))
+
+
+def make_vit(size: int):
+    """Return ViT in its 'tiny' size: 5.5 M parameters."""
+    from transformers import ViTConfig, ViTForImageClassification
+
+    sizes = {"hidden_size": 192, "num_attention_heads": 3, "intermediate_size": 768}
+    sizes |= {"num_hidden_layers": 12, "image_size": size}
+    return ViTForImageClassification(ViTConfig(**sizes, **labels()))
+
+
+def make_timm(architecture: str):
+    """Return a model of timm in transformers' wrapper."""
+    from transformers import AutoModelForImageClassification, TimmWrapperConfig
+
+    config = TimmWrapperConfig(architecture=architecture, **labels())
+    return AutoModelForImageClassification.from_config(config)
+
+
+def labels() -> dict:
+    """Return the classes, as a config wants them."""
+    from pneumonia_hf.rows import LABELS
+
+    return {"id2label": dict(enumerate(LABELS)), "label2id": {n: i for i, n in enumerate(LABELS)}}
+
+
+# Each takes the pixels a side; the networks of timm take images of any size.
+MODELS = {
+    "convnextv2-atto": make_convnext,
+    "vit-tiny": make_vit,
+    "resnet50": lambda _: make_timm("resnet50"),
+    "efficientnet-b0": lambda _: make_timm("efficientnet_b0"),
+    "efficientnet-lite0": lambda _: make_timm("tf_efficientnet_lite0"),
+}
+
+
+def make_example(
+    model, data, size: int, output: Path, validation=None, callbacks: Sequence = (), **changes
+):
+    """Return a Trainer fed as transformers' examples/pytorch/image-classification does it.
+
+    Args:
+        model: to be trained.
+        data, validation: rows as `load_xrays` returns them.
+        size: pixels a side.
+        output: folder of its checkpoints.
+        callbacks: for the Trainer.
+        changes: more of its arguments; all others are transformers' defaults.
+    """
+    import torch
+    from torchvision.transforms import (
+        CenterCrop,
+        Compose,
+        Normalize,
+        RandomHorizontalFlip,
+        RandomResizedCrop,
+        Resize,
+        ToTensor,
+    )
+    from transformers import Trainer, TrainingArguments
+
+    last = [ToTensor(), Normalize([0.5] * 3, [0.5] * 3)]
+    change = Compose([RandomResizedCrop(size), RandomHorizontalFlip(), *last])
+    plain = Compose([Resize(size), CenterCrop(size), *last])
+
+    def collate(rows: list[dict]) -> dict:
+        return {
+            "pixel_values": torch.stack([row["pixel_values"] for row in rows]),
+            "labels": torch.tensor([row["label"] for row in rows]),
+        }
+
+    able = torch.accelerator.is_available()
+    arguments = TrainingArguments(
+        output_dir=str(output),
+        use_cpu=not able,
+        remove_unused_columns=False,
+        report_to=["none"],
+        disable_tqdm=True,
+        dataloader_pin_memory=able,
+        **changes,
+    )
+    return Trainer(
+        model=model,
+        args=arguments,
+        train_dataset=_as_imagefolder(data, change),
+        eval_dataset=None if validation is None else _as_imagefolder(validation, plain),
+        data_collator=collate,
+        callbacks=list(callbacks),
+    )
+
+
+def _as_imagefolder(data, change):
+    """Return rows as the imagefolder of `datasets` has them, changed whenever they are read."""
+    from datasets import Dataset, Image
+
+    from pneumonia_hf.sources import open_pictures
+
+    paths = [str(path) for _, path in open_pictures(data)]
+    rows = Dataset.from_dict({"image": paths, "label": data["label"][:]})
+
+    def transform(rows: dict) -> dict:
+        images = [image.convert("RGB") for image in rows["image"]]
+        rows["pixel_values"] = [change(image) for image in images]
+        return rows
+
+    return rows.cast_column("image", Image()).with_transform(transform)
+
+
+def describe_machine() -> str:
+    """Return what the numbers are taken on."""
+    import torch
+
+    from pneumonia_hf.finishing import describe_hardware
+
+    return f"{describe_hardware()}, torch {torch.__version__}"
+
+
+def describe_speed(precision: str, channels_last: bool) -> str:
+    """Return precision and memory format in words."""
+    return precision + (", channels_last" if channels_last else "")
+
+
+def wait(device) -> None:
+    """Wait until an accelerator has done what it was given."""
+    import torch
+
+    if device.type != "cpu":
+        torch.accelerator.synchronize()
