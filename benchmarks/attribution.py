@@ -42,18 +42,17 @@ def main() -> None:
     images = draw_images(options.data_dir, options.images)
     predictors = [Predictor.from_pretrained(one) for one in options.model or [DEFAULT_MODEL]]
     names = [Path(predictor.name).name for predictor in predictors]
-    print(f"{len(images)} images.\n")
-    print("| model | method | Spearman with occlusion, mean | lowest | highest |")
-    print("|---|---|---|---|---|")
+    print("| model | method | images | Spearman with occlusion, mean | lowest | highest |")
+    print("|---|---|---|---|---|---|")
     for name, predictor in zip(names, predictors, strict=True):
         for row in compare_with_occlusion(predictor, images):
             print(f"| {name} | {row} |", flush=True)
-    print("\n| model | error with 32 steps, median, highest | as taken | above 5% |")
-    print("|---|---|---|---|")
+    print("\n| model | images | error with 32 steps, median and highest | as taken | above 5% |")
+    print("|---|---|---|---|---|")
     for name, predictor in zip(names, predictors, strict=True):
         print(f"| {name} | {measure_completeness(predictor, images)} |", flush=True)
-    print(f"\n| model | method | images below {SURE} | full, own scale | full, by reference |")
-    print("|---|---|---|---|---|")
+    print(f"\n| model | method | images | below {SURE} | full, own scale | full, by reference |")
+    print("|---|---|---|---|---|---|")
     for name, predictor in zip(names, predictors, strict=True):
         for row in measure_darkness(predictor, images):
             print(f"| {name} | {row} |", flush=True)
@@ -79,7 +78,7 @@ def compare_with_occlusion(predictor, images: list) -> list[str]:
 
     found = measure_agreement(predictor, images, methods_for(predictor))
     return [
-        f"{method} | {np.mean(several):.2f} | {min(several):.2f} | {max(several):.2f}"
+        f"{method} | {len(images)} | {np.mean(several):.2f} | {min(several):.2f} | {max(several):.2f}"
         for method, several in found.items()
     ]
 
@@ -90,15 +89,15 @@ def measure_completeness(predictor, images: list) -> str:
 
     errors = []
     steps = attribution.INTEGRATION_STEPS
-    for taken in (steps[:1], steps):
+    for taken in (attribution.ROUGH_STEPS, steps):
         attribution.INTEGRATION_STEPS = taken
         maps = [attribution.explain(predictor, one, "integrated_gradients") for one in images]
         errors.append([one.completeness_error for one in maps])
     short, full = errors
     above = sum(error > attribution.COMPLETE for error in full)
     return (
-        f"{np.median(short):.1%}, {max(short):.1%} | {np.median(full):.1%}, {max(full):.1%} | "
-        f"{above} of {len(full)}"
+        f"{len(images)} | {np.median(short):.1%}, {max(short):.1%} | {np.median(full):.1%}, {max(full):.1%} | "
+        f"{above}"
     )
 
 
@@ -112,7 +111,7 @@ def measure_darkness(predictor, images: list) -> list[str]:
         own = [float(_raw(METHODS, method, predictor, one).max()) > 0 for one in sure]
         scaled = [explain(predictor, one, method).values.max() >= 0.999 for one in sure]
         shares = [f"{np.mean(some):.0%}" if some else "-" for some in (own, scaled)]
-        rows.append(f"{method} | {len(sure)} | {' | '.join(shares)}")
+        rows.append(f"{method} | {len(images)} | {len(sure)} | {' | '.join(shares)}")
     return rows
 
 

@@ -16,7 +16,13 @@ from pneumonia_hf.errors import UserError, XrayError
 from pneumonia_hf.folders import OtherImage
 from pneumonia_hf.hashes import hash_pictures, to_hex
 from pneumonia_hf.hub import ENSEMBLE_FILE, RUN_FILE, check_finished, read_json
-from pneumonia_hf.metrics import Interval, OperatingPoint, bootstrap_intervals, draw_patients
+from pneumonia_hf.metrics import (
+    Interval,
+    OperatingPoint,
+    bootstrap_intervals,
+    calibration_p_value,
+    draw_patients,
+)
 from pneumonia_hf.predictor import Prediction, Predictor
 from pneumonia_hf.rows import ALL, LABELS, column
 from pneumonia_hf.sources import open_pictures
@@ -78,6 +84,7 @@ class Report:
     probabilities: np.ndarray  # [N], calibrated P(pneumonia)
     patients: tuple[str, ...]  # [N]
     decisions: tuple[str, ...]  # [N]
+    calibration_p: float  # of calibrated probabilities fitting as badly, by Spiegelhalter's test
     referral: Referral
     subgroups: tuple[Subgroup, ...]
     others: tuple[Others, ...]
@@ -243,6 +250,7 @@ def evaluate_predictor(
         probabilities=probabilities,
         patients=patients,
         decisions=decisions,
+        calibration_p=calibration_p_value(labels, probabilities),
         referral=measure_referral(
             labels, probabilities >= point.threshold, decisions, patients, resamples
         ),

@@ -36,7 +36,8 @@ MODEL_FILES = (
 NOT_IN_EACH = {REPORTS_FILE, CURVES_FILE, CODE_FILE}
 # The Hub's own names, where it has one.
 HUB_METRICS = {"auroc": "roc_auc", "sensitivity": "recall", "brier": "brier_score"}
-MISFIT = 0.1  # expected calibration error above which a model is called badly calibrated
+# With which a report shows that a model is badly calibrated: a p-value, and an error that matters.
+MISFIT_P, MISFIT_ERROR = 0.01, 0.05
 HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")
 
 
@@ -320,17 +321,18 @@ def make_card(folder: Path) -> ModelCard:
 def find_misfit(reports: list[dict[str, Any]]) -> dict[str, Any] | None:
     """Return the external report that most shows the model to be badly calibrated, if one does.
 
-    A report shows it where the 95% interval of the expected calibration error, with both classes
-    weighing a half, lies above 0.1. Smaller errors cannot be told from chance on a few hundred
-    images.
+    A report shows it where calibrated probabilities would fit its labels so badly once in a
+    hundred times or less, and the error with both classes weighing a half is above 0.05: less is
+    no matter, however many images show it.
     """
-    bad = []
-    for one in reports:
-        error = one["metrics"].get("ece_balanced")
-        if one.get("external") and error and error["low"] is not None:
-            if error["low"] > MISFIT:
-                bad.append((error["value"], one))
-    return max(bad, key=lambda pair: pair[0])[1] if bad else None
+    bad = [
+        one
+        for one in reports
+        if one.get("external")
+        and (one.get("calibration_p") or 0) < MISFIT_P
+        and one["metrics"]["ece_balanced"]["value"] > MISFIT_ERROR
+    ]
+    return max(bad, key=lambda one: one["metrics"]["ece_balanced"]["value"], default=None)
 
 
 def _to_text(metric: dict[str, float | None]) -> str:

@@ -119,6 +119,27 @@ def _balance(labels: Labels) -> np.ndarray | None:
     return (0.5 / counts)[labels] if counts.all() else None
 
 
+def calibration_p_value(labels: Labels, probabilities: Probabilities) -> float:
+    """Return how likely calibrated probabilities fit the labels as badly as these do.
+
+    Spiegelhalter's test (1986, Statistics in Medicine 5:421), two-sided. The probabilities are
+    taken to be calibrated for a population in which half have pneumonia, and are moved to the
+    prevalence of the data first. Images count as independent.
+
+    Returns:
+        The p-value; NaN if a class is absent.
+    """
+    from scipy.stats import norm
+
+    prevalence = float(np.mean(labels))
+    if prevalence in (0.0, 1.0):
+        return math.nan
+    moved = to_probability(to_logit(probabilities) + math.log(prevalence / (1 - prevalence)))
+    distance = np.sum((labels - moved) * (1 - 2 * moved))
+    deviation = math.sqrt(np.sum((1 - 2 * moved) ** 2 * moved * (1 - moved)))
+    return float(2 * norm.sf(abs(distance) / max(deviation, 1e-12)))
+
+
 METRICS: dict[str, Callable[[Labels, Probabilities, float], float]] = {
     "accuracy": accuracy,
     "sensitivity": sensitivity,

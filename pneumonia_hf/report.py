@@ -77,6 +77,7 @@ def to_json(report: Report) -> dict[str, Any]:
         "refer_low": point.low,
         "refer_high": point.high,
         "referred": report.referral.referred,
+        "calibration_p": report.calibration_p,
         "referral": asdict(report.referral),
         "seen_in_training": report.seen_in_training,
         "seen_in_validation": report.seen_in_validation,
@@ -123,7 +124,9 @@ def _to_markdown(report: Report) -> str:
         "move with the prevalence. `brier` is the Brier score and `ece` the expected calibration "
         f"error over 10 bins (lower is better for both), at this data's prevalence of "
         f"{numbers['prevalence']:.1%}. The model's probability is calibrated for a prevalence of "
-        "50%: `brier_balanced` and `ece_balanced` are the same figures at that prevalence.",
+        "50%: `brier_balanced` and `ece_balanced` are the same figures at that prevalence. "
+        "Calibrated probabilities, moved to this data's prevalence, would fit as badly with "
+        f"p = {report.calibration_p:.2g} (Spiegelhalter 1986).",
         "",
         "| | called NORMAL | called PNEUMONIA |",
         "|---|---|---|",

@@ -8,7 +8,9 @@ import sys
 from dataclasses import dataclass
 
 import pytest
-from conftest import ROOT, draw_folder
+from conftest import ROOT, draw_folder, save_tiny_body
+
+from pneumonia_hf.backbones import ModelConfig, build_model
 
 # A name that begins with an underscore is of a module that benchmarks share.
 BENCHMARKS = sorted(path.name for path in (ROOT / "benchmarks").glob("[!_]*.py"))
@@ -23,6 +25,10 @@ class Case:
 
 
 CASES = {
+    "attribution.py": Case(
+        "--data_dir DATA --model MODEL --images 2",
+        (("images",), ("images",), ("images",)),
+    ),
     "backbones.py": Case(
         "--backbones xray-cnn --batch 2 --steps 1",
         (("pixels", "parameters, M", "weights, MB", "inference, images/s", "training"),),
@@ -91,7 +97,11 @@ def use_one_core() -> None:
 def run_benchmark(name: str, work) -> subprocess.CompletedProcess:
     """Run a benchmark as a user would, for its one small step."""
     data = draw_folder(work / "data", patients=12, pictures=2)
-    places = {"DATA": data, "WORK": work / "work"}
+    places = {"DATA": data, "WORK": work / "work", "MODEL": work / "model"}
+    if "MODEL" in CASES[name].flags:
+        body = save_tiny_body("xray-cnn", work / "body")
+        for part in build_model(ModelConfig("xray-cnn", str(body), 28)):
+            part.save_pretrained(work / "model")
     flags = [str(places.get(flag, flag)) for flag in CASES[name].flags.split()]
     return subprocess.run(
         [sys.executable, str(ROOT / "benchmarks" / name), *flags],

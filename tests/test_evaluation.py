@@ -16,7 +16,7 @@ from pneumonia_hf.data import load_parts
 from pneumonia_hf.errors import UserError
 from pneumonia_hf.evaluation import choose_part, evaluate_predictor, measure_referral
 from pneumonia_hf.hub import add_report, find_misfit
-from pneumonia_hf.metrics import METRICS
+from pneumonia_hf.metrics import METRICS, calibration_p_value
 from pneumonia_hf.report import FIGURES, check_report_folder, to_json, write_report
 
 
@@ -264,16 +264,32 @@ def test_patients_of_kermany_names_are_at_least_so_many(predictor, xray_folder, 
     assert not named.is_external
 
 
-def make_reports(error: float, external: bool = True) -> list[dict]:
-    metrics = {"ece_balanced": {"value": error + 0.02, "low": error, "high": error + 0.05}}
-    return [{"data": "elsewhere", "external": external, "metrics": metrics}]
+def make_reports(error: float, p: float, external: bool = True) -> list[dict]:
+    metrics = {"ece_balanced": {"value": error, "low": error, "high": error}}
+    return [{"data": "elsewhere", "external": external, "calibration_p": p, "metrics": metrics}]
 
 
-def test_only_an_external_report_with_a_large_error_takes_the_word_calibrated_away():
-    assert find_misfit(make_reports(0.2))["data"] == "elsewhere"
-    assert find_misfit(make_reports(0.09)) is None
-    assert find_misfit(make_reports(0.2, external=False)) is None
+def test_only_an_external_report_that_shows_it_takes_the_word_calibrated_away():
+    assert find_misfit(make_reports(0.2, 0.001))["data"] == "elsewhere"
+    assert find_misfit(make_reports(0.2, 0.2)) is None  # no more than chance
+    assert find_misfit(make_reports(0.04, 0.001)) is None  # no matter
+    assert find_misfit(make_reports(0.2, 0.001, external=False)) is None
     assert find_misfit([{"data": "old", "metrics": {"ece": {"low": 0.5}}}]) is None
+
+
+def test_calibration_test_alarms_at_its_rate_and_sees_what_is_wrong():
+    generator = np.random.default_rng(0)
+    alarms = np.zeros(2)
+    for _ in range(400):
+        # Calibrated where half are ill; a quarter of the data is.
+        ill = generator.random(300) < 0.25
+        log_odds = generator.normal(np.where(ill, 2, -2), 2)  # by Bayes: its own log odds
+        for at, factor in enumerate((1, 2.5)):
+            probabilities = 1 / (1 + np.exp(-factor * log_odds))
+            alarms[at] += calibration_p_value(ill.astype(int), probabilities) < 0.05
+    assert 0.02 < alarms[0] / 400 < 0.08
+    assert alarms[1] / 400 > 0.9
+    assert math.isnan(calibration_p_value(np.ones(3, int), np.full(3, 0.5)))
 
 
 def test_card_and_app_drop_the_word_calibrated_where_a_report_shows_otherwise(
@@ -286,14 +302,13 @@ def test_card_and_app_drop_the_word_calibrated_where_a_report_shows_otherwise(
     report = to_json(
         evaluate_predictor(Predictor.from_pretrained(model), load_parts(adults)["all"], "adults")
     )
-    bounds = {"value": 0.0, "low": 0.0, "high": 0.01}
-    for low, says in ((0.0, "calibrated"), (0.4, "not calibrated")):
-        report["metrics"]["ece_balanced"] = bounds | {"low": low, "value": low}
-        add_report(model, report)
+    for error in (0.0, 0.4):
+        report["metrics"]["ece_balanced"] = {"value": error, "low": error, "high": error}
+        add_report(model, report | {"calibration_p": 1e-6})
         told = demo._describe_model(Predictor.from_pretrained(model))
         card = (model / "README.md").read_text()
-        assert ("**not calibrated**" in told) == (low > 0)
-        assert ("Do not read it as a probability there" in card) == (low > 0), says
+        assert ("**not calibrated**" in told) == (error > 0)
+        assert ("Do not read it as a probability there" in card) == (error > 0)
         assert "population in which half of the images" in card
 
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from same_bits import assert_same_last_checkpoint, assert_same_model
 from transformers import TrainerCallback
 
-from pneumonia_hf import finishing
+from pneumonia_hf import calibration
 from pneumonia_hf.checkpoints import (
     AVERAGE_FILE,
     is_whole,
@@ -89,13 +89,8 @@ def assert_resumed_like(whole, run, after: int) -> None:
 @pytest.fixture(scope="module", autouse=True)
 def quick_intervals():
     """Draw few resamples for the intervals in run.json, which take most of a tiny run's time."""
-    measure = finishing.bootstrap_intervals
-
-    def measure_quickly(*args, **kwargs):
-        return measure(*args, **kwargs | {"resamples": 5})
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(finishing, "bootstrap_intervals", measure_quickly)
+        patch.setattr(calibration, "RESAMPLES", 5)
         yield
 
 

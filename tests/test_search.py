@@ -578,7 +578,7 @@ def test_search_of_something_else_is_not_gone_on_with(tmp_path, xray_folder, mon
     runs = fake_runs(monkeypatch)
     recipe = make_recipe("none", xray_folder)
     start_search(tmp_path, recipe, n_trials=1)
-    other_data = draw_folder(tmp_path / "other", patients=12, seed=31)
+    other_data = draw_folder(tmp_path / "other", patients=10, seed=31)
     for words, changes in {
         "begun with other weight_decay": {"ranges": RANGES | {"weight_decay": [0, 0.1]}},
         "begun with other learning_rate": {"ranges": RANGES | {"learning_rate": [0.1, 0.2]}},

@@ -309,9 +309,9 @@ def test_broken_metadata_is_one_sentence(tmp_path, text, words):
 def test_several_hospitals_make_one_data_set_with_patients_apart(tmp_path, caplog):
     one = draw_folder(tmp_path / "one", patients=10)
     for number, part in enumerate(("train", "test")):
-        draw_folder(tmp_path / "two" / part, patients=8, seed=7 + number)
+        draw_folder(tmp_path / "two" / part, patients=10, seed=7 + number)
     parts = load_xrays(DataConfig([f"a={one}", f"b={tmp_path / 'two'}"]))
-    assert sum(len(part) for part in parts.values()) == 20 + 32
+    assert sum(len(part) for part in parts.values()) == 20 + 40
     for part in parts.values():
         assert set(part["source"][:]) == {"a", "b"}
         assert set(part["label"][:]) == {0, 1}
@@ -324,7 +324,7 @@ def test_several_hospitals_make_one_data_set_with_patients_apart(tmp_path, caplo
 
 def test_a_source_of_one_class_is_welcome_beside_others_only(tmp_path, caplog):
     both = draw_folder(tmp_path / "both", patients=10)
-    only = draw_folder(tmp_path / "only", patients=10)
+    only = draw_folder(tmp_path / "only", patients=20)
     for path in (only / "NORMAL").iterdir():
         path.unlink()
     (only / "NORMAL").rmdir()
@@ -332,7 +332,7 @@ def test_a_source_of_one_class_is_welcome_beside_others_only(tmp_path, caplog):
         load_parts(only)
     parts = load_xrays(DataConfig([str(both), str(only)]))
     assert "the source tells the class" in caplog.text
-    assert sum(len(part) for part in parts.values()) == 30
+    assert sum(len(part) for part in parts.values()) == 40
     with pytest.raises(UserError, match="Two sources are called 'both'"):
         load_parts([str(both), str(both)])
 

@@ -80,24 +80,28 @@ def test_optimizer_gets_each_layers_rate_and_no_decay_for_biases(tmp_path, xray_
                layer_decay=0.5, learning_rate=1e-3, weight_decay=0.1)  # fmt: skip
     assert seen["classifier.weight"] == (1e-3, 0.1)
     assert seen["classifier.bias"] == (1e-3, 0.0)
-    assert seen["vit.layers.2.mlp.fc1.weight"][0] == pytest.approx(1e-3 * 0.5**2)
-    assert seen["vit.layers.0.mlp.fc1.weight"][0] == pytest.approx(1e-3 * 0.5**4)
-    assert seen["vit.embeddings.cls_token"][0] == pytest.approx(1e-3 * 0.5**5)
+    assert seen["vit.layers.2.mlp.fc1.weight"][0] == pytest.approx(1e-3 * 0.5)
+    assert seen["vit.layernorm.weight"][0] == pytest.approx(1e-3 * 0.5)  # no stage of its own
+    assert seen["vit.layers.0.mlp.fc1.weight"][0] == pytest.approx(1e-3 * 0.5**3)
+    assert seen["vit.embeddings.cls_token"][0] == pytest.approx(1e-3 * 0.5**4)
 
 
 def test_each_stage_trains_its_part_and_begins_with_the_best_of_the_one_before(
-    tmp_path, xray_folder
+    tmp_path, xray_folder, capsys
 ):
     body = save_tiny_body("efficientnet-lite0", tmp_path / "body")
     start = AutoModelForImageClassification.from_pretrained(body).state_dict()
     folder = train_tiny(
         "efficientnet-lite0", body, xray_folder, tmp_path / "run", save_total_limit=None,
-        stages=["head:2:1e-2", "last2:1:1e-3", "all:1:1e-3"],
+        stages=["head:2:1e-2", "last1:1:1e-3", "all:1:1e-3"],
     )  # fmt: skip
     run = json.loads((folder / "run.json").read_text())["training"]
-    assert [stage["part"] for stage in run["stages"]] == ["head", "last2", "all"]
+    assert [stage["part"] for stage in run["stages"]] == ["head", "last1", "all"]
     assert [stage["steps"] for stage in run["stages"]] == [10, 5, 5]
     assert run["steps_run"] == 20
+    shares = [stage["share_of_weights"] for stage in run["stages"]]
+    assert 0 < shares[0] < shares[1] < shares[2] == 1
+    assert f"{shares[1]:.2%} of the network's" in capsys.readouterr().out
 
     def weights_after(number: int) -> dict[str, torch.Tensor]:
         last = list_checkpoints(stage_folder(folder, number))[-1]
