@@ -78,7 +78,8 @@ def compare_with_occlusion(predictor, images: list) -> list[str]:
 
     found = measure_agreement(predictor, images, methods_for(predictor))
     return [
-        f"{method} | {len(images)} | {np.mean(several):.2f} | {min(several):.2f} | {max(several):.2f}"
+        f"{method} | {len(images)} | {np.mean(several):.2f} | {min(several):.2f} | "
+        f"{max(several):.2f}"
         for method, several in found.items()
     ]
 
@@ -95,10 +96,8 @@ def measure_completeness(predictor, images: list) -> str:
         errors.append([one.completeness_error for one in maps])
     short, full = errors
     above = sum(error > attribution.COMPLETE for error in full)
-    return (
-        f"{len(images)} | {np.median(short):.1%}, {max(short):.1%} | {np.median(full):.1%}, {max(full):.1%} | "
-        f"{above}"
-    )
+    texts = [f"{np.median(some):.1%}, {max(some):.1%}" for some in (short, full)]
+    return f"{len(images)} | {' | '.join(texts)} | {above}"
 
 
 def measure_darkness(predictor, images: list) -> list[str]:

@@ -291,7 +291,7 @@ class Temperature:
 
 # The range in which a temperature is sought, and the standard deviation of the prior on its
 # logarithm. tests/test_metrics.py has the simulation by which the prior was chosen: it loses less
-# than Platt's softened targets, and than either with a narrower prior.
+# than Platt's softened targets, and than a narrower prior.
 TEMPERATURES = (0.05, 20.0)
 PRIOR_SD = 1.0
 

@@ -209,6 +209,15 @@ def test_separable_validation_images_never_sharpen_the_probabilities(caplog):
     assert caplog.text == ""
 
 
+def test_one_small_error_among_separable_images_does_not_let_the_temperature_run_away():
+    """No longer separable, so that the prior alone holds it: without one it is 0.09."""
+    labels = np.array([0, 1] * 55)
+    log_odds = np.where(labels == 1, 1, -1) * np.linspace(0.5, 2.5, 110)
+    log_odds[:2] = 0.01, -0.01
+    found = fit_temperature(labels, log_odds)
+    assert not found.separable and 0.15 < found.value < 0.2
+
+
 def test_temperature_at_the_end_of_its_range_is_a_warning(caplog):
     # Surely wrong as often as right: no temperature is high enough.
     found = fit_temperature([0, 1] * 500, [400.0, -400.0] * 500)
@@ -266,7 +275,8 @@ def test_prior_on_the_temperature_loses_less_than_no_prior_or_softened_targets()
     Over 36 cases (50, 110 and 745 images; spread 3, 8 and 20; temperature 0.5 to 4) the mean and
     the worst extra log loss were 0.064 and 0.857 without a prior, 0.024 and 0.090 with Platt's
     targets, 0.015 and 0.085 with a prior of standard deviation 0.25, 0.008 and 0.041 with 0.5,
-    and 0.007 and 0.034 with 1, which was taken.
+    and 0.007 and 0.034 with 1, which was taken. Most of that comes of never sharpening where the
+    images are separable; that alone, without a prior, gave 0.007 and 0.029 in another run.
     """
     ways = {
         "plain": fit_plain,
