@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 INTEGRATION_STEPS = (64, 128, 256)
 ROUGH_STEPS = (32,)  # enough for the scale of a map
 COMPLETE = 0.05  # error of completeness, as a share of the difference that the map explains
+CELLS = (
+    7  # of a side, in which occlusion covers the image: as many as the coarsest feature maps have
+)
 INTERNAL_BATCH = 4  # images at once in integrated gradients: 0.2 GB instead of 2
 REFERENCES_KEY = "attribution_references"  # among our settings in config.json
 
@@ -74,7 +77,7 @@ def gradcam(predictor: Predictor, pixel_values: Tensor, rough: bool = False) -> 
     if found.ndim != 4:
         raise UserError(
             f"The last feature map of {predictor.name} is no grid of places; "
-            f"use the method integrated_gradients."
+            f"use the method occlusion."
         )
     return RawMap(found[0, 0].detach())
 
@@ -109,9 +112,33 @@ def integrated_gradients(predictor: Predictor, pixel_values: Tensor, rough: bool
     return RawMap(gaussian_blur(values, width)[0].float(), error)
 
 
+def occlusion(predictor: Predictor, pixel_values: Tensor, rough: bool = False) -> RawMap:
+    """Return how far the log odds fall when a square is covered, [1, 3, H, W] -> [7, 7].
+
+    A square of two cells a side takes the image's mean, and is moved by one cell (Zeiler and
+    Fergus 2014); each cell has the mean over the squares that cover it. It needs no gradient and
+    no knowledge of the network, so that other maps are held against it.
+    """
+    from captum.attr import Occlusion
+
+    channels, side = pixel_values.shape[1], pixel_values.shape[-1]
+    cell = max(side // CELLS, 1)
+    with torch.no_grad():
+        fall = Occlusion(log_odds_of(predictor)).attribute(
+            pixel_values,
+            sliding_window_shapes=(channels, 2 * cell, 2 * cell),
+            strides=(channels, cell, cell),
+            baselines=float(pixel_values.mean()),
+            perturbations_per_eval=INTERNAL_BATCH,
+        )
+    # captum gives every channel the whole fall.
+    return RawMap(nn.functional.adaptive_avg_pool2d(fall.mean(dim=1), CELLS)[0].float())
+
+
 # Each takes the predictor, the pixel values of one image and whether a rough map will do.
 METHODS: dict[str, Callable[..., RawMap]] = {
     "gradcam": gradcam,
+    "occlusion": occlusion,
     "integrated_gradients": integrated_gradients,
 }
 

@@ -26,8 +26,9 @@ class Backbone:
     hub_id: str | None  # None: there are no pretrained weights, or the user names them
     model_type: str  # as in the config.json of a model of this family
     head: str  # dotted name of the last linear layer
-    # The layer whose output is the last feature map that the head's gradient reaches.
-    features: Callable[[PreTrainedModel], nn.Module]
+    # The layer whose output is the last feature map that the head's gradient reaches. None: there
+    # is no layer whose Grad-CAM agrees with covering parts of the image.
+    features: Callable[[PreTrainedModel], nn.Module] | None
     # From the input upwards: what is frozen first comes first. With the head they hold every
     # parameter of the model, each once; none is a normalisation layer alone.
     stages: Callable[[PreTrainedModel], list[nn.Module]]
@@ -54,7 +55,7 @@ def _timm_features(model: PreTrainedModel) -> nn.Module:
     if not isinstance(info, list) or getattr(own, "output_fmt", "NCHW") not in ("NCHW", None):
         raise UserError(
             f"Where {model.config.architecture} has its last feature map is not known here; "
-            f"use the method integrated_gradients."
+            f"use the method occlusion."
         )
     return own.get_submodule(info[-1]["module"])
 
@@ -157,7 +158,9 @@ BACKBONES = {
         hub_id="facebook/dinov2-small",
         model_type="dinov2",
         head="classifier",
-        features=lambda model: model.dinov2.encoder.layer[-1].norm1,
+        # Its head takes class token and mean of the patches. Fine-tuned, on 20 X-rays, Grad-CAM
+        # agrees with occlusion at 0.19 to 0.26 (Spearman) in whichever of seven layers.
+        features=None,
         stages=lambda model: _join_norms(
             [model.dinov2.embeddings, *model.dinov2.encoder.layer, model.dinov2.layernorm]
         ),

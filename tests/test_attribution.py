@@ -27,6 +27,10 @@ def predictor(tiny_body, backbone_name) -> Predictor:
 
 @pytest.mark.parametrize("method", sorted(METHODS))
 def test_map_has_the_size_of_the_image_and_lies_in_0_to_1(predictor, method):
+    if method not in methods_for(predictor):
+        with pytest.raises(UserError, match=f"{method}' cannot explain this model; choose from"):
+            explain(predictor, PICTURE, method)
+        return
     values = explain(predictor, PICTURE, method).values
     assert values.shape == (100, 150)
     assert values.min() >= 0 and values.max() <= 1
@@ -34,6 +38,11 @@ def test_map_has_the_size_of_the_image_and_lies_in_0_to_1(predictor, method):
     again = explain(predictor, PICTURE, method).values
     assert np.allclose(values, again, atol=1e-5)
 
+
+WITH_GRADCAM = sorted(name for name, one in BACKBONES.items() if one.features)
+with_gradcam = pytest.mark.parametrize(
+    "backbone_name", WITH_GRADCAM, indirect=True, scope="session"
+)
 
 # Pixels a side of the picture that one place of the last feature map stands for.
 STRIDES = dict.fromkeys(BACKBONES, 32) | {
@@ -45,6 +54,13 @@ STRIDES = dict.fromkeys(BACKBONES, 32) | {
 }
 
 
+def test_gradcam_is_offered_for_every_family_but_dinov2(predictor, backbone_name):
+    """Whose Grad-CAM does not agree with covering parts of the image, in any layer."""
+    expected = ["gradcam"] if backbone_name != "dinov2-small" else []
+    assert methods_for(predictor) == [*expected, "occlusion", "integrated_gradients"]
+
+
+@with_gradcam
 def test_gradcam_has_one_value_a_place_of_the_feature_map(predictor, backbone_name):
     heat = METHODS["gradcam"](predictor, predictor.pixel_values([PICTURE])).values
     side = TINY_SIZES[backbone_name] // STRIDES[backbone_name]
@@ -82,6 +98,7 @@ def score_more(predictor: Predictor, plain: Image.Image, *shown: Image.Image) ->
         head.weight[predictor.class_index] = way / way.norm()
 
 
+@with_gradcam
 def test_gradcam_finds_what_was_planted(tiny_body, backbone_name):
     """The head is turned towards the disc, and the heat that the disc adds lies where it is.
 
@@ -120,7 +137,7 @@ def test_any_model_of_timm_is_explained(tmp_path, architecture, side):
 def test_map_that_is_no_grid_is_told_in_one_sentence(tmp_path):
     save_timm("test_mambaout", None, tmp_path)  # keeps its channels last
     predictor = make_predictor("timm", tmp_path)
-    with pytest.raises(UserError, match=r"test_mambaout .* use the method integrated_gradients"):
+    with pytest.raises(UserError, match=r"test_mambaout .* use the method occlusion"):
         explain(predictor, PICTURE, "gradcam")
     found = explain(predictor, PICTURE, "integrated_gradients")
     assert found.values.max() == 1 and not found.on_reference
@@ -154,17 +171,20 @@ def test_map_of_an_ensemble_is_the_mean_of_its_members_on_their_own_scales(tmp_p
     assert together.completeness_error is not None
 
 
-def test_map_is_as_dark_as_little_was_found(predictor):
+@pytest.mark.parametrize("method", ["gradcam", "occlusion"])
+def test_map_is_as_dark_as_little_was_found(predictor, method):
     """With a stored reference, a score that moves half as much gives a map half as bright."""
+    if method not in methods_for(predictor):
+        return
     score_more(predictor, Image.new("L", (64, 64), 90), PICTURE)
     pixel_values = predictor.pixel_values([PICTURE])
-    reference = float(METHODS["gradcam"](predictor, pixel_values).values.max())
-    predictor.attribution_references = {"gradcam": reference}
-    full = explain(predictor, PICTURE, "gradcam")
+    reference = float(METHODS[method](predictor, pixel_values).values.max())
+    predictor.attribution_references = {method: reference}
+    full = explain(predictor, PICTURE, method)
     assert full.on_reference and full.warnings == ()
     with torch.no_grad():
         head_of(predictor.model).weight /= 2
-    half = explain(predictor, PICTURE, "gradcam")
+    half = explain(predictor, PICTURE, method)
     assert np.allclose(half.values, full.values / 2, atol=1e-4)
     assert half.values.max() < 0.51
 
@@ -172,10 +192,12 @@ def test_map_is_as_dark_as_little_was_found(predictor):
 def test_references_are_the_median_of_the_maxima(predictor, monkeypatch):
     from pneumonia_hf import attribution
 
+    monkeypatch.setattr(attribution, "methods_for", lambda _: ["occlusion"])
+
     maxima = iter([1.0, 5.0, 2.0])
-    fake = {"gradcam": lambda *_, **__: attribution.RawMap(torch.full((2, 2), next(maxima)))}
+    fake = {"occlusion": lambda *_, **__: attribution.RawMap(torch.full((2, 2), next(maxima)))}
     monkeypatch.setattr(attribution, "METHODS", fake)
-    assert attribution.measure_references(predictor, [PICTURE] * 3) == {"gradcam": 2.0}
+    assert attribution.measure_references(predictor, [PICTURE] * 3) == {"occlusion": 2.0}
 
 
 def test_target_is_the_log_odds_that_the_score_is_made_of(predictor):
@@ -302,15 +324,34 @@ def test_every_model_that_is_explained_by_gradcam_agrees_with_covering_parts_of_
     assert np.mean(found) > 0.3
 
 
+def test_occlusion_is_what_covering_by_hand_gives(tmp_path):
+    """A network that sees the upper left cell alone: what is covered there, and nowhere else."""
+    from types import SimpleNamespace
+
+    class Corner(torch.nn.Module):
+        def forward(self, pixel_values):
+            seen = pixel_values[:, :, :2, :2].mean(dim=(1, 2, 3))
+            return SimpleNamespace(logits=torch.stack([0 * seen, 10 * seen], dim=1))
+
+    pixel_values = torch.zeros(1, 3, 14, 14)
+    pixel_values[..., :2, :2] = 1  # the image's mean is 4 / 196
+    found = METHODS["occlusion"](SimpleNamespace(model=Corner(), class_index=1), pixel_values)
+    expected = torch.zeros(7, 7)
+    # One square of two cells a side covers that cell: it lowers the log odds by 10 (1 - 4 / 196).
+    # Its neighbours lie under two and four squares, and have the mean over them.
+    fall = 10 * (1 - 4 / 196) * torch.tensor([[1, 1 / 2], [1 / 2, 1 / 4]])
+    expected[:2, :2] = fall
+    torch.testing.assert_close(found.values, expected)
+
+
 def test_agreement_is_full_where_the_map_is_occlusion_itself(tmp_path, monkeypatch):
     from pneumonia_hf import attribution, faithfulness
 
     predictor = make_predictor("xray-cnn", save_tiny_body("xray-cnn", tmp_path))
-    occluded = lambda p, x: attribution.RawMap(faithfulness.occlude(p, x))  # noqa: E731
-    monkeypatch.setitem(METHODS, "same", occluded)
+    monkeypatch.setitem(METHODS, "same", attribution.occlusion)
     monkeypatch.setitem(METHODS, "flat", lambda p, x: attribution.RawMap(torch.ones(7, 7)))
     monkeypatch.setitem(
-        METHODS, "opposite", lambda p, x: attribution.RawMap(-faithfulness.occlude(p, x))
+        METHODS, "opposite", lambda p, x: attribution.RawMap(-attribution.occlusion(p, x).values)
     )
     found = faithfulness.measure_agreement(predictor, [PICTURE], ["same", "flat", "opposite"])
     assert found["same"][0] > 0.9 and found["opposite"][0] < -0.9 and found["flat"] == [0.0]

@@ -55,7 +55,7 @@ def list_imports(path) -> set[str]:
 def test_libraries_are_imported_in_their_own_rooms_only():
     rooms = {
         "gradio": {"demo"},
-        "captum": {"attribution", "faithfulness"},
+        "captum": {"attribution"},
         "huggingface_hub": {"hub"},
         "evaluate": {"metrics", "evaluate_metric"},
         "pydicom": {"dicom"},
