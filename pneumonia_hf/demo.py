@@ -174,8 +174,8 @@ def _describe_model(predictor: Predictor) -> str:
         # An interval that holds 0.5 says that the order of the images may be chance.
         low = metrics["auroc"]["low"]
         chance = " **This is no better than chance.**" if low is not None and low <= 0.5 else ""
-        site = "another site" if report.get("external") else "the training site"
-        lines.append(f"- {report['data']} ({site}), {report['n']} images: {told}.{chance}")
+        site = " (another site)" if report.get("external") else ""
+        lines.append(f"- {report['data']}{site}, {report['n']} images: {told}.{chance}")
     if misfit := find_misfit(reports):
         error = misfit["metrics"]["ece_balanced"]["value"]
         lines.append(

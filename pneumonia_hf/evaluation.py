@@ -89,16 +89,12 @@ class Report:
     subgroups: tuple[Subgroup, ...]
     others: tuple[Others, ...]
     other_rows: tuple[tuple[str, str, float, str], ...]  # file, class, probability, decision
+    external: bool  # of another site than the training data, as whoever measured it says
     seen_in_training: int  # images that the model or a member was trained on, by their bytes
     seen_in_validation: int  # images on which it was chosen
     seen_in_test: int  # images of the internal test split, of the same site
     unreadable: tuple[str, ...]  # why each image that could not be read was not
     notes: tuple[str, ...]  # what a reader must know before believing the numbers
-
-    @property
-    def is_external(self) -> bool:
-        """Whether no image belongs to the data that the model was made from."""
-        return not (self.seen_in_training or self.seen_in_validation or self.seen_in_test)
 
     @property
     def confusion(self) -> dict[str, int]:
@@ -193,6 +189,7 @@ def evaluate_predictor(
     strict: bool = False,
     subgroups: Sequence[str] = (),
     others: Sequence[OtherImage] = (),
+    external: bool = False,
 ) -> Report:
     """Score every image of `dataset` as the app would, and measure it.
 
@@ -204,9 +201,10 @@ def evaluate_predictor(
         strict: whether an image that cannot be read is an error; else the report lists it.
         subgroups: columns of metadata; each value is measured by itself too.
         others: images of neither class, as `list_others` returns them: scored, in no metric.
+        external: whether the data is of another site than any that the model was trained on.
 
     Raises:
-        UserError: a class is absent; no such column; with `strict`, some images cannot be read.
+        UserError: a class is absent; no such column; external data that the model has seen; with `strict`, some images cannot be read.
     """
     missing = [name for name in subgroups if name not in dataset.column_names]
     if missing:
@@ -231,6 +229,11 @@ def evaluate_predictor(
     }
     hashes = set(to_hex(hash_pictures(dataset))) if any(known.values()) else set()
     seen = {name: len(hashes & of_part) for name, of_part in known.items()}
+    if external and any(seen.values()):
+        raise UserError(
+            f"{sum(seen.values())} of the images of {data} are of the model's own data, so it is "
+            f"not external; leave --external out."
+        )
     point = predictor.operating_point
     metrics = bootstrap_intervals(labels, probabilities, point.threshold, patients, resamples)
     of_others, other_rows, unread_others = _score_others(predictor, others, subgroups)
@@ -263,6 +266,7 @@ def evaluate_predictor(
         ),
         others=of_others,
         other_rows=other_rows,
+        external=external,
         seen_in_training=seen["train"],
         seen_in_validation=seen["validation"],
         seen_in_test=seen["test"],

@@ -70,7 +70,7 @@ def to_json(report: Report) -> dict[str, Any]:
         "patients": len(set(report.patients)),
         "patients_by_file_name": named_by_file(report.patients),
         "prevalence": float(np.mean(report.labels)),
-        "external": report.is_external,
+        "external": report.external,
         "NORMAL": int(np.sum(report.labels == 0)),
         "PNEUMONIA": int(np.sum(report.labels == 1)),
         "threshold": point.threshold,

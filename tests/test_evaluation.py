@@ -260,8 +260,18 @@ def test_patients_of_kermany_names_are_at_least_so_many(predictor, xray_folder, 
     named = evaluate_predictor(predictor, choose_part(xray_folder, "test", predictor)[1])
     assert to_json(named)["patients_by_file_name"]
     given = evaluate_predictor(predictor, load_parts(adults)["all"])
-    assert not to_json(given)["patients_by_file_name"] and given.is_external
-    assert not named.is_external
+    assert not to_json(given)["patients_by_file_name"]
+
+
+def test_data_that_the_model_has_seen_cannot_be_external(tiny_model, xray_folder, adults, tmp_path):
+    from conftest import assert_one_sentence
+
+    flags = ["--model", tiny_model, "--output_dir", tmp_path / "report", "--external"]
+    done = call_script("evaluate_model.py", *flags, "--data_dir", xray_folder, "--split", "test")
+    assert_one_sentence(done, "are of the model's own data", "leave --external out")
+    done = call_script("evaluate_model.py", *flags, "--data_dir", adults)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "report" / "report.json").read_text())["external"]
 
 
 def make_reports(error: float, p: float, external: bool = True) -> list[dict]:
@@ -300,7 +310,9 @@ def test_card_and_app_drop_the_word_calibrated_where_a_report_shows_otherwise(
     model = tmp_path / "model"
     shutil.copytree(tiny_model, model, ignore=shutil.ignore_patterns("checkpoints"))
     report = to_json(
-        evaluate_predictor(Predictor.from_pretrained(model), load_parts(adults)["all"], "adults")
+        evaluate_predictor(
+            Predictor.from_pretrained(model), load_parts(adults)["all"], "adults", external=True
+        )
     )
     for error in (0.0, 0.4):
         report["metrics"]["ece_balanced"] = {"value": error, "low": error, "high": error}

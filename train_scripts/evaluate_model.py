@@ -50,6 +50,11 @@ def main() -> None:
         metavar="FOLDER",
         help="Folders beside NORMAL and PNEUMONIA: their images are scored, and in no metric.",
     )
+    parser.add_argument(
+        "--external",
+        action="store_true",
+        help="The data is of another site than any that the model was trained on.",
+    )
     parser.add_argument("--overwrite", action="store_true", help="Replace an older report.")
     parser.add_argument(
         "--add_to_card", action="store_true", help="Put the numbers into the model's card too."
@@ -82,6 +87,7 @@ def main() -> None:
         strict=options.strict,
         subgroups=options.subgroups,
         others=others,
+        external=options.external,
     )
     write_report(report, options.output_dir)
     if card:
