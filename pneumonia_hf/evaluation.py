@@ -204,7 +204,8 @@ def evaluate_predictor(
         external: whether the data is of another site than any that the model was trained on.
 
     Raises:
-        UserError: a class is absent; no such column; external data that the model has seen; with `strict`, some images cannot be read.
+        UserError: a class is absent; no such column; external data that the model has seen;
+            with `strict`, some images cannot be read.
     """
     missing = [name for name in subgroups if name not in dataset.column_names]
     if missing:

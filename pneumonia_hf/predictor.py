@@ -67,7 +67,11 @@ VIEWS = (
 
 
 class Predictor:
-    """A model with its processor and its operating point, ready to score pictures."""
+    """A model with its processor and its operating point, ready to score images.
+
+    For 8-bit grayscale files a plain transformers pipeline gives the same probability; other files
+    (16-bit, coloured, DICOM) are read by `read_xray` alone as they should be.
+    """
 
     def __init__(
         self,

@@ -55,6 +55,7 @@ def test_own_test_part_of_the_model_is_found_by_its_bytes(predictor, tiny_model,
     run = json.loads((tiny_model / "run.json").read_text())
     name, data = choose_part(xray_folder, "test", predictor)
     assert (name, len(data)) == ("test", run["data"]["parts"]["test"]["images"])
+    assert run["data"]["parts"]["test"]["share"] == pytest.approx(len(data) / 96, abs=1e-4)
     report = evaluate_predictor(predictor, data, resamples=100)
     assert (report.seen_in_training, report.seen_in_validation) == (0, 0)
 
