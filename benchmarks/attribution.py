@@ -34,6 +34,7 @@ def main() -> None:
     parser.add_argument("--data_dir", required=True, help="Class folders of X-rays.")
     parser.add_argument("--model", nargs="+", help="Models; left out, the default one.")
     parser.add_argument("--images", type=int, default=20, help="Half of them of each class.")
+    parser.add_argument("--methods", nargs="+", help="Of these alone; left out, of all.")
     options = parser.parse_args()
     logging.getLogger("pneumonia_hf").setLevel(logging.ERROR)
 
@@ -45,16 +46,19 @@ def main() -> None:
     print("| model | method | images | Spearman with occlusion, mean | lowest | highest |")
     print("|---|---|---|---|---|---|")
     for name, predictor in zip(names, predictors, strict=True):
-        for row in compare_with_occlusion(predictor, images):
+        for row in compare_with_occlusion(predictor, images, options.methods):
             print(f"| {name} | {row} |", flush=True)
-    print("\n| model | images | error with 32 steps, median and highest | as taken | above 5% |")
-    print("|---|---|---|---|---|")
-    for name, predictor in zip(names, predictors, strict=True):
-        print(f"| {name} | {measure_completeness(predictor, images)} |", flush=True)
+    if options.methods is None or "integrated_gradients" in options.methods:
+        print(
+            "\n| model | images | error with 32 steps, median and highest | as taken | above 5% |"
+        )
+        print("|---|---|---|---|---|")
+        for name, predictor in zip(names, predictors, strict=True):
+            print(f"| {name} | {measure_completeness(predictor, images)} |", flush=True)
     print(f"\n| model | method | images | below {SURE} | full, own scale | full, by reference |")
     print("|---|---|---|---|---|---|")
     for name, predictor in zip(names, predictors, strict=True):
-        for row in measure_darkness(predictor, images):
+        for row in measure_darkness(predictor, images, options.methods):
             print(f"| {name} | {row} |", flush=True)
 
 
@@ -71,12 +75,18 @@ def draw_images(data_dir: str, count: int) -> list:
     return [read_xray(source, name) for name, source in open_pictures(data.select(rows))]
 
 
-def compare_with_occlusion(predictor, images: list) -> list[str]:
-    """Return a row for each method."""
+def choose_methods(predictor, wanted: list[str] | None) -> list[str]:
+    """Return the methods that can explain a model, or those of them that are wanted."""
     from pneumonia_hf.attribution import methods_for
+
+    return [name for name in methods_for(predictor) if wanted is None or name in wanted]
+
+
+def compare_with_occlusion(predictor, images: list, wanted: list[str] | None) -> list[str]:
+    """Return a row for each method."""
     from pneumonia_hf.faithfulness import measure_agreement
 
-    methods = [name for name in methods_for(predictor) if name != "occlusion"]
+    methods = [name for name in choose_methods(predictor, wanted) if name != "occlusion"]
     found = measure_agreement(predictor, images, methods)
     return [
         f"{method} | {len(images)} | {np.mean(several):.2f} | {min(several):.2f} | "
@@ -101,13 +111,13 @@ def measure_completeness(predictor, images: list) -> str:
     return f"{len(images)} | {' | '.join(texts)} | {above}"
 
 
-def measure_darkness(predictor, images: list) -> list[str]:
+def measure_darkness(predictor, images: list, wanted: list[str] | None) -> list[str]:
     """Return a row for each method."""
-    from pneumonia_hf.attribution import explain, methods_for
+    from pneumonia_hf.attribution import explain
 
     sure = [one for one in images if predictor.probabilities([one])[0] < SURE]
     rows = []
-    for method in methods_for(predictor):
+    for method in choose_methods(predictor, wanted):
         brightest = [explain(predictor, one, method).values.max() for one in sure]
         # On its own scale every map that finds anything reaches full brightness.
         full = [[one > 0 for one in brightest], [one >= 0.999 for one in brightest]]
