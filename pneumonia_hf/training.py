@@ -208,7 +208,7 @@ class _Run:
         freeze(self.model, stage.trainable_stages)
         learning, weights = count_trainable(self.model)
         if self.is_main:
-            share = f"{learning / weights:.2%}" if learning < weights else "all"
+            share = f"{learning / weights:.2%}" if learning < weights else "All"
             print(f"{share} of the network's {weights:,} weights learn.", flush=True)
         if self.speed.channels_last:
             import torch
