@@ -30,7 +30,9 @@ def assert_same_model(one: Path, two: Path) -> None:
     assert not different, f"the finished models differ in {different[:5]}"
 
 
-def assert_same_last_checkpoint(one: Path, two: Path, after: int, stage: int = 1) -> None:
+def assert_same_last_checkpoint(
+    one: Path, two: Path, after: int, stage: int = 1, ignored: str | None = None
+) -> None:
     """Check that the last checkpoints of a stage of two runs hold the same state.
 
     That is weights, averaged weights if there are any, optimizer, scheduler, every process'
@@ -40,6 +42,7 @@ def assert_same_last_checkpoint(one: Path, two: Path, after: int, stage: int = 1
         one, two: output folders of the runs.
         after: the step at which one of them was cut; the checkpoints must be newer.
         stage: the number of the stage.
+        ignored: what may differ, as FILE/KEY.
     """
     last = [last_whole_checkpoint(stage_folder(run, stage)) for run in (one, two)]
     assert all(last), f"stage {stage} has no whole checkpoint in {last.index(None) + 1} of 2"
@@ -48,6 +51,8 @@ def assert_same_last_checkpoint(one: Path, two: Path, after: int, stage: int = 1
     assert [path.name for path in last] == [f"checkpoint-{step}" for step in steps]
     assert min(steps) > after, f"the last checkpoints are of the steps {steps}, cut at {after}"
     different = list_differences(*states)
+    if ignored is not None:
+        different = [where for where in different if not where.startswith(f"/{ignored}/")]
     assert not different, f"{last[0].name} of stage {stage} differs in {shorten(different)}"
 
 

@@ -170,7 +170,9 @@ def test_two_processes_go_on_within_an_epoch_with_the_pictures_that_were_due(tmp
     shutil.copytree(first, cut / "checkpoints" / "stage-1" / first.name)
     shutil.copy(whole / "checkpoints" / "recipe.json", cut / "checkpoints")
     launch(*torchrun, script, *flags(cut, 2), *more)
-    assert_same_last_checkpoint(whole, cut, after=7)
+    # The second process imports rich only when training has begun, which draws a number from
+    # Python's generator, each time it is started; training itself draws from torch's alone.
+    assert_same_last_checkpoint(whole, cut, after=7, ignored="rng_state_1.pth/python")
     assert len(list((cut / "checkpoints").rglob(f"checkpoint-{STEPS}/rng_state_*.pth"))) == 2
 
 
