@@ -163,7 +163,9 @@ def _tell_kind(kind: str, cases: Sequence[Trouble]) -> str:
     return f"{count} {noun}{TROUBLES[kind].title}: {first}{more}."
 
 
-def split_by_patient(data: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
+def split_by_patient(
+    data: Dataset, fraction: float, seed: int, tolerance: float = SPLIT_TOLERANCE
+) -> tuple[Dataset, Dataset]:
     """Return `data` in two splits, the second with `fraction` of the images, no patient in both.
 
     Patients are taken in random order until they have their share of the images: those with
@@ -173,9 +175,10 @@ def split_by_patient(data: Dataset, fraction: float, seed: int) -> tuple[Dataset
         data: rows as `load_parts` returns them.
         fraction: of the images, above 0 and below 1.
         seed: of the order.
+        tolerance: how far the share may be off.
 
     Raises:
-        UserError: the share cannot be met within 1 point, or a split would lack a class.
+        UserError: the share cannot be met within the tolerance, or a split would lack a class.
     """
     labels, patients = column(data, "label").to_numpy(), _number_patients(data)
     images = np.zeros((patients.max(initial=-1) + 1, len(LABELS)), np.int64)  # of each patient
@@ -191,7 +194,7 @@ def split_by_patient(data: Dataset, fraction: float, seed: int) -> tuple[Dataset
         error = abs(of_both[0].sum() / len(labels) - fraction)
         if error < best_error:
             best, best_error = drawn, error
-        if error <= SPLIT_TOLERANCE / 10:
+        if error <= tolerance / 10:
             break
     if best is None:
         counts = ", ".join(
@@ -202,7 +205,7 @@ def split_by_patient(data: Dataset, fraction: float, seed: int) -> tuple[Dataset
             f"classes; give more images, or train/, val/ and test/ folders."
         )
     cut = best[patients]
-    if best_error > SPLIT_TOLERANCE + 1e-9:  # 0.16 - 0.15 is a little more than 0.01
+    if best_error > tolerance + 1e-9:  # 0.16 - 0.15 is a little more than 0.01
         raise UserError(
             f"Whole patients cannot make up {fraction:.1%} of the {len(labels)} images; the "
             f"nearest share found is {cut.mean():.1%}. Ask for that with --validation_fraction "
@@ -360,8 +363,13 @@ def _cut(parts: DatasetDict, config: DataConfig, source: str) -> DatasetDict:
     if "test" not in own:
         train, own["test"] = split_by_patient(train, config.test_fraction, config.split_seed)
     if "validation" not in own:
-        fraction = config.validation_fraction * count / len(train)
-        train, own["validation"] = split_by_patient(train, fraction, config.split_seed)
+        of_rest = count / len(train)
+        train, own["validation"] = split_by_patient(
+            train,
+            config.validation_fraction * of_rest,
+            config.split_seed,
+            SPLIT_TOLERANCE * of_rest,
+        )
     own["train"] = train
     cut = DatasetDict(own)
     if sum(len(part) for part in cut.values()) != sum(len(part) for part in parts.values()):
