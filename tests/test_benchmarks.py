@@ -46,7 +46,7 @@ CASES = {
         (("images/s", "TFLOP/s"),),
     ),
     "scale.py": Case(
-        "--data_dir DATA --work_dir WORK --counts 48 --steps audit train --image_size 64",
+        "--data_dir DATA --work_dir WORK --counts 80 --steps audit train --image_size 64",
         (("pictures", "peak memory, MB", "ms a picture"),),
     ),
     "training.py": Case(
@@ -96,7 +96,7 @@ def use_one_core() -> None:
 
 def run_benchmark(name: str, work) -> subprocess.CompletedProcess:
     """Run a benchmark as a user would, for its one small step."""
-    data = draw_folder(work / "data", patients=12, pictures=2)
+    data = draw_folder(work / "data", patients=20, pictures=2)
     places = {"DATA": data, "WORK": work / "work", "MODEL": work / "model"}
     if "MODEL" in CASES[name].flags:
         body = save_tiny_body("xray-cnn", work / "body")
