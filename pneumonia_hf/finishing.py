@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+import pneumonia_hf
 from pneumonia_hf import __version__
 from pneumonia_hf.augment import AugmentConfig
 from pneumonia_hf.backbones import (
@@ -231,7 +232,9 @@ def _changed(arguments: XrayTrainingArguments) -> dict[str, Any]:
 
 def find_commit() -> str | None:
     """Return the git commit of this code, `+changes` where files differ from it; None without."""
-    root = Path(__file__).resolve().parents[1]
+    # By the package and not by this file, which may move within it. No search upwards: the folder
+    # of an environment may lie in a repository of something else.
+    root = Path(pneumonia_hf.__file__).resolve().parents[1]
     if not (root / ".git").exists():
         return None  # installed, or unpacked from an archive
 

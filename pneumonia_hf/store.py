@@ -19,6 +19,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +35,15 @@ if TYPE_CHECKING:
 CACHE_VARIABLE = "PNEUMONIA_HF_CACHE"  # names the folder of the stores
 MAPPED = 16 << 20  # bytes read through the map before its pages are given back
 SEGMENTS = 8  # of each side of the border
+# The modules of ours whose code decides how a file becomes pixels and facts.
+READING = (
+    "pneumonia_hf.xray",
+    "pneumonia_hf.dicom",
+    "pneumonia_hf.grey",
+    "pneumonia_hf.codestream",
+    "pneumonia_hf.preprocess",
+    "pneumonia_hf.store",
+)
 BORDER = 0.04  # width of the border strips, as a share of the side
 
 # What is kept of each picture beside its pixels. Shares are of all pixels of the whole picture.
@@ -270,9 +280,9 @@ def _hash_of_reading() -> str:
     from importlib.metadata import PackageNotFoundError, version
 
     digest = hashlib.sha256()
-    for name in ("xray", "dicom", "grey", "codestream", "preprocess", "store"):
-        file = Path(__file__).with_name(f"{name}.py")
-        digest.update(file.read_bytes() if file.exists() else b"")
+    for name in READING:
+        # A module that has moved is an error here: passed over, it would keep stale pixels.
+        digest.update(Path(import_module(name).__file__).read_bytes())
     for package in ("pillow", "pydicom", "python-gdcm", "torchvision", "torch", "ImageHash"):
         try:
             digest.update(f"{package} {version(package)}".encode())

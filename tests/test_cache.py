@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from conftest import ROOT, draw_folder, draw_xray
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from pneumonia_hf import cache, hashes, read_xray
+from pneumonia_hf import cache, hashes, read_xray, store
 from pneumonia_hf.cache import decode, read_parts
 from pneumonia_hf.data import load_parts
 from pneumonia_hf.errors import UserError
@@ -310,3 +311,34 @@ def test_hashes_are_written_and_read_alike(data):
     hashes = np.array([0, 1, 2**64 - 1, 81985529216486895], dtype=np.uint64)
     assert to_hex(hashes)[3] == "0123456789abcdef"
     assert np.array_equal(from_hex(to_hex(hashes)), hashes)
+
+
+def test_key_of_the_cache_covers_all_code_that_reads_images():
+    import ast
+    from importlib.util import find_spec
+
+    waiting, reached = [*store.READING], set()
+    while waiting:
+        name = waiting.pop()
+        if name in reached:
+            continue
+        reached.add(name)
+        tree = ast.parse(Path(find_spec(name).origin).read_bytes())
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and node.module.startswith("pneumonia_hf."):
+                waiting.append(node.module)
+    assert reached - {"pneumonia_hf.errors"} == set(store.READING)
+
+
+def test_code_of_the_cache_that_has_moved_is_an_error_and_no_stale_key(monkeypatch):
+    before = store._hash_of_reading()
+    store._hash_of_reading.cache_clear()
+    try:
+        monkeypatch.setattr(store, "READING", store.READING[:-1])
+        assert store._hash_of_reading() != before
+        store._hash_of_reading.cache_clear()
+        monkeypatch.setattr(store, "READING", (*store.READING, "pneumonia_hf.moved_away"))
+        with pytest.raises(ModuleNotFoundError):
+            store._hash_of_reading()
+    finally:
+        store._hash_of_reading.cache_clear()

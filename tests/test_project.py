@@ -68,7 +68,9 @@ def test_libraries_are_imported_in_their_own_rooms_only():
         "imagehash": {"store"},
         "medmnist": {"sets"},
     }
-    for path in sorted((ROOT / "pneumonia_hf").glob("*.py")):
+    paths = sorted((ROOT / "pneumonia_hf").rglob("*.py"))
+    assert len(paths) > 40
+    for path in paths:
         for library, allowed in rooms.items():
             assert library not in list_imports(path) or path.stem in allowed, (path, library)
 
@@ -89,3 +91,16 @@ def test_default_model_is_small_and_whole():
     assert sum(file.stat().st_size for file in DEFAULT_MODEL.iterdir()) < 20_000_000
     reports = [p for p in (ROOT / "eval_reports").glob("*/report.json")]
     assert reports
+
+
+def test_manifest_names_the_commit_of_this_code():
+    import subprocess
+
+    from pneumonia_hf.finishing import find_commit
+
+    if not (ROOT / ".git").exists():
+        assert find_commit() is None
+        return
+    command = ["git", "-C", str(ROOT), "rev-parse", "HEAD"]
+    head = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    assert find_commit().removesuffix("+changes") == head
