@@ -7,9 +7,10 @@ def main() -> None:
     """Load the model and serve the app until it is stopped."""
     # Before gradio is imported: it reads this then. The app reports to nobody.
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
-    from pneumonia_hf.demo import LAUNCH_OPTIONS, build_demo
+    from pneumonia_hf.demo.app import LAUNCH_OPTIONS, build_demo
     from pneumonia_hf.errors import UserError
-    from pneumonia_hf.predictor import DEFAULT_MODEL, Predictor
+    from pneumonia_hf.inference.predictor import Predictor
+    from pneumonia_hf.models.model_folder import DEFAULT_MODEL
 
     model = os.environ.get("MODEL_ID") or DEFAULT_MODEL
     predictor = Predictor.from_pretrained(model, os.environ.get("MODEL_REVISION") or None)
@@ -27,6 +28,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    from pneumonia_hf.console import run_script
+    from pneumonia_hf.cli import run_script
 
     run_script(main)

@@ -36,7 +36,7 @@ def make_timm(architecture: str):
 
 def labels() -> dict:
     """Return the classes, as a config wants them."""
-    from pneumonia_hf.rows import LABELS
+    from pneumonia_hf.labels import LABELS
 
     return {"id2label": dict(enumerate(LABELS)), "label2id": {n: i for i, n in enumerate(LABELS)}}
 
@@ -110,7 +110,7 @@ def _as_imagefolder(data, change):
     """Return rows as the imagefolder of `datasets` has them, changed whenever they are read."""
     from datasets import Dataset, Image
 
-    from pneumonia_hf.sources import open_pictures
+    from pneumonia_hf.data.sources import open_pictures
 
     paths = [str(path) for _, path in open_pictures(data)]
     rows = Dataset.from_dict({"image": paths, "label": data["label"][:]})
@@ -127,7 +127,7 @@ def describe_machine() -> str:
     """Return what the numbers are taken on."""
     import torch
 
-    from pneumonia_hf.finishing import describe_hardware
+    from pneumonia_hf.training.manifest import describe_hardware
 
     return f"{describe_hardware()}, torch {torch.__version__}"
 

@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
-from pneumonia_hf.console import make_parser, run_script
+from pneumonia_hf.cli import make_parser, run_script
 
 SURE = 0.01  # probability below which an image is surely normal to the model
 
@@ -38,7 +38,8 @@ def main() -> None:
     options = parser.parse_args()
     logging.getLogger("pneumonia_hf").setLevel(logging.ERROR)
 
-    from pneumonia_hf.predictor import DEFAULT_MODEL, Predictor
+    from pneumonia_hf.inference.predictor import Predictor
+    from pneumonia_hf.models.model_folder import DEFAULT_MODEL
 
     images = draw_images(options.data_dir, options.images)
     predictors = [Predictor.from_pretrained(one) for one in options.model or [DEFAULT_MODEL]]
@@ -64,9 +65,9 @@ def main() -> None:
 
 def draw_images(data_dir: str, count: int) -> list:
     """Return images of both classes, drawn by a fixed seed."""
-    from pneumonia_hf.data import load_parts
-    from pneumonia_hf.sources import open_pictures
-    from pneumonia_hf.xray import read_xray
+    from pneumonia_hf.data.load import load_parts
+    from pneumonia_hf.data.sources import open_pictures
+    from pneumonia_hf.imaging.read import read_xray
 
     data = load_parts(data_dir)["all"]
     labels = np.array(data["label"][:])
@@ -77,14 +78,14 @@ def draw_images(data_dir: str, count: int) -> list:
 
 def choose_methods(predictor, wanted: list[str] | None) -> list[str]:
     """Return the methods that can explain a model, or those of them that are wanted."""
-    from pneumonia_hf.attribution import methods_for
+    from pneumonia_hf.inference.attribution import methods_for
 
     return [name for name in methods_for(predictor) if wanted is None or name in wanted]
 
 
 def compare_with_occlusion(predictor, images: list, wanted: list[str] | None) -> list[str]:
     """Return a row for each method."""
-    from pneumonia_hf.faithfulness import measure_agreement
+    from pneumonia_hf.evaluation.faithfulness import measure_agreement
 
     methods = [name for name in choose_methods(predictor, wanted) if name != "occlusion"]
     found = measure_agreement(predictor, images, methods)
@@ -97,7 +98,7 @@ def compare_with_occlusion(predictor, images: list, wanted: list[str] | None) ->
 
 def measure_completeness(predictor, images: list) -> str:
     """Return the errors of completeness, and how often they stay above 5%."""
-    from pneumonia_hf import attribution
+    from pneumonia_hf.inference import attribution
 
     errors = []
     steps = attribution.INTEGRATION_STEPS
@@ -113,7 +114,7 @@ def measure_completeness(predictor, images: list) -> str:
 
 def measure_darkness(predictor, images: list, wanted: list[str] | None) -> list[str]:
     """Return a row for each method."""
-    from pneumonia_hf.attribution import explain
+    from pneumonia_hf.inference.attribution import explain
 
     sure = [one for one in images if predictor.probabilities([one])[0] < SURE]
     rows = []

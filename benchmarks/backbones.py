@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from pneumonia_hf.console import make_parser, run_script
+from pneumonia_hf.cli import make_parser, run_script
 
 CONFIGS = Path(__file__).resolve().parents[1] / "train_scripts" / "configs"
 WARM_UP = 2  # rounds that do not count
@@ -24,9 +24,9 @@ WARM_UP = 2  # rounds that do not count
 
 def main() -> None:
     """Measure the chosen backbones, and print a row of each."""
-    from pneumonia_hf.backbones import BACKBONES, fast_precision
     from pneumonia_hf.errors import UserError
-    from pneumonia_hf.finishing import describe_hardware
+    from pneumonia_hf.models.backbones import BACKBONES, fast_precision
+    from pneumonia_hf.training.manifest import describe_hardware
 
     known = sorted(set(BACKBONES) - {"timm"})  # which has no size of its own
     parser = make_parser(__doc__)
@@ -71,7 +71,8 @@ def make_arm(name: str, batch: int, channels_last: bool) -> dict:
     import torch
     import yaml
 
-    from pneumonia_hf.backbones import NO_WEIGHTS, ModelConfig, build_model, fast_precision
+    from pneumonia_hf.models.backbones import fast_precision
+    from pneumonia_hf.models.build import NO_WEIGHTS, ModelConfig, build_model
 
     recipe = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text(encoding="utf-8"))
     torch.manual_seed(0)

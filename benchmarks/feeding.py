@@ -28,7 +28,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks._shared import MODELS, describe_machine, describe_speed, make_example, wait
-from pneumonia_hf.console import make_parser, run_script
+from pneumonia_hf.cli import make_parser, run_script
 
 EXAMPLE = "the example's way"
 READY = 8  # batches in memory, that are taken in turn
@@ -90,7 +90,7 @@ def measure(options, work: Path) -> None:
 
 def load_images(folder: Path, batch: int):
     """Return the rows of a folder, all splits together."""
-    from pneumonia_hf.data import load_parts
+    from pneumonia_hf.data.load import load_parts
     from pneumonia_hf.errors import UserError
 
     data = load_parts(folder)
@@ -108,17 +108,17 @@ def make_trainer(model, folder: Path, options, work: Path, speed=None, **changes
     """
     import torch
 
-    from pneumonia_hf.arguments import XrayTrainingArguments
-    from pneumonia_hf.backbones import ModelConfig
-    from pneumonia_hf.cache import decode
-    from pneumonia_hf.data import DataConfig
-    from pneumonia_hf.finishing import Recipe
-    from pneumonia_hf.losses import XrayLoss
-    from pneumonia_hf.preprocess import make_processor
-    from pneumonia_hf.probe import choose_speed
-    from pneumonia_hf.stages import rate_of_parameters, read_stages
-    from pneumonia_hf.trainer import XrayTrainer
-    from pneumonia_hf.training import take_batch
+    from pneumonia_hf.data.cache import decode
+    from pneumonia_hf.data.load import DataConfig
+    from pneumonia_hf.imaging.preprocess import make_processor
+    from pneumonia_hf.models.build import ModelConfig
+    from pneumonia_hf.training.arguments import XrayTrainingArguments
+    from pneumonia_hf.training.losses import XrayLoss
+    from pneumonia_hf.training.phases import rate_of_parameters, read_stages
+    from pneumonia_hf.training.probe import choose_speed
+    from pneumonia_hf.training.recipe import Recipe
+    from pneumonia_hf.training.train import take_batch
+    from pneumonia_hf.training.trainer import XrayTrainer
 
     processor = make_processor(options.image_size, (0.5,) * 3, (0.5,) * 3)
     images = decode(load_images(folder, options.batch), processor).part
@@ -176,7 +176,7 @@ def compare_with_memory(name: str, options, work: Path) -> tuple[str, dict[str, 
 
 def compare_with_example(folder: Path, options, work: Path) -> dict[str, list[float]]:
     """Return the seconds of each step of the example's way, and of ours in several."""
-    from pneumonia_hf.probe import Speed
+    from pneumonia_hf.training.probe import Speed
 
     def make_arm(trainer) -> Callable[[int], None]:
         step, batches = make_step(trainer), endless(trainer.get_train_dataloader())

@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from pneumonia_hf.console import make_parser, run_script
+from pneumonia_hf.cli import make_parser, run_script
 
 IMAGES = 2048  # on the device: 100 MB
 # Dense bf16 operations a second, from NVIDIA's data sheets; the first name that fits counts.
@@ -78,8 +78,8 @@ def measure(name: str, options, device, peak: float | None) -> tuple[str, ...]:
     """Return a model's speed and what it means."""
     import torch
 
-    from pneumonia_hf.augment import AugmentConfig, augment
-    from pneumonia_hf.preprocess import make_processor, normalise
+    from pneumonia_hf.imaging.preprocess import make_processor, normalise
+    from pneumonia_hf.training.augment import AugmentConfig, augment
 
     size = options.image_size
     torch.manual_seed(13)

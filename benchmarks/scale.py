@@ -20,7 +20,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from pneumonia_hf.console import make_parser, run_script
+from pneumonia_hf.cli import make_parser, run_script
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -28,7 +28,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks._shared import MODELS, describe_machine, describe_speed, make_example, wait
-from pneumonia_hf.console import make_parser, run_script
+from pneumonia_hf.cli import make_parser, run_script
 
 
 def main() -> None:
@@ -84,9 +84,9 @@ def prepare(options):
     import numpy as np
     from datasets import DatasetDict
 
-    from pneumonia_hf.data import DataConfig, load_xrays
-    from pneumonia_hf.preprocess import make_processor
-    from pneumonia_hf.rows import take
+    from pneumonia_hf.data.load import DataConfig, load_xrays
+    from pneumonia_hf.data.table import take
+    from pneumonia_hf.imaging.preprocess import make_processor
 
     config = DataConfig([str(options.data_dir)])
     data = load_xrays(config)
@@ -103,12 +103,13 @@ def prepare(options):
 
 def run_ours(model, options, work: Path, name: str, callbacks=(), **changes):
     """Train as train.py does, into a folder that is removed, and return what the run found out."""
-    from pneumonia_hf.arguments import XrayTrainingArguments
-    from pneumonia_hf.backbones import ModelConfig
-    from pneumonia_hf.checkpoints import CHECKPOINTS, RECIPE_FILE
-    from pneumonia_hf.finishing import Recipe
-    from pneumonia_hf.hub import read_json
-    from pneumonia_hf.training import train
+    from pneumonia_hf.files import read_json
+    from pneumonia_hf.models.build import ModelConfig
+    from pneumonia_hf.training.arguments import XrayTrainingArguments
+    from pneumonia_hf.training.checkpoints import CHECKPOINTS
+    from pneumonia_hf.training.recipe import Recipe
+    from pneumonia_hf.training.run_record import RECIPE_FILE
+    from pneumonia_hf.training.train import train
 
     config, data, processor = prepare(options)
     folder = work / "run"

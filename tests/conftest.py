@@ -44,8 +44,8 @@ from transformers import (
     ViTConfig,
 )
 
-from pneumonia_hf.backbones import BACKBONES
-from pneumonia_hf.xray_cnn import XrayCnnConfig
+from pneumonia_hf.models.backbones import BACKBONES
+from pneumonia_hf.models.xray_cnn import XrayCnnConfig
 
 
 def pytest_sessionfinish(session) -> None:
@@ -198,7 +198,7 @@ def call_script(name: str, *arguments: object) -> subprocess.CompletedProcess:
     """Run a script inside this process, which spares the seconds that its imports take."""
     from importlib import import_module
 
-    from pneumonia_hf import console
+    from pneumonia_hf import cli as console
 
     main = import_module(f"train_scripts.{name.removesuffix('.py')}").main
     out, err = io.StringIO(), io.StringIO()
@@ -255,11 +255,11 @@ def train_tiny(
     """Train a tiny model in this process, for a few steps."""
     from transformers import set_seed
 
-    from pneumonia_hf.augment import AugmentConfig
-    from pneumonia_hf.backbones import ModelConfig, build_model
-    from pneumonia_hf.data import DataConfig, load_xrays
-    from pneumonia_hf.finishing import Recipe
-    from pneumonia_hf.training import XrayTrainingArguments, train
+    from pneumonia_hf.data.load import DataConfig, load_xrays
+    from pneumonia_hf.models.build import ModelConfig, build_model
+    from pneumonia_hf.training.augment import AugmentConfig
+    from pneumonia_hf.training.recipe import Recipe
+    from pneumonia_hf.training.train import XrayTrainingArguments, train
 
     settings = {
         "num_train_epochs": 3,

@@ -391,7 +391,7 @@ def damage_film(seeds: tuple[dict, dict], seed: int, number: int) -> tuple[str, 
 
 def work(pickled: Path, seed: int, first: int, last: int) -> None:
     """Read the films from `first` to before `last`, and print a line of JSON for each."""
-    from pneumonia_hf.xray import read_xray
+    from pneumonia_hf.imaging.read import read_xray
 
     seeds = pickle.loads(pickled.read_bytes())
     warnings.simplefilter("error")  # as in the test suite

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from pneumonia_hf.checkpoints import STATE_FILE, last_whole_checkpoint, stage_folder
+from pneumonia_hf.training.checkpoints import STATE_FILE, last_whole_checkpoint, stage_folder
 
 # A comparison without one of these would say nothing about it.
 ALWAYS = {"model.safetensors", "optimizer.pt", "scheduler.pt", STATE_FILE}

@@ -16,7 +16,7 @@ from gradio_client.exceptions import AppError
 from PIL import Image
 
 from pneumonia_hf import Predictor, read_xray
-from pneumonia_hf.attribution import METHODS
+from pneumonia_hf.inference.attribution import METHODS
 
 
 def free_port() -> int:

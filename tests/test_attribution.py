@@ -6,11 +6,12 @@ from PIL import Image, ImageDraw
 from transformers import AutoModelForImageClassification, TimmWrapperConfig
 
 from pneumonia_hf import Predictor, read_xray
-from pneumonia_hf.attribution import METHODS, explain, methods_for, overlay
-from pneumonia_hf.backbones import BACKBONES, ModelConfig, build_model, head_of
 from pneumonia_hf.errors import UserError
-from pneumonia_hf.predictor import DEFAULT_MODEL
-from pneumonia_hf.rows import LABELS
+from pneumonia_hf.inference.attribution import METHODS, explain, methods_for, overlay
+from pneumonia_hf.labels import LABELS
+from pneumonia_hf.models.backbones import BACKBONES, head_of
+from pneumonia_hf.models.build import ModelConfig, build_model
+from pneumonia_hf.models.model_folder import DEFAULT_MODEL
 
 PICTURE = draw_xray(2, ill=True, size=(150, 100))
 
@@ -190,7 +191,7 @@ def test_map_is_as_dark_as_little_was_found(predictor, method):
 
 
 def test_references_are_the_median_of_the_maxima(predictor, monkeypatch):
-    from pneumonia_hf import attribution
+    from pneumonia_hf.inference import attribution
 
     monkeypatch.setattr(attribution, "methods_for", lambda _: ["occlusion"])
 
@@ -201,7 +202,7 @@ def test_references_are_the_median_of_the_maxima(predictor, monkeypatch):
 
 
 def test_target_is_the_log_odds_that_the_score_is_made_of(predictor):
-    from pneumonia_hf.attribution import log_odds_of
+    from pneumonia_hf.inference.attribution import log_odds_of
 
     with torch.no_grad():
         head_of(predictor.model).bias += torch.tensor([3.0, -1.0])
@@ -213,7 +214,7 @@ def test_target_is_the_log_odds_that_the_score_is_made_of(predictor):
 
 def test_integrated_gradients_sum_to_the_difference_that_they_explain(predictor):
     """Completeness (Sundararajan et al. 2017, proposition 1), or the map says that it fails."""
-    from pneumonia_hf.attribution import COMPLETE
+    from pneumonia_hf.inference.attribution import COMPLETE
 
     found = explain(predictor, PICTURE, "integrated_gradients")
     assert found.completeness_error is not None
@@ -260,7 +261,7 @@ def test_gradcam_of_a_network_that_can_be_done_by_hand():
     """
     from types import SimpleNamespace
 
-    from pneumonia_hf import attribution
+    from pneumonia_hf.inference import attribution
 
     channels = torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([[0.0, 1.0], [0.0, 8.0]])
     weights = torch.tensor([[0.5, -1.0], [1.5, 1.0]])  # NORMAL, PNEUMONIA
@@ -315,7 +316,7 @@ def test_overlay_colours_only_where_there_is_heat():
 @pytest.mark.skipif(not REAL_XRAYS.exists(), reason="the real X-rays are not beside this checkout")
 def test_every_model_that_is_explained_by_gradcam_agrees_with_covering_parts_of_the_image():
     """Of the default model, on real X-rays; benchmarks/attribution.py has twenty of each model."""
-    from pneumonia_hf.faithfulness import measure_agreement
+    from pneumonia_hf.evaluation.faithfulness import measure_agreement
 
     files = [f for name in LABELS for f in sorted((REAL_XRAYS / "train" / name).iterdir())[:4]]
     predictor = Predictor.from_pretrained(DEFAULT_MODEL, device="cpu")
@@ -345,7 +346,8 @@ def test_occlusion_is_what_covering_by_hand_gives(tmp_path):
 
 
 def test_agreement_is_full_where_the_map_is_occlusion_itself(tmp_path, monkeypatch):
-    from pneumonia_hf import attribution, faithfulness
+    from pneumonia_hf.evaluation import faithfulness
+    from pneumonia_hf.inference import attribution
 
     predictor = make_predictor("xray-cnn", save_tiny_body("xray-cnn", tmp_path))
     monkeypatch.setitem(METHODS, "same", attribution.occlusion)

@@ -8,10 +8,11 @@ import pytest
 from conftest import REAL_XRAYS, assert_one_sentence, call_script, draw_xray
 from PIL import Image, ImageEnhance
 
-from pneumonia_hf.audit import audit_sources
-from pneumonia_hf.checks import CHECKS, FALSE_ALARMS, VERDICTS, compare_shares
-from pneumonia_hf.duplicates import PARTNERS, _similar_pairs
-from pneumonia_hf.suspects import FeatureConfig, cross_validate, find_suspects
+from pneumonia_hf.audit.dataset import VERDICTS
+from pneumonia_hf.audit.label_checks import FALSE_ALARMS, compare_shares
+from pneumonia_hf.audit.label_errors import FeatureConfig, cross_validate, find_suspects
+from pneumonia_hf.audit.near_duplicates import PARTNERS, _similar_pairs
+from pneumonia_hf.audit.run import CHECKS, audit_sources
 
 
 def draw_films(folder, patients: int = 12, start: int = 0) -> None:

@@ -12,9 +12,15 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from pneumonia_hf import augment as room
-from pneumonia_hf.augment import AUGMENTATIONS, CHANGES, AugmentConfig, augment, draw_preview
 from pneumonia_hf.errors import UserError
+from pneumonia_hf.training import augment as room
+from pneumonia_hf.training.augment import (
+    AUGMENTATIONS,
+    CHANGES,
+    AugmentConfig,
+    augment,
+    draw_preview,
+)
 from tests.conftest import assert_one_sentence, call_script, draw_xray
 
 OFF = {f"augment_{name}": 0.0 for name in AUGMENTATIONS}

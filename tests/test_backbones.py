@@ -11,20 +11,11 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForImageClassification, TimmWrapperConfig
 
 from pneumonia_hf import Predictor
-from pneumonia_hf.backbones import (
-    BACKBONES,
-    NO_WEIGHTS,
-    ModelConfig,
-    _draw_model,
-    backbone_of,
-    build_model,
-    freeze,
-    grow_drop_path,
-    head_of,
-)
-from pneumonia_hf.console import parse_recipe
+from pneumonia_hf.cli import parse_recipe
 from pneumonia_hf.errors import UserError
-from pneumonia_hf.predictor import DEFAULT_MODEL
+from pneumonia_hf.models.backbones import BACKBONES, backbone_of, freeze, grow_drop_path, head_of
+from pneumonia_hf.models.build import NO_WEIGHTS, ModelConfig, _draw_model, build_model
+from pneumonia_hf.models.model_folder import DEFAULT_MODEL
 
 
 @pytest.fixture
@@ -277,7 +268,7 @@ def test_published_sizes_are_the_published_ones():
     """Millions of parameters with a head for two classes, as the papers and timm tell them."""
     from transformers import AutoConfig
 
-    from pneumonia_hf.backbones import _timm_config
+    from pneumonia_hf.models.pretrained import _timm_config
 
     millions = {
         "vit-base": 85.8,
@@ -312,7 +303,7 @@ def test_published_sizes_are_the_published_ones():
 def test_timm_weights_load_as_the_hub_or_timm_itself_has_them(tmp_path, monkeypatch, with_config):
     import timm
 
-    from pneumonia_hf import backbones
+    from pneumonia_hf.models import backbones
 
     torch.manual_seed(0)
     source = timm.create_model("test_efficientnet", num_classes=1000)
@@ -458,7 +449,7 @@ print(type(Predictor.from_pretrained(sys.argv[1]).model).__module__)
         timeout=120,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.strip() == "pneumonia_hf.xray_cnn"
+    assert done.stdout.strip() == "pneumonia_hf.models.xray_cnn"
     build_model(ModelConfig("xray-cnn", str(folder), 64))  # nor does training from it
     assert not (tmp_path / "ran").exists()
 

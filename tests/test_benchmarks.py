@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import pytest
 from conftest import ROOT, draw_folder, save_tiny_body
 
-from pneumonia_hf.backbones import ModelConfig, build_model
+from pneumonia_hf.models.build import ModelConfig, build_model
 
 # A name that begins with an underscore is of a module that benchmarks share.
 BENCHMARKS = sorted(path.name for path in (ROOT / "benchmarks").glob("[!_]*.py"))

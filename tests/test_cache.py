@@ -15,14 +15,18 @@ from conftest import ROOT, draw_folder, draw_xray
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from pneumonia_hf import cache, hashes, read_xray, store
-from pneumonia_hf.cache import decode, read_parts
-from pneumonia_hf.data import load_parts
+from pneumonia_hf import read_xray
+from pneumonia_hf.data import cache
+from pneumonia_hf.data import file_hashes as hashes
+from pneumonia_hf.data import pixel_store as store
+from pneumonia_hf.data.cache import decode, read_parts
+from pneumonia_hf.data.file_hashes import from_hex, hash_pictures, to_hex
+from pneumonia_hf.data.image_stats import FACTS
+from pneumonia_hf.data.load import load_parts
+from pneumonia_hf.data.pixel_store import open_store
+from pneumonia_hf.data.sources import open_pictures
 from pneumonia_hf.errors import UserError
-from pneumonia_hf.hashes import from_hex, hash_pictures, to_hex
-from pneumonia_hf.preprocess import make_processor, normalise, to_pixel_values
-from pneumonia_hf.sources import open_pictures
-from pneumonia_hf.store import FACTS, open_store
+from pneumonia_hf.imaging.preprocess import make_processor, normalise, to_pixel_values
 
 PROCESSOR = make_processor(32, (0.5,) * 3, (0.25,) * 3)
 
@@ -78,7 +82,7 @@ def test_a_second_reading_opens_no_picture(data, tmp_path, monkeypatch):
 def test_shards_that_did_not_change_are_not_streamed_again(tmp_path, monkeypatch):
     from test_sources import make_tar
 
-    from pneumonia_hf import sets
+    from pneumonia_hf.data import dataset_rows as sets
 
     make_tar(tmp_path / "x.tar", 8)
     settle(tmp_path)
@@ -95,7 +99,7 @@ def test_shards_that_did_not_change_are_not_streamed_again(tmp_path, monkeypatch
 
 
 def test_batches_of_a_loader_come_whole_also_from_workers(data, tmp_path):
-    from pneumonia_hf.training import take_batch
+    from pneumonia_hf.training.train import take_batch
 
     part = decode(data, PROCESSOR, cache_dir=tmp_path / "cache").part
     one = part[7]

@@ -5,11 +5,12 @@ import numpy as np
 import pytest
 from conftest import REAL_XRAYS, draw_folder, draw_xray
 
-from pneumonia_hf.data import DataConfig, load_parts, load_xrays, split_by_patient
+from pneumonia_hf.data.file_hashes import hash_pictures, to_hex
+from pneumonia_hf.data.load import DataConfig, load_parts, load_xrays
+from pneumonia_hf.data.splits import split_by_patient
+from pneumonia_hf.data.table import Listing, RowTable
 from pneumonia_hf.errors import UserError
-from pneumonia_hf.hashes import hash_pictures, to_hex
-from pneumonia_hf.predictor import DEFAULT_MODEL
-from pneumonia_hf.rows import Listing, RowTable
+from pneumonia_hf.models.model_folder import DEFAULT_MODEL
 
 ALL = ("train", "validation", "test")
 

@@ -13,19 +13,20 @@ from conftest import ROOT, TINY_CONFIGS, assert_one_sentence, call_script, draw_
 from transformers import AutoModelForImageClassification, PreTrainedModel
 
 from pneumonia_hf import Predictor
-from pneumonia_hf.backbones import head_of
-from pneumonia_hf.data import load_parts
-from pneumonia_hf.ensemble import (
+from pneumonia_hf.data.load import load_parts
+from pneumonia_hf.errors import UserError
+from pneumonia_hf.evaluation.evaluate import choose_part, evaluate_predictor
+from pneumonia_hf.evaluation.report import write_report
+from pneumonia_hf.imaging.preprocess import make_processor
+from pneumonia_hf.inference.ensemble import (
     ENSEMBLE_FILE,
     NO_COMMON_THRESHOLD,
     NO_OWN_THRESHOLD,
     EnsemblePredictor,
 )
-from pneumonia_hf.errors import UserError
-from pneumonia_hf.evaluation import choose_part, evaluate_predictor
-from pneumonia_hf.predictor import CONFIG_KEY, NO_THRESHOLD, TTA_ON, TTA_STRANGE
-from pneumonia_hf.preprocess import make_processor
-from pneumonia_hf.report import write_report
+from pneumonia_hf.inference.predictor import CONFIG_KEY, NO_THRESHOLD
+from pneumonia_hf.inference.tta import TTA_ON, TTA_STRANGE
+from pneumonia_hf.models.backbones import head_of
 
 PICTURES = [draw_xray(seed, ill=seed % 2 == 0, size=(70 + 9 * seed, 90)) for seed in range(6)]
 SETTINGS = {
@@ -279,7 +280,7 @@ print([one.value for one in demo.blocks.values() if "Model:" in str(getattr(one,
 
 
 def test_an_ensemble_gives_an_attribution_map(ensemble_folder):
-    from pneumonia_hf.attribution import explain
+    from pneumonia_hf.inference.attribution import explain
 
     found = explain(Predictor.from_pretrained(ensemble_folder), PICTURES[0])
     heat = found.values

@@ -11,13 +11,13 @@ from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 from pneumonia_hf import Predictor
-from pneumonia_hf.backbones import head_of
-from pneumonia_hf.data import load_parts
+from pneumonia_hf.data.load import load_parts
 from pneumonia_hf.errors import UserError
-from pneumonia_hf.evaluation import choose_part, evaluate_predictor, measure_referral
-from pneumonia_hf.hub import add_report, find_misfit
-from pneumonia_hf.metrics import METRICS, calibration_p_value
-from pneumonia_hf.report import FIGURES, check_report_folder, to_json, write_report
+from pneumonia_hf.evaluation.evaluate import choose_part, evaluate_predictor, measure_referral
+from pneumonia_hf.evaluation.metrics import METRICS, calibration_p_value
+from pneumonia_hf.evaluation.report import FIGURES, check_report_folder, to_json, write_report
+from pneumonia_hf.models.backbones import head_of
+from pneumonia_hf.models.model_card import add_report, find_misfit
 
 
 @pytest.fixture(scope="module")
@@ -306,7 +306,7 @@ def test_calibration_test_alarms_at_its_rate_and_sees_what_is_wrong():
 def test_card_and_app_drop_the_word_calibrated_where_a_report_shows_otherwise(
     tiny_model, adults, tmp_path
 ):
-    from pneumonia_hf import demo
+    from pneumonia_hf.demo import app as demo
 
     model = tmp_path / "model"
     shutil.copytree(tiny_model, model, ignore=shutil.ignore_patterns("checkpoints"))

@@ -7,11 +7,12 @@ import pytest
 import torch
 from conftest import TINY_SIZES, assert_one_sentence, call_script, draw_xray, save_tiny_body
 
-from pneumonia_hf import Predictor, export
-from pneumonia_hf.backbones import ModelConfig, build_model
+from pneumonia_hf import Predictor
 from pneumonia_hf.errors import UserError
-from pneumonia_hf.export import export_onnx
-from pneumonia_hf.predictor import CONFIG_KEY
+from pneumonia_hf.inference import onnx_export as export
+from pneumonia_hf.inference.onnx_export import export_onnx
+from pneumonia_hf.inference.predictor import CONFIG_KEY
+from pneumonia_hf.models.build import ModelConfig, build_model
 
 PICTURES = [draw_xray(seed, ill=bool(seed % 2)) for seed in range(3)]
 

@@ -19,7 +19,9 @@ from conftest import (
 )
 from hub_server import LocalHub, Repository
 
-from pneumonia_hf.hub import MODEL_FILES, fetch_folder, make_card
+from pneumonia_hf.hub import fetch_folder
+from pneumonia_hf.models.model_card import make_card
+from pneumonia_hf.models.model_folder import MODEL_FILES
 
 
 @pytest.fixture

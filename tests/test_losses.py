@@ -8,7 +8,7 @@ from sklearn.utils.class_weight import compute_class_weight
 from torch.nn import functional
 from torchvision.ops import sigmoid_focal_loss
 
-from pneumonia_hf.losses import Targets, XrayLoss, weigh_classes
+from pneumonia_hf.training.losses import Targets, XrayLoss, weigh_classes
 
 LABELS = np.array([0] * 10 + [1] * 30)
 BATCH = torch.tensor([0, 1, 1, 1, 0, 1])

@@ -4,16 +4,14 @@ import math
 import numpy as np
 import pytest
 
-from pneumonia_hf.metrics import (
+from pneumonia_hf.evaluation.calibration import choose_threshold, fit_temperature
+from pneumonia_hf.evaluation.metrics import (
     METRICS,
     bootstrap_intervals,
-    choose_threshold,
     compute_metrics,
     draw_patients,
-    fit_temperature,
-    to_logit,
-    to_probability,
 )
+from pneumonia_hf.inference.operating_point import to_logit, to_probability
 
 LABELS = [0, 0, 0, 0, 1, 1, 1, 1, 1, 1]
 PROBABILITIES = [0.1, 0.2, 0.3, 0.8, 0.4, 0.6, 0.7, 0.8, 0.9, 0.95]
@@ -71,7 +69,7 @@ def test_balanced_calibration_error_is_that_of_a_population_in_which_half_are_il
 def test_every_metric_works_through_the_evaluate_library():
     import evaluate
 
-    from pneumonia_hf.evaluate_metric import XrayMetric
+    from pneumonia_hf.evaluation.hf_metric import XrayMetric
 
     for name, function in METRICS.items():
         metric = XrayMetric(name)
@@ -296,7 +294,7 @@ def test_prior_on_the_temperature_loses_less_than_no_prior_or_softened_targets()
 
 
 def test_metric_values_can_be_written_as_json(tmp_path):
-    from pneumonia_hf.hub import write_json
+    from pneumonia_hf.files import write_json
 
     write_json(tmp_path / "x.json", {"a": [math.nan, 1.5], "b": {"c": math.inf}})
     assert json.loads((tmp_path / "x.json").read_text()) == {"a": [None, 1.5], "b": {"c": None}}

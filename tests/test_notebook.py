@@ -13,8 +13,8 @@ from conftest import ROOT, draw_xray, save_tiny_body
 from hub_server import LocalHub
 from PIL import Image
 
-from pneumonia_hf.checks import CHECKS
-from pneumonia_hf.hub import CURVES_FILE, MODEL_FILES, NOT_IN_EACH, REPORTS_FILE
+from pneumonia_hf.audit.run import CHECKS
+from pneumonia_hf.models.model_folder import CURVES_FILE, MODEL_FILES, NOT_IN_EACH, REPORTS_FILE
 
 EXPECTED_FILES = set(MODEL_FILES) - NOT_IN_EACH | {REPORTS_FILE, CURVES_FILE}
 NOTEBOOK = ROOT / "train_scripts" / "quickstart.ipynb"

@@ -9,18 +9,11 @@ from transformers import AutoModelForImageClassification
 
 from pneumonia_hf import Predictor, XrayError, read_xray
 from pneumonia_hf.errors import UserError
-from pneumonia_hf.gate import doubts
-from pneumonia_hf.metrics import OperatingPoint
-from pneumonia_hf.predictor import (
-    CONFIG_KEY,
-    TTA_MISSED,
-    TTA_ON,
-    TTA_STRANGE,
-    VIEWS,
-    View,
-    make_view,
-)
-from pneumonia_hf.preprocess import make_processor, normalise, resize
+from pneumonia_hf.imaging.input_checks import doubts
+from pneumonia_hf.imaging.preprocess import make_processor, normalise, resize
+from pneumonia_hf.inference.operating_point import OperatingPoint
+from pneumonia_hf.inference.predictor import CONFIG_KEY
+from pneumonia_hf.inference.tta import TTA_MISSED, TTA_ON, TTA_STRANGE, VIEWS, View, make_view
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ import torch
 from conftest import draw_xray
 from PIL import Image
 
-from pneumonia_hf.preprocess import make_processor, normalise, resize, to_pixel_values
+from pneumonia_hf.imaging.preprocess import make_processor, normalise, resize, to_pixel_values
 
 SIZES = [(80, 64), (224, 224), (301, 517), (1200, 900)]
 

@@ -2,11 +2,11 @@ import pytest
 import torch
 from conftest import TINY_SIZES, save_tiny_body
 
-from pneumonia_hf import probe
-from pneumonia_hf.arguments import XrayTrainingArguments
-from pneumonia_hf.backbones import ModelConfig, build_model
-from pneumonia_hf.probe import Speed, choose_speed, name_way
-from pneumonia_hf.stages import Stage
+from pneumonia_hf.models.build import ModelConfig, build_model
+from pneumonia_hf.training import probe
+from pneumonia_hf.training.arguments import XrayTrainingArguments
+from pneumonia_hf.training.phases import Stage
+from pneumonia_hf.training.probe import Speed, choose_speed, name_way
 
 STAGE = Stage(None, 1, 1e-4)
 

@@ -84,8 +84,7 @@ def test_readme_names_only_files_that_exist():
 
 
 def test_default_model_is_small_and_whole():
-    from pneumonia_hf.hub import check_finished
-    from pneumonia_hf.predictor import DEFAULT_MODEL
+    from pneumonia_hf.models.model_folder import DEFAULT_MODEL, check_finished
 
     check_finished(DEFAULT_MODEL)
     assert sum(file.stat().st_size for file in DEFAULT_MODEL.iterdir()) < 20_000_000
@@ -96,7 +95,7 @@ def test_default_model_is_small_and_whole():
 def test_manifest_names_the_commit_of_this_code():
     import subprocess
 
-    from pneumonia_hf.finishing import find_commit
+    from pneumonia_hf.training.manifest import find_commit
 
     if not (ROOT / ".git").exists():
         assert find_commit() is None

@@ -15,8 +15,9 @@ from safetensors.torch import load_file
 from same_bits import assert_same_last_checkpoint, assert_same_model
 from transformers import TrainerCallback
 
-from pneumonia_hf import calibration
-from pneumonia_hf.checkpoints import (
+from pneumonia_hf.errors import Stopped, UserError
+from pneumonia_hf.evaluation import calibration
+from pneumonia_hf.training.checkpoints import (
     AVERAGE_FILE,
     is_whole,
     last_whole_checkpoint,
@@ -25,8 +26,7 @@ from pneumonia_hf.checkpoints import (
     seal,
     stage_folder,
 )
-from pneumonia_hf.errors import Stopped, UserError
-from pneumonia_hf.trainer import XrayTrainer
+from pneumonia_hf.training.trainer import XrayTrainer
 
 # All that keeps a state of its own between steps.
 STATEFUL = {
@@ -232,7 +232,7 @@ def test_plateau_schedule_resumes_with_its_rate(tmp_path, body, xray_folder):
 
 def test_early_stopping_counts_the_same_after_a_kill(tmp_path, body, xray_folder, monkeypatch):
     """Also where the kill comes after the evaluation with which training stops early."""
-    from pneumonia_hf import training
+    from pneumonia_hf.training import train as training
 
     changes = {"num_train_epochs": 6, "early_stopping_patience": 2, "save_total_limit": None}
     scores = {5: 0.6, 10: 0.9, 15: 0.8, 20: 0.7, 25: 0.99, 30: 0.99}
@@ -267,7 +267,7 @@ def test_evaluation_on_start_is_not_repeated_by_a_resumed_run(tmp_path, body, xr
 
 
 def assert_stage_ends_at(run, step: int, best: int) -> None:
-    from pneumonia_hf.checkpoints import read_outcome
+    from pneumonia_hf.training.checkpoints import read_outcome
 
     outcome = read_outcome(stage_folder(run, 1))
     assert (outcome.steps, outcome.checkpoint) == (step, f"checkpoint-{best}")
@@ -392,7 +392,7 @@ def test_checkpoint_that_a_full_disk_cuts_off_is_removed_and_the_last_one_kept(
 ):
     import errno
 
-    from pneumonia_hf import trainer
+    from pneumonia_hf.training import trainer
 
     save, calls = trainer.save_file, []
 
@@ -461,7 +461,7 @@ def test_disk_without_locks_is_told_and_other_errors_are_not_swallowed(
 
     import filelock
 
-    from pneumonia_hf.checkpoints import only_run
+    from pneumonia_hf.training.run_record import only_run
 
     def fail_with(number: int) -> None:
         def acquire(self, *args, **kwargs):

@@ -191,7 +191,7 @@ def test_full_disk_is_known_however_the_libraries_say_it(capsys):
 
     from safetensors import SafetensorError
 
-    from pneumonia_hf.console import run_script as run
+    from pneumonia_hf.cli import run_script as run
 
     faults = [
         OSError(errno.ENOSPC, "No space left on device"),
@@ -210,7 +210,7 @@ def test_full_disk_is_known_however_the_libraries_say_it(capsys):
 
 
 def test_faults_of_ours_keep_their_traceback():
-    from pneumonia_hf.console import run_script as run
+    from pneumonia_hf.cli import run_script as run
 
     def main():
         raise RuntimeError("a bug")
@@ -232,11 +232,12 @@ def test_missing_inputs_of_the_other_scripts_are_one_sentence(tiny_model, tmp_pa
 
 
 def test_recipes_name_known_backbones_and_keys():
-    from pneumonia_hf.augment import AugmentConfig
-    from pneumonia_hf.backbones import BACKBONES, ModelConfig
-    from pneumonia_hf.console import parse_recipe
-    from pneumonia_hf.data import DataConfig
-    from pneumonia_hf.training import XrayTrainingArguments
+    from pneumonia_hf.cli import parse_recipe
+    from pneumonia_hf.data.load import DataConfig
+    from pneumonia_hf.models.backbones import BACKBONES
+    from pneumonia_hf.models.build import ModelConfig
+    from pneumonia_hf.training.augment import AugmentConfig
+    from pneumonia_hf.training.train import XrayTrainingArguments
 
     recipes = sorted((ROOT / "train_scripts" / "configs").glob("*.yaml"))
     recipes = [recipe for recipe in recipes if recipe.stem != "search"]  # ranges, no recipe

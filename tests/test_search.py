@@ -27,15 +27,16 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.trial import TrialState, create_trial
 from safetensors.torch import load_file
 
-from pneumonia_hf import search, search_report
-from pneumonia_hf.arguments import XrayTrainingArguments
-from pneumonia_hf.augment import AugmentConfig
-from pneumonia_hf.backbones import ModelConfig
-from pneumonia_hf.data import DataConfig
+from pneumonia_hf.data.load import DataConfig
 from pneumonia_hf.errors import Stopped, UserError
-from pneumonia_hf.finishing import Recipe
-from pneumonia_hf.ranges import apply_values, read_ranges
-from pneumonia_hf.search import SearchConfig, propose, search_recipe
+from pneumonia_hf.models.build import ModelConfig
+from pneumonia_hf.search import report as search_report
+from pneumonia_hf.search import study as search
+from pneumonia_hf.search.space import apply_values, read_ranges
+from pneumonia_hf.search.study import SearchConfig, propose, search_recipe
+from pneumonia_hf.training.arguments import XrayTrainingArguments
+from pneumonia_hf.training.augment import AugmentConfig
+from pneumonia_hf.training.recipe import Recipe
 
 FAMILY = "convnextv2-tiny"
 RANGES = {
@@ -447,7 +448,7 @@ def test_accelerator_without_enough_memory_fails_the_trial_alone(
 
 
 def test_hopeless_trial_is_stopped_in_a_later_stage(tmp_path, body, xray_folder, monkeypatch):
-    from pneumonia_hf import training
+    from pneumonia_hf.training import train as training
 
     scores = iter([0.9, 0.8, 0.95, 0.85, 0.7])
     monkeypatch.setattr(
@@ -544,7 +545,7 @@ def test_timeout_begins_no_further_trial(tmp_path, xray_folder, monkeypatch):
 
 
 def test_labels_of_the_test_part_change_nothing(tmp_path, body, monkeypatch):
-    from pneumonia_hf import predictor
+    from pneumonia_hf.inference import predictor
 
     values, scored = [], []
     opened = predictor.read_xray

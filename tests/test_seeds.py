@@ -9,12 +9,14 @@ from datasets import concatenate_datasets
 from transformers import AutoModelForImageClassification
 
 from pneumonia_hf import Predictor
-from pneumonia_hf.backbones import head_of
-from pneumonia_hf.data import DataConfig, load_xrays
+from pneumonia_hf.data.load import DataConfig, load_xrays
+from pneumonia_hf.data.sources import open_pictures
 from pneumonia_hf.errors import UserError
-from pneumonia_hf.metrics import METRICS, compute_metrics, fit_temperature, to_probability
-from pneumonia_hf.seeds import summarise_seeds
-from pneumonia_hf.sources import open_pictures
+from pneumonia_hf.evaluation.calibration import fit_temperature
+from pneumonia_hf.evaluation.metrics import METRICS, compute_metrics
+from pneumonia_hf.inference.operating_point import to_probability
+from pneumonia_hf.models.backbones import head_of
+from pneumonia_hf.training.seeds import summarise_seeds
 
 SEEDS = (13, 14, 15)
 

@@ -11,7 +11,7 @@ from conftest import REAL_XRAYS, ROOT, draw_xray, run_script
 from PIL import Image
 
 from pneumonia_hf import Predictor, read_xray
-from pneumonia_hf.predictor import DEFAULT_MODEL
+from pneumonia_hf.models.model_folder import DEFAULT_MODEL
 
 PLAIN_PIPELINE = """
 import json, sys

@@ -16,10 +16,10 @@ from hub_server import LocalHub, Repository
 from PIL import Image
 
 from pneumonia_hf import read_xray
-from pneumonia_hf.data import DataConfig, load_parts, load_xrays, troubles_of
+from pneumonia_hf.data.issues import TROUBLES
+from pneumonia_hf.data.load import DataConfig, load_parts, load_xrays, troubles_of
+from pneumonia_hf.data.sources import SOURCES, open_pictures, parse_source
 from pneumonia_hf.errors import UserError, XrayError
-from pneumonia_hf.rows import TROUBLES
-from pneumonia_hf.sources import SOURCES, open_pictures, parse_source
 
 
 def kinds_of(parts) -> dict[str, list[str]]:
@@ -264,7 +264,7 @@ def test_missing_files_are_told_of_the_metadata_of_a_part_too(tmp_path):
 
 
 def test_a_folder_that_cannot_be_opened_is_told(tmp_path, monkeypatch):
-    from pneumonia_hf import folders
+    from pneumonia_hf.data import folder_source as folders
 
     folder = draw_folder(tmp_path / "data", patients=3)
     (folder / "NORMAL" / "closed").mkdir()

@@ -5,11 +5,12 @@ import torch
 from conftest import TINY_SIZES, save_tiny_body, train_tiny
 from transformers import AutoModelForImageClassification
 
-from pneumonia_hf.arguments import XrayTrainingArguments
-from pneumonia_hf.backbones import ModelConfig, backbone_of, build_model, head_of
-from pneumonia_hf.checkpoints import list_checkpoints, stage_folder
 from pneumonia_hf.errors import UserError
-from pneumonia_hf.stages import Stage, rate_of_parameters, read_stages
+from pneumonia_hf.models.backbones import backbone_of, head_of
+from pneumonia_hf.models.build import ModelConfig, build_model
+from pneumonia_hf.training.arguments import XrayTrainingArguments
+from pneumonia_hf.training.checkpoints import list_checkpoints, stage_folder
+from pneumonia_hf.training.phases import Stage, rate_of_parameters, read_stages
 
 
 def read(stages, trainable_stages=None, **changes):

@@ -7,10 +7,15 @@ from conftest import assert_one_sentence, call_script, save_tiny_body, train_tin
 from safetensors.torch import load_file
 from transformers import AutoModelForImageClassification, TrainerCallback
 
-from pneumonia_hf.arguments import XrayTrainingArguments
-from pneumonia_hf.checkpoints import AVERAGE_FILE, list_checkpoints, read_outcome, stage_folder
 from pneumonia_hf.errors import UserError
-from pneumonia_hf.trainer import BalancedSampler, load_best
+from pneumonia_hf.training.arguments import XrayTrainingArguments
+from pneumonia_hf.training.checkpoints import (
+    AVERAGE_FILE,
+    list_checkpoints,
+    read_outcome,
+    stage_folder,
+)
+from pneumonia_hf.training.trainer import BalancedSampler, load_best
 
 
 @pytest.fixture(scope="module")
@@ -22,10 +27,10 @@ def test_trainers_validation_scores_are_those_of_the_predictor(
     tmp_path, xray_folder, tiny_body, backbone_name, monkeypatch
 ):
     """What the checkpoint was chosen by is what is served, to 1e-5."""
-    from pneumonia_hf import training
-    from pneumonia_hf.data import DataConfig, load_xrays
-    from pneumonia_hf.predictor import Predictor
-    from pneumonia_hf.sources import open_pictures
+    from pneumonia_hf.data.load import DataConfig, load_xrays
+    from pneumonia_hf.data.sources import open_pictures
+    from pneumonia_hf.inference.predictor import Predictor
+    from pneumonia_hf.training import train as training
 
     scores = []
     measure = training._compute_trainer_metrics
@@ -84,10 +89,10 @@ def test_average_is_the_one_of_the_formula(tmp_path, xray_folder, body):
 
 def test_student_learns_what_the_teacher_says_of_the_same_pixels(tmp_path, xray_folder, body):
     """A teacher of another family, size and class order."""
-    from pneumonia_hf.distil import load_teacher
-    from pneumonia_hf.predictor import Predictor
-    from pneumonia_hf.preprocess import resize
-    from pneumonia_hf.xray import read_xray
+    from pneumonia_hf.imaging.preprocess import resize
+    from pneumonia_hf.imaging.read import read_xray
+    from pneumonia_hf.inference.predictor import Predictor
+    from pneumonia_hf.training.distillation import load_teacher
 
     vit = save_tiny_body("vit-base", tmp_path / "vit")
     folder = train_tiny("vit-base", vit, xray_folder, tmp_path / "teacher")
@@ -107,8 +112,8 @@ def test_student_learns_what_the_teacher_says_of_the_same_pixels(tmp_path, xray_
 
 
 def test_student_comes_nearer_to_its_teacher(tmp_path, xray_folder, body):
-    from pneumonia_hf.predictor import Predictor
-    from pneumonia_hf.xray import read_xray
+    from pneumonia_hf.imaging.read import read_xray
+    from pneumonia_hf.inference.predictor import Predictor
 
     teacher = train_tiny("convnextv2-tiny", body, xray_folder, tmp_path / "teacher")
     images = [read_xray(path) for path in sorted(xray_folder.rglob("*.png"))]
@@ -159,7 +164,7 @@ def test_balanced_sampler_draws_both_classes_alike_and_anew_each_epoch():
     ids=lambda changes: " ".join(changes),
 )
 def test_mixed_batches_carry_the_shares_of_their_classes(changes):
-    from pneumonia_hf.trainer import _make_mix
+    from pneumonia_hf.training.trainer import _make_mix
 
     arguments = XrayTrainingArguments(output_dir="unused", **changes)
     torch.manual_seed(0)
@@ -175,7 +180,7 @@ def test_mixed_batches_carry_the_shares_of_their_classes(changes):
 
 
 def test_plateau_follows_the_direction_of_the_metric(tmp_path, xray_folder, body, monkeypatch):
-    from pneumonia_hf import training
+    from pneumonia_hf.training import train as training
 
     measure = training._compute_trainer_metrics
     rates = []
@@ -197,7 +202,7 @@ def test_plateau_follows_the_direction_of_the_metric(tmp_path, xray_folder, body
 
 
 def test_checkpoint_may_be_chosen_by_the_loss(tmp_path, xray_folder, body, monkeypatch):
-    from pneumonia_hf import training
+    from pneumonia_hf.training import train as training
 
     measure = training._compute_trainer_metrics
     losses = iter([0.5, 0.2, 0.3])
@@ -301,7 +306,7 @@ def test_transformers_own_flags_are_refused_in_one_sentence_where_they_would_bre
 def test_measured_value_is_that_of_the_weights_which_are_kept(
     tmp_path, xray_folder, body, monkeypatch
 ):
-    from pneumonia_hf import training
+    from pneumonia_hf.training import train as training
 
     measure = training._compute_trainer_metrics
     scores = iter([0.9, 0.8, 0.7, 0.6])

@@ -9,11 +9,11 @@ from safetensors.torch import load_file
 from same_bits import assert_same_last_checkpoint, assert_same_model
 from transformers import AutoModelForImageClassification, TrainerCallback
 
-from pneumonia_hf.backbones import backbone_of
-from pneumonia_hf.checkpoints import list_checkpoints, stage_folder
 from pneumonia_hf.errors import UserError
-from pneumonia_hf.predictor import CONFIG_KEY
-from pneumonia_hf.training import UNFINISHED
+from pneumonia_hf.inference.predictor import CONFIG_KEY
+from pneumonia_hf.models.backbones import backbone_of
+from pneumonia_hf.training.checkpoints import list_checkpoints, stage_folder
+from pneumonia_hf.training.train import UNFINISHED
 
 
 def load_state(folder: Path) -> tuple[dict[str, torch.Tensor], str]:
@@ -24,8 +24,8 @@ def load_state(folder: Path) -> tuple[dict[str, torch.Tensor], str]:
 def test_finished_folder_holds_every_tensor_of_the_best_checkpoint(
     tmp_path, xray_folder, tiny_body, backbone_name, monkeypatch
 ):
-    from pneumonia_hf import calibration
-    from pneumonia_hf.metrics import Temperature
+    from pneumonia_hf.evaluation import calibration
+    from pneumonia_hf.evaluation.calibration import Temperature
 
     # Drawn images are told apart without an error, and leave a network's temperature at 1.
     monkeypatch.setattr(
@@ -62,7 +62,7 @@ def test_finished_folder_holds_every_tensor_of_the_best_checkpoint(
 
 @pytest.mark.parametrize("name", ["vit-base", "convnextv2-tiny"])
 def test_best_checkpoint_wins_over_a_later_worse_one(tmp_path, xray_folder, name, monkeypatch):
-    from pneumonia_hf import training
+    from pneumonia_hf.training import train as training
 
     scores = iter([0.9, 0.5, 0.4])
     monkeypatch.setattr(
@@ -192,8 +192,8 @@ def test_full_disk_at_the_end_leaves_the_older_model_whole(tmp_path, xray_folder
     ],
 )
 def test_card_does_not_claim_an_origin_that_the_weights_do_not_have(weights, base_model, licence):
-    from pneumonia_hf.backbones import ModelConfig
-    from pneumonia_hf.finishing import _origin
+    from pneumonia_hf.models.build import ModelConfig
+    from pneumonia_hf.training.manifest import _origin
 
     origin = _origin(ModelConfig("dinov2-small", weights))
     assert (origin["base_model"], origin["license"]) == (base_model, licence)
@@ -223,7 +223,7 @@ def test_model_folder_is_complete_and_tells_no_local_path(finished_model, xray_f
 
 
 def test_kill_while_the_folder_is_made_is_mended_by_resuming(tmp_path, xray_folder, monkeypatch):
-    from pneumonia_hf import finishing
+    from pneumonia_hf.training import manifest as finishing
 
     body = save_tiny_body("vit-base", tmp_path / "body")
     whole = train_tiny("vit-base", body, xray_folder, tmp_path / "whole", num_train_epochs=1)
@@ -249,7 +249,8 @@ def test_kill_while_the_folder_is_made_is_mended_by_resuming(tmp_path, xray_fold
 def test_each_picture_is_read_once_however_many_epochs(tmp_path, monkeypatch):
     from conftest import draw_folder
 
-    from pneumonia_hf import cache, predictor
+    from pneumonia_hf.data import cache
+    from pneumonia_hf.inference import predictor
 
     data = draw_folder(tmp_path / "data", patients=24, seed=777)  # in no cache yet
     opened = {"cache": 0, "predictor": 0}

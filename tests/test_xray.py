@@ -12,8 +12,9 @@ from conftest import ROOT, draw_xray
 from fuzz_xray import encode_dicoms, find_dicom, transcode
 from PIL import Image
 
-from pneumonia_hf import XrayError, read_xray, xray
-from pneumonia_hf.gate import doubts
+from pneumonia_hf import XrayError, read_xray
+from pneumonia_hf.imaging import read as xray
+from pneumonia_hf.imaging.input_checks import doubts
 
 
 def encode(image: Image.Image, form: str, **options) -> bytes:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from pneumonia_hf.console import make_parser, run_script
+from pneumonia_hf.cli import make_parser, run_script
 
 
 def main() -> None:
@@ -36,10 +36,10 @@ def main() -> None:
     parser.add_argument("--overwrite", action="store_true", help="Replace an older report.")
     options = parser.parse_args()
 
-    from pneumonia_hf.audit import audit_sources
-    from pneumonia_hf.audit_report import check_audit_folder, tell_verdicts, write_audit
-    from pneumonia_hf.sources import parse_source
-    from pneumonia_hf.suspects import FeatureConfig
+    from pneumonia_hf.audit.label_errors import FeatureConfig
+    from pneumonia_hf.audit.report import check_audit_folder, tell_verdicts, write_audit
+    from pneumonia_hf.audit.run import audit_sources
+    from pneumonia_hf.data.sources import parse_source
 
     check_audit_folder(options.output_dir, options.overwrite)
     features = FeatureConfig(options.features, options.weights)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from pneumonia_hf.console import make_parser, run_script
+from pneumonia_hf.cli import make_parser, run_script
 
 
 def main() -> None:
@@ -61,13 +61,13 @@ def main() -> None:
     )
     options = parser.parse_args()
 
+    from pneumonia_hf.data.folder_source import list_others
+    from pneumonia_hf.data.sources import parse_source
     from pneumonia_hf.errors import UserError
-    from pneumonia_hf.evaluation import check_card, choose_part, evaluate_predictor
-    from pneumonia_hf.folders import list_others
-    from pneumonia_hf.hub import add_report
-    from pneumonia_hf.predictor import Predictor
-    from pneumonia_hf.report import check_report_folder, to_json, write_report
-    from pneumonia_hf.sources import parse_source
+    from pneumonia_hf.evaluation.evaluate import check_card, choose_part, evaluate_predictor
+    from pneumonia_hf.evaluation.report import check_report_folder, to_json, write_report
+    from pneumonia_hf.inference.predictor import Predictor
+    from pneumonia_hf.models.model_card import add_report
 
     check_report_folder(options.output_dir, options.overwrite)
     card = check_card(options.model, options.tta) if options.add_to_card else None

@@ -8,7 +8,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from pneumonia_hf.console import make_parser, run_script
+from pneumonia_hf.cli import make_parser, run_script
 
 
 def main() -> None:
@@ -19,8 +19,9 @@ def main() -> None:
     parser.add_argument("--overwrite", action="store_true", help="Replace an older file.")
     options = parser.parse_args()
 
-    from pneumonia_hf.export import export_onnx
-    from pneumonia_hf.predictor import DEFAULT_MODEL, Predictor
+    from pneumonia_hf.inference.onnx_export import export_onnx
+    from pneumonia_hf.inference.predictor import Predictor
+    from pneumonia_hf.models.model_folder import DEFAULT_MODEL
 
     predictor = Predictor.from_pretrained(options.model or DEFAULT_MODEL)
     path = export_onnx(predictor, options.output, options.overwrite)

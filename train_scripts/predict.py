@@ -8,7 +8,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from pneumonia_hf.console import EXIT_FAULT, make_parser, run_script
+from pneumonia_hf.cli import EXIT_FAULT, make_parser, run_script
 
 
 def main() -> int:
@@ -27,8 +27,9 @@ def main() -> int:
     parser.add_argument("--overwrite", action="store_true", help="Replace an older table.")
     options = parser.parse_args()
 
-    from pneumonia_hf.predictor import DEFAULT_MODEL, Predictor
-    from pneumonia_hf.table import check_table, find_inputs, write_predictions
+    from pneumonia_hf.inference.batch import check_table, find_inputs, write_predictions
+    from pneumonia_hf.inference.predictor import Predictor
+    from pneumonia_hf.models.model_folder import DEFAULT_MODEL
 
     check_table(options.output, options.overwrite)
     paths = find_inputs(options.input)

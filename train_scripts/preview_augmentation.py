@@ -12,7 +12,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from pneumonia_hf.console import parse_recipe, run_script
+from pneumonia_hf.cli import parse_recipe, run_script
 from pneumonia_hf.errors import UserError, XrayError
 
 
@@ -40,14 +40,14 @@ class PreviewArguments:
 
 def main() -> None:
     """Read recipe and flags, draw the sheet, and say where it is."""
-    from pneumonia_hf.augment import AugmentConfig, draw_preview
-    from pneumonia_hf.backbones import ModelConfig
-    from pneumonia_hf.data import DataConfig, load_parts
-    from pneumonia_hf.preprocess import make_processor, resize
-    from pneumonia_hf.rows import LABELS
-    from pneumonia_hf.sources import open_pictures
-    from pneumonia_hf.training import XrayTrainingArguments
-    from pneumonia_hf.xray import read_xray
+    from pneumonia_hf.data.load import DataConfig, load_parts
+    from pneumonia_hf.data.sources import open_pictures
+    from pneumonia_hf.imaging.preprocess import make_processor, resize
+    from pneumonia_hf.imaging.read import read_xray
+    from pneumonia_hf.labels import LABELS
+    from pneumonia_hf.models.build import ModelConfig
+    from pneumonia_hf.training.augment import AugmentConfig, draw_preview
+    from pneumonia_hf.training.train import XrayTrainingArguments
 
     options, config = parse_recipe(
         [PreviewArguments, AugmentConfig], others=[DataConfig, ModelConfig, XrayTrainingArguments]

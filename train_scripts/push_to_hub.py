@@ -8,7 +8,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from pneumonia_hf.console import make_parser, run_script
+from pneumonia_hf.cli import make_parser, run_script
 
 
 def main() -> None:
@@ -19,7 +19,7 @@ def main() -> None:
     parser.add_argument("--public", action="store_true", help="Let everybody see it.")
     options = parser.parse_args()
 
-    from pneumonia_hf.hub import push_model
+    from pneumonia_hf.models.model_folder import push_model
 
     print(f"Pushed to {push_model(options.model, options.repo_id, private=not options.public)}")
 

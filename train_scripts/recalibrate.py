@@ -12,7 +12,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from pneumonia_hf.console import make_parser, run_script
+from pneumonia_hf.cli import make_parser, run_script
 
 
 def main() -> None:
@@ -27,7 +27,7 @@ def main() -> None:
     )
     options = parser.parse_args()
 
-    from pneumonia_hf.calibration import find_validation, recalibrate
+    from pneumonia_hf.evaluation.recalibrate import find_validation, recalibrate
 
     validation = find_validation(options.model, options.data_dir)
     found = recalibrate(options.model, validation)["config"]

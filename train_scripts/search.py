@@ -9,17 +9,17 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from pneumonia_hf.console import parse_recipe, run_script
+from pneumonia_hf.cli import parse_recipe, run_script
 
 
 def main() -> None:
     """Read recipe, ranges and flags, search, and say what came out."""
-    from pneumonia_hf.arguments import XrayTrainingArguments
-    from pneumonia_hf.augment import AugmentConfig
-    from pneumonia_hf.backbones import ModelConfig
-    from pneumonia_hf.data import DataConfig
-    from pneumonia_hf.finishing import Recipe
-    from pneumonia_hf.search import SearchConfig, search_recipe
+    from pneumonia_hf.data.load import DataConfig
+    from pneumonia_hf.models.build import ModelConfig
+    from pneumonia_hf.search.study import SearchConfig, search_recipe
+    from pneumonia_hf.training.arguments import XrayTrainingArguments
+    from pneumonia_hf.training.augment import AugmentConfig
+    from pneumonia_hf.training.recipe import Recipe
 
     search, data, model, augment, arguments = parse_recipe(
         [SearchConfig, DataConfig, ModelConfig, AugmentConfig, XrayTrainingArguments]

@@ -1,0 +1,203 @@
+"""What a plain model can tell from frozen features: doubtful labels, and shortcuts to the class.
+
+All predictions are cross-validated: no picture is judged by a model that saw its patient, or
+another copy of its film.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pneumonia_hf.errors import UserError
+from pneumonia_hf.imaging.preprocess import normalise
+from pneumonia_hf.labels import LABELS
+
+if TYPE_CHECKING:
+    from pneumonia_hf.data.pixel_store import XrayPixels
+
+FOLDS = 5
+MOST_ROWS = 8_000  # that a fold's model is fitted on, so that memory does not grow with the data
+COMPONENTS = 128  # kept of the features at most, and one for every ten pictures
+PIXELS = "pixels"  # the features that need no network
+
+
+@dataclass
+class FeatureConfig:
+    """Which frozen network looks for doubtful labels."""
+
+    features: str = field(
+        default="dinov2-small",
+        metadata={
+            "help": "Backbone whose pretrained features look for doubtful labels, or pixels: "
+            "the grey levels themselves, which need no network; none leaves it out."
+        },
+    )
+    weights: str | None = field(
+        default=None,
+        metadata={
+            "help": "Pretrained weights of the backbone: a local folder or a Hub id. They must "
+            "not come from training on these labels."
+        },
+    )
+
+    def __post_init__(self) -> None:
+        from pneumonia_hf.models.backbones import BACKBONES
+
+        known = [*sorted(BACKBONES), PIXELS, "none"]
+        if self.features not in known:
+            raise UserError(f"Unknown features {self.features!r}; choose from {known}.")
+
+
+def find_suspects(
+    pictures: XrayPixels, labels: np.ndarray, groups: np.ndarray, config: FeatureConfig
+) -> tuple[np.ndarray, np.ndarray, float, str] | None:
+    """Return the rows whose labels are doubtful, most doubtful first.
+
+    By confident learning (Northcutt et al. 2021, doi 10.1613/jair.1.12125) as cleanlab does it,
+    over the predictions of a logistic regression on frozen features.
+
+    Args:
+        pictures, labels: what is judged, and the class numbers given to it, [N].
+        groups: numbers of what belongs together, [N]: one of a group never judges another.
+        config: the features.
+
+    Returns:
+        Rows, P(pneumonia) of all pictures, the AUROC of these against the labels, and the name
+        of the features; None where a class has too few patients.
+    """
+    from cleanlab.filter import find_label_issues
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.metrics import roc_auc_score
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    if not has_enough_groups(labels, groups):
+        return None
+    features, name = compute_features(pictures, config)
+    probabilities = cross_validate(
+        features,
+        labels,
+        groups,
+        lambda: make_pipeline(StandardScaler(), LogisticRegression(C=0.03, max_iter=500)),
+    )
+    both = np.stack([1 - probabilities, probabilities], axis=1)
+    rows = find_label_issues(labels, both, return_indices_ranked_by="self_confidence", n_jobs=1)
+    return rows, probabilities, float(roc_auc_score(labels, probabilities)), name
+
+
+def compute_features(pictures: XrayPixels, config: FeatureConfig | None) -> tuple[np.ndarray, str]:
+    """Return the principal components of frozen features, [N, COMPONENTS] float16, and their name.
+
+    Where the backbone's weights cannot be fetched, the grey levels take their place, and the
+    name says so.
+    """
+    from sklearn.decomposition import PCA
+
+    name = config.features if config else PIXELS
+    extract = _pixel_features
+    if name != PIXELS:
+        try:
+            extract = _network_features(name, config.weights)
+        except UserError:
+            if config.weights:
+                raise
+            name = f"{PIXELS}, since the weights of {name} cannot be had"
+    count = len(pictures)
+    # The components come from a sample, so that no features of all pictures are kept.
+    sample = np.sort(np.random.default_rng(0).permutation(count)[:2000])
+    some = _in_batches(pictures, sample, extract)
+    # As many components as pictures would be nothing but noise.
+    components = min(COMPONENTS, max(2, count // 10), *some.shape)
+    reduction = PCA(components, random_state=0).fit(some)
+    if count == len(sample):
+        return reduction.transform(some).astype(np.float16), name
+    reduced = _in_batches(
+        pictures, np.arange(count), lambda pixels: reduction.transform(extract(pixels))
+    )
+    return reduced, name
+
+
+def cross_validate(
+    features: np.ndarray, labels: np.ndarray, groups: np.ndarray, make_model: Callable[[], Any]
+) -> np.ndarray:
+    """Return P(pneumonia) of each row, from a model that saw none of its group: float [N]."""
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    generator = np.random.default_rng(0)
+    probabilities = np.zeros(len(labels))
+    folds = StratifiedGroupKFold(min(FOLDS, _least(labels, groups)), shuffle=True, random_state=0)
+    for fitted, held in folds.split(labels, labels, groups):
+        if len(fitted) > MOST_ROWS:
+            fitted = np.sort(generator.permutation(fitted)[:MOST_ROWS])
+        model = make_model().fit(_widen(features[fitted]), labels[fitted])
+        for start in range(0, len(held), 10_000):
+            rows = held[start : start + 10_000]
+            probabilities[rows] = model.predict_proba(_widen(features[rows]))[:, 1]
+    return probabilities
+
+
+def _widen(features: np.ndarray) -> np.ndarray:
+    """Return features as models take them: half precision is for keeping only."""
+    return features.astype(np.float32) if features.dtype == np.float16 else features
+
+
+def _least(labels: np.ndarray, groups: np.ndarray) -> int:
+    return min(len(np.unique(groups[labels == label])) for label in range(len(LABELS)))
+
+
+def has_enough_groups(labels: np.ndarray, groups: np.ndarray) -> bool:
+    """Return whether both classes have the patients that a cross-validation needs."""
+    return _least(labels, groups) >= FOLDS
+
+
+def _in_batches(
+    pictures: XrayPixels, rows: np.ndarray, extract: Callable[[Any], np.ndarray]
+) -> np.ndarray:
+    """Return what `extract` makes of the pictures at `rows`: float16 [N, D]."""
+    from tqdm.auto import tqdm
+
+    out = None
+    starts = range(0, len(rows), 32)
+    for start in tqdm(starts, desc="Features", unit="batch", leave=False, disable=len(rows) < 500):
+        batch = rows[start : start + 32]
+        made = extract(pictures.pixels(batch))
+        if out is None:
+            out = np.empty((len(rows), made.shape[1]), np.float16)
+        out[start : start + len(batch)] = made
+    return out
+
+
+def _pixel_features(pixels: Any) -> np.ndarray:
+    """Return the grey levels of pictures at 32 x 32: [N, 1024]."""
+    from torch.nn.functional import interpolate
+
+    small = interpolate(pixels.float() / 255, (32, 32), mode="area")
+    return small.flatten(1).numpy()
+
+
+def _network_features(name: str, weights: str | None) -> Callable[[Any], np.ndarray]:
+    """Return what makes features of uint8 pictures: the input of the backbone's last layer."""
+    import torch
+
+    from pneumonia_hf.models.backbones import fast_precision, head_of
+    from pneumonia_hf.models.build import ModelConfig, build_model
+
+    model, processor = build_model(ModelConfig(name, weights))
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
+    model = model.eval().to(device)
+    seen: list[Any] = []
+    head_of(model).register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    half = fast_precision() == "bf16"
+
+    def extract(pixels: Any) -> np.ndarray:
+        seen.clear()
+        kind = torch.device(device).type
+        with torch.inference_mode(), torch.autocast(kind, torch.bfloat16, enabled=half):
+            model(pixel_values=normalise(pixels.to(device), processor))
+        return seen[0].float().cpu().numpy()
+
+    return extract

@@ -1,0 +1,134 @@
+"""Checks of leakage: duplicates and patients across splits."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from pneumonia_hf.audit.dataset import MOST_EXAMPLES, Finding, Xrays, count_noun, finding_of_issues
+from pneumonia_hf.labels import LABELS
+
+
+def check_exact_duplicates(xrays: Xrays) -> Finding:
+    """Pictures whose decoded pixels are the same."""
+    return _check_groups(xrays, xrays.exact, "equal pixels")
+
+
+def check_near_duplicates(xrays: Xrays) -> Finding:
+    """Pictures that show the same film, stored in another way; confirmed by correlation."""
+    finding = _check_groups(
+        xrays, xrays.near, "the same film, stored otherwise", beyond=xrays.exact
+    )
+    if not xrays.unseen_pairs:
+        return finding
+    text = (
+        f"{finding.text[:-1]}; {xrays.unseen_pairs} more pairs with like hashes were not compared."
+    )
+    return replace(finding, text=text)
+
+
+def check_patient_overlap(xrays: Xrays) -> Finding:
+    """Patients with pictures in more than one part."""
+    places = np.unique(np.stack([xrays.patient, xrays.part]), axis=1)
+    numbers, counts = np.unique(places[0], return_counts=True)
+    shared = numbers[counts > 1]
+    if len(xrays.parts) == 1:
+        text = "the data is not parted yet; training parts it by patient."
+    elif len(shared):
+        text = (
+            f"{count_noun(shared, 'patient')} in more than one split: what is measured there is "
+            f"optimistically biased."
+        )
+    else:
+        text = "no patient is in two parts."
+    rows = np.flatnonzero(np.isin(xrays.patient, shared))
+    examples = [
+        {
+            "patient": xrays.patient_name(number),
+            "files": xrays.files(np.flatnonzero(xrays.patient == number)[:MOST_EXAMPLES]),
+        }
+        for number in shared[:MOST_EXAMPLES]
+    ]
+    return Finding(
+        "stop" if len(shared) else "fine",
+        len(shared),
+        text,
+        tuple(examples),
+        more={
+            "patients": [xrays.patient_name(number) for number in shared],
+            "files": xrays.files(rows),
+        },
+    )
+
+
+def check_unknown_patients(xrays: Xrays) -> Finding:
+    """Files that do not tell their patient: each counts as a patient of its own."""
+    cases = [one for one in xrays.troubles if one.kind == "own_patient"]
+    count = sum(one.count for one in cases)
+    text = (
+        f"{count} files do not tell whose they are: if one patient has several of them, "
+        f"the parts may share patients"
+        if count
+        else "every file tells its patient"
+    )
+    return finding_of_issues("look" if count else "fine", cases, f"{text}.", count=count)
+
+
+def _check_groups(
+    xrays: Xrays, groups: np.ndarray, what: str, beyond: np.ndarray | None = None
+) -> Finding:
+    """Report groups of two and more; with `beyond`, those that hold more than one of its groups."""
+    order = np.argsort(groups, kind="stable")
+    starts = np.flatnonzero(np.diff(groups[order], prepend=-1))
+    several = [rows for rows in np.split(order, starts[1:]) if len(rows) > 1]
+    if beyond is not None:
+        several = [rows for rows in several if len(np.unique(beyond[rows])) > 1]
+    crossing = {
+        "across_parts": [len(np.unique(xrays.part[rows])) > 1 for rows in several],
+        "across_labels": [len(np.unique(xrays.label[rows])) > 1 for rows in several],
+        "across_patients": [len(np.unique(xrays.patient[rows])) > 1 for rows in several],
+    }
+    counts = {name: int(np.sum(flags)) for name, flags in crossing.items()}
+    # Those first that do most harm.
+    ranks = sorted(
+        range(len(several)),
+        key=lambda at: (*(not flags[at] for flags in crossing.values()), several[at].min()),
+    )
+    several = [np.sort(several[at]) for at in ranks]
+    files = sum(len(rows) for rows in several)
+    if not several:
+        return Finding(
+            "fine", 0, f"no two pictures show {what}.", more=counts | {"groups": [], "files": []}
+        )
+    told = ", ".join(
+        f"{n} with {name.replace('across_', 'different ')}" for name, n in counts.items() if n
+    )
+    text = f"{files} pictures in {count_noun(several, 'group')} show {what}" + (
+        f": {told}" if told else ""
+    )
+    examples = [
+        {
+            "files": xrays.files(rows),
+            "parts": sorted({xrays.parts[one] for one in xrays.part[rows]}),
+            "labels": sorted({LABELS[one] for one in xrays.label[rows]}),
+        }
+        for rows in several[:MOST_EXAMPLES]
+    ]
+    shown = [
+        (int(row), " ".join(list(xrays.describe(row).values())[1:]))
+        for rows in several[: MOST_EXAMPLES // 2]
+        for row in rows[:2]
+    ]
+    return Finding(
+        "stop" if counts["across_parts"] else "look",
+        len(several),
+        f"{text}.",
+        tuple(examples),
+        more=counts
+        | {
+            "groups": [xrays.files(rows) for rows in several],
+            "files": [name for rows in several for name in xrays.files(rows)],
+        },
+        shown=tuple(shown),
+    )

@@ -1,0 +1,231 @@
+"""What an audit found -> audit.json, audit.md and pictures in one folder."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from pneumonia_hf import __version__
+from pneumonia_hf.audit.dataset import VERDICTS, Finding, Xrays
+from pneumonia_hf.audit.run import CHECKS
+from pneumonia_hf.audit.shortcuts import SHORTCUT_LOOK
+from pneumonia_hf.data.patients import describe_patients
+from pneumonia_hf.errors import UserError
+from pneumonia_hf.files import write_json
+from pneumonia_hf.labels import LABELS
+from pneumonia_hf.training.augment import AugmentConfig, draw_preview
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+TILE = 128  # pixels of a thumbnail
+COLUMNS = 6
+COLOURS = ("#1f5fa8", "#c0392b")  # of the classes
+
+
+def check_audit_folder(folder: Path, overwrite: bool) -> None:
+    """Raise a UserError if writing an audit into `folder` would replace another."""
+    there = next(one for one in (folder, *folder.absolute().parents) if one.exists())
+    if not there.is_dir():
+        raise UserError(f"{there} is a file; --output_dir takes a folder.")
+    held = [name for name in ("audit.json", "audit.md") if (folder / name).exists()]
+    if held and not overwrite:
+        raise UserError(
+            f"{folder} holds {held[0]}; choose another --output_dir, or give --overwrite."
+        )
+
+
+def write_audit(
+    findings: dict[str, Finding],
+    xrays: Xrays,
+    folder: Path,
+    name: str = "data",
+    thumbnails: bool = True,
+) -> None:
+    """Write audit.json, audit.md, overview.png and, unless told not to, thumbnails.
+
+    Args:
+        findings, xrays: as `audit_sources` returns them.
+        folder: made if there is none.
+        name: what the report calls the data.
+        thumbnails: whether X-rays are shown; without, the report can be given to anyone.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in (folder / "thumbnails").glob("*.png"):  # of an older report
+        old.unlink()
+    _save(draw_overview(findings, xrays), folder / "overview.png")
+    sheets = []
+    if thumbnails and len(xrays):
+        (folder / "thumbnails").mkdir(exist_ok=True)
+        for check, finding in findings.items():
+            if finding.shown:
+                draw_sheet(xrays, finding).save(folder / "thumbnails" / f"{check}.png")
+                sheets.append(check)
+        rows = np.linspace(0, len(xrays) - 1, min(3, len(xrays))).astype(int)
+        sheet = draw_preview(xrays.pictures.pixels(rows), AugmentConfig())
+        _save(sheet, folder / "thumbnails" / "augmentation.png")
+        sheets.append("augmentation")
+    (folder / "audit.md").write_text(_to_markdown(findings, xrays, name, sheets), encoding="utf-8")
+    write_json(folder / "audit.json", to_json(findings))
+
+
+def to_json(findings: dict[str, Finding]) -> dict[str, Any]:
+    """Return each check's verdict, count, text and examples, and what it has beside."""
+    return {
+        name: {
+            "verdict": one.verdict,
+            "count": one.count,
+            "text": one.text,
+            "examples": list(one.examples),
+            **one.more,
+        }
+        for name, one in findings.items()
+    }
+
+
+def tell_verdicts(findings: dict[str, Finding]) -> str:
+    """Return a line for each check, and one for all."""
+    lines = [f"{one.verdict:5} {name}: {one.text}" for name, one in findings.items()]
+    counts = {word: sum(one.verdict == word for one in findings.values()) for word in VERDICTS}
+    told = ", ".join(f"{count} {word}" for word, count in counts.items())
+    return "\n".join([*lines, f"Of {len(findings)} checks: {told}."])
+
+
+def _to_markdown(findings: dict[str, Finding], xrays: Xrays, name: str, sheets: list[str]) -> str:
+    parts = ", ".join(
+        f"{part} {int(np.sum(xrays.part == number))}" for number, part in enumerate(xrays.parts)
+    )
+    patients = len(np.unique(xrays.patient))
+    lines = [
+        f"# Audit of {name}",
+        "",
+        f"{len(xrays)} images that can be read ({parts}), of "
+        f"{describe_patients(patients, xrays.by_file_name)}. By `audit_data.py` of pneumonia-hf "
+        f"{__version__}.",
+        "",
+        "`fine`: nothing to do. `look`: see the examples. `stop`: numbers measured on this data "
+        "would not be believed.",
+        "",
+        "| check | verdict | count | what was found |",
+        "|---|---|---|---|",
+        *(
+            f"| [{check}](#{check}) | {'' if one.verdict == 'fine' else '**'}{one.verdict}"
+            f"{'' if one.verdict == 'fine' else '**'} | {one.count} | {_cell(one.text)} |"
+            for check, one in findings.items()
+        ),
+        "",
+        "![overview](overview.png)",
+        "",
+    ]
+    for check, one in findings.items():
+        meaning = (CHECKS[check].__doc__ or "").splitlines()[0]
+        lines += [f"## {check}", "", f"{meaning} **{one.verdict}**: {one.text}", ""]
+        if one.examples:
+            lines += [f"The first {len(one.examples)} of {max(one.count, len(one.examples))}:", ""]
+            lines += [f"- {_tell(example)}" for example in one.examples] + [""]
+        if check in sheets:
+            lines += [f"![{check}](thumbnails/{check}.png)", ""]
+    if "augmentation" in sheets:
+        lines += [
+            "## Augmentation",
+            "",
+            "What training makes of some of these pictures, by `preview_augmentation.py`.",
+            "",
+            "![augmentation](thumbnails/augmentation.png)",
+            "",
+        ]
+    if not sheets:
+        lines += ["Thumbnails were left out of this report.", ""]
+    lines += ["All files of the findings are in `audit.json`.", ""]
+    return "\n".join(lines)
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+def _tell(example: Any) -> str:
+    if not isinstance(example, dict):
+        return str(example)
+    told = []
+    for key, value in example.items():
+        value = ", ".join(map(str, value)) if isinstance(value, list) else value
+        told.append(f"`{value}`" if key in ("file", "files", "patient") else f"{key} {value}")
+    return "; ".join(told)
+
+
+def draw_sheet(xrays: Xrays, finding: Finding) -> Image.Image:
+    """Return the pictures worth seeing, side by side with their captions."""
+    rows = [row for row, _ in finding.shown]
+    captions = [caption for _, caption in finding.shown]
+    names = [name.rsplit("/", 1)[-1] for name in xrays.files(rows)]
+    line, gap = 12, 6
+    lines = math.ceil(len(rows) / COLUMNS)
+    width = min(COLUMNS, len(rows)) * (TILE + gap) + gap
+    height = lines * (TILE + 2 * line + 2 * gap) + gap
+    sheet = Image.new("L", (width, height), 255)
+    draw = ImageDraw.Draw(sheet)
+    for place, (row, caption, name) in enumerate(zip(rows, captions, names, strict=True)):
+        x = gap + place % COLUMNS * (TILE + gap)
+        y = gap + place // COLUMNS * (TILE + 2 * line + 2 * gap)
+        picture = Image.fromarray(xrays.pictures.pixels([row])[0, 0].numpy())
+        w, h = (int(xrays.pictures.facts(side)[row]) for side in ("width", "height"))
+        scale = TILE / max(w, h)  # in the shape that the film has
+        picture = picture.resize((max(1, round(w * scale)), max(1, round(h * scale))))
+        sheet.paste(picture, (x + (TILE - picture.width) // 2, y + TILE - picture.height))
+        draw.text((x, y + TILE + 2), _fit(name), fill=0)
+        draw.text((x, y + TILE + 2 + line), _fit(caption), fill=0)
+    return sheet
+
+
+def _fit(text: str) -> str:
+    """Shorten a text in its middle to what goes under a thumbnail."""
+    most = TILE // 6
+    return text if len(text) <= most else f"{text[: most // 2 - 1]}..{text[-(most // 2 - 1) :]}"
+
+
+def draw_overview(findings: dict[str, Finding], xrays: Xrays) -> Figure:
+    """Return brightness and shape of the classes, and the shortcuts, side by side."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 3.6), layout="constrained")
+    brightness, shape, shortcuts = figure.subplots(1, 3)
+    mean = xrays.pictures.facts("mean")
+    ratio = xrays.pictures.facts("width") / np.maximum(xrays.pictures.facts("height"), 1)
+    for axes, values, edges, title in (
+        (brightness, mean, np.linspace(0, 255, 52), "Mean grey level"),
+        (shape, np.clip(ratio, 0.4, 2.5), np.linspace(0.4, 2.5, 43), "Width to height"),
+    ):
+        for label, name in enumerate(LABELS):
+            of_class = values[xrays.label == label]
+            if len(of_class):
+                axes.hist(
+                    of_class,
+                    edges,
+                    weights=np.full(len(of_class), 1 / len(of_class)),
+                    color=COLOURS[label],
+                    alpha=0.55,
+                    label=name,
+                )
+        axes.set_title(title)
+        axes.set_ylabel("share of the class")
+        axes.legend()
+    areas = findings["shortcuts"].more.get("auroc", {}) if "shortcuts" in findings else {}
+    for place, one in enumerate(reversed(areas.values())):
+        shortcuts.plot([one["low"], one["high"]], [place, place], color=COLOURS[0])
+        shortcuts.plot(one["auroc"], place, "o", color=COLOURS[0])
+    shortcuts.set_yticks(range(len(areas)), list(reversed(areas)))
+    shortcuts.axvline(0.5, color="grey", linestyle=":")
+    shortcuts.axvline(SHORTCUT_LOOK, color="grey", linewidth=0.5)
+    shortcuts.set_xlim(min([0.35, *(one["low"] - 0.02 for one in areas.values())]), 1.02)
+    shortcuts.set_title("AUROC of each alone, 95%")
+    return figure
+
+
+def _save(figure: Figure, path: Path) -> None:
+    # No date or version inside, so that the same findings give the same file.
+    figure.savefig(path, dpi=100, metadata={"Software": None})

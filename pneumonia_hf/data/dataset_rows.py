@@ -1,0 +1,159 @@
+"""Rows of a `datasets` table -> rows of one shape."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pneumonia_hf.data.issues import Trouble
+from pneumonia_hf.data.patients import find_patient
+from pneumonia_hf.data.table import ALL, PART_NAMES, Listing, RowTable
+from pneumonia_hf.errors import UserError, XrayError
+from pneumonia_hf.labels import LABELS, find_label, find_plain_label
+
+if TYPE_CHECKING:
+    from datasets import Dataset, Features, IterableDataset
+
+logger = logging.getLogger(__name__)
+
+
+def to_bytes(picture: Any) -> bytes | XrayError:
+    """Return the bytes of a picture as the datasets library gives it."""
+    if isinstance(picture, bytes):
+        return picture
+    if not picture or not (picture["bytes"] or picture["path"]):
+        return XrayError("The row holds no picture.")
+    if picture["bytes"]:
+        return picture["bytes"]
+    try:
+        return Path(picture["path"]).read_bytes()
+    except OSError as error:
+        return XrayError(f"The row holds no picture, only a path ({error.strerror}).")
+
+
+def first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0].rstrip(".")[:200]
+
+
+def find_columns(features: Features, where: str) -> tuple[str, str]:
+    """Return the names of the columns with the picture and with the class."""
+    from datasets import Image as ImageFeature
+
+    names = [name for name, kind in features.items() if isinstance(kind, ImageFeature)]
+    names += [name for name in ("dcm", "image") if name in features and name not in names]
+    if not names:
+        raise UserError(f"{where} has no column of pictures (it has {', '.join(features)}).")
+    return names[0], _label_column(features, where)
+
+
+def _label_column(features: Features, where: str) -> str:
+    """Return the column with the class: by its name, else by the names of its classes."""
+    from datasets import ClassLabel
+
+    named = [name for name in ("label", "labels", "cls") if name in features]
+    if "label" in (features.get("json") or {}):
+        named.append("json")
+    coded = [name for name, kind in features.items() if isinstance(kind, ClassLabel)]
+    told = [n for n in coded if {one.upper() for one in features[n].names} >= set(LABELS)]
+    found = [*(name for name in named if name in told), *told, *named, *coded]
+    if not found:
+        raise UserError(f"{where} has no column `label` (it has {', '.join(features)}).")
+    return found[0]
+
+
+def keep_encoded(data: Any, image: str) -> Any:
+    """Return `data` with its pictures undecoded."""
+    from datasets import Image as ImageFeature
+
+    if isinstance(data.features[image], ImageFeature):
+        return data.cast_column(image, ImageFeature(decode=False))
+    return data
+
+
+def list_rows(
+    data: Dataset | IterableDataset,
+    address: str,
+    split: str,
+    where: str,
+    listing: Listing,
+    names: list[str] | None,
+) -> None:
+    """Add a part to `listing`: all columns but the picture are read, row by row."""
+    from datasets import ClassLabel
+    from datasets import Image as ImageFeature
+
+    part = PART_NAMES.get(split.lower(), ALL)
+    if part in listing.parts:
+        raise UserError(f"{where} has two parts that are {part}; keep one of them.")
+    prefix = "" if part == ALL else f"{part}/"
+    label_name = _label_column(data.features, where)
+    kind = data.features[label_name]
+    if getattr(kind, "dtype", "").startswith("int") and not isinstance(kind, ClassLabel):
+        logger.warning("%s has numbers for labels: 0 is taken for NORMAL, 1 for PNEUMONIA.", where)
+    pictures = [name for name, one in data.features.items() if isinstance(one, ImageFeature)]
+    data = data.remove_columns(pictures) if pictures else data
+    table, rows, number = RowTable(), iter(data), -1
+    while (row := _next_row(rows, where, number)) is not None:
+        number += 1
+        row = {**row, **(row.pop("json", None) or {})} if "json" in row else row
+        label = row.pop("label" if label_name == "json" else label_name, None)
+        told = _first(row, ("file_name", "__key__")) or (names[number] if names else "")
+        told = told or f"{number:06}"
+        file = f"{prefix}{told}"
+        if isinstance(kind, ClassLabel):
+            label = kind.names[label] if label is not None and label >= 0 else None
+            found = find_label(label)
+        else:
+            found = find_plain_label(label)
+        if found is None:
+            listing.troubles.append(Trouble("unknown_label", file, f"its label is {label!r}"))
+            continue
+        patient = _first(row, ("patient_id", "patient")) or find_patient(Path(told).name, prefix)
+        extra = {
+            name: str(value)
+            for name, value in row.items()
+            if isinstance(value, str | int | float) and not name.startswith("__")
+        }
+        table.add(f"{address}#{number}", file, found, patient, extra)
+    if not table.count:
+        known = getattr(kind, "names", None)
+        reason = f"its classes are {', '.join(known)}" if known else "no label is one of them"
+        raise UserError(f"{where} has no picture labelled NORMAL or PNEUMONIA: {reason}.")
+    listing.parts[part] = table.finish(listing)
+
+
+def _next_row(rows: Iterator[dict], where: str, number: int) -> dict | None:
+    try:
+        return next(rows, None)
+    except Exception as error:  # of the network, of tar and of Parquet, each its own
+        raise UserError(
+            f"{where} cannot be read beyond row {number + 1} ({first_line(error)}); mend it, or "
+            f"try again."
+        ) from error
+
+
+def _first(row: dict, names: Sequence[str]) -> str | None:
+    """Return the first of some cells that holds anything, as text, and take them out."""
+    for name in names:
+        value = row.pop(name, None)
+        if value is None or value == "" or value != value:  # NaN is none either
+            continue
+        return str(int(value) if isinstance(value, float) and value.is_integer() else value)
+    return None
+
+
+def list_file_names(data: Dataset, where: str) -> list[str] | None:
+    """Return the file names that a table keeps beside its embedded pictures."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    image, _ = find_columns(data.features, where)
+    names: list[str] = []
+    for batch in data.select_columns(image).with_format("arrow").iter(1000):
+        if not pa.types.is_struct(batch[image].type):
+            return None
+        names += [Path(one or "").name for one in pc.struct_field(batch[image], "path").to_pylist()]
+    return names

@@ -1,0 +1,69 @@
+"""The source `hub:OWNER/NAME`: a data set of the Hugging Face Hub."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from pneumonia_hf.data.dataset_rows import (
+    find_columns,
+    first_line,
+    keep_encoded,
+    list_file_names,
+    list_rows,
+    to_bytes,
+)
+from pneumonia_hf.data.issues import Trouble
+from pneumonia_hf.data.table import PART_NAMES, Listing
+from pneumonia_hf.errors import UserError, XrayError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+def list_hub(where: str) -> Listing:
+    """List a data set of the Hub, `owner/name` with an optional `@revision`.
+
+    It needs a column with the picture and one with the class; `patient_id` or `patient`, if it
+    has one, tells the patient.
+    """
+    listing = Listing({})
+    splits = _load_hub(where)
+    known = any(split.lower() in PART_NAMES for split in splits)
+    for split, data in splits.items():
+        find_columns(data.features, where)
+        if known and split.lower() not in PART_NAMES:
+            reason = "its part is neither train, validation nor test"
+            listing.troubles.append(Trouble("no_place", split, reason, count=len(data)))
+            continue
+        names = list_file_names(data, where)
+        list_rows(data, f"hub:{where}@@{split}", split, where, listing, names)
+    return listing
+
+
+def read_hub(where: str, numbers: Sequence[int]) -> Iterator[bytes | XrayError]:
+    """Yield the bytes of the numbered pictures of a part of a Hub data set."""
+    where, _, split = where.rpartition("@@")
+    data = _load_hub(where)[split]
+    image, _ = find_columns(data.features, where)
+    pictures = keep_encoded(data.select_columns(image), image)
+    for number in numbers:
+        try:
+            yield to_bytes(pictures[number][image])
+        except Exception as error:  # what Arrow raises on a damaged row
+            yield XrayError(f"The picture cannot be fetched ({first_line(error)}).")
+
+
+@lru_cache(maxsize=4)
+def _load_hub(where: str) -> dict[str, Dataset]:
+    from datasets import load_dataset
+
+    from pneumonia_hf.hub import explain_data_error
+
+    name, _, revision = where.partition("@")
+    try:
+        return load_dataset(name, revision=revision or None)
+    except Exception as error:
+        # datasets wraps what the Hub, the network and its readers raise, each in its own way.
+        raise UserError(explain_data_error(error, name, revision)) from error

@@ -1,0 +1,64 @@
+"""The source `medmnist:SIZE`: PneumoniaMNIST."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from typing import Any
+
+from pneumonia_hf.data.table import PART_NAMES, Listing, RowTable
+from pneumonia_hf.errors import UserError
+from pneumonia_hf.files import expand
+
+
+def list_medmnist(where: str) -> Listing:
+    """List PneumoniaMNIST at 28, 64, 128 or 224 pixels: `medmnist:224`, or `medmnist:224@FOLDER`.
+
+    It does not tell patients, and its pictures are those of the Kermany set, cropped.
+    """
+    listing = Listing({})
+    for split in ("train", "val", "test"):
+        part, table = PART_NAMES[split], RowTable()
+        for number, label in enumerate(_load_medmnist(where, split)[1]):
+            file = f"{part}/{number:05}.png"
+            table.add(f"medmnist:{where}@@{split}#{number}", file, int(label), None)
+        listing.parts[part] = table.finish(listing)
+    return listing
+
+
+def read_medmnist(where: str, numbers: Sequence[int]) -> Iterator[bytes]:
+    """Yield the numbered pictures of a part of PneumoniaMNIST, as PNG files."""
+    from PIL import Image
+
+    where, _, split = where.rpartition("@@")
+    pictures, _ = _load_medmnist(where, split)
+    for number in numbers:
+        buffer = io.BytesIO()
+        Image.fromarray(pictures[number]).save(buffer, "PNG", compress_level=1)
+        yield buffer.getvalue()
+
+
+@lru_cache(maxsize=3)
+def _load_medmnist(where: str, split: str) -> tuple[Any, Any]:
+    """Return pictures [N, H, W] and labels [N] of one part."""
+    from medmnist import PneumoniaMNIST
+
+    size, _, folder = where.partition("@")
+    if size not in {"28", "64", "128", "224"}:
+        raise UserError(f"PneumoniaMNIST has no size {size!r}; choose from 28, 64, 128 and 224.")
+    root = expand(folder or "~/.medmnist")
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        file = root / f"pneumoniamnist{'' if size == '28' else f'_{size}'}.npz"
+        data = PneumoniaMNIST(
+            split=split, download=not file.exists(), root=str(root), size=int(size)
+        )
+    except Exception as error:
+        # medmnist raises RuntimeError for all that can go wrong with a download.
+        reason = str(error).strip().splitlines()[0].rstrip(".")
+        raise UserError(
+            f"PneumoniaMNIST cannot be had ({reason}); download it from "
+            f"https://medmnist.com into {root}."
+        ) from error
+    return data.imgs, data.labels.ravel()

@@ -1,0 +1,196 @@
+"""The source `shards:PATH_OR_URL`: Parquet or WebDataset shards."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import time
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pneumonia_hf.data.dataset_rows import (
+    find_columns,
+    first_line,
+    keep_encoded,
+    list_rows,
+    to_bytes,
+)
+from pneumonia_hf.data.table import ALL, PART_NAMES, Listing
+from pneumonia_hf.errors import UserError, XrayError
+from pneumonia_hf.files import expand
+
+if TYPE_CHECKING:
+    from datasets import IterableDataset
+
+
+def list_shards(where: str) -> Listing:
+    """List Parquet (`.parquet`) or WebDataset (`.tar`) shards, local or remote, by streaming them.
+
+    `where` is a path or a URL, with `*` for several and `,` between more. Nothing is downloaded
+    to stay: labels are read now, and the pictures when they are asked for. Parts are told by the
+    names of the files (`train-000.tar`, `test-000.tar`); files that name none are one part.
+    """
+    listing = Listing({})
+    for part, files in _find_shards(where).items():
+        data, names = _stream(tuple(files), labels_only=True), _stream_names(tuple(files))
+        list_rows(data, f"shards:{'|'.join(files)}", part, where, listing, names)
+    return listing
+
+
+def read_shards(where: str, numbers: Sequence[int]) -> Iterator[bytes | XrayError]:
+    """Yield the bytes of the numbered pictures of some shards, in one pass where they ascend.
+
+    Raises:
+        UserError: the stream broke off, by a damaged shard or a fault of the network.
+    """
+    files = tuple(where.split("|"))
+    data = _stream(files)
+    image, _ = find_columns(data.features, files[0])
+    data = keep_encoded(data.select_columns(image), image)
+    at, rows = 0, iter(data)
+    for number in numbers:
+        if number < at:
+            at, rows = 0, iter(data)
+        row = None
+        while at <= number:
+            try:
+                row = next(rows, None)
+            except Exception as error:  # of the network, of tar and of Parquet, each its own
+                raise UserError(
+                    f"{files[0]} broke off at picture {at} ({first_line(error)}); mend it, or "
+                    f"try again."
+                ) from error
+            at += 1
+        if row is None:
+            yield XrayError("The data set ended before this picture; was it changed?")
+        else:
+            yield to_bytes(row[image])
+
+
+def stat_shards(where: str) -> tuple[int, int, int] | None:
+    """Return the size and times of all shards of a part; None for those that do not tell."""
+    return _stat_files(tuple(where.split("|")), int(time.monotonic() // 60))
+
+
+@lru_cache(maxsize=64)
+def _stat_files(files: tuple[str, ...], _minute: int) -> tuple[int, int, int] | None:
+    import fsspec
+
+    size, times, marks = 0, [], []
+    for file in files:
+        if "://" not in file:
+            stat = os.stat(file)
+            size += stat.st_size
+            times += [stat.st_mtime_ns, stat.st_ctime_ns]
+            continue
+        try:
+            system, inner = fsspec.url_to_fs(file)
+            told = system.info(inner)
+        except Exception:
+            return None  # every file system raises its own; reading will tell what is wrong
+        mark = next(
+            (
+                told[key]
+                for key in ("ETag", "etag", "LastModified", "mtime", "xet_hash", "blob_id")
+                if told.get(key)
+            ),
+            None,
+        )
+        if mark is None or not told.get("size"):
+            return None
+        size += told["size"]
+        marks.append(str(mark))
+    # Anything that changes when one of the files does.
+    digest = hashlib.sha256(repr((times, marks)).encode()).digest()
+    return size, max(times, default=0), int.from_bytes(digest[:6], "big")
+
+
+def _find_shards(where: str) -> dict[str, list[str]]:
+    """Return the files that `where` means, by part."""
+    import fsspec
+
+    files: list[str] = []
+    for pattern in where.split(","):
+        pattern = pattern.strip()
+        if "://" not in pattern:
+            pattern = str(expand(pattern).absolute())
+        if "*" in pattern:
+            try:
+                system, inner = fsspec.url_to_fs(pattern)
+                files += [system.unstrip_protocol(one) for one in sorted(system.glob(inner))]
+            except Exception as error:  # each file system raises its own
+                raise UserError(f"{pattern} cannot be listed: {error}.") from error
+        else:
+            files.append(pattern)
+    files = [one.removeprefix("file://") for one in files]
+    kinds = {Path(one.partition("?")[0]).suffix.lower() for one in files}
+    if len(kinds) != 1 or not kinds <= {".parquet", ".tar"}:
+        if not files:
+            raise UserError(f"There is no such file as {where}; check --data_dir.")
+        found = ", ".join(one or "no ending" for one in sorted(kinds))
+        raise UserError(
+            f"{where} must mean Parquet (.parquet) or WebDataset (.tar) files of one kind, "
+            f"but has {found}."
+        )
+    parts: dict[str, list[str]] = {}
+    for one in files:
+        words = re.split(r"[^a-z]+", one.rpartition("/")[2].lower())
+        part = next((PART_NAMES[word] for word in words if word in PART_NAMES), ALL)
+        parts.setdefault(part, []).append(one)
+    if ALL in parts and len(parts) > 1:
+        raise UserError(
+            f"Some shards of {where} name their part and some do not ({parts[ALL][0]}); "
+            f"rename them, or give them as sources of their own."
+        )
+    return parts
+
+
+def _stream(files: tuple[str, ...], labels_only: bool = False) -> IterableDataset:
+    from datasets import load_dataset
+
+    from pneumonia_hf.hub import explain_data_error
+
+    kind = "parquet" if ".parquet" in files[0] else "webdataset"
+    try:
+        data = load_dataset(kind, data_files={"x": list(files)}, streaming=True)["x"]
+        if labels_only:
+            image, _ = find_columns(data.features, files[0])
+            if kind == "parquet":
+                # Only these columns are read: no picture crosses the network for a label.
+                names = [name for name in data.features if name != image]
+                data = load_dataset(
+                    kind, data_files={"x": list(files)}, columns=names, streaming=True
+                )["x"]
+            else:
+                data = data.remove_columns(image)
+        return data
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(explain_data_error(error, files[0], None)) from error
+
+
+def _stream_names(files: tuple[str, ...]) -> list[str] | None:
+    """Return the file names that Parquet shards keep beside their pictures, and nothing else."""
+    import fsspec
+    import pyarrow.parquet as pq
+
+    if ".parquet" not in files[0]:
+        return None
+    names: list[str] = []
+    image, _ = find_columns(_stream(files).features, files[0])
+    for file in files:
+        try:
+            with fsspec.open(file, "rb").open() as opened, pq.ParquetFile(opened) as table:
+                # One leaf of the struct: no picture crosses the network for its name.
+                if f"{image}.path" not in [one.path for one in table.schema]:
+                    return None
+                for batch in table.iter_batches(columns=[f"{image}.path"]):
+                    told = batch.column(0).field("path").to_pylist()
+                    names += [Path(one or "").name for one in told]
+        except (OSError, ValueError) as error:
+            raise UserError(f"{file} cannot be read ({first_line(error)}).") from error
+    return names

@@ -1,0 +1,191 @@
+"""build_demo: the web page and its endpoint; the only file that imports gradio."""
+
+from __future__ import annotations
+
+import html
+import os
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from PIL import Image
+
+from pneumonia_hf.errors import UserError
+from pneumonia_hf.files import read_json
+from pneumonia_hf.imaging.read import IMAGE_SUFFIXES, read_xray
+from pneumonia_hf.inference.attribution import explain, methods_for, overlay
+from pneumonia_hf.inference.predictor import Prediction, Predictor
+from pneumonia_hf.models.model_card import find_misfit
+from pneumonia_hf.models.model_folder import REPORTS_FILE, RUN_FILE
+
+NOTICE = (
+    "**Research software, not a medical device.** It must not be used to diagnose or to rule out "
+    "disease. It errs, most of all on films unlike those it was trained on."
+)
+MAP_NOTICE = (
+    "Bright places raised the score for pneumonia. They do **not** show where disease is: such "
+    "maps agree badly with radiologists. Full brightness is what the model finds in a typical "
+    "pneumonia of its validation images, so a dark map means that it found little."
+)
+CALIBRATED = "Probability of pneumonia, calibrated for a population in which half have it:"
+UNCALIBRATED = "Score for pneumonia (0 to 1, not a probability you can count on, see the model):"
+COLOURS = {"PNEUMONIA": "#b3261e", "NORMAL": "#1b6e3c", "REFER": "#8a5a00"}
+SHOWN_METRICS = {"auroc": "AUROC", "sensitivity": "sensitivity", "specificity": "specificity"}
+KEPT_SECONDS = 3600  # uploaded images are patients' data: deleted after an hour
+QUEUE_LENGTH = 32
+# What launch() takes, for whoever starts the app.
+LAUNCH_OPTIONS: dict[str, Any] = {
+    # Fonts of the visitor's own machine: the page asks nothing of any other server.
+    "theme": gr.themes.Soft(
+        font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
+    ),
+    "css": "footer {opacity: .6} .verdict {font-size: 1.05rem}",
+    "max_file_size": os.environ.get("MAX_FILE_SIZE", "50mb"),
+    "ssr_mode": False,
+}
+
+
+def build_demo(predictor: Predictor) -> gr.Blocks:
+    """Return the app for one model; `.launch(**LAUNCH_OPTIONS)` serves it.
+
+    The endpoint `/predict` takes a file and a method of `methods_for` the model, and gives the
+    fields of a `Prediction` and the overlay. The warnings about the attribution map stand among
+    those of the prediction.
+    """
+    methods = methods_for(predictor)
+    misfits = [find_misfit(_reports_of(member)) for member in predictor.members]
+    meaning = UNCALIBRATED if any(misfits) else CALIBRATED
+
+    def predict(image: str | None, method: str) -> tuple[dict[str, Any], Image.Image]:
+        """Decide on one chest X-ray and draw what raised the score."""
+        prediction, _, map_over_picture = _analyse(predictor, image, method)
+        return asdict(prediction), map_over_picture
+
+    def show(image: str | None, method: str) -> tuple[str, Image.Image | None, Image.Image | None]:
+        if image is None:
+            return "", None, None
+        try:
+            prediction, picture, map_over_picture = _analyse(predictor, image, method)
+        except gr.Error as error:  # said where the answer would be, and it stays there
+            return f"<p><b>{html.escape(error.message)}</b></p>", None, None
+        return _to_html(prediction, meaning), picture, map_over_picture
+
+    # No share button: it would publish a patient's film.
+    shown = {"show_label": False, "interactive": False, "buttons": ["download", "fullscreen"]}
+    with gr.Blocks(
+        title="Pneumonia in chest X-rays", delete_cache=(KEPT_SECONDS, KEPT_SECONDS)
+    ) as demo:
+        gr.Markdown("# Pneumonia in chest X-rays")
+        gr.Markdown(NOTICE)
+        with gr.Row():
+            with gr.Column(scale=1, min_width=260):
+                file = gr.File(
+                    label="Frontal chest X-ray (JPEG, PNG, TIFF, DICOM)",
+                    file_types=sorted(IMAGE_SUFFIXES),
+                    height=170,
+                )
+                method = gr.Dropdown(methods, value=methods[0], label="Attribution map")
+                button = gr.Button("Analyse", variant="primary")
+                gr.Markdown(_describe_model(predictor))
+            with gr.Column(scale=2, min_width=320):
+                verdict = gr.HTML(elem_classes="verdict")
+                with gr.Row():
+                    with gr.Column(min_width=240):
+                        # Not as labels, which would lie over the markers in the film's corner.
+                        gr.Markdown("As the model reads it")
+                        picture = gr.Image(**shown)
+                    with gr.Column(min_width=240):
+                        gr.Markdown("What raised the score")
+                        heat = gr.Image(**shown)
+                gr.Markdown(MAP_NOTICE)
+
+        # One picture at a time: captum hooks into the one model that all requests share.
+        alone = {"concurrency_id": "model", "concurrency_limit": 1}
+        inputs, outputs = [file, method], [verdict, picture, heat]
+        for event in (file.upload, file.clear, method.change, button.click):
+            event(show, inputs, outputs, api_visibility="private", **alone)
+
+        result, result_overlay = gr.JSON(visible=False), gr.Image(visible=False, format="png")
+        gr.Button(visible=False).click(
+            predict, inputs, [result, result_overlay], api_name="predict", **alone
+        )
+    return demo.queue(max_size=QUEUE_LENGTH)
+
+
+def _analyse(
+    predictor: Predictor, path: str | None, method: str
+) -> tuple[Prediction, Image.Image, Image.Image]:
+    if path is None:
+        raise gr.Error("Give a chest X-ray first.", print_exception=False)
+    try:
+        picture = read_xray(path)
+        found = explain(predictor, picture, method)
+        prediction = predictor.predict(picture)
+        prediction = replace(prediction, warnings=prediction.warnings + found.warnings)
+        return prediction, picture, overlay(picture, found.values)
+    except UserError as error:
+        raise gr.Error(str(error), print_exception=False) from error
+
+
+def _to_html(prediction: Prediction, meaning: str) -> str:
+    """Return the decision, and the probability on a scale with the threshold marked."""
+    colour = COLOURS[prediction.decision]
+    at = f"left:{prediction.threshold:.1%}"
+    scale = (
+        f'<div style="position:relative;height:14px;border-radius:7px;background:#8884;'
+        f'margin:10px 0 4px" role="img" aria-label="probability {prediction.probability:.3f}, '
+        f'threshold {prediction.threshold:.3f}">'
+        f'<div style="width:{prediction.probability:.1%};height:100%;border-radius:7px;'
+        f'background:{colour}"></div>'
+        f'<div style="position:absolute;top:-4px;bottom:-4px;{at};width:3px;'
+        f'background:currentColor"></div></div>'
+    )
+    warnings = "".join(f"<li>{html.escape(text)}</li>" for text in prediction.warnings)
+    referred = (
+        f"<p>A person should look. The model itself leans to {prediction.label}.</p>"
+        if prediction.decision == "REFER"
+        else ""
+    )
+    return (
+        f'<div><span style="background:{colour};color:white;border-radius:6px;padding:4px 12px;'
+        f'font-size:1.4rem;font-weight:700">{prediction.decision}</span>{scale}'
+        f"<p>{meaning} <b>{prediction.probability:.3f}</b>; pneumonia at or above "
+        f"<b>{prediction.threshold:.3f}</b> (the mark on the bar).</p>"
+        f"{referred}{f'<ul>{warnings}</ul>' if warnings else ''}</div>"
+    )
+
+
+def _describe_model(predictor: Predictor) -> str:
+    """Return what the model has measured, as its own folder tells."""
+    if predictor.path is None:
+        return f"**Model:** {predictor.name}"
+    local = Path(predictor.name).expanduser().is_dir()  # where it lies is not for visitors
+    backbone = read_json(predictor.path / RUN_FILE, {}).get("model", {}).get("backbone")
+    name = predictor.path.resolve().name if local else predictor.name
+    lines = [f"**Model:** {name}{f' ({backbone})' if backbone else ''}", ""]
+    reports = _reports_of(predictor)
+    for report in reports:
+        metrics = report["metrics"]
+        told = ", ".join(
+            f"{title} {metrics[key]['value']:.3f}"
+            for key, title in SHOWN_METRICS.items()
+            if metrics[key]["value"] is not None
+        )
+        # An interval that holds 0.5 says that the order of the images may be chance.
+        low = metrics["auroc"]["low"]
+        chance = " **This is no better than chance.**" if low is not None and low <= 0.5 else ""
+        site = " (another site)" if report.get("external") else ""
+        lines.append(f"- {report['data']}{site}, {report['n']} images: {told}.{chance}")
+    if misfit := find_misfit(reports):
+        error = misfit["metrics"]["ece_balanced"]["value"]
+        lines.append(
+            f"\nIts probabilities are **not calibrated** for {misfit['data']}: there they are off "
+            f"by {error:.2f} on average."
+        )
+    return "\n".join(lines)
+
+
+def _reports_of(predictor: Predictor) -> list[dict[str, Any]]:
+    """Return the reports that the model's own folder holds."""
+    return read_json(predictor.path / REPORTS_FILE, []) if predictor.path else []

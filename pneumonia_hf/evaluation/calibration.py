@@ -1,0 +1,191 @@
+"""Temperature and threshold, chosen on validation images."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+import logging
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from pneumonia_hf.evaluation.metrics import bootstrap_intervals, draw_patients
+from pneumonia_hf.inference.operating_point import OperatingPoint, to_logit, to_probability
+
+
+def choose_threshold(
+    labels: Sequence[int],
+    probabilities: Sequence[float],
+    patients: Sequence[str],
+    required_sensitivity: float | None = None,
+    resamples: int = 500,
+    seed: int = 13,
+) -> OperatingPoint:
+    """Return the operating point for these validation images.
+
+    The threshold maximises sensitivity + specificity (Youden 1950). Where a model nearly solves
+    the validation split, a wide gap of thresholds does so and its edges hang on single images:
+    so the middle of the gap, on the logit scale, is taken in each of `resamples` bootstraps of
+    the patients, and their median is the answer; the 2.5th and 97.5th percentiles are its range.
+
+    Args:
+        labels, probabilities, patients: of each validation image, [N].
+        required_sensitivity: if given, the threshold of each resample is lowered until at least
+            this share of its pneumonias reaches it, so that the range allows for how uncertain
+            that is; and the median until this share of all validation pneumonias does.
+        resamples, seed: of the bootstrap.
+    """
+    labels = np.asarray(labels)
+    logits = to_logit(np.asarray(probabilities, dtype=np.float64))
+    chosen = []
+    for rows in draw_patients(labels, patients, resamples, seed):
+        logit = _youden_logit(labels[rows], logits[rows])
+        if required_sensitivity is not None:
+            logit = min(logit, _sensitive_logit(labels[rows], logits[rows], required_sensitivity))
+        chosen.append(logit)
+    low, threshold, high = np.percentile(chosen, [2.5, 50, 97.5])
+    if required_sensitivity is not None:
+        threshold = min(threshold, _sensitive_logit(labels, logits, required_sensitivity))
+        low = min(low, threshold)
+    return OperatingPoint(*(float(to_probability(x)) for x in (threshold, low, high)))
+
+
+@dataclass(frozen=True)
+class Temperature:
+    """A temperature, and what is to be known of how it was found."""
+
+    value: float  # logits are divided by it
+    separable: bool  # the validation labels can be told by a threshold without an error
+    at_bound: bool  # the search ended at the end of its range
+
+
+# The range in which a temperature is sought, and the standard deviation of the prior on its
+# logarithm. tests/test_metrics.py has the simulation by which the prior was chosen: it loses less
+# than Platt's softened targets, and than a narrower prior.
+TEMPERATURES = (0.05, 20.0)
+PRIOR_SD = 1.0
+
+
+def fit_temperature(labels: Sequence[int], log_odds: Sequence[float]) -> Temperature:
+    """Return the temperature T that calibrates the validation log odds (Guo et al. 2017).
+
+    Dividing the log odds by T minimises the log loss, each class weighing a half, so that
+    P(pneumonia) is meant for a population in which half of the images show one. A normal prior
+    on log T (mean 0, standard deviation 1) keeps T finite where the labels can be told without
+    an error; there T is also not below 1, since nothing shows that the network doubts too much.
+
+    Args:
+        labels: [N].
+        log_odds: logit(PNEUMONIA) - logit(NORMAL), [N].
+
+    Returns:
+        T in 0.05..20; above 1 where the network was too sure of itself. A value at the end of
+        that range is logged as a warning.
+    """
+    from scipy.optimize import minimize_scalar
+
+    labels, log_odds = np.asarray(labels), np.asarray(log_odds, dtype=np.float64)
+    signed = np.where(labels == 1, log_odds, -log_odds)
+    present = np.unique(labels)
+
+    def loss(log_temperature: float) -> float:
+        losses = np.logaddexp(0, -signed / np.exp(log_temperature))
+        mean = np.mean([losses[labels == label].mean() for label in present])
+        return float(len(labels) * mean + (log_temperature / PRIOR_SD) ** 2 / 2)
+
+    low, high = np.log(TEMPERATURES)
+    found = float(minimize_scalar(loss, bounds=(low, high), method="bounded").x)
+    separable = len(present) < 2 or log_odds[labels == 1].min() > log_odds[labels == 0].max()
+    if separable:
+        found = max(found, 0.0)
+    at_bound = min(found - low, high - found) < 1e-3
+    if at_bound:
+        logger.warning(
+            "The temperature that calibrates the model is %.3g, at the end of the range that is "
+            "searched: its probabilities are not to be trusted; look at the validation split.",
+            math.exp(found),
+        )
+    return Temperature(math.exp(found), bool(separable), bool(at_bound))
+
+
+def _sensitive_logit(labels: np.ndarray, logits: np.ndarray, required: float) -> float:
+    """Return the highest threshold that at least `required` of the pneumonias reach."""
+    positives = np.sort(logits[labels == 1])
+    misses = math.floor((1 - required) * len(positives) + 1e-9)
+    # A little below the image that must be found, so that rounding cannot lose it.
+    return float(positives[min(misses, len(positives) - 1)] - 1e-6)
+
+
+def _youden_logit(labels: np.ndarray, logits: np.ndarray) -> float:
+    """Return the middle of the best gap between two neighbouring logits."""
+    order = np.argsort(logits)
+    logits, labels = logits[order], labels[order]
+    edges = np.flatnonzero(np.diff(logits) > 0)  # a threshold lies between edge and edge + 1
+    if len(edges) == 0:
+        return float(logits[0])
+    missed = np.cumsum(labels == 1)[edges] / np.sum(labels == 1)
+    spared = np.cumsum(labels == 0)[edges] / np.sum(labels == 0)
+    youden = spared - missed
+    best = edges[youden >= youden.max() - 1e-12]
+    middle = best[len(best) // 2]
+    return float((logits[middle] + logits[middle + 1]) / 2)
+
+
+RESAMPLES = 300  # of the intervals of the validation metrics
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What the validation images give: how to read the scores of a model."""
+
+    temperature: Temperature
+    point: OperatingPoint
+    probabilities: np.ndarray  # [N], calibrated, of the validation images
+    metrics: dict[str, Any]  # of the same images at the threshold: value, low and high
+    required_sensitivity: float | None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What predictors need to know, as it goes into the model's own files."""
+        return {
+            "threshold": self.point.threshold,
+            "refer_low": self.point.low,
+            "refer_high": self.point.high,
+            "temperature": self.temperature.value,
+            "calibrated_for_prevalence": 0.5,
+            "required_sensitivity": self.required_sensitivity,
+        }
+
+    @property
+    def remarks(self) -> dict[str, bool]:
+        """What is to be known of the temperature, as it goes into run.json."""
+        return {
+            "validation_is_separable": self.temperature.separable,
+            "temperature_at_bound": self.temperature.at_bound,
+        }
+
+
+def calibrate_scores(
+    labels: Sequence[int],
+    log_odds: Sequence[float],
+    patients: Sequence[str],
+    required_sensitivity: float | None = None,
+) -> Calibration:
+    """Return temperature and operating point for the log odds of validation images.
+
+    Args:
+        labels, log_odds, patients: of each image, [N].
+        required_sensitivity: as `choose_threshold` takes it.
+    """
+    temperature = fit_temperature(labels, log_odds)
+    probabilities = to_probability(np.asarray(log_odds) / temperature.value)
+    point = choose_threshold(labels, probabilities, patients, required_sensitivity)
+    metrics = bootstrap_intervals(labels, probabilities, point.threshold, patients, RESAMPLES)
+    return Calibration(
+        temperature,
+        point,
+        probabilities,
+        {name: asdict(interval) for name, interval in metrics.items()},
+        required_sensitivity,
+    )

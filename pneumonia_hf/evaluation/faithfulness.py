@@ -1,0 +1,42 @@
+"""Are attribution maps right about the model? Measured against covering parts of the image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.nn.functional import adaptive_avg_pool2d, interpolate
+
+from pneumonia_hf.inference.attribution import CELLS, METHODS, occlusion
+
+if TYPE_CHECKING:
+    from pneumonia_hf.inference.predictor import Predictor
+
+
+def measure_agreement(
+    predictor: Predictor, images: Sequence[Image.Image], methods: Sequence[str]
+) -> dict[str, list[float]]:
+    """Return the rank correlation (Spearman) of each image's map with occlusion, by method.
+
+    Maps are compared with their sign, before they are scaled and cut for display; a map that is
+    the same everywhere counts as 0.
+    """
+    from scipy.stats import spearmanr
+
+    agreement: dict[str, list[float]] = {name: [] for name in methods}
+    for image in images:
+        pixel_values = predictor.pixel_values([image])
+        fall = occlusion(predictor, pixel_values).values.cpu().numpy().ravel()
+        for name in methods:
+            with torch.enable_grad():
+                found = METHODS[name](predictor, pixel_values).values
+            whole = interpolate(
+                found[None, None].float(), size=pixel_values.shape[-2:], mode="bilinear"
+            )
+            cells = adaptive_avg_pool2d(whole, CELLS).cpu().numpy().ravel()
+            flat = np.ptp(cells) == 0 or np.ptp(fall) == 0
+            agreement[name].append(0.0 if flat else float(spearmanr(cells, fall).statistic))
+    return agreement

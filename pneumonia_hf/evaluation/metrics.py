@@ -1,0 +1,239 @@
+"""Metrics, their confidence intervals, the decision threshold and the temperature."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from pneumonia_hf.inference.operating_point import to_logit, to_probability
+
+logger = logging.getLogger(__name__)
+Labels = np.ndarray  # [N] of 0 (NORMAL) and 1 (PNEUMONIA)
+Probabilities = np.ndarray  # [N], P(pneumonia) in 0..1
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A measured value and its 95% confidence interval; NaN where it is not defined."""
+
+    value: float
+    low: float
+    high: float
+
+
+def accuracy(labels: Labels, probabilities: Probabilities, threshold: float) -> float:
+    """Return the share of images decided right."""
+    return float(np.mean((probabilities >= threshold) == (labels == 1)))
+
+
+def sensitivity(labels: Labels, probabilities: Probabilities, threshold: float) -> float:
+    """Return the share of pneumonias called pneumonia (recall, true positive rate)."""
+    return _share(probabilities[labels == 1] >= threshold)
+
+
+def specificity(labels: Labels, probabilities: Probabilities, threshold: float) -> float:
+    """Return the share of normals called normal (true negative rate)."""
+    return _share(probabilities[labels == 0] < threshold)
+
+
+def precision(labels: Labels, probabilities: Probabilities, threshold: float) -> float:
+    """Return the share of true pneumonias among those called so; it moves with prevalence."""
+    return _share(labels[probabilities >= threshold] == 1)
+
+
+def f1(labels: Labels, probabilities: Probabilities, threshold: float) -> float:
+    """Return the harmonic mean of precision and sensitivity."""
+    called = probabilities >= threshold
+    wrong = np.sum(called != (labels == 1))
+    hits = np.sum(called & (labels == 1))
+    return float(2 * hits / (2 * hits + wrong)) if hits + wrong else math.nan
+
+
+def auroc(labels: Labels, probabilities: Probabilities, threshold: float) -> float:
+    """Return the area under the ROC curve; NaN if a class is absent. No threshold is used."""
+    from sklearn.metrics import roc_auc_score
+
+    if len(np.unique(labels)) < 2:
+        return math.nan
+    return float(roc_auc_score(labels, probabilities))
+
+
+def auprc(labels: Labels, probabilities: Probabilities, threshold: float) -> float:
+    """Return the average precision, the area under the precision-recall curve."""
+    from sklearn.metrics import average_precision_score
+
+    if not np.any(labels == 1):
+        return math.nan
+    return float(average_precision_score(labels, probabilities))
+
+
+def brier(labels: Labels, probabilities: Probabilities, threshold: float) -> float:
+    """Return the mean squared distance of the probability from the truth (Brier 1950)."""
+    return float(np.mean((probabilities - labels) ** 2))
+
+
+def calibration_error(labels: Labels, probabilities: Probabilities, threshold: float) -> float:
+    """Return the expected calibration error over 10 bins of equal width (Guo et al. 2017).
+
+    The mean distance between the share of pneumonias and the mean probability of a bin, weighted
+    by the bin's size.
+    """
+    return _calibration_gap(labels, probabilities, np.ones(len(labels)))
+
+
+def balanced_brier(labels: Labels, probabilities: Probabilities, threshold: float) -> float:
+    """Return the Brier score with each class weighing a half; NaN if a class is absent.
+
+    Our probabilities are calibrated for a population in which half have pneumonia: this is the
+    Brier score in such a population.
+    """
+    weights = _balance(labels)
+    if weights is None:
+        return math.nan
+    return float(np.average((probabilities - labels) ** 2, weights=weights))
+
+
+def balanced_calibration_error(
+    labels: Labels, probabilities: Probabilities, threshold: float
+) -> float:
+    """Return the expected calibration error with each class weighing a half.
+
+    As `calibration_error`, in a population in which half have pneumonia; NaN if a class is absent.
+    """
+    weights = _balance(labels)
+    return math.nan if weights is None else _calibration_gap(labels, probabilities, weights)
+
+
+def _calibration_gap(labels: Labels, probabilities: Probabilities, weights: np.ndarray) -> float:
+    bins = np.minimum((probabilities * 10).astype(int), 9)
+    gaps = np.abs(np.bincount(bins, weights * (labels - probabilities), minlength=10))
+    return float(gaps.sum() / weights.sum())
+
+
+def _balance(labels: Labels) -> np.ndarray | None:
+    """Return weights with which both classes sum to a half, [N]; None if one is absent."""
+    counts = np.bincount(labels, minlength=2)
+    return (0.5 / counts)[labels] if counts.all() else None
+
+
+def calibration_p_value(labels: Labels, probabilities: Probabilities) -> float:
+    """Return how likely calibrated probabilities fit the labels as badly as these do.
+
+    Spiegelhalter's test (1986, Statistics in Medicine 5:421), two-sided. The probabilities are
+    taken to be calibrated for a population in which half have pneumonia, and are moved to the
+    prevalence of the data first. Images count as independent.
+
+    Returns:
+        The p-value; NaN if a class is absent.
+    """
+    from scipy.stats import norm
+
+    prevalence = float(np.mean(labels))
+    if prevalence in (0.0, 1.0):
+        return math.nan
+    moved = to_probability(to_logit(probabilities) + math.log(prevalence / (1 - prevalence)))
+    distance = np.sum((labels - moved) * (1 - 2 * moved))
+    deviation = math.sqrt(np.sum((1 - 2 * moved) ** 2 * moved * (1 - moved)))
+    return float(2 * norm.sf(abs(distance) / max(deviation, 1e-12)))
+
+
+METRICS: dict[str, Callable[[Labels, Probabilities, float], float]] = {
+    "accuracy": accuracy,
+    "sensitivity": sensitivity,
+    "specificity": specificity,
+    "precision": precision,
+    "f1": f1,
+    "auroc": auroc,
+    "auprc": auprc,
+    "brier": brier,
+    "ece": calibration_error,
+    "brier_balanced": balanced_brier,
+    "ece_balanced": balanced_calibration_error,
+}
+
+
+def compute_metrics(
+    labels: Sequence[int], probabilities: Sequence[float], threshold: float
+) -> dict[str, float]:
+    """Return every one of METRICS, computed through the `evaluate` library."""
+    import evaluate
+
+    from pneumonia_hf.evaluation.hf_metric import XrayMetric
+
+    combined = evaluate.combine([XrayMetric(name) for name in METRICS])
+    return combined.compute(
+        predictions=[float(p) for p in probabilities],
+        references=[int(label) for label in labels],
+        threshold=threshold,
+    )
+
+
+def bootstrap_intervals(
+    labels: Sequence[int],
+    probabilities: Sequence[float],
+    threshold: float,
+    patients: Sequence[str],
+    resamples: int = 1000,
+    seed: int = 13,
+) -> dict[str, Interval]:
+    """Return every metric with its 95% percentile bootstrap interval (Efron 1979).
+
+    Patients are drawn, not images, since the images of one patient are alike: see
+    `draw_patients`.
+
+    Args:
+        labels, probabilities, patients: of each picture, [N].
+        threshold: the operating point; it is held fixed.
+        resamples: number of resamples.
+        seed: of the draws.
+    """
+    labels, probabilities = np.asarray(labels), np.asarray(probabilities, dtype=np.float64)
+    values = compute_metrics(labels, probabilities, threshold)
+    draws = {name: [] for name in METRICS}
+    for rows in draw_patients(labels, patients, resamples, seed):
+        for name, function in METRICS.items():
+            draws[name].append(function(labels[rows], probabilities[rows], threshold))
+    intervals = {}
+    for name, value in values.items():
+        defined = [draw for draw in draws[name] if not math.isnan(draw)]
+        low, high = np.percentile(defined, [2.5, 97.5]) if defined else (math.nan, math.nan)
+        intervals[name] = Interval(float(value), float(low), float(high))
+    return intervals
+
+
+def draw_patients(
+    labels: np.ndarray, patients: Sequence[str], resamples: int, seed: int
+) -> Iterator[np.ndarray]:
+    """Yield the rows of each bootstrap resample of patients.
+
+    A patient is drawn once with all images. Those with normals only, with pneumonias only and
+    with both are drawn apart, so that both classes are in every resample.
+    """
+    generator = np.random.default_rng(seed)
+    labels = np.asarray(labels)
+    _, numbers = np.unique(np.asarray(patients), return_inverse=True)
+    has = np.zeros((numbers.max(initial=-1) + 1, 2), bool)
+    has[numbers, labels] = True
+    strata = []
+    for kind in ([True, False], [False, True], [True, True]):
+        rows = np.flatnonzero((has[numbers] == kind).all(axis=1))
+        if len(rows):
+            order = rows[np.argsort(numbers[rows], kind="stable")]
+            _, starts = np.unique(numbers[order], return_index=True)
+            strata.append(np.split(order, starts[1:]))
+    for _ in range(resamples):
+        yield np.concatenate(
+            [
+                groups[drawn]
+                for groups in strata
+                for drawn in generator.integers(len(groups), size=len(groups))
+            ]
+        )
+
+
+def _share(hits: np.ndarray) -> float:
+    return float(np.mean(hits)) if len(hits) else math.nan

@@ -1,0 +1,33 @@
+"""DICOM modalities, and which of them are radiographs."""
+
+from __future__ import annotations
+
+# What (0008,0060) can say, DICOM PS3.3 C.7.3.1.1.1. First what a film of the chest comes as: OT
+# and SC are scanned or captured films.
+RADIOGRAPHY = frozenset({"", "CR", "DX", "DR", "RG", "RF", "XR", "OT", "SC"})
+MODALITIES = {
+    "BI": "biomagnetic imaging",
+    "BMD": "bone densitometry",
+    "CT": "computed tomography",
+    "DG": "diaphanography",
+    "EC": "echocardiography",
+    "ECG": "electrocardiography",
+    "EPS": "electrophysiology",
+    "ES": "endoscopy",
+    "GM": "microscopy",
+    "HD": "haemodynamics",
+    "IO": "dental radiography",
+    "IVUS": "intravascular ultrasound",
+    "MG": "mammography",
+    "MR": "magnetic resonance",
+    "NM": "nuclear medicine",
+    "OCT": "optical coherence tomography",
+    "OP": "photograph of an eye",
+    "PT": "positron emission tomography",
+    "PX": "panoramic dental radiography",
+    "SM": "microscopy of slides",
+    "TG": "thermography",
+    "US": "ultrasound",
+    "XA": "angiography",
+    "XC": "photograph",
+}

@@ -1,0 +1,155 @@
+"""A finished model -> one ONNX file that other programs run without any of our libraries."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pneumonia_hf import __version__
+from pneumonia_hf.errors import UserError
+from pneumonia_hf.imaging.preprocess import BICUBIC
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from pneumonia_hf.inference.predictor import Predictor
+
+PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+TOLERANCE = 1e-4  # between the logits of the file and those of the model
+CHECKED_BATCHES = (1, 3)  # other sizes than the one that is traced
+
+
+def export_onnx(predictor: Predictor, path: str | Path, overwrite: bool = False) -> Path:
+    """Write the model as one ONNX file, check that it says the same, and return its path.
+
+    The file takes `pixel_values`, float32 [N, 3, H, W] as the model's processor makes them, and
+    gives `logits`, float32 [N, classes], and `probability`, float32 [N]: the calibrated
+    P(pneumonia), since the temperature is folded into the weights. Its metadata hold, as text,
+    what else a program needs: `labels`, `image_mean` and `image_std` (JSON lists), `image_size` in
+    pixels a side, `resample` and `version`; where a threshold was chosen, also `threshold`,
+    `refer_low` and `refer_high`. A mean of several models is no one network: an ensemble's members
+    are exported one by one, and test-time augmentation is left to the caller.
+
+    Raises:
+        UserError: a package is missing, an ensemble, a network that ONNX cannot express, a file
+            that is there already, a folder that is not, logits that differ by more than 1e-4.
+    """
+    _check_packages()
+    path = Path(path)
+    if len(predictor.members) > 1:
+        raise UserError(f"{predictor.name} is an ensemble; export its members one by one.")
+    if not path.parent.is_dir():
+        raise UserError(f"The folder {path.parent} does not exist; check --output.")
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; --output takes the name of a file.")
+    if path.exists() and not overwrite:
+        raise UserError(f"{path} exists; choose another --output, or give --overwrite.")
+    import torch
+
+    # A copy on the CPU: the predictor's own model stays where and as it is.
+    model = copy.deepcopy(predictor.model).cpu().eval()
+    model = model.to(memory_format=torch.contiguous_format)
+    size = predictor.processor.size
+    crops = getattr(predictor.processor, "do_center_crop", False)
+    if "height" not in size or crops or predictor.processor.resample != BICUBIC:
+        raise UserError(
+            f"{predictor.name} prepares its pictures in another way than models of this project; "
+            f"only those can be exported."
+        )
+    shape = (3, size["height"], size["width"])
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    try:
+        program = _trace(model, predictor.class_index, torch.zeros(2, *shape))
+        program.model.metadata_props.update(_describe(predictor))
+        program.save(unfinished, external_data=False)  # one file
+        _check_equal(model, unfinished, shape)
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return path
+
+
+def _check_packages() -> None:
+    from importlib.util import find_spec
+
+    missing = [name for name in PACKAGES if find_spec(name) is None]
+    if missing:
+        raise UserError(f"ONNX needs more packages: pip install {' '.join(missing)}.")
+
+
+def _trace(model: nn.Module, class_index: int, pixel_values: torch.Tensor):
+    """Return the ONNX program of `model`, for batches of any size."""
+    import torch
+
+    class Outputs(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            logits = self.model(pixel_values=pixel_values).logits
+            return logits, logits.softmax(dim=1)[:, class_index]
+
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")  # of the libraries, about themselves
+            return torch.onnx.export(
+                Outputs().eval(),
+                (pixel_values,),
+                dynamo=True,
+                verbose=False,
+                input_names=["pixel_values"],
+                output_names=["logits", "probability"],
+                dynamic_shapes={"pixel_values": {0: torch.export.Dim("batch", min=1)}},
+            )
+    except torch.onnx.errors.OnnxExporterError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"This network cannot be written as ONNX ({reason}).") from error
+
+
+def _describe(predictor: Predictor) -> dict[str, str]:
+    """Return the metadata of the file: ONNX holds text only."""
+    processor, point = predictor.processor, predictor.operating_point
+    labels = predictor.model.config.id2label
+    told = {
+        "labels": json.dumps([labels[index] for index in sorted(labels)]),
+        "image_size": str(processor.size["height"]),
+        "image_mean": json.dumps(list(processor.image_mean)),
+        "image_std": json.dumps(list(processor.image_std)),
+        "resample": "bicubic, antialiased, straight to the square; then divided by 255",
+        "version": __version__,
+    }
+    if predictor.has_threshold:
+        told |= {
+            "threshold": str(point.threshold),
+            "refer_low": str(point.low),
+            "refer_high": str(point.high),
+        }
+    return told
+
+
+def _check_equal(model: nn.Module, path: Path, shape: tuple[int, int, int]) -> None:
+    """Raise a UserError if the file's logits of random pictures are not the model's."""
+    import onnxruntime
+    import torch
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    generator = torch.Generator().manual_seed(0)
+    for batch in CHECKED_BATCHES:
+        pixel_values = torch.randn(batch, *shape, generator=generator)
+        (found,) = session.run(["logits"], {"pixel_values": pixel_values.numpy()})
+        with torch.inference_mode():
+            expected = model(pixel_values=pixel_values).logits.float().numpy()
+        difference = float(np.abs(found - expected).max())
+        if not difference <= TOLERANCE:  # NaN differs too
+            raise UserError(
+                f"The exported network differs from the model by {difference:.2g} in its logits, "
+                f"more than {TOLERANCE:g}; nothing was written."
+            )

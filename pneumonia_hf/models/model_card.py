@@ -1,0 +1,105 @@
+"""The model card: made from the files of the model folder."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pneumonia_hf.data.patients import describe_patients
+from pneumonia_hf.errors import UserError
+from pneumonia_hf.files import read_json, replace_text, write_json
+from pneumonia_hf.models.model_folder import CARD_FILE, REPORTS_FILE, RUN_FILE
+
+if TYPE_CHECKING:
+    from huggingface_hub import ModelCard
+
+CARD_TEMPLATE = Path(__file__).with_name("model_card.md")
+# The Hub's own names, where it has one.
+HUB_METRICS = {"auroc": "roc_auc", "sensitivity": "recall", "brier": "brier_score"}
+# With which a report shows that a model is badly calibrated: a p-value, and an error that matters.
+MISFIT_P, MISFIT_ERROR = 0.01, 0.05
+
+
+def add_report(folder: Path, report: dict[str, Any]) -> None:
+    """Keep a report's numbers in the model folder, in place of older ones of the same data.
+
+    Args:
+        report: with `data`, `split`, `n`, `threshold` and `metrics`, as in report.json.
+    """
+    reports = read_json(folder / REPORTS_FILE, otherwise=[])
+    key = (report["data"], report["split"])
+    reports = [one for one in reports if (one["data"], one["split"]) != key]
+    write_json(folder / REPORTS_FILE, [*reports, report])
+    write_card(folder)
+
+
+def write_card(folder: Path) -> None:
+    """Write the model card from the folder's own run.json and reports.json."""
+    replace_text(folder / CARD_FILE, str(make_card(folder)))
+
+
+def make_card(folder: Path) -> ModelCard:
+    """Return the model card: every number in it comes from the folder's files."""
+    from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+    run = read_json(folder / RUN_FILE, otherwise=None)
+    reports = read_json(folder / REPORTS_FILE, otherwise=[])
+    if run is None:
+        raise UserError(f"{folder} holds no finished model: {RUN_FILE} is missing.")
+    results = [
+        EvalResult(
+            task_type="image-classification",
+            dataset_type=re.sub(r"[^a-z0-9]+", "-", report["data"].lower()).strip("-") or "data",
+            dataset_name=f"{report['data']} ({report['split']})",
+            dataset_split=report["split"],
+            metric_type=HUB_METRICS.get(name, name),
+            metric_name=name,
+            metric_value=round(metric["value"], 4),
+        )
+        for report in reports
+        for name, metric in report["metrics"].items()
+        if metric["value"] is not None
+    ]
+    data = ModelCardData(
+        license=run["model"]["license"],
+        library_name="transformers",
+        pipeline_tag="image-classification",
+        tags=["chest-x-ray", "pneumonia", "medical-imaging", "image-classification"],
+        base_model=run["model"]["base_model"],
+        metrics=["accuracy", "roc_auc", "f1", "precision", "recall"],
+        model_name="pneumonia-hf",
+        eval_results=results or None,
+    )
+    return ModelCard.from_template(
+        data,
+        template_path=str(CARD_TEMPLATE),
+        run=run,
+        reports=reports,
+        percent=_to_text,
+        count_patients=describe_patients,
+        misfit=find_misfit(reports),
+    )
+
+
+def find_misfit(reports: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """Return the external report that most shows the model to be badly calibrated, if one does.
+
+    A report shows it where calibrated probabilities would fit its labels so badly once in a
+    hundred times or less, and the error with both classes weighing a half is above 0.05: less is
+    no matter, however many images show it.
+    """
+    bad = [
+        one
+        for one in reports
+        if one.get("external")
+        and (one.get("calibration_p") or 0) < MISFIT_P
+        and one["metrics"]["ece_balanced"]["value"] > MISFIT_ERROR
+    ]
+    return max(bad, key=lambda one: one["metrics"]["ece_balanced"]["value"], default=None)
+
+
+def _to_text(metric: dict[str, float | None]) -> str:
+    if metric["value"] is None:
+        return "not defined"
+    return f"{metric['value']:.3f} ({metric['low']:.3f} to {metric['high']:.3f})"

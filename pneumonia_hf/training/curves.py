@@ -1,0 +1,64 @@
+"""Training curves: how a run went, as a figure in the model folder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pneumonia_hf.training.arguments import XrayTrainingArguments
+    from pneumonia_hf.training.phases import Outcome
+
+BLUE, ORANGE, GREY = "#1f5fa8", "#c8641e", "#777777"
+
+
+def draw_curves(path: Path, outcomes: Sequence[Outcome], arguments: XrayTrainingArguments) -> None:
+    """Write a figure of a run: losses, the validation metric, and the learning rate, over steps.
+
+    Args:
+        path: the PNG to write.
+        outcomes: of each stage, in order; their steps are counted on.
+        arguments: `metric_for_best_model` is what the checkpoint was chosen by.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    metric = arguments.metric_for_best_model
+    chosen_by = "auroc" if metric == "loss" else metric
+    figure = Figure(figsize=(7, 7.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    losses, metrics, rates = figure.subplots(3, sharex=True, height_ratios=[2, 2, 1])
+    _plot(losses, outcomes, "loss", BLUE, "training, as told", ".-")
+    _plot(losses, outcomes, "eval_loss", ORANGE, "validation, classes alike", "o-")
+    _plot(metrics, outcomes, f"eval_{chosen_by}", ORANGE, f"validation {chosen_by}", "o-")
+    _plot(rates, outcomes, "learning_rate", GREY, "learning rate of the head", ".-")
+    losses.set_ylabel("loss")
+    metrics.set_ylabel(chosen_by)
+    rates.set_ylabel("rate")
+    rates.set_xlabel("step")
+    for axes in (losses, metrics):
+        if axes.lines:  # a run of a few steps may log nothing
+            axes.legend(frameon=False)
+    before = 0
+    for number, outcome in enumerate(outcomes, start=1):
+        best = before + int(outcome.checkpoint.removeprefix("checkpoint-"))
+        metrics.axvline(best, color=ORANGE, alpha=0.4, linestyle=":")
+        before += outcome.steps
+        if number < len(outcomes):
+            for axes in (losses, metrics, rates):
+                axes.axvline(before, color="black", linewidth=0.8)
+    stages = "" if len(outcomes) == 1 else f" in {len(outcomes)} stages (black lines)"
+    losses.set_title(f"{before} steps{stages}; dotted: the checkpoint kept", fontsize=10)
+    figure.savefig(path, dpi=110, metadata={"Software": None})
+
+
+def _plot(axes: Any, outcomes: Sequence[Outcome], key: str, colour: str, name: str, mark: str):
+    """Draw one quantity of the log; stages are not joined, since each begins anew."""
+    before = 0
+    for outcome in outcomes:
+        points = [(before + entry["step"], entry[key]) for entry in outcome.log if key in entry]
+        if points:
+            axes.plot(*zip(*points, strict=True), mark, color=colour, label=name, markersize=4)
+            name = None  # one entry of the legend
+        before += outcome.steps

@@ -1,0 +1,197 @@
+"""The run record: what a run is made of, so that a resumed one is the same."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import logging
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+from pneumonia_hf import __version__
+from pneumonia_hf.errors import UserError
+from pneumonia_hf.files import read_json, write_json
+from pneumonia_hf.models.model_folder import ENSEMBLE_FILE, MODEL_FILES, RUN_FILE
+from pneumonia_hf.training.checkpoints import CHECKPOINTS, list_checkpoints
+from pneumonia_hf.training.distributed import is_sharded
+
+if TYPE_CHECKING:
+    from pneumonia_hf.training.arguments import XrayTrainingArguments
+    from pneumonia_hf.training.recipe import Recipe
+
+RECIPE_FILE = "recipe.json"
+LOCK_FILE = ".lock"
+NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP}  # of network disks
+STUDY_FILE = "study.db"  # of a search, in its output folder
+# What does not change the weights that a run ends with, and may differ when it goes on.
+FREE = {
+    "output_dir", "resume", "overwrite", "seeds", "report_to", "project", "run_name",
+    "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id",
+    "disable_tqdm", "logging_steps", "logging_strategy", "logging_first_step", "log_level",
+    "log_level_replica", "log_on_each_node", "dataloader_num_workers", "dataloader_pin_memory",
+    "dataloader_persistent_workers", "dataloader_prefetch_factor", "save_total_limit",
+    "save_on_each_node", "cpu_threads", "ddp_timeout", "local_rank",
+    "bf16", "fp16",  # they follow from `precision`; what was found is noted apart
+}  # fmt: skip
+
+
+def check_output_folder(arguments: XrayTrainingArguments) -> None:
+    """Raise a UserError if training into `arguments.output_dir` would destroy something."""
+    folder = Path(arguments.output_dir)
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file; --output_dir takes a folder.")
+    if arguments.overwrite and arguments.resume:
+        raise UserError("--resume goes on with a run and --overwrite replaces it; choose one.")
+    if arguments.overwrite:
+        return
+    begun = has_progress(folder)
+    if begun and arguments.resume:
+        if any((folder / CHECKPOINTS).glob("checkpoint-*")):
+            raise UserError(
+                f"The run in {folder} was begun by version 0.2 or older, whose checkpoints are "
+                f"kept otherwise; give --overwrite to begin anew."
+            )
+        return
+    held = sorted(name for name in (*MODEL_FILES, ENSEMBLE_FILE) if (folder / name).exists())
+    if held and not (arguments.resume and arguments.seeds and held == [ENSEMBLE_FILE]):
+        what = "a finished model" if "model.safetensors" in held else " and ".join(held)
+        raise UserError(
+            f"{folder} holds {what}; choose another --output_dir, "
+            f"or give --overwrite to replace it."
+        )
+    if begun:
+        raise UserError(
+            f"{folder} holds an unfinished run; give --resume to go on with it, "
+            f"or --overwrite to begin anew."
+        )
+
+
+def has_progress(output: Path) -> bool:
+    """Return whether a run in `output` has come so far that there is something to lose."""
+    checkpoints = output / CHECKPOINTS
+    older = any(checkpoints.glob("checkpoint-*"))  # of version 0.2 and before
+    if older or (output / STUDY_FILE).exists():
+        return True
+    return any(list_checkpoints(stage) for stage in checkpoints.glob("stage-*"))
+
+
+def clear(output: Path) -> None:
+    """Remove the checkpoints of an older run; the recipe first, so that none is resumed half."""
+    (output / CHECKPOINTS / RECIPE_FILE).unlink(missing_ok=True)
+    for path in (output / CHECKPOINTS).glob("*"):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        elif path.name != LOCK_FILE:
+            path.unlink(missing_ok=True)
+
+
+@contextmanager
+def only_run(output: Path) -> Iterator[None]:
+    """Keep a second run out of `output`; the lock is freed when its process ends, however.
+
+    Raises:
+        UserError: another process trains there, or the folder cannot be made.
+    """
+    from filelock import FileLock, Timeout
+
+    try:
+        (output / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{output} cannot be made ({error.strerror}); check --output_dir.") from (
+            error
+        )
+    lock = FileLock(output / CHECKPOINTS / LOCK_FILE)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise UserError(
+            f"Another process is training in {output}; wait for it, or choose another --output_dir."
+        ) from error
+    except (NotImplementedError, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in NO_LOCKS:
+            raise
+        logging.getLogger(__name__).warning(
+            f"The disk of {output} knows no locks: see to it that no second process trains there."
+        )
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def describe_run(
+    recipe: Recipe,
+    fingerprints: dict[str, str],
+    arguments: XrayTrainingArguments,
+) -> dict[str, Any]:
+    """Return all that decides which weights a run ends with; `fingerprints` are of its parts."""
+    made_of = asdict(recipe.model) | asdict(recipe.augment)
+    made_of |= {name: value for name, value in _plain(arguments).items() if name not in FREE}
+    made_of |= {f"{name} pictures": content for name, content in fingerprints.items()}
+    # Between minor versions the same settings may mean other stages or other augmentation.
+    version = ".".join(__version__.split(".")[:2])
+    return made_of | {
+        "version of pneumonia_hf": version,
+        "processes": arguments.world_size,
+        "FSDP": is_sharded(),
+    }
+
+
+def fingerprint(hashes: Sequence[str], labels: Sequence[int]) -> str:
+    """Return the SHA-256 of a part: of its pictures' hashes and labels, in order."""
+    lines = "".join(f"{one} {label}\n" for one, label in zip(hashes, labels, strict=True))
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def _plain(arguments: XrayTrainingArguments) -> dict[str, Any]:
+    return {
+        name: value
+        for name, value in arguments.to_dict().items()
+        if isinstance(value, str | int | float | bool | list | None)
+        and not name.startswith(("hub_", "push_", "_"))
+    }
+
+
+def keep_recipe(output: Path, made_of: dict[str, Any], resume: bool) -> dict[str, Any]:
+    """Note what a run is made of beside its checkpoints, and return what is noted.
+
+    The note of a resumed run stays; it also holds what the run has found out since.
+
+    Raises:
+        UserError: a resumed run was begun with something else.
+    """
+    path = output / CHECKPOINTS / RECIPE_FILE
+    before = read_json(path, otherwise=None) if resume and has_progress(output) else None
+    if before is None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        noted = {"made_of": made_of, "run_id": uuid4().hex}
+        write_json(path, noted)
+        return noted
+    was = before.get("made_of", {})
+    different = sorted(
+        name for name in {*was, *made_of} if was.get(name, None) != made_of.get(name, None)
+    )
+    if different:
+        raise UserError(
+            f"The run in {output} was begun with other {', '.join(different)}; "
+            f"resume it with the command that began it, or give --overwrite to begin anew."
+        )
+    return before
+
+
+def note(output: Path, **found: Any) -> None:
+    """Add to the note of a run what it has found out, such as the precision it computes in."""
+    path = output / CHECKPOINTS / RECIPE_FILE
+    write_json(path, read_json(path, otherwise={}) | found)
+
+
+def is_finished(output: Path, run_id: str) -> bool:
+    """Return whether `output` holds the finished model of this very run."""
+    run = read_json(output / RUN_FILE, otherwise={})
+    whole = all((output / name).exists() for name in ("config.json", "model.safetensors"))
+    return whole and run.get("run_id") == run_id

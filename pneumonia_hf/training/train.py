@@ -1,0 +1,429 @@
+"""train(): from decoded parts, stage by stage, to the finished model folder."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch import Tensor
+from transformers import (
+    AutoModelForImageClassification,
+    BaseImageProcessor,
+    PreTrainedModel,
+    TrainerCallback,
+    TrainerState,
+    default_data_collator,
+)
+
+from pneumonia_hf.audit.run import audit_briefly
+from pneumonia_hf.data.cache import read_parts
+from pneumonia_hf.data.file_hashes import to_hex
+from pneumonia_hf.errors import UserError
+from pneumonia_hf.evaluation.metrics import compute_metrics
+from pneumonia_hf.inference.operating_point import to_probability
+from pneumonia_hf.models.backbones import count_trainable, freeze, grow_drop_path
+from pneumonia_hf.models.model_folder import put_in_place
+from pneumonia_hf.training.arguments import XrayTrainingArguments
+from pneumonia_hf.training.checkpoints import (
+    CHECKPOINTS,
+    STATE_FILE,
+    best_beside,
+    last_whole_checkpoint,
+    read_outcome,
+    stage_folder,
+    write_outcome,
+)
+from pneumonia_hf.training.distillation import Teacher, load_teacher
+from pneumonia_hf.training.distributed import agree, ask_all, barrier, is_sharded
+from pneumonia_hf.training.finalize import finish_model
+from pneumonia_hf.training.interruption import Notice, SaveAndStop, heed_sigterm
+from pneumonia_hf.training.losses import XrayLoss, weigh_classes
+from pneumonia_hf.training.phases import Outcome, Stage, rate_of_parameters, read_stages
+from pneumonia_hf.training.probe import Speed, choose_speed
+from pneumonia_hf.training.recipe import Recipe
+from pneumonia_hf.training.run_record import (
+    check_output_folder,
+    clear,
+    describe_run,
+    fingerprint,
+    is_finished,
+    keep_recipe,
+    note,
+    only_run,
+)
+from pneumonia_hf.training.trainer import DIVERGED, XrayTrainer, is_exhausted, load_best
+
+if TYPE_CHECKING:
+    from datasets import DatasetDict
+    from transformers import EvalPrediction
+
+UNFINISHED = ".unfinished"  # where the model folder is put together
+TOLD: set[tuple] = set()  # the data of which this process has told what the audit says
+
+
+def train(
+    model: PreTrainedModel,
+    processor: BaseImageProcessor,
+    data: DatasetDict,
+    recipe: Recipe,
+    arguments: XrayTrainingArguments,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> Path:
+    """Fine-tune `model` and return the folder of the finished one.
+
+    Stage by stage, each from the best weights of the one before. The best checkpoint of all
+    stages by its validation metric is calibrated, given its threshold and saved in
+    `arguments.output_dir`; what the Trainer keeps stays in `checkpoints/` inside it. The test
+    part is not scored.
+
+    With `arguments.resume` the run goes on where it was cut off, and ends with the same weights
+    as if it had not been; a finished one is left as it is.
+
+    Args:
+        model, processor: as `build_model` returns them.
+        data: as `load_xrays` returns it.
+        recipe: what is written into the run manifest; its `augment` is used.
+        arguments: the Trainer's; `output_dir` is the folder to make.
+        callbacks: more callbacks for the Trainer.
+
+    Raises:
+        UserError: a class without readable pictures, an output folder that holds something,
+            a loss of NaN, a resumed run that was begun with something else.
+        Stopped: SIGTERM came, and a checkpoint was saved.
+    """
+    # The first process alone looks: what it finds may be what it has just begun itself.
+    agree(arguments, lambda: check_output_folder(arguments))
+    with heed_sigterm() as notice, ExitStack() as locks:
+        if arguments.process_index == 0:
+            lock = only_run(Path(arguments.output_dir))
+            agree(arguments, lambda: locks.enter_context(lock))
+        else:
+            agree(arguments, None)
+        return _Run(model, processor, data, recipe, arguments, callbacks, notice).finish()
+
+
+class _Run:
+    """A run in its folder: what it is made of, and how far it has come."""
+
+    def __init__(self, model, processor, data, recipe, arguments, callbacks, notice) -> None:
+        self.started = time.monotonic()
+        self.folder = Path(arguments.output_dir)
+        self.model: PreTrainedModel = model
+        self.processor: BaseImageProcessor = processor
+        self.arguments: XrayTrainingArguments = arguments
+        self.callbacks: Sequence[TrainerCallback] = callbacks
+        self.notice: Notice = notice
+        self.is_main: bool = arguments.process_index == 0
+        self.stages: list[Stage] = read_stages(arguments, recipe.model.trainable_stages)
+        self._prepare_folder()
+        config = recipe.data
+        data, self.parts = read_parts(data, processor, config.cache_dir, config.strict)
+        self.data: DatasetDict = data
+        self.hashes = {name: to_hex(part.hashes) for name, part in self.parts.items()}
+        self.teacher: Teacher | None = (
+            load_teacher(arguments.teacher, self.hashes) if arguments.teacher else None
+        )
+        self.fingerprints = {
+            name: fingerprint(self.hashes[name], part.labels) for name, part in self.parts.items()
+        }
+        self._check_same_pictures()
+        self._tell_audit()
+        made_of = describe_run(recipe, self.fingerprints, arguments)
+        self.noted: dict[str, Any] = agree(
+            arguments, lambda: keep_recipe(self.folder, made_of, arguments.resume)
+        )
+        self.recipe: Recipe = recipe
+
+    def _tell_audit(self) -> None:
+        """Say what the audit says of the data; once, where several runs share it."""
+        seen = tuple(sorted(self.fingerprints.items()))
+        if self.is_main and seen not in TOLD:
+            TOLD.add(seen)
+            print(audit_briefly(self.data, self.parts), flush=True)
+
+    def _prepare_folder(self) -> None:
+        if self.is_main:
+            shutil.rmtree(self.folder / UNFINISHED, ignore_errors=True)  # of a killed run
+            if self.arguments.overwrite:
+                # The old model stays until the new one is finished; its checkpoints cannot.
+                clear(self.folder)
+        barrier(self.arguments)
+        (self.folder / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
+
+    def finish(self) -> Path:
+        """Train what is not trained yet, and finish the model."""
+        if agree(self.arguments, lambda: is_finished(self.folder, self.noted["run_id"])):
+            if self.is_main:
+                print(f"The run in {self.folder} is finished already.")
+            return self.folder
+        self._choose_speed()
+        outcomes = []
+        for number, stage in enumerate(self.stages, start=1):
+            outcomes.append(self._take_stage(number, stage))
+            if number < len(self.stages):
+                self._continue_from(number, outcomes[-1])
+        if self.is_main:
+            self._finish_model(outcomes)
+        barrier(self.arguments)
+        return self.folder
+
+    def _choose_speed(self) -> None:
+        """Fix precision and memory format, as noted or as measured now."""
+        told = self.noted.get("speed")
+        if told is None:
+            told = agree(
+                self.arguments,
+                lambda: vars(
+                    choose_speed(
+                        self.model,
+                        self.processor.size["height"],
+                        self.recipe.model.channels_last,
+                        self.stages[-1],
+                        self.arguments,
+                        self.recipe.data.cache_dir,
+                    )
+                ),
+            )
+            if self.is_main:
+                note(self.folder, speed=told)
+        self.speed = Speed(**told)
+        self.recipe = replace(
+            self.recipe, model=replace(self.recipe.model, channels_last=self.speed.channels_last)
+        )
+
+    def _take_stage(self, number: int, stage: Stage) -> Outcome:
+        """Return how a stage ended, after training what is left of it."""
+        folder = stage_folder(self.folder, number)
+        resume = self.arguments.resume
+        outcome = agree(self.arguments, lambda: read_outcome(folder) if resume else None)
+        if outcome is not None:
+            return outcome
+        if len(self.stages) > 1 and self.is_main:
+            told = f"{stage.part}, {stage.epochs:g} epochs at a rate of {stage.learning_rate:g}"
+            print(f"Stage {number} of {len(self.stages)}: {told}.", flush=True)
+        freeze(self.model, stage.trainable_stages)
+        learning, weights = count_trainable(self.model)
+        if self.is_main:
+            share = f"{learning / weights:.2%}" if learning < weights else "All"
+            print(f"{share} of the network's {weights:,} weights learn.", flush=True)
+        if self.speed.channels_last:
+            import torch
+
+            self.model.to(memory_format=torch.channels_last)
+        trainer = self._make_trainer(number, stage)
+        checkpoint = agree(
+            self.arguments, lambda: last_whole_checkpoint(folder) if resume else None
+        )
+        if checkpoint is not None:
+            self._check_reachable(checkpoint)
+        self._run_trainer(trainer, checkpoint)
+        outcome = self._outcome_of(trainer)
+        if self.is_main:
+            write_outcome(folder, outcome)
+        trainer.accelerator.free_memory()
+        return outcome
+
+    def _make_trainer(self, number: int, stage: Stage) -> XrayTrainer:
+        arguments = copy.copy(self.arguments)
+        arguments.output_dir = str(stage_folder(self.folder, number))
+        arguments.num_train_epochs = stage.epochs
+        arguments.learning_rate = stage.learning_rate
+        arguments.seed = (self.arguments.seed + number - 1) % 2**32
+        arguments.load_best_model_at_end = False  # which is done afterwards, exactly
+        arguments.use_precision(self.speed.precision)
+        arguments.run_name = self._name_run(number)
+        if "trackio" in arguments.report_to:
+            keep_dashboard_closed(arguments)
+        labels = self.parts["train"].labels
+        try:
+            trainer = XrayTrainer(
+                model=self.model,
+                args=arguments,
+                processing_class=self.processor,
+                train_dataset=self.parts["train"],
+                eval_dataset=self.parts["validation"],
+                data_collator=take_batch,
+                recipe=self.recipe,
+                rates=rate_of_parameters(self.model, arguments.layer_decay),
+                teacher=self.teacher,
+                compute_loss_func=XrayLoss(labels, arguments),
+                compute_metrics=_compute_trainer_metrics,
+                callbacks=[*self.callbacks, SaveAndStop(self.notice)],
+            )
+            if not is_sharded():  # optimiser and schedule, for their complaints
+                trainer.create_optimizer_and_scheduler(num_training_steps=10)
+                trainer.optimizer = trainer.lr_scheduler = None
+            if not len(trainer.get_train_dataloader()):
+                raise ValueError("dataloader_drop_last leaves no whole batch")
+        except (ImportError, RuntimeError, ValueError, TypeError, KeyError) as error:
+            raise _explain_refusal(error) from error
+        return trainer
+
+    def _name_run(self, number: int) -> str:
+        """Return what trackers call a stage: the same again when resumed, and never otherwise.
+
+        trackio adds to a run of the same name, also to that of another model.
+        """
+        name = self.arguments.run_name or self.folder.resolve().name
+        name = f"{name}-{self.noted['run_id'][:6]}"
+        return name if len(self.stages) == 1 else f"{name}-stage-{number}"
+
+    def _run_trainer(self, trainer: XrayTrainer, checkpoint: Path | None) -> None:
+        """Train, from `checkpoint` on if there is one; not at all if that is the stage's last."""
+        if checkpoint is not None:
+            state = TrainerState.load_from_json(str(checkpoint / STATE_FILE))
+            if state.global_step >= state.max_steps or is_exhausted(
+                state.log_history, trainer.args
+            ):
+                best = best_beside(checkpoint)
+                state.best_model_checkpoint = best and str(best)
+                trainer.state = state
+                return
+            # It was done before the first step: one more would be counted by early stopping.
+            trainer.args.eval_on_start = False
+        self.notice.may_wait = True
+        try:
+            trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+        except ValueError as error:
+            if "checkpointing" in str(error):  # this network does not know it
+                raise _explain_refusal(error) from error
+            raise
+        finally:
+            self.notice.may_wait = False
+
+    def _outcome_of(self, trainer: XrayTrainer) -> Outcome:
+        state = trainer.state
+        name = f"checkpoint-{state.global_step}"
+        if self.arguments.load_best_model_at_end and state.best_model_checkpoint:
+            name = Path(state.best_model_checkpoint).name
+        step = int(name.removeprefix("checkpoint-"))
+        wanted = f"eval_{self.arguments.metric_for_best_model}"
+        metrics = [e[wanted] for e in state.log_history if e["step"] == step and wanted in e]
+        speeds = [e["train_samples_per_second"] for e in state.log_history if _tells_speed(e)]
+        return Outcome(
+            checkpoint=name,
+            metric=metrics[-1] if metrics else None,
+            steps=state.global_step,
+            epochs=state.epoch,
+            images_per_second=speeds[-1] if speeds else None,
+            log=state.log_history,
+        )
+
+    def _continue_from(self, number: int, outcome: Outcome) -> None:
+        """Take the best weights of a stage for the next one."""
+        checkpoint = stage_folder(self.folder, number) / outcome.checkpoint
+        if self.arguments.world_size == 1:
+            self.model = load_best(checkpoint)
+            grow_drop_path(self.model)
+            return
+        # Handed out by the first process: the others may not see its disk.
+        weights = agree(self.arguments, lambda: load_best(checkpoint).state_dict())
+        self.model = AutoModelForImageClassification.from_config(self.model.config)
+        self.model.load_state_dict(weights, strict=True)
+        grow_drop_path(self.model)
+
+    def _finish_model(self, outcomes: list[Outcome]) -> None:
+        best = choose_outcome(outcomes, self.arguments)
+        checkpoint = stage_folder(self.folder, best + 1) / outcomes[best].checkpoint
+        unfinished = self.folder / UNFINISHED
+        try:
+            load_best(checkpoint).save_pretrained(unfinished)
+            self.processor.save_pretrained(unfinished)
+            progress = {
+                "best_checkpoint": f"stage-{best + 1}/{outcomes[best].checkpoint}",
+                "best_validation_metric": outcomes[best].metric,
+                "seconds": round(time.monotonic() - self.started),
+                "resumed": self.arguments.resume,
+            }
+            finish_model(
+                unfinished,
+                self.data,
+                self.recipe,
+                self.arguments,
+                self.hashes,
+                self.fingerprints,
+                self.stages,
+                outcomes,
+                self.speed,
+                progress | {"run_id": self.noted["run_id"]},
+            )
+            put_in_place(unfinished, self.folder)
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
+
+    def _check_reachable(self, checkpoint: Path) -> None:
+        names = [STATE_FILE, "config.json"]
+        if self.arguments.world_size > 1:
+            names.append(f"rng_state_{self.arguments.process_index}.pth")
+        there = all((checkpoint / name).exists() for name in names)
+        if not all(ask_all(self.arguments, there)):
+            raise UserError(
+                f"{checkpoint} is not whole on every machine; put --output_dir on a disk that all "
+                f"machines share, or copy the folder of machine 0 into that of each other one."
+            )
+
+    def _check_same_pictures(self) -> None:
+        told = ask_all(self.arguments, self.fingerprints)
+        other = [number for number, one in enumerate(told) if one != told[0]]
+        if other:
+            # Else the processes would wait for each other's batches without end.
+            raise UserError(
+                f"Process {other[0]} sees other pictures than process 0 does; "
+                f"give all machines the same data."
+            )
+
+
+def choose_outcome(outcomes: Sequence[Outcome], arguments: XrayTrainingArguments) -> int:
+    """Return which stage has the best checkpoint: the first of equals, or the last stage."""
+    values = [outcome.metric for outcome in outcomes]
+    if not arguments.load_best_model_at_end or None in values:
+        return len(outcomes) - 1
+    return int(np.argmax(values) if arguments.greater_is_better else np.argmin(values))
+
+
+def keep_dashboard_closed(arguments: XrayTrainingArguments) -> None:
+    """Keep trackio from serving its dashboard unasked.
+
+    On opening a project in a notebook it does so, on Colab and Kaggle at a public address; it
+    leaves alone a project that is open already.
+    """
+    try:
+        import trackio
+    except ImportError:
+        return  # the Trainer says so
+    elsewhere = trackio.utils.resolve_space_id_and_server_url(arguments.trackio_space_id, None)
+    if trackio.utils.is_in_notebook() and not any(elsewhere):
+        trackio.context_vars.current_project.set(arguments.project)
+
+
+def take_batch(batch: dict[str, Tensor] | list[dict[str, Any]]) -> dict[str, Tensor]:
+    """Return a batch as it came: XrayPixels gives whole ones."""
+    return batch if isinstance(batch, dict) else default_data_collator(batch)
+
+
+def _tells_speed(entry: dict[str, Any]) -> bool:
+    return "train_samples_per_second" in entry
+
+
+def _explain_refusal(error: Exception) -> UserError:
+    # Trackers and optimisers that are not installed, and arguments that exclude each other.
+    reason = " ".join(str(error).split())
+    return UserError(f"The Trainer refuses these arguments: {reason}")
+
+
+def _compute_trainer_metrics(prediction: EvalPrediction) -> dict[str, float]:
+    """Return all METRICS and the log loss, in which both classes count alike."""
+    logits = prediction.predictions.astype(np.float64)
+    if not np.isfinite(logits).all():
+        raise UserError(DIVERGED)
+    labels, margins = prediction.label_ids, logits[:, 1] - logits[:, 0]
+    losses = np.logaddexp(0, np.where(labels == 1, -margins, margins))
+    metrics = compute_metrics(labels, to_probability(margins), threshold=0.5)
+    return metrics | {"loss": float(np.mean(losses * weigh_classes(labels).numpy()[labels]))}
