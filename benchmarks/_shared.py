@@ -110,9 +110,9 @@ def _as_imagefolder(data, change):
     """Return rows as the imagefolder of `datasets` has them, changed whenever they are read."""
     from datasets import Dataset, Image
 
-    from pneumonia_hf.data.sources import open_pictures
+    from pneumonia_hf.data.sources import open_images
 
-    paths = [str(path) for _, path in open_pictures(data)]
+    paths = [str(path) for _, path in open_images(data)]
     rows = Dataset.from_dict({"image": paths, "label": data["label"][:]})
 
     def transform(rows: dict) -> dict:

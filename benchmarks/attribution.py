@@ -2,7 +2,7 @@
 
 python benchmarks/attribution.py --data_dir DATA [--model MODEL ...] [--images 20]
 
-For each model and method that can explain it, on images of both classes alike:
+For each model and method that can attribute it, on images of both classes alike:
 
 1. Agreement: Spearman's rank correlation of the map with occlusion, that is with how far the log
    odds fall when a square is covered; mean and range over the images.
@@ -65,19 +65,19 @@ def main() -> None:
 
 def draw_images(data_dir: str, count: int) -> list:
     """Return images of both classes, drawn by a fixed seed."""
-    from pneumonia_hf.data.load import load_parts
-    from pneumonia_hf.data.sources import open_pictures
+    from pneumonia_hf.data.load import load_splits
+    from pneumonia_hf.data.sources import open_images
     from pneumonia_hf.imaging.read import read_xray
 
-    data = load_parts(data_dir)["all"]
+    data = load_splits(data_dir)["all"]
     labels = np.array(data["label"][:])
     order = np.random.default_rng(7).permutation(len(data))
     rows = [row for label in (1, 0) for row in order[labels[order] == label][: count // 2]]
-    return [read_xray(source, name) for name, source in open_pictures(data.select(rows))]
+    return [read_xray(source, name) for name, source in open_images(data.select(rows))]
 
 
 def choose_methods(predictor, wanted: list[str] | None) -> list[str]:
-    """Return the methods that can explain a model, or those of them that are wanted."""
+    """Return the methods that can attribute a model, or those of them that are wanted."""
     from pneumonia_hf.inference.attribution import methods_for
 
     return [name for name in methods_for(predictor) if wanted is None or name in wanted]
@@ -104,7 +104,7 @@ def measure_completeness(predictor, images: list) -> str:
     steps = attribution.INTEGRATION_STEPS
     for taken in (attribution.ROUGH_STEPS, steps):
         attribution.INTEGRATION_STEPS = taken
-        maps = [attribution.explain(predictor, one, "integrated_gradients") for one in images]
+        maps = [attribution.attribute(predictor, one, "integrated_gradients") for one in images]
         errors.append([one.completeness_error for one in maps])
     short, full = errors
     above = sum(error > attribution.COMPLETE for error in full)
@@ -114,12 +114,12 @@ def measure_completeness(predictor, images: list) -> str:
 
 def measure_darkness(predictor, images: list, wanted: list[str] | None) -> list[str]:
     """Return a row for each method."""
-    from pneumonia_hf.inference.attribution import explain
+    from pneumonia_hf.inference.attribution import attribute
 
     sure = [one for one in images if predictor.probabilities([one])[0] < SURE]
     rows = []
     for method in choose_methods(predictor, wanted):
-        brightest = [explain(predictor, one, method).values.max() for one in sure]
+        brightest = [attribute(predictor, one, method).values.max() for one in sure]
         # On its own scale every map that finds anything reaches full brightness.
         full = [[one > 0 for one in brightest], [one >= 0.999 for one in brightest]]
         shares = [f"{np.mean(some):.0%}" if some else "-" for some in full]

@@ -1,10 +1,10 @@
-"""Measure the size and the speed of every backbone, at the picture size of its recipe.
+"""Measure the size and the speed of every backbone, at the image size of its recipe.
 
 python benchmarks/backbones.py [--backbones NAME ...] [--batch 16] [--steps 10]
 
 Real architectures with weights drawn at random: speed does not depend on them. The arms take
 turns, a batch each, in one process, so that what else the machine does hits all alike; speeds are
-of the medians. A training step is forward, backward and AdamW on all parameters, on pictures that
+of the medians. A training step is forward, backward and AdamW on all parameters, on images that
 lie ready in memory, in the precision that the machine is fastest in. Prints a table in Markdown.
 """
 
@@ -31,7 +31,7 @@ def main() -> None:
     known = sorted(set(BACKBONES) - {"timm"})  # which has no size of its own
     parser = make_parser(__doc__)
     parser.add_argument("--backbones", nargs="+", default=known, help="Which; left out, all.")
-    parser.add_argument("--batch", type=int, default=16, help="Pictures at once.")
+    parser.add_argument("--batch", type=int, default=16, help="Images at once.")
     parser.add_argument("--steps", type=int, default=10, help="Batches of each arm that count.")
     parser.add_argument("--channels_last", action="store_true", help="Memory as [N, H, W, C].")
     options = parser.parse_args()

@@ -71,10 +71,13 @@ def measure(options, work: Path) -> None:
     print("| model | computed in | from memory, images/s | fed, images/s | ratio | of totals |")
     print("|---|---|---|---|---|---|")
     for name in ("convnextv2-atto", "vit-tiny"):
-        told, times = compare_with_memory(name, options, work)
-        memory, fed = (options.batch / statistics.median(times[arm]) for arm in ("memory", "fed"))
+        summary, times = compare_with_memory(name, options, work)
+        in_memory, fed = (
+            options.batch / statistics.median(times[arm]) for arm in ("memory", "fed")
+        )
         total = sum(times["memory"]) / sum(times["fed"])
-        row = f"{name} | {told} | {memory:.1f} | {fed:.1f} | {fed / memory:.3f} | {total:.3f}"
+        rates = f"{in_memory:.1f} | {fed:.1f} | {fed / in_memory:.3f} | {total:.3f}"
+        row = f"{name} | {summary} | {rates}"
         print(f"| {row} |", flush=True)
     print("\n| images | arm | images/s | ratio to the example's way | of totals |")
     print("|---|---|---|---|---|")
@@ -90,10 +93,10 @@ def measure(options, work: Path) -> None:
 
 def load_images(folder: Path, batch: int):
     """Return the rows of a folder, all splits together."""
-    from pneumonia_hf.data.load import load_parts
+    from pneumonia_hf.data.load import load_splits
     from pneumonia_hf.errors import UserError
 
-    data = load_parts(folder)
+    data = load_splits(folder)
     if set(data) != {"all"}:
         raise UserError(f"{folder} must hold the class folders themselves, not train/ and test/.")
     if len(data["all"]) < batch:
@@ -114,14 +117,14 @@ def make_trainer(model, folder: Path, options, work: Path, speed=None, **changes
     from pneumonia_hf.models.build import ModelConfig
     from pneumonia_hf.training.arguments import XrayTrainingArguments
     from pneumonia_hf.training.losses import XrayLoss
-    from pneumonia_hf.training.phases import rate_of_parameters, read_stages
+    from pneumonia_hf.training.phases import rate_of_parameters, read_phases
     from pneumonia_hf.training.probe import choose_speed
     from pneumonia_hf.training.recipe import Recipe
     from pneumonia_hf.training.train import take_batch
     from pneumonia_hf.training.trainer import XrayTrainer
 
     processor = make_processor(options.image_size, (0.5,) * 3, (0.5,) * 3)
-    images = decode(load_images(folder, options.batch), processor).part
+    images = decode(load_images(folder, options.batch), processor).split
     arguments = XrayTrainingArguments(
         output_dir=str(work / "ours"),
         per_device_train_batch_size=options.batch,
@@ -135,8 +138,8 @@ def make_trainer(model, folder: Path, options, work: Path, speed=None, **changes
         **changes,
     )
     if speed is None:
-        stage = read_stages(arguments, None)[-1]
-        speed = choose_speed(model, options.image_size, None, stage, arguments)
+        phase = read_phases(arguments, None)[-1]
+        speed = choose_speed(model, options.image_size, None, phase, arguments)
     arguments.use_precision(speed.precision)
     if speed.channels_last:
         model = model.to(memory_format=torch.channels_last)
@@ -170,8 +173,8 @@ def compare_with_memory(name: str, options, work: Path) -> tuple[str, dict[str, 
         step(next(batches))
 
     precision = trainer.args.mixed_precision.replace("no", "fp32")
-    told = describe_speed(precision, trainer.recipe.model.channels_last)
-    return told, take_turns({"memory": from_memory, "fed": fed}, options)
+    summary = describe_speed(precision, trainer.recipe.model.channels_last)
+    return summary, take_turns({"memory": from_memory, "fed": fed}, options)
 
 
 def compare_with_example(folder: Path, options, work: Path) -> dict[str, list[float]]:

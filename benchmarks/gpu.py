@@ -3,7 +3,7 @@
 python benchmarks/gpu.py [--models vit-base convnext-tiny] [--batch 256] [--steps 50]
 
 ViT-B/16 and ConvNeXt tiny at 224 pixels in bf16, compiled, with the images lying on the device as
-8-bit grey; each step draws a batch, augments and normalises it as training does (`--bare` leaves
+8-bit gray; each step draws a batch, augments and normalises it as training does (`--bare` leaves
 that out), and updates all weights with AdamW. The operations of a step are counted by
 torch's FlopCounterMode, multiplications and additions apart; the peak is the maker's dense bf16
 figure. Prints a table in Markdown. Works on a CPU too, which shows only that it works.
@@ -119,13 +119,13 @@ def measure(name: str, options, device, peak: float | None) -> tuple[str, ...]:
     speeds = sorted(options.batch / one for one in seconds)
     speed = statistics.median(speeds)
     low, high = speeds[len(speeds) // 10], speeds[-1 - len(speeds) // 10]
-    memory = torch.cuda.max_memory_allocated() / 1e9 if device.type == "cuda" else None
+    hash_cache = torch.cuda.max_memory_allocated() / 1e9 if device.type == "cuda" else None
     return (
         f"{speed:.4g}",
         f"{low:.4g} to {high:.4g}",
         f"{speed * operations / 1e12:.3g}",
         f"{speed * operations / peak:.1%}" if peak else "peak not known",
-        f"{memory:.1f}" if memory else "",
+        f"{hash_cache:.1f}" if hash_cache else "",
     )
 
 

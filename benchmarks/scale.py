@@ -1,12 +1,12 @@
-"""Measure how memory and time grow with the number of pictures.
+"""Measure how memory and time grow with the number of images.
 
 python benchmarks/scale.py --data_dir DATA --work_dir FOLDER --counts 5000 20000 100000
 
-Pictures are made from those of DATA: turned, cropped, shaded, a few pixels drawn anew, so that no
+Images are made from those of DATA: turned, cropped, shaded, a few pixels drawn anew, so that no
 two are copies. Loading, auditing, and a
 training run of one epoch each run in a process of their own, whose peak resident memory is what
-the system says of it. The folder takes 8 GB for 100,000 pictures of 224 pixels, and is kept: a
-second call makes no pictures again. Prints a table in Markdown.
+the system says of it. The folder takes 8 GB for 100,000 images of 224 pixels, and is kept: a
+second call makes no images again. Prints a table in Markdown.
 """
 
 import json
@@ -39,7 +39,7 @@ train(model, make_processor(int(size), (0.5,) * 3, (0.5,) * 3), load_xrays(recip
       arguments)
 """,
 }
-# All import the same, so that what differs between the counts is the pictures alone.
+# All import the same, so that what differs between the counts is the images alone.
 CHILD = """
 import json, resource, sys, time
 from transformers import ConvNextV2Config, ConvNextV2ForImageClassification, set_seed
@@ -59,7 +59,7 @@ print(json.dumps({{"seconds": time.monotonic() - started, "kilobytes": peak}}))
 
 
 def main() -> None:
-    """Make the pictures, measure, and print the table."""
+    """Make the images, measure, and print the table."""
     parser = make_parser(__doc__)
     parser.add_argument("--data_dir", type=Path, required=True, help="Real X-rays to copy.")
     parser.add_argument("--work_dir", type=Path, required=True, help="Where the copies go.")
@@ -70,7 +70,7 @@ def main() -> None:
     rows = []
     for count in sorted(options.counts):
         folder = options.work_dir / f"{count}"
-        make_pictures(options.data_dir, folder, count)
+        make_images(options.data_dir, folder, count)
         for step in options.steps:
             measured = measure(step, folder, options)
             rows.append((step, count, measured))
@@ -78,8 +78,8 @@ def main() -> None:
     print_table(rows)
 
 
-def make_pictures(source: Path, folder: Path, count: int) -> None:
-    """Write `count` pictures in class folders, each a copy of a real one with changed pixels."""
+def make_images(source: Path, folder: Path, count: int) -> None:
+    """Write `count` images in class folders, each a copy of a real one with changed pixels."""
     done = folder / "done"
     if done.exists():
         return
@@ -103,23 +103,23 @@ def make_pictures(source: Path, folder: Path, count: int) -> None:
 
 
 def copy_changed(task: tuple[Path, Path, int]) -> None:
-    """Turn, crop and shade a film, and draw some of its pixels anew: as good as another film."""
+    """Turn, crop and shade an X-ray, and draw some of its pixels anew: as good as another X-ray."""
     import numpy as np
     from PIL import Image
 
     source, target, seed = task
     generator = np.random.default_rng(seed)
-    film = Image.open(source).convert("L")
-    width, height = film.size
-    film = film.rotate(generator.uniform(-15, 15), Image.Resampling.BILINEAR)
+    dicom_image = Image.open(source).convert("L")
+    width, height = dicom_image.size
+    dicom_image = dicom_image.rotate(generator.uniform(-15, 15), Image.Resampling.BILINEAR)
     left, upper = generator.uniform(0, 0.2, 2)
-    film = film.resize(
+    dicom_image = dicom_image.resize(
         (width, height),
         box=(left * width, upper * height, (left + 0.8) * width, (upper + 0.8) * height),
     )
     shade = Image.fromarray(generator.uniform(0.6, 1.4, (5, 5)).astype(np.float32))
     shade = np.asarray(shade.resize((width, height), Image.Resampling.BILINEAR))
-    pixels = (np.asarray(film) * shade).clip(0, 255).astype(np.uint8)
+    pixels = (np.asarray(dicom_image) * shade).clip(0, 255).astype(np.uint8)
     y, x = generator.integers(0, np.array(pixels.shape) - 12)
     pixels[y : y + 12, x : x + 12] = generator.integers(0, 256, (12, 12))
     Image.fromarray(pixels).save(target, quality=80)
@@ -149,9 +149,7 @@ def measure(step: str, folder: Path, options) -> dict[str, float]:
 
 def print_table(rows: list[tuple[str, int, dict[str, float]]]) -> None:
     """Print peak memory, its growth an image since the least count, and the time an image."""
-    print(
-        "| step | pictures | peak memory, MB | growth, bytes a picture | seconds | ms a picture |"
-    )
+    print("| step | images | peak memory, MB | growth, bytes an image | seconds | ms an image |")
     print("|---|---|---|---|---|---|")
     first: dict[str, tuple[int, dict[str, float]]] = {}
     for step, count, measured in sorted(rows, key=lambda row: (list(WORK).index(row[0]), row[1])):

@@ -82,22 +82,21 @@ def describe(options) -> str:
 def prepare(options):
     """Return the images, split as train.py splits them, as many as an epoch wants."""
     import numpy as np
-    from datasets import DatasetDict
 
     from pneumonia_hf.data.load import DataConfig, load_xrays
-    from pneumonia_hf.data.table import take
+    from pneumonia_hf.data.table import XrayData, take
     from pneumonia_hf.imaging.preprocess import make_processor
 
     config = DataConfig([str(options.data_dir)])
     data = load_xrays(config)
     generator = np.random.default_rng(13)
     sizes = {"train": options.images, "validation": options.images // 5, "test": 16}
-    parts = {
+    splits = {
         name: take(data[name], sorted(generator.permutation(len(data[name]))[:size]))
         for name, size in sizes.items()
     }
-    kept = DatasetDict(parts)
-    kept.troubles = ()
+    kept = XrayData(splits)
+    kept.issues = ()
     return config, kept, make_processor(options.image_size, (0.5,) * 3, (0.5,) * 3)
 
 

@@ -49,7 +49,7 @@ def run_script(main: Callable[[], int | None]) -> None:
         sys.stderr.close()  # the reader of our output has gone: nothing is left to say
         status = 0
     except Exception as error:
-        sentence = explain(error)
+        sentence = format_error(error)
         if sentence is None:
             raise
         print(f"error: {sentence}", file=sys.stderr)
@@ -57,7 +57,7 @@ def run_script(main: Callable[[], int | None]) -> None:
     raise SystemExit(status)
 
 
-def explain(error: BaseException) -> str | None:
+def format_error(error: BaseException) -> str | None:
     """Return the sentence for an error that a user can mend, or None for a fault of ours."""
     if isinstance(error, UserError):
         return str(error)

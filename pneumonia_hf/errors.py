@@ -16,7 +16,7 @@ class UserError(Exception):
 
 
 class XrayError(UserError, ValueError):
-    """A file or byte string that cannot be read as one X-ray picture."""
+    """A file or byte string that cannot be read as one X-ray image."""
 
 
 class Stopped(BaseException):

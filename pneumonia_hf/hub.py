@@ -105,7 +105,7 @@ def explain_data_error(error: BaseException, name: str, revision: str | None) ->
         chain = chain.__cause__ or chain.__context__
     if isinstance(error, FileNotFoundError):
         return f"{name}{at} is not there; check --data_dir."
-    return f"{name}{at} cannot be read as a data set of pictures ({reason})."
+    return f"{name}{at} cannot be read as a data set of images ({reason})."
 
 
 def is_connection_error(error: BaseException | None) -> bool:

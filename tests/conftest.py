@@ -1,4 +1,4 @@
-"""Tiny models from configs, drawn pictures in temporary folders, no network."""
+"""Tiny models from configs, drawn images in temporary folders, no network."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ TINY_SIZES = dict.fromkeys(TINY_CONFIGS, 64) | {
 
 
 def draw_xray(seed: int, ill: bool, size: tuple[int, int] = (80, 64)) -> Image.Image:
-    """Draw two dark lungs on grey; an ill one has a white cloud in a lung."""
+    """Draw two dark lungs on gray; an ill one has a white cloud in a lung."""
     generator = np.random.default_rng(seed)
     image = Image.new("L", size, 150)
     draw = ImageDraw.Draw(image)
@@ -133,18 +133,18 @@ def draw_xray(seed: int, ill: bool, size: tuple[int, int] = (80, 64)) -> Image.I
     return Image.fromarray(np.clip(np.asarray(image) + noise, 0, 255).astype(np.uint8))
 
 
-def draw_folder(folder: Path, patients: int, pictures: int = 1, seed: int = 0) -> Path:
+def draw_folder(folder: Path, patients: int, images: int = 1, seed: int = 0) -> Path:
     """Write NORMAL and PNEUMONIA folders with Kermany's file names."""
     for label, name in enumerate(("NORMAL", "PNEUMONIA")):
         (folder / name).mkdir(parents=True)
         for patient in range(patients):
-            for picture in range(pictures):
+            for image in range(images):
                 file = (
-                    f"person{patient}_virus_{picture}.png"
+                    f"person{patient}_virus_{image}.png"
                     if label
-                    else f"IM-{patient:04}-{picture:04}.png"
+                    else f"IM-{patient:04}-{image:04}.png"
                 )
-                image = draw_xray(seed + 1000 * label + 10 * patient + picture, ill=bool(label))
+                image = draw_xray(seed + 1000 * label + 10 * patient + image, ill=bool(label))
                 image.save(folder / name / file)
     return folder
 
@@ -152,7 +152,7 @@ def draw_folder(folder: Path, patients: int, pictures: int = 1, seed: int = 0) -
 def _settle_batch_norms(model: torch.nn.Module, size: int) -> None:
     """Give batch norms the statistics of noise: those of a drawn model let nearly nothing through.
 
-    MobileViT's weights are even drawn around 0, so that all pictures look alike to it.
+    MobileViT's weights are even drawn around 0, so that all images look alike to it.
     """
     norms = [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
     if not norms:
@@ -226,8 +226,8 @@ def assert_one_sentence(done: subprocess.CompletedProcess, *words: str) -> None:
 
 @pytest.fixture(scope="session")
 def xray_folder(tmp_path_factory) -> Path:
-    """Class folders of 24 patients a class, two pictures each."""
-    return draw_folder(tmp_path_factory.mktemp("xrays") / "data", patients=24, pictures=2)
+    """Class folders of 24 patients a class, two images each."""
+    return draw_folder(tmp_path_factory.mktemp("xrays") / "data", patients=24, images=2)
 
 
 @pytest.fixture(scope="session", params=sorted(BACKBONES))
@@ -248,7 +248,7 @@ def train_tiny(
     augment: float = 1.0,
     callbacks: tuple = (),
     channels_last: bool | None = False,
-    trainable_stages: int | None = None,
+    trainable_layer_groups: int | None = None,
     drop_path: float | None = None,
     **changes,
 ) -> Path:
@@ -277,7 +277,7 @@ def train_tiny(
             name,
             str(body),
             TINY_SIZES[name],
-            trainable_stages,
+            trainable_layer_groups,
             channels_last=channels_last,
             drop_path=drop_path,
         ),
@@ -289,8 +289,8 @@ def train_tiny(
 
 
 @pytest.fixture(scope="session")
-def finished_model(tmp_path_factory, backbone_name, tiny_body, xray_folder) -> Path:
-    """A finished model folder of every family, trained by `train` itself."""
+def saved_model(tmp_path_factory, backbone_name, tiny_body, xray_folder) -> Path:
+    """A saved model folder of every family, trained by `train` itself."""
     output = tmp_path_factory.mktemp("runs") / backbone_name
     return train_tiny(backbone_name, tiny_body, xray_folder, output)
 

@@ -1,9 +1,8 @@
-"""Read thousands of damaged films: each must end in a picture or an XrayError, soon and small.
+"""Read thousands of damaged X-rays: each must end in an image or an XrayError, soon and small.
 
     python tests/fuzz_xray.py --count 2000 --seed 13 [--xrays FOLDER] [--keep FOLDER]
 
-Damage is drawn from the seed and the number of the film alone, so `--first N --count 1` does film N
-again. A child process reads the films; its death or silence is a breach like a wrong exception.
+Damage depends on the seed and the number of the case alone: `--first N --count 1` repeats case N. A child process reads the X-rays; its death or silence is a breach like a wrong exception.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 CPU_SECONDS, MEGABYTES, SILENT_SECONDS = 2.0, 500.0, 30.0
-# Full-size films take as long as twenty small ones, and so are drawn rarely.
+# Full-size X-rays take as long as twenty small ones, and so are drawn rarely.
 FULL_SIZE_SHARE = 0.12
 LARGEST = 7999  # a square of it is just within the bound of 64 megapixels
 EXTREMES = (0, 1, 2, 7, 255, 4096, 8000, 16384, 32767, 32768, 65535)
@@ -42,9 +41,9 @@ EXTREMES = (0, 1, 2, 7, 255, 4096, 8000, 16384, 32767, 32768, 65535)
 
 @dataclass
 class Tally:
-    """What came of the films of one kind."""
+    """What came of the X-rays of one kind."""
 
-    pictures: int = 0
+    images: int = 0
     refusals: int = 0
     seconds: float = 0.0
     megabytes: float = 0.0
@@ -54,28 +53,28 @@ class Tally:
 # -- seeds ----------------------------------------------------------------------------------------
 
 
-def encode_pictures(grey: Image.Image, small: bool = True) -> dict[str, bytes]:
-    """Return a grey X-ray in every encoding of pictures that `read_xray` takes."""
+def encode_images(gray: Image.Image, small: bool = True) -> dict[str, bytes]:
+    """Return a gray X-ray in every encoding of images that `read_xray` takes."""
     rng = np.random.default_rng(0)
-    deep = (np.asarray(grey, np.uint16) << 4) + rng.integers(0, 16, grey.size[::-1], np.uint16)
-    colours = Image.merge("RGB", [grey, grey.point(lambda v: v // 2), grey])
+    deep = (np.asarray(gray, np.uint16) << 4) + rng.integers(0, 16, gray.size[::-1], np.uint16)
+    colours = Image.merge("RGB", [gray, gray.point(lambda v: v // 2), gray])
     clear = colours.copy()
-    clear.putalpha(grey)
+    clear.putalpha(gray)
     exif = Image.Exif()
     exif[0x0112], exif[0x010F] = 6, "a maker"
     kinds = {
-        "jpeg": (grey, "JPEG", {"quality": 90, "exif": exif}),
+        "jpeg": (gray, "JPEG", {"quality": 90, "exif": exif}),
         "jpeg progressive": (colours, "JPEG", {"progressive": True}),
-        "png 8": (grey, "PNG", {}),
+        "png 8": (gray, "PNG", {}),
         "png 16": (Image.fromarray(deep), "PNG", {}),
         "png rgba": (clear, "PNG", {}),
         "png palette": (colours.quantize(64), "PNG", {"transparency": 3}),
-        "tiff": (grey, "TIFF", {}),
-        "tiff lzw": (grey, "TIFF", {"compression": "tiff_lzw"}),
+        "tiff": (gray, "TIFF", {}),
+        "tiff lzw": (gray, "TIFF", {"compression": "tiff_lzw"}),
         "tiff deflate 16": (Image.fromarray(deep), "TIFF", {"compression": "tiff_deflate"}),
         "tiff float": (Image.fromarray(deep.astype(np.float32)), "TIFF", {}),
         "tiff jpeg": (colours, "TIFF", {"compression": "jpeg"}),
-        "bmp": (grey, "BMP", {}),
+        "bmp": (gray, "BMP", {}),
         "bmp rgb": (colours, "BMP", {}),
         "webp": (colours, "WEBP", {"quality": 80}),
         "webp lossless": (clear, "WEBP", {"lossless": True}),
@@ -90,18 +89,18 @@ def encode_pictures(grey: Image.Image, small: bool = True) -> dict[str, bytes]:
 
 
 def encode_dicoms(step: int) -> dict[str, bytes]:
-    """Return the real film of pydicom-data, every `step`th pixel, in each transfer syntax."""
+    """Return the real X-ray of pydicom-data, every `step`th pixel, in each transfer syntax."""
     import gdcm
     import pydicom
     from pydicom.encaps import encapsulate
     from pydicom.uid import JPEGBaseline8Bit, RLELossless
 
     data = find_dicom("RG1_UNCR.dcm")
-    film = pydicom.dcmread(io.BytesIO(data))
-    values = np.ascontiguousarray(film.pixel_array[::step, ::step])
-    film.Rows, film.Columns = values.shape
-    film.PixelData = values.tobytes()
-    seeds = {"dicom": write_dicom(film)}
+    dicom_image = pydicom.dcmread(io.BytesIO(data))
+    values = np.ascontiguousarray(dicom_image.pixel_array[::step, ::step])
+    dicom_image.Rows, dicom_image.Columns = values.shape
+    dicom_image.PixelData = values.tobytes()
+    seeds = {"dicom": write_dicom(dicom_image)}
     names = {
         "dicom jpeg lossless": gdcm.TransferSyntax.JPEGLosslessProcess14_1,
         "dicom jpeg process 14": gdcm.TransferSyntax.JPEGLosslessProcess14,
@@ -113,18 +112,18 @@ def encode_dicoms(step: int) -> dict[str, bytes]:
     }
     for name, syntax in names.items():
         seeds[name] = transcode(seeds["dicom"], syntax)
-    grey = (values >> 7).astype(np.uint8)
-    film.BitsAllocated, film.BitsStored, film.HighBit = 8, 8, 7
-    film.WindowCenter, film.WindowWidth = 15000 >> 7, 30000 >> 7
+    gray = (values >> 7).astype(np.uint8)
+    dicom_image.BitsAllocated, dicom_image.BitsStored, dicom_image.HighBit = 8, 8, 7
+    dicom_image.WindowCenter, dicom_image.WindowWidth = 15000 >> 7, 30000 >> 7
     buffer = io.BytesIO()
-    Image.fromarray(grey).save(buffer, "JPEG", quality=95)
-    film.PixelData = encapsulate([buffer.getvalue()])
-    film["PixelData"].VR = "OB"
-    film.file_meta.TransferSyntaxUID = JPEGBaseline8Bit
-    seeds["dicom jpeg"] = write_dicom(film)
-    film = pydicom.dcmread(io.BytesIO(seeds["dicom"]))
-    film.compress(RLELossless, encoding_plugin="pydicom")
-    seeds["dicom rle"] = write_dicom(film)
+    Image.fromarray(gray).save(buffer, "JPEG", quality=95)
+    dicom_image.PixelData = encapsulate([buffer.getvalue()])
+    dicom_image["PixelData"].VR = "OB"
+    dicom_image.file_meta.TransferSyntaxUID = JPEGBaseline8Bit
+    seeds["dicom jpeg"] = write_dicom(dicom_image)
+    dicom_image = pydicom.dcmread(io.BytesIO(seeds["dicom"]))
+    dicom_image.compress(RLELossless, encoding_plugin="pydicom")
+    seeds["dicom rle"] = write_dicom(dicom_image)
     if step > 1:
         names = {
             "palette": "OBXXXX1A",
@@ -144,9 +143,9 @@ def find_dicom(name: str) -> bytes:
     return (Path(data_store.__file__).parent / "data" / name).read_bytes()
 
 
-def write_dicom(film) -> bytes:
+def write_dicom(dicom_image) -> bytes:
     buffer = io.BytesIO()
-    film.save_as(buffer)
+    dicom_image.save_as(buffer)
     return buffer.getvalue()
 
 
@@ -175,19 +174,19 @@ def transcode(data: bytes, syntax: int) -> bytes:
 
 
 def collect_seeds(xrays: Path | None) -> tuple[dict[str, bytes], dict[str, bytes]]:
-    """Return small films of each kind, and a few as large as they come."""
+    """Return small X-rays of each kind, and a few as large as they come."""
     files = sorted(xrays.rglob("*.jp*g")) if xrays and xrays.exists() else []
     if files:
-        grey = Image.open(files[0]).convert("L")
+        gray = Image.open(files[0]).convert("L")
     else:
         import pydicom
 
-        film = pydicom.dcmread(io.BytesIO(find_dicom("RG1_UNCR.dcm")))
-        grey = Image.fromarray(255 - (film.pixel_array >> 7).astype(np.uint8))
-    small = grey.copy()
+        dicom_image = pydicom.dcmread(io.BytesIO(find_dicom("RG1_UNCR.dcm")))
+        gray = Image.fromarray(255 - (dicom_image.pixel_array >> 7).astype(np.uint8))
+    small = gray.copy()
     small.thumbnail((400, 400))
-    seeds = encode_pictures(small) | encode_dicoms(6)
-    full = {f"full {kind}": data for kind, data in encode_pictures(grey, small=False).items()}
+    seeds = encode_images(small) | encode_dicoms(6)
+    full = {f"full {kind}": data for kind, data in encode_images(gray, small=False).items()}
     full |= {f"full {kind}": data for kind, data in encode_dicoms(1).items()}
     full["full dicom jpeg 2000 lossy"] = find_dicom("RG1_J2KI.dcm")
     return seeds, full
@@ -369,8 +368,8 @@ DAMAGES: dict[str, Callable[[random.Random, bytearray, list[bytes]], bytes]] = {
 }
 
 
-def damage_film(seeds: tuple[dict, dict], seed: int, number: int) -> tuple[str, str, bytes]:
-    """Return the kind, the damages, and the bytes of damaged film `number`."""
+def damage_dicom(seeds: tuple[dict, dict], seed: int, number: int) -> tuple[str, str, bytes]:
+    """Return the kind, the damages, and the bytes of damaged X-ray `number`."""
     draw = random.Random(f"{seed}-{number}")
     pool = seeds[draw.random() < FULL_SIZE_SHARE] or seeds[0]
     kind = draw.choice(sorted(pool))
@@ -390,16 +389,16 @@ def damage_film(seeds: tuple[dict, dict], seed: int, number: int) -> tuple[str, 
 
 
 def work(pickled: Path, seed: int, first: int, last: int) -> None:
-    """Read the films from `first` to before `last`, and print a line of JSON for each."""
+    """Read the X-rays from `first` to before `last`, and print a line of JSON for each."""
     from pneumonia_hf.imaging.read import read_xray
 
     seeds = pickle.loads(pickled.read_bytes())
     warnings.simplefilter("error")  # as in the test suite
-    for kind, data in seeds[0].items():  # imports and first allocations are no film's
+    for kind, data in seeds[0].items():  # imports and first allocations are no X-ray's
         read_xray(data, name=kind)
-    path = pickled.with_name(f"film-{first}")
+    path = pickled.with_name(f"X-ray-{first}")
     for number in range(first, last):
-        kind, done, data = damage_film(seeds, seed, number)
+        kind, done, data = damage_dicom(seeds, seed, number)
         name = "film.dcm" if kind.split()[0] == "dicom" else None
         source = data
         if number % 3 == 0:  # libtiff, for one, reads files otherwise than bytes
@@ -419,11 +418,11 @@ def work(pickled: Path, seed: int, first: int, last: int) -> None:
 
 
 def try_read(read_xray: Callable, source: object, name: str | None) -> tuple[str, str | None]:
-    """Return "picture" or "refusal", and what is wrong with it."""
+    """Return "image" or "refusal", and what is wrong with it."""
     from pneumonia_hf.errors import XrayError
 
     try:
-        picture = read_xray(source, name=name)
+        image = read_xray(source, name=name)
     except XrayError as error:
         text = str(error)
         good = "\n" not in text and text.isprintable() and text.endswith(".") and len(text) <= 200
@@ -433,11 +432,11 @@ def try_read(read_xray: Callable, source: object, name: str | None) -> tuple[str
     except BaseException as error:
         return "refusal", f"raised {type(error).__name__}: {error}"
     good = (
-        picture.mode == "L"
-        and min(picture.size) > 0
-        and {"coloured", "mode", "format"} <= set(picture.info)
+        image.mode == "L"
+        and min(image.size) > 0
+        and {"coloured", "mode", "format"} <= set(image.info)
     )
-    return "picture", None if good else f"returned {picture}"
+    return "image", None if good else f"returned {image}"
 
 
 def measure_memory(reset: bool = False) -> float:
@@ -464,7 +463,7 @@ def fuzz(
     keep: Path | None = None,
     only: str = "",
 ) -> dict[str, Tally]:
-    """Return what came of `count` damaged films, by kind; `only` of kinds that match a pattern."""
+    """Return what came of `count` damaged X-rays, by kind; `only` of kinds that match a pattern."""
     tallies: dict[str, Tally] = {}
     with tempfile.TemporaryDirectory() as folder:
         seeds = tuple(
@@ -482,14 +481,14 @@ def fuzz(
         for tally in tallies.values():
             for breach in tally.breaches if keep else []:
                 which = int(breach.split()[1])
-                kind, _, data = damage_film(seeds, seed, which)
+                kind, _, data = damage_dicom(seeds, seed, which)
                 keep.mkdir(parents=True, exist_ok=True)
                 (keep / f"{seed}-{which}-{kind.replace(' ', '-')}").write_bytes(data)
     return tallies
 
 
 def follow(child: subprocess.Popen, tallies: dict[str, Tally], number: int, last: int) -> int:
-    """Tally what a child reports until it ends; return the first film that it has not read."""
+    """Tally what a child reports until it ends; return the first X-ray that it has not read."""
     started = None
     for line in read_lines(child):
         found = json.loads(line)
@@ -497,12 +496,12 @@ def follow(child: subprocess.Popen, tallies: dict[str, Tally], number: int, last
             started, number = found, found["number"]
             continue
         tally = tallies.setdefault(started["kind"], Tally())
-        tally.pictures += found["outcome"] == "picture"
+        tally.images += found["outcome"] == "image"
         tally.refusals += found["outcome"] == "refusal"
         tally.seconds = max(tally.seconds, found["seconds"])
         tally.megabytes = max(tally.megabytes, found["mb"])
         if found["breach"]:
-            tally.breaches.append(name_film(started) + found["breach"])
+            tally.breaches.append(name_dicom(started) + found["breach"])
         started, number = None, number + 1
     silent = child.poll() is None and number < last
     if silent:
@@ -510,10 +509,10 @@ def follow(child: subprocess.Popen, tallies: dict[str, Tally], number: int, last
     status = child.wait()
     if started is not None:
         what = f"hung for {SILENT_SECONDS:.0f} s" if silent else f"ended the process ({status})"
-        tallies.setdefault(started["kind"], Tally()).breaches.append(name_film(started) + what)
+        tallies.setdefault(started["kind"], Tally()).breaches.append(name_dicom(started) + what)
         return number + 1
     if number < last and status != 0:
-        raise RuntimeError(f"the child ended with {status} outside of any film")
+        raise RuntimeError(f"the child ended with {status} outside of any X-ray")
     return number
 
 
@@ -531,17 +530,17 @@ def read_lines(child: subprocess.Popen):
             yield from lines
 
 
-def name_film(started: dict) -> str:
-    return f"film {started['number']} ({started['kind']}; {started['damage']}) "
+def name_dicom(started: dict) -> str:
+    return f"X-ray {started['number']} ({started['kind']}; {started['damage']}) "
 
 
 def summarise(tallies: dict[str, Tally]) -> str:
     """Return the one line that tells all."""
     every = list(tallies.values())
     breaches = sum(len(tally.breaches) for tally in every)
-    pictures, refusals = sum(t.pictures for t in every), sum(t.refusals for t in every)
+    images, refusals = sum(t.images for t in every), sum(t.refusals for t in every)
     return (
-        f"{pictures + refusals} films: {pictures} pictures, {refusals} refusals, "
+        f"{images + refusals} X-rays: {images} images, {refusals} refusals, "
         f"{breaches} breaches; worst {max((t.seconds for t in every), default=0):.2f} s, "
         f"{max((t.megabytes for t in every), default=0):.0f} MB"
     )
@@ -553,7 +552,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=13)
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--xrays", type=Path, default=ROOT.parent / "shared" / "xrays")
-    parser.add_argument("--keep", type=Path, help="where films that broke something are written")
+    parser.add_argument("--keep", type=Path, help="where X-rays that broke something are written")
     parser.add_argument("--only", default="", help="a pattern of the kinds to damage")
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -565,7 +564,7 @@ def main() -> int:
     )
     for kind, tally in sorted(tallies.items()):
         print(
-            f"{kind:28} {Counter(pictures=tally.pictures, refusals=tally.refusals)!s:50} "
+            f"{kind:28} {Counter(images=tally.images, refusals=tally.refusals)!s:50} "
             f"{tally.seconds:5.2f} s {tally.megabytes:5.0f} MB"
         )
         for breach in tally.breaches:

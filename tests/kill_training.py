@@ -6,7 +6,7 @@ A run is made without interruption, with a cache of its own. Another is killed (
 its processes) at moments drawn by lot: while the cache is built, in an epoch, while a checkpoint
 is written, while the finished folder is made. Each time the same command is given again. In the
 end its weights and its config.json must be those of the first, and so must all that the last
-checkpoint of each stage keeps (see same_bits.py): the best checkpoint, from which the folder is
+checkpoint of each phase keeps (see same_bits.py): the best checkpoint, from which the folder is
 made, may be older than the kills. A run that comes to its end before the kills are used up is
 compared, and the next one begun, again with an empty cache.
 """
@@ -30,7 +30,7 @@ COMPARED = ("model.safetensors", "config.json", "preprocessor_config.json")
 # that it is known which one a kill came after.
 FLAGS = (
     "--backbone xray-cnn --image_size 64 --precision fp32 --channels_last false --cpu_threads 1 "
-    "--stages head:1:1e-2 all:6:3e-3 --ema_decay 0.9 --mixup 0.2 --cutmix 1 --imbalance sampler "
+    "--phases head:1:1e-2 all:6:3e-3 --ema_decay 0.9 --mixup 0.2 --cutmix 1 --imbalance sampler "
     "--per_device_train_batch_size 8 --logging_steps 1 --early_stopping_patience 0 "
     "--metric_for_best_model brier --report_to none --disable_tqdm true"
 ).split()
@@ -56,25 +56,27 @@ def main() -> int:
     started = time.monotonic()
     reference.finish()
     seconds = time.monotonic() - started
-    stages = reference.list_stages()
-    total = sum(steps for steps, _ in stages)
+    phases = reference.list_phases()
+    total = sum(steps for steps, _ in phases)
     wanted = reference.hash_files()
     print(f"uninterrupted: {seconds:.0f} s, {total} steps, {reference.describe()}", flush=True)
 
-    reached, runs = [], [Run(options, "killed-1", stages)]
+    reached, runs = [], [Run(options, "killed-1", phases)]
     while len(reached) < options.kills:
         name = list(MOMENTS)[len(reached) % len(MOMENTS)]
         if name == "while the cache is built" and runs[-1].output.exists():
             runs[-1].finish()  # it has been killed, and has to be compared
-            runs.append(Run(options, f"killed-{len(runs) + 1}", stages))
-        told = kill_at(runs[-1], name, lot, seconds)
-        if told is None:  # it came to its end
-            runs.append(Run(options, f"killed-{len(runs) + 1}", stages))
+            runs.append(Run(options, f"killed-{len(runs) + 1}", phases))
+        summary = kill_at(runs[-1], name, lot, seconds)
+        if summary is None:  # it came to its end
+            runs.append(Run(options, f"killed-{len(runs) + 1}", phases))
             continue
         reached.append(runs[-1].count_steps())
         where = f"step {reached[-1]} of {total}"
-        print(f"kill {len(reached)}, {runs[-1].folder.name}, {name}: {where}; {told}", flush=True)
-    if not runs[-1].is_finished():
+        print(
+            f"kill {len(reached)}, {runs[-1].folder.name}, {name}: {where}; {summary}", flush=True
+        )
+    if not runs[-1].is_complete():
         runs[-1].finish()
     different = []
     for run in runs:
@@ -92,14 +94,14 @@ def main() -> int:
 
 
 def compare_checkpoints(reference: "Run", run: "Run") -> list[str]:
-    """Return in what the last checkpoints of a run's stages differ from the reference's."""
+    """Return in what the last checkpoints of a run's phases differ from the reference's."""
     sys.path.insert(0, str(ROOT))  # of pneumonia_hf, which need not be installed
     from same_bits import assert_same_last_checkpoint
 
     different = []
-    for stage in range(1, len(run.stages) + 1):
+    for phase in range(1, len(run.phases) + 1):
         try:
-            assert_same_last_checkpoint(reference.output, run.output, after=0, stage=stage)
+            assert_same_last_checkpoint(reference.output, run.output, after=0, phase=phase)
         except AssertionError as error:
             different.append(f"{run.folder.name}: {error}")
     return different
@@ -109,10 +111,10 @@ class Run:
     """A run in a folder of its own: the output, the cache, and what was printed."""
 
     def __init__(
-        self, options: argparse.Namespace, name: str, stages: list[tuple[int, float]] | None = None
+        self, options: argparse.Namespace, name: str, phases: list[tuple[int, float]] | None = None
     ) -> None:
-        """Take the options, a name, and how many steps and epochs each stage will have."""
-        self.stages = stages or []
+        """Take the options, a name, and how many steps and epochs each phase will have."""
+        self.phases = phases or []
         self.folder = options.work_dir / name
         self.output, self.cache = self.folder / "output", self.folder / "cache"
         self.folder.mkdir()
@@ -141,7 +143,7 @@ class Run:
         if self.start().wait() != 0:
             raise SystemExit((self.folder / "log").read_text()[-2000:])
 
-    def is_finished(self) -> bool:
+    def is_complete(self) -> bool:
         return (self.output / "config.json").exists()
 
     def hash_files(self) -> list[str]:
@@ -152,32 +154,32 @@ class Run:
         best = json.loads((self.output / "run.json").read_text())["training"]["best_checkpoint"]
         return f"weights {self.hash_files()[0][:16]}, the best checkpoint is {best}"
 
-    def list_stages(self) -> list[tuple[int, float]]:
-        """Return the steps and epochs of each stage of a finished run."""
-        outcomes = sorted(self.output.glob("checkpoints/stage-*/outcome.json"))
-        told = [json.loads(path.read_text()) for path in outcomes]
-        return [(one["steps"], one["epochs"]) for one in told]
+    def list_phases(self) -> list[tuple[int, float]]:
+        """Return the steps and epochs of each phase of a finished run."""
+        outcomes = sorted(self.output.glob("checkpoints/phase-*/outcome.json"))
+        summary = [json.loads(path.read_text()) for path in outcomes]
+        return [(one["steps"], one["epochs"]) for one in summary]
 
     def count_steps(self) -> int:
-        """Return the step, over all stages, that was logged last, or that a checkpoint has."""
+        """Return the step, over all phases, that was logged last, or that a checkpoint has."""
         with (self.folder / "log").open("rb") as file:
             file.seek(self.log_before)
-            *_, number, log = re.split(r"Stage (\d+) of \d+", "Stage 1 of 1" + file.read().decode())
+            *_, number, log = re.split(r"Phase (\d+) of \d+", "Phase 1 of 1" + file.read().decode())
         epochs = re.findall(r"'loss': .*'epoch': '?([\d.]+)", log)
         if epochs:
-            steps, of_epochs = self.stages[int(number) - 1]
+            steps, of_epochs = self.phases[int(number) - 1]
             return self.count_before(int(number)) + round(float(epochs[-1]) * steps / of_epochs)
-        sealed = self.output.glob("checkpoints/stage-*/checkpoint-*/seal.json")
-        places = [[int(part.split("-")[1]) for part in path.parts[-3:-1]] for path in sealed]
-        return max((self.count_before(stage) + step for stage, step in places), default=0)
+        sealed = self.output.glob("checkpoints/phase-*/checkpoint-*/seal.json")
+        places = [[int(split.split("-")[1]) for split in path.splits[-3:-1]] for path in sealed]
+        return max((self.count_before(phase) + step for phase, step in places), default=0)
 
-    def count_before(self, stage: int) -> int:
-        """Return how many steps the stages before this one have."""
-        return sum(steps for steps, _ in self.stages[: stage - 1])
+    def count_before(self, phase: int) -> int:
+        """Return how many steps the phases before this one have."""
+        return sum(steps for steps, _ in self.phases[: phase - 1])
 
     def torn_checkpoint(self) -> Path | None:
         """Return the checkpoint that is being written."""
-        for path in self.output.glob("checkpoints/stage-*/checkpoint-*"):
+        for path in self.output.glob("checkpoints/phase-*/checkpoint-*"):
             if not (path / "seal.json").exists():
                 return path
         return None
@@ -219,7 +221,7 @@ def kill_at(run: Run, name: str, lot: random.Random, seconds: float) -> str | No
     has_come, share = MOMENTS[name]
     run.torn_before = run.torn_checkpoint()
     process = run.start()
-    done, total = run.count_steps(), run.count_before(len(run.stages) + 1)
+    done, total = run.count_steps(), run.count_before(len(run.phases) + 1)
     step = done + max(1, round(lot.uniform(*SHARES) * (total - done)))
     started = time.monotonic()
     while not has_come(run, step):
@@ -243,19 +245,19 @@ def describe(run: Run) -> str:
     """Return what a kill left on disk."""
     sealed = sorted(
         str(path.parent.relative_to(run.output / "checkpoints"))
-        for path in run.output.glob("checkpoints/stage-*/checkpoint-*/seal.json")
+        for path in run.output.glob("checkpoints/phase-*/checkpoint-*/seal.json")
     )
-    told = [f"sealed: {', '.join(sealed) or 'none'}"]
+    summary = [f"sealed: {', '.join(sealed) or 'none'}"]
     torn = run.torn_checkpoint()
     if torn:
-        told.append(f"torn: {torn.name} with {len(list(torn.iterdir()))} files")
+        summary.append(f"torn: {torn.name} with {len(list(torn.iterdir()))} files")
     if is_making_folder(run, 0):
         files = len(list((run.output / ".unfinished").iterdir()))
-        told.append(f"unfinished folder with {files} files")
+        summary.append(f"unfinished folder with {files} files")
     if not (run.output / "checkpoints/recipe.json").exists():
         size = sum(path.stat().st_size for path in run.cache.rglob("*") if path.is_file())
-        told.append(f"cache of {size} bytes")
-    return "; ".join(told)
+        summary.append(f"cache of {size} bytes")
+    return "; ".join(summary)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from pneumonia_hf.training.checkpoints import STATE_FILE, last_whole_checkpoint, stage_folder
+from pneumonia_hf.training.checkpoints import STATE_FILE, last_whole_checkpoint, phase_folder
 
 # A comparison without one of these would say nothing about it.
 ALWAYS = {"model.safetensors", "optimizer.pt", "scheduler.pt", STATE_FILE}
@@ -27,13 +27,13 @@ def assert_same_model(one: Path, two: Path) -> None:
     """
     states = [load_file(folder / "model.safetensors") for folder in (one, two)]
     different = list_differences(*states)
-    assert not different, f"the finished models differ in {different[:5]}"
+    assert not different, f"the saved models differ in {different[:5]}"
 
 
 def assert_same_last_checkpoint(
-    one: Path, two: Path, after: int, stage: int = 1, ignored: str | None = None
+    one: Path, two: Path, after: int, phase: int = 1, ignored: str | None = None
 ) -> None:
-    """Check that the last checkpoints of a stage of two runs hold the same state.
+    """Check that the last checkpoints of a phase of two runs hold the same state.
 
     That is weights, averaged weights if there are any, optimizer, scheduler, every process'
     random numbers, the step, and what each evaluation found.
@@ -41,11 +41,11 @@ def assert_same_last_checkpoint(
     Args:
         one, two: output folders of the runs.
         after: the step at which one of them was cut; the checkpoints must be newer.
-        stage: the number of the stage.
+        phase: the number of the phase.
         ignored: what may differ, as FILE/KEY.
     """
-    last = [last_whole_checkpoint(stage_folder(run, stage)) for run in (one, two)]
-    assert all(last), f"stage {stage} has no whole checkpoint in {last.index(None) + 1} of 2"
+    last = [last_whole_checkpoint(phase_folder(run, phase)) for run in (one, two)]
+    assert all(last), f"stage {phase} has no whole checkpoint in {last.index(None) + 1} of 2"
     states = [read_checkpoint(checkpoint) for checkpoint in last]
     steps = [state[STATE_FILE]["global_step"] for state in states]
     assert [path.name for path in last] == [f"checkpoint-{step}" for step in steps]
@@ -53,7 +53,7 @@ def assert_same_last_checkpoint(
     different = list_differences(*states)
     if ignored is not None:
         different = [where for where in different if not where.startswith(f"/{ignored}/")]
-    assert not different, f"{last[0].name} of stage {stage} differs in {shorten(different)}"
+    assert not different, f"{last[0].name} of phase {phase} differs in {shorten(different)}"
 
 
 def read_checkpoint(checkpoint: Path) -> dict[str, Any]:
@@ -65,11 +65,11 @@ def read_checkpoint(checkpoint: Path) -> dict[str, Any]:
         elif path.suffix == ".pt" or path.name.startswith("rng_state"):
             state[path.name] = torch.load(path, weights_only=False)
         elif path.name == STATE_FILE:
-            told = json.loads(path.read_text())
-            state[path.name] = {name: told[name] for name in PROGRESS}
+            summary = json.loads(path.read_text())
+            state[path.name] = {name: summary[name] for name in PROGRESS}
             state[path.name]["evaluations"] = [
                 {name: value for name, value in entry.items() if not is_time(name)}
-                for entry in told["log_history"]
+                for entry in summary["log_history"]
                 if "eval_loss" in entry
             ]
     absent = ALWAYS - state.keys()

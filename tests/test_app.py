@@ -59,32 +59,32 @@ def client(app_url, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def picture(tmp_path_factory):
-    path = tmp_path_factory.mktemp("picture") / "xray.png"
+def image(tmp_path_factory):
+    path = tmp_path_factory.mktemp("image") / "xray.png"
     draw_xray(4, ill=True, size=(300, 240)).save(path)
     return path
 
 
-def test_client_gets_what_the_predictor_says(client, picture, tiny_model):
-    result, overlay = client.predict(image=handle_file(picture), api_name="/predict")
-    expected = Predictor.from_pretrained(tiny_model).predict(read_xray(picture))
+def test_client_gets_what_the_predictor_says(client, image, tiny_model):
+    result, overlay = client.predict(image=handle_file(image), api_name="/predict")
+    expected = Predictor.from_pretrained(tiny_model).predict(read_xray(image))
     assert result["probability"] == pytest.approx(expected.probability, abs=1e-5)
     assert result["threshold"] == expected.threshold
     assert (result["label"], result["decision"]) == (expected.label, expected.decision)
     assert result["warnings"] == list(expected.warnings)
     with Image.open(overlay) as drawn:
         assert drawn.size == (300, 240)
-        grey = np.asarray(drawn.convert("RGB"), int)
-    assert np.ptp(grey, axis=2).max() > 20  # heat is coloured
+        gray = np.asarray(drawn.convert("RGB"), int)
+    assert np.ptp(gray, axis=2).max() > 20  # heat is coloured
 
 
 @pytest.mark.parametrize("method", sorted(METHODS))
-def test_every_method_can_be_asked_for(client, picture, method):
-    result, overlay = client.predict(handle_file(picture), method, api_name="/predict")
+def test_every_method_can_be_asked_for(client, image, method):
+    result, overlay = client.predict(handle_file(image), method, api_name="/predict")
     assert result["decision"] and os.path.getsize(overlay) > 1000
 
 
-def test_16_bit_picture_is_not_turned_white(client, tmp_path, tiny_model):
+def test_16_bit_image_is_not_turned_white(client, tmp_path, tiny_model):
     values = np.asarray(draw_xray(4, ill=True, size=(300, 240))).astype(np.uint16) * 12 + 200
     path = tmp_path / "deep.png"
     Image.fromarray(values).save(path)
@@ -93,14 +93,14 @@ def test_16_bit_picture_is_not_turned_white(client, tmp_path, tiny_model):
     assert result["probability"] == pytest.approx(expected.probability, abs=1e-5)
 
 
-def test_bad_input_is_told_in_the_same_sentence_as_everywhere(client, picture, tmp_path):
+def test_bad_input_is_told_in_the_same_sentence_as_everywhere(client, image, tmp_path):
     text = tmp_path / "scan.jpeg"
-    text.write_text("no picture")
-    with pytest.raises(AppError, match=r"scan.jpeg is not a picture that can be read"):
+    text.write_text("no image")
+    with pytest.raises(AppError, match=r"scan.jpeg is not an image that can be read"):
         client.predict(handle_file(text), api_name="/predict")
     with pytest.raises(AppError, match="Give a chest X-ray first"):
         client.predict(None, api_name="/predict")
-    result, _ = client.predict(handle_file(picture), api_name="/predict")
+    result, _ = client.predict(handle_file(image), api_name="/predict")
     assert result["decision"]  # the app goes on
 
 

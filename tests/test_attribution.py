@@ -7,18 +7,19 @@ from transformers import AutoModelForImageClassification, TimmWrapperConfig
 
 from pneumonia_hf import Predictor, read_xray
 from pneumonia_hf.errors import UserError
-from pneumonia_hf.inference.attribution import METHODS, explain, methods_for, overlay
+from pneumonia_hf.inference.attribution import METHODS, attribute, methods_for, overlay
+from pneumonia_hf.inference.network import Network
 from pneumonia_hf.labels import LABELS
 from pneumonia_hf.models.backbones import BACKBONES, head_of
 from pneumonia_hf.models.build import ModelConfig, build_model
 from pneumonia_hf.models.model_folder import DEFAULT_MODEL
 
-PICTURE = draw_xray(2, ill=True, size=(150, 100))
+IMAGE = draw_xray(2, ill=True, size=(150, 100))
 
 
 def make_predictor(name: str, body: object, size: int | None = None) -> Predictor:
     torch.manual_seed(0)
-    return Predictor(*build_model(ModelConfig(name, str(body), size or TINY_SIZES[name])))
+    return Predictor(Network(*build_model(ModelConfig(name, str(body), size or TINY_SIZES[name]))))
 
 
 @pytest.fixture
@@ -29,14 +30,14 @@ def predictor(tiny_body, backbone_name) -> Predictor:
 @pytest.mark.parametrize("method", sorted(METHODS))
 def test_map_has_the_size_of_the_image_and_lies_in_0_to_1(predictor, method):
     if method not in methods_for(predictor):
-        with pytest.raises(UserError, match=f"{method}' cannot explain this model; choose from"):
-            explain(predictor, PICTURE, method)
+        with pytest.raises(UserError, match=f"{method}' cannot attribute this model; choose from"):
+            attribute(predictor, IMAGE, method)
         return
-    values = explain(predictor, PICTURE, method).values
+    values = attribute(predictor, IMAGE, method).values
     assert values.shape == (100, 150)
     assert values.min() >= 0 and values.max() <= 1
     assert np.isfinite(values).all()
-    again = explain(predictor, PICTURE, method).values
+    again = attribute(predictor, IMAGE, method).values
     assert np.allclose(values, again, atol=1e-5)
 
 
@@ -45,7 +46,7 @@ with_gradcam = pytest.mark.parametrize(
     "backbone_name", WITH_GRADCAM, indirect=True, scope="session"
 )
 
-# Pixels a side of the picture that one place of the last feature map stands for.
+# Pixels a side of the image that one place of the last feature map stands for.
 STRIDES = dict.fromkeys(BACKBONES, 32) | {
     "vit-base": 8,  # the tiny ones' patches
     "deit-small": 8,
@@ -63,17 +64,21 @@ def test_gradcam_is_offered_for_every_family_but_dinov2(predictor, backbone_name
 
 @with_gradcam
 def test_gradcam_has_one_value_a_place_of_the_feature_map(predictor, backbone_name):
-    heat = METHODS["gradcam"](predictor, predictor.pixel_values([PICTURE])).values
+    attribution_map = METHODS["gradcam"](
+        predictor.network, predictor.network.pixel_values([IMAGE])
+    ).values
     side = TINY_SIZES[backbone_name] // STRIDES[backbone_name]
-    assert heat.shape == (side, side)
-    score_more(predictor, Image.new("L", (64, 64), 90), PICTURE)
-    heat = METHODS["gradcam"](predictor, predictor.pixel_values([PICTURE])).values
-    assert heat.max() > 0
-    assert heat.std() > 0.01 * heat.max()
+    assert attribution_map.shape == (side, side)
+    score_more(predictor, Image.new("L", (64, 64), 90), IMAGE)
+    attribution_map = METHODS["gradcam"](
+        predictor.network, predictor.network.pixel_values([IMAGE])
+    ).values
+    assert attribution_map.max() > 0
+    assert attribution_map.std() > 0.01 * attribution_map.max()
 
 
 def plant(quarter: int | None) -> Image.Image:
-    """Draw grey noise with a bright disc in a quarter: 0 to 3, line by line; None: in none."""
+    """Draw gray noise with a bright disc in a quarter: 0 to 3, line by line; None: in none."""
     noise = np.random.default_rng(0).normal(90, 6, (64, 64))
     image = Image.fromarray(np.clip(noise, 0, 255).astype(np.uint8))
     if quarter is not None:
@@ -85,18 +90,18 @@ def plant(quarter: int | None) -> Image.Image:
 
 def score_more(predictor: Predictor, plain: Image.Image, *shown: Image.Image) -> None:
     """Turn the head so that the logit of PNEUMONIA is 0 for `plain` and grows towards `shown`."""
-    head = head_of(predictor.model)
+    head = head_of(predictor.network.model)
     seen = []
     hook = head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     with torch.no_grad():
-        predictor.model(pixel_values=predictor.pixel_values([plain, *shown]))
+        predictor.network.model(pixel_values=predictor.network.pixel_values([plain, *shown]))
         hook.remove()
         (features,) = seen
         origin, way = features[0], features[1:].mean(dim=0) - features[0]
         way -= (way @ origin) / (origin @ origin) * origin
         head.bias.zero_()
         head.weight.zero_()
-        head.weight[predictor.class_index] = way / way.norm()
+        head.weight[predictor.network.class_index] = way / way.norm()
 
 
 @with_gradcam
@@ -107,12 +112,14 @@ def test_gradcam_finds_what_was_planted(tiny_body, backbone_name):
     wrong width would put it elsewhere.
     """
     size = TINY_SIZES[backbone_name]
-    # Of the deep networks, one place sees the whole of a small picture.
+    # Of the deep networks, one place sees the whole of a small image.
     predictor = make_predictor(backbone_name, tiny_body, 192 if size == 64 else size)
     score_more(predictor, plant(None), *map(plant, range(4)))
 
     def heat_of(quarter: int | None) -> np.ndarray:
-        found = METHODS["gradcam"](predictor, predictor.pixel_values([plant(quarter)]))
+        found = METHODS["gradcam"](
+            predictor.network, predictor.network.pixel_values([plant(quarter)])
+        )
         return found.values.clamp(min=0).numpy()
 
     for quarter in range(4):
@@ -131,16 +138,18 @@ def test_any_model_of_timm_is_explained(tmp_path, architecture, side):
     settings = {"img_size": 64} if architecture == "test_vit" else None
     save_timm(architecture, settings, tmp_path)
     predictor = make_predictor("timm", tmp_path)
-    heat = METHODS["gradcam"](predictor, predictor.pixel_values([PICTURE])).values
-    assert heat.shape == (side, side)
+    attribution_map = METHODS["gradcam"](
+        predictor.network, predictor.network.pixel_values([IMAGE])
+    ).values
+    assert attribution_map.shape == (side, side)
 
 
 def test_map_that_is_no_grid_is_told_in_one_sentence(tmp_path):
     save_timm("test_mambaout", None, tmp_path)  # keeps its channels last
     predictor = make_predictor("timm", tmp_path)
     with pytest.raises(UserError, match=r"test_mambaout .* use the method occlusion"):
-        explain(predictor, PICTURE, "gradcam")
-    found = explain(predictor, PICTURE, "integrated_gradients")
+        attribute(predictor, IMAGE, "gradcam")
+    found = attribute(predictor, IMAGE, "integrated_gradients")
     assert found.values.max() == 1 and not found.on_reference
     assert "own maximum" in found.warnings[0]
 
@@ -152,8 +161,10 @@ def save_timm(architecture: str, settings: dict | None, folder: object) -> None:
 
 def test_model_of_an_earlier_release_is_explained():
     predictor = Predictor.from_pretrained(DEFAULT_MODEL, device="cpu")
-    heat = METHODS["gradcam"](predictor, predictor.pixel_values([PICTURE])).values
-    assert heat.shape == (7, 7)
+    attribution_map = METHODS["gradcam"](
+        predictor.network, predictor.network.pixel_values([IMAGE])
+    ).values
+    assert attribution_map.shape == (7, 7)
 
 
 def test_map_of_an_ensemble_is_the_mean_of_its_members_on_their_own_scales(tmp_path, monkeypatch):
@@ -161,12 +172,14 @@ def test_map_of_an_ensemble_is_the_mean_of_its_members_on_their_own_scales(tmp_p
         make_predictor(name, save_tiny_body(name, tmp_path / name))
         for name in ("vit-base", "xray-cnn")
     )
-    raw = METHODS["integrated_gradients"](one, one.pixel_values([PICTURE])).values
-    one.attribution_references = {"integrated_gradients": 2 * float(raw.max())}
-    maps = [explain(member, PICTURE, "integrated_gradients").values for member in (one, other)]
+    raw = METHODS["integrated_gradients"](one.network, one.network.pixel_values([IMAGE])).values
+    one.network.attribution_references = {"integrated_gradients": 2 * float(raw.max())}
+    maps = [attribute(member, IMAGE, "integrated_gradients").values for member in (one, other)]
     assert 0.45 < maps[0].max() < 0.51 and maps[1].max() == 1
     monkeypatch.setattr(Predictor, "members", (one, other))
-    together = explain(Predictor(one.model, one.processor), PICTURE, "integrated_gradients")
+    together = attribute(
+        Predictor(Network(one.network.model, one.network.processor)), IMAGE, "integrated_gradients"
+    )
     assert np.allclose(together.values, (maps[0] + maps[1]) / 2, atol=1e-6)
     assert not together.on_reference  # one of them has none
     assert together.completeness_error is not None
@@ -177,15 +190,15 @@ def test_map_is_as_dark_as_little_was_found(predictor, method):
     """With a stored reference, a score that moves half as much gives a map half as bright."""
     if method not in methods_for(predictor):
         return
-    score_more(predictor, Image.new("L", (64, 64), 90), PICTURE)
-    pixel_values = predictor.pixel_values([PICTURE])
-    reference = float(METHODS[method](predictor, pixel_values).values.max())
-    predictor.attribution_references = {method: reference}
-    full = explain(predictor, PICTURE, method)
+    score_more(predictor, Image.new("L", (64, 64), 90), IMAGE)
+    pixel_values = predictor.network.pixel_values([IMAGE])
+    reference = float(METHODS[method](predictor.network, pixel_values).values.max())
+    predictor.network.attribution_references = {method: reference}
+    full = attribute(predictor, IMAGE, method)
     assert full.on_reference and full.warnings == ()
     with torch.no_grad():
-        head_of(predictor.model).weight /= 2
-    half = explain(predictor, PICTURE, method)
+        head_of(predictor.network.model).weight /= 2
+    half = attribute(predictor, IMAGE, method)
     assert np.allclose(half.values, full.values / 2, atol=1e-4)
     assert half.values.max() < 0.51
 
@@ -198,28 +211,27 @@ def test_references_are_the_median_of_the_maxima(predictor, monkeypatch):
     maxima = iter([1.0, 5.0, 2.0])
     fake = {"occlusion": lambda *_, **__: attribution.RawMap(torch.full((2, 2), next(maxima)))}
     monkeypatch.setattr(attribution, "METHODS", fake)
-    assert attribution.measure_references(predictor, [PICTURE] * 3) == {"occlusion": 2.0}
+    assert attribution.measure_references(predictor, [IMAGE] * 3) == {"occlusion": 2.0}
 
 
 def test_target_is_the_log_odds_that_the_score_is_made_of(predictor):
-    from pneumonia_hf.inference.attribution import log_odds_of
 
     with torch.no_grad():
-        head_of(predictor.model).bias += torch.tensor([3.0, -1.0])
-        log_odds = log_odds_of(predictor)(predictor.pixel_values([PICTURE]))
-    assert log_odds.item() == pytest.approx(predictor.margins([PICTURE])[0], abs=1e-4)
+        head_of(predictor.network.model).bias += torch.tensor([3.0, -1.0])
+        log_odds = predictor.network.log_odds_of(predictor.network.pixel_values([IMAGE]))
+    assert log_odds.item() == pytest.approx(predictor.log_odds([IMAGE])[0], abs=1e-4)
     probability = 1 / (1 + np.exp(-log_odds.item()))
-    assert predictor.probabilities([PICTURE])[0] == pytest.approx(probability, abs=1e-5)
+    assert predictor.probabilities([IMAGE])[0] == pytest.approx(probability, abs=1e-5)
 
 
 def test_integrated_gradients_sum_to_the_difference_that_they_explain(predictor):
     """Completeness (Sundararajan et al. 2017, proposition 1), or the map says that it fails."""
     from pneumonia_hf.inference.attribution import COMPLETE
 
-    found = explain(predictor, PICTURE, "integrated_gradients")
+    found = attribute(predictor, IMAGE, "integrated_gradients")
     assert found.completeness_error is not None
-    told = any("not complete" in text for text in found.warnings)
-    assert told == (found.completeness_error > COMPLETE)
+    summary = any("not complete" in text for text in found.warnings)
+    assert summary == (found.completeness_error > COMPLETE)
 
 
 def test_steps_are_doubled_until_the_map_is_complete(tmp_path, monkeypatch):
@@ -235,22 +247,22 @@ def test_steps_are_doubled_until_the_map_is_complete(tmp_path, monkeypatch):
             return parts * (2 if n_steps < 128 else 1)
 
     monkeypatch.setattr(captum.attr, "IntegratedGradients", Incomplete)
-    found = explain(predictor, PICTURE, "integrated_gradients")
+    found = attribute(predictor, IMAGE, "integrated_gradients")
     assert asked == [64, 128] and found.completeness_error <= 0.05
     monkeypatch.setattr(Incomplete, "attribute", lambda self, inputs, **_: 1.7 * inputs)
-    found = explain(predictor, PICTURE, "integrated_gradients")
+    found = attribute(predictor, IMAGE, "integrated_gradients")
     assert any("after 256 steps" in text for text in found.warnings)
 
 
 def test_explaining_leaves_the_model_as_it_was(predictor):
-    before = predictor.probabilities([PICTURE])
-    state = {name: value.clone() for name, value in predictor.model.state_dict().items()}
+    before = predictor.probabilities([IMAGE])
+    state = {name: value.clone() for name, value in predictor.network.model.state_dict().items()}
     for method in methods_for(predictor):
-        explain(predictor, PICTURE, method)
-    assert np.array_equal(predictor.probabilities([PICTURE]), before)
-    assert all(torch.equal(state[n], v) for n, v in predictor.model.state_dict().items())
-    assert not any(module._forward_hooks for module in predictor.model.modules())
-    assert all(parameter.grad is None for parameter in predictor.model.parameters())
+        attribute(predictor, IMAGE, method)
+    assert np.array_equal(predictor.probabilities([IMAGE]), before)
+    assert all(torch.equal(state[n], v) for n, v in predictor.network.model.state_dict().items())
+    assert not any(module._forward_hooks for module in predictor.network.model.modules())
+    assert all(parameter.grad is None for parameter in predictor.network.model.parameters())
 
 
 def test_gradcam_of_a_network_that_can_be_done_by_hand():
@@ -281,7 +293,7 @@ def test_gradcam_of_a_network_that_can_be_done_by_hand():
     with pytest.MonkeyPatch.context() as patch:
         entry = SimpleNamespace(features=lambda model: model.grid, prefix_tokens=None)
         patch.setattr(attribution, "backbone_of", lambda model: entry)
-        found = METHODS["gradcam"](predictor, torch.ones(1, 3, 2, 2, requires_grad=True))
+        found = METHODS["gradcam"](predictor.network, torch.ones(1, 3, 2, 2, requires_grad=True))
     # Log odds: (1.5 - 0.5) and (1.0 + 1.0) a channel, over 4 places.
     expected = torch.tensor([[1.0, 2 + 2], [3.0, 4 + 16]]) / 4
     torch.testing.assert_close(found.values, expected)
@@ -289,28 +301,28 @@ def test_gradcam_of_a_network_that_can_be_done_by_hand():
 
 def test_map_notices_other_weights(tiny_model):
     predictor = Predictor.from_pretrained(tiny_model)
-    before = explain(predictor, PICTURE, "integrated_gradients").values
+    before = attribute(predictor, IMAGE, "integrated_gradients").values
     torch.manual_seed(0)
     with torch.no_grad():
-        for parameter in predictor.model.parameters():
+        for parameter in predictor.network.model.parameters():
             parameter.copy_(torch.randn_like(parameter) * 0.1)
-    after = explain(predictor, PICTURE, "integrated_gradients").values
+    after = attribute(predictor, IMAGE, "integrated_gradients").values
     assert np.corrcoef(before.ravel(), after.ravel())[0, 1] < 0.9
 
 
 def test_unknown_method_names_the_choices(tiny_model):
     with pytest.raises(UserError, match="gradcam"):
-        explain(Predictor.from_pretrained(tiny_model), PICTURE, "magic")
+        attribute(Predictor.from_pretrained(tiny_model), IMAGE, "magic")
 
 
 def test_overlay_colours_only_where_there_is_heat():
-    heat = np.zeros((100, 150), np.float32)
-    heat[:50] = 1
-    laid = np.asarray(overlay(PICTURE, heat)).astype(int)
+    attribution_map = np.zeros((100, 150), np.float32)
+    attribution_map[:50] = 1
+    laid = np.asarray(overlay(IMAGE, attribution_map)).astype(int)
     assert laid.shape == (100, 150, 3)
-    grey = np.asarray(PICTURE.convert("RGB")).astype(int)
-    assert np.array_equal(laid[50:], grey[50:])
-    assert np.abs(laid[:50] - grey[:50]).mean() > 20
+    gray = np.asarray(IMAGE.convert("RGB")).astype(int)
+    assert np.array_equal(laid[50:], gray[50:])
+    assert np.abs(laid[:50] - gray[:50]).mean() > 20
 
 
 @pytest.mark.skipif(not REAL_XRAYS.exists(), reason="the real X-rays are not beside this checkout")
@@ -355,5 +367,5 @@ def test_agreement_is_full_where_the_map_is_occlusion_itself(tmp_path, monkeypat
     monkeypatch.setitem(
         METHODS, "opposite", lambda p, x: attribution.RawMap(-attribution.occlusion(p, x).values)
     )
-    found = faithfulness.measure_agreement(predictor, [PICTURE], ["same", "flat", "opposite"])
+    found = faithfulness.measure_agreement(predictor, [IMAGE], ["same", "flat", "opposite"])
     assert found["same"][0] > 0.9 and found["opposite"][0] < -0.9 and found["flat"] == [0.0]

@@ -10,23 +10,23 @@ from PIL import Image, ImageEnhance
 
 from pneumonia_hf.audit.dataset import VERDICTS
 from pneumonia_hf.audit.label_checks import FALSE_ALARMS, compare_shares
-from pneumonia_hf.audit.label_errors import FeatureConfig, cross_validate, find_suspects
+from pneumonia_hf.audit.label_errors import FeatureConfig, cross_validate, find_label_errors
 from pneumonia_hf.audit.near_duplicates import PARTNERS, _similar_pairs
 from pneumonia_hf.audit.run import CHECKS, audit_sources
 
 
-def draw_films(folder, patients: int = 12, start: int = 0) -> None:
-    """Write pictures that differ as real films do: in what the lungs hold and how they lie."""
+def draw_dicoms(folder, patients: int = 12, start: int = 0) -> None:
+    """Write images that differ as real X-rays do: in what the lungs hold and how they lie."""
     for label, name in enumerate(("NORMAL", "PNEUMONIA")):
         (folder / name).mkdir(parents=True, exist_ok=True)
         for patient in range(start, start + patients):
-            film = draw_film(1000 * label + patient, ill=bool(label))
+            image = draw_dicom(1000 * label + patient, ill=bool(label))
             file = f"person{patient}_virus_0.png" if label else f"IM-{patient:04}-0000.png"
-            film.save(folder / name / file)
+            image.save(folder / name / file)
 
 
-def draw_film(seed: int, ill: bool) -> Image.Image:
-    """Draw a film with a texture of its own, so that no two are alike."""
+def draw_dicom(seed: int, ill: bool) -> Image.Image:
+    """Draw an X-ray with a texture of its own, so that no two are alike."""
     generator = np.random.default_rng(seed)
     coarse = generator.uniform(60, 200, (9, 9)).astype(np.uint8)
     texture = Image.fromarray(coarse).resize((160, 140), Image.Resampling.BICUBIC)
@@ -37,8 +37,8 @@ def draw_film(seed: int, ill: bool) -> Image.Image:
 @pytest.fixture(scope="module")
 def clean(tmp_path_factory):
     folder = tmp_path_factory.mktemp("clean")
-    for number, part in enumerate(("train", "val", "test")):
-        draw_films(folder / part, start=100 * number)
+    for number, split in enumerate(("train", "val", "test")):
+        draw_dicoms(folder / split, start=100 * number)
     return folder
 
 
@@ -61,8 +61,8 @@ def test_clean_data_is_fine_in_every_check_of_the_files(clean_findings):
 
 def test_exact_duplicates_are_known_by_their_pixels_not_by_their_files(clean, tmp_path):
     folder = copy(clean, tmp_path)
-    film = Image.open(folder / "train/NORMAL/IM-0003-0000.png")
-    film.convert("RGB").save(folder / "test/NORMAL/IM-0999-0000.bmp")
+    image = Image.open(folder / "train/NORMAL/IM-0003-0000.png")
+    image.convert("RGB").save(folder / "test/NORMAL/IM-0999-0000.bmp")
     shutil.copy(
         folder / "train/NORMAL/IM-0005-0000.png", folder / "train/PNEUMONIA/person5_virus_9.png"
     )
@@ -82,13 +82,13 @@ def test_exact_duplicates_are_known_by_their_pixels_not_by_their_files(clean, tm
 @pytest.mark.parametrize(
     "change",
     [
-        lambda film: film.resize((320, 280), Image.Resampling.BICUBIC),
-        lambda film: ImageEnhance.Brightness(film).enhance(0.8),
-        lambda film: film.crop((2, 2, 158, 138)),
-        lambda film: film.rotate(1, Image.Resampling.BICUBIC),
-        lambda film: Image.fromarray(
+        lambda image: image.resize((320, 280), Image.Resampling.BICUBIC),
+        lambda image: ImageEnhance.Brightness(image).enhance(0.8),
+        lambda image: image.crop((2, 2, 158, 138)),
+        lambda image: image.rotate(1, Image.Resampling.BICUBIC),
+        lambda image: Image.fromarray(
             np.clip(
-                np.asarray(film) + np.random.default_rng(0).normal(0, 6, (140, 160)), 0, 255
+                np.asarray(image) + np.random.default_rng(0).normal(0, 6, (140, 160)), 0, 255
             ).astype(np.uint8)
         ),
     ],
@@ -97,8 +97,8 @@ def test_exact_duplicates_are_known_by_their_pixels_not_by_their_files(clean, tm
 def test_near_duplicates_are_found_however_they_were_made(clean, tmp_path, change):
     folder = copy(clean, tmp_path)
     for number in (1, 4, 7):
-        film = Image.open(folder / f"train/PNEUMONIA/person{number}_virus_0.png")
-        change(film).save(folder / f"test/PNEUMONIA/person9{number}_virus_0.jpeg", quality=80)
+        image = Image.open(folder / f"train/PNEUMONIA/person{number}_virus_0.png")
+        change(image).save(folder / f"test/PNEUMONIA/person9{number}_virus_0.jpeg", quality=80)
     found = audit_sources(folder)[0]["near_duplicates"]
     assert found.verdict == "stop" and found.count == found.more["across_parts"] == 3
     assert {tuple(sorted(group)) for group in found.more["groups"]} == {
@@ -110,7 +110,7 @@ def test_near_duplicates_are_found_however_they_were_made(clean, tmp_path, chang
     }
 
 
-def test_patients_in_two_parts_stop(clean, tmp_path):
+def test_patients_in_two_splits_stop(clean, tmp_path):
     folder = copy(clean, tmp_path)
     rows = ["file_name,patient_id"]
     for path in sorted(folder.rglob("*.png")):
@@ -126,7 +126,7 @@ def test_patients_in_two_parts_stop(clean, tmp_path):
     ]
 
 
-def test_a_part_without_a_class_is_what_the_audit_is_there_to_say(clean, tmp_path):
+def test_a_split_without_a_class_is_what_the_audit_is_there_to_say(clean, tmp_path):
     folder = copy(clean, tmp_path)
     shutil.rmtree(folder / "test" / "NORMAL")
     found = audit_sources(folder)[0]["balance"]
@@ -143,52 +143,52 @@ def test_random_splits_raise_the_alarm_in_one_of_a_hundred(size):
         of_patient = generator.integers(1, 6, size)
         patient = np.repeat(np.arange(size), of_patient)[:size]
         label = (generator.random(size) < 0.74).astype(int)[patient]
-        part = generator.choice(3, size, p=[0.7, 0.15, 0.15])[patient]
-        alarms += compare_shares(label, patient, part, draws=199, seed=run) < FALSE_ALARMS
+        split = generator.choice(3, size, p=[0.7, 0.15, 0.15])[patient]
+        alarms += compare_shares(label, patient, split, draws=199, seed=run) < FALSE_ALARMS
     # 6 are expected; more than 13 come of a true rate of 1% once in two hundred times.
     assert alarms <= 13
 
 
 def test_real_shift_between_splits_is_found_and_needs_patients_not_images(clean):
     label = np.repeat([1, 0, 1, 0], [1110, 390, 100, 100])  # 74% against 50%
-    part = np.repeat([0, 1], [1500, 200])
+    split = np.repeat([0, 1], [1500, 200])
     patient = np.arange(1700)
-    assert compare_shares(label, patient, part) < FALSE_ALARMS
+    assert compare_shares(label, patient, split) < FALSE_ALARMS
     # The same images of 17 patients are no evidence.
-    assert compare_shares(label, patient // 100, part) > FALSE_ALARMS
-    assert compare_shares(label, patient, np.zeros_like(part)) == 1
+    assert compare_shares(label, patient // 100, split) > FALSE_ALARMS
+    assert compare_shares(label, patient, np.zeros_like(split)) == 1
 
 
 def test_kermany_names_say_how_little_is_known_of_patients(tmp_path):
-    draw_films(tmp_path / "named", patients=6)
+    draw_dicoms(tmp_path / "named", patients=6)
     findings, xrays = audit_sources(tmp_path / "named")
     assert xrays.by_file_name
     assert "not to be seen" in findings["patient_labels"].text
     for number, path in enumerate(sorted((tmp_path / "named").rglob("*.png"))):
-        path.rename(path.with_name(f"film{number}.png"))
+        path.rename(path.with_name(f"X-ray{number}.png"))
     findings, xrays = audit_sources(tmp_path / "named")
     assert not xrays.by_file_name
     assert findings["patient_labels"].text == "no patients with both labels."
 
 
-def test_many_pictures_with_one_hash_do_not_make_pairs_without_end():
+def test_many_images_with_one_hash_do_not_make_pairs_without_end():
     hashes = np.zeros((3000, 4), np.uint64)
     ones, others = _similar_pairs(hashes)
     assert len(ones) <= 3000 * PARTNERS
     assert np.all(ones < others)
 
 
-def test_odd_pictures_and_files_are_each_told_where_they_belong(clean, tmp_path):
+def test_odd_images_and_files_are_each_told_where_they_belong(clean, tmp_path):
     folder = copy(clean, tmp_path)
     normal = folder / "train" / "NORMAL"
     Image.new("L", (200, 180), 90).save(normal / "blank.png")
-    draw_film(1, False).resize((40, 36)).save(normal / "small.png")
-    draw_film(2, False).resize((400, 90)).save(normal / "long.png")
-    Image.merge("RGB", [draw_film(n, False) for n in (3, 4, 5)]).save(normal / "colour.png")
-    white = np.asarray(draw_film(6, False)).copy()
+    draw_dicom(1, False).resize((40, 36)).save(normal / "small.png")
+    draw_dicom(2, False).resize((400, 90)).save(normal / "long.png")
+    Image.merge("RGB", [draw_dicom(n, False) for n in (3, 4, 5)]).save(normal / "colour.png")
+    white = np.asarray(draw_dicom(6, False)).copy()
     white[:60] = 255
     Image.fromarray(white).save(normal / "white.png")
-    (normal / "text.jpeg").write_text("no picture")
+    (normal / "text.jpeg").write_text("no image")
     (normal / "notes.txt").write_text("notes")
     findings, _ = audit_sources(folder)
     expected = {
@@ -204,20 +204,20 @@ def test_odd_pictures_and_files_are_each_told_where_they_belong(clean, tmp_path)
         assert findings[name].verdict == "look", name
     assert findings["unknown_patients"].count == 6
     assert findings["unknown_patients"].more["files"] == ["train/NORMAL/blank.png"]
-    assert "not a picture" in findings["unreadable"].examples[0]["reason"]
+    assert "not an image" in findings["unreadable"].examples[0]["reason"]
 
 
 def test_planted_wrong_labels_are_among_the_first_suspects(clean, tmp_path):
     folder = tmp_path / "data"
-    draw_films(folder, patients=60)
-    for path in (folder / "PNEUMONIA").iterdir():  # an illness that grey levels alone can tell
-        film = np.asarray(Image.open(path)).astype(int)
-        film[70:] += 40
-        Image.fromarray(film.clip(0, 255).astype(np.uint8)).save(path)
+    draw_dicoms(folder, patients=60)
+    for path in (folder / "PNEUMONIA").iterdir():  # an illness that gray levels alone can tell
+        image = np.asarray(Image.open(path)).astype(int)
+        image[70:] += 40
+        Image.fromarray(image.clip(0, 255).astype(np.uint8)).save(path)
     wrong = []
     for number in (3, 8, 21, 34, 55):
-        film = folder / f"PNEUMONIA/person{number}_virus_0.png"
-        film.rename(folder / f"NORMAL/person{number}_virus_0.png")
+        image = folder / f"PNEUMONIA/person{number}_virus_0.png"
+        image.rename(folder / f"NORMAL/person{number}_virus_0.png")
         wrong.append(f"NORMAL/person{number}_virus_0.png")
     findings, xrays = audit_sources(folder, FeatureConfig("pixels"))
     found = findings["label_suspects"]
@@ -225,25 +225,25 @@ def test_planted_wrong_labels_are_among_the_first_suspects(clean, tmp_path):
     case = next(one for one in found.more["cases"] if one["file"] in wrong)
     assert (case["label"], case["suggested"]) == ("NORMAL", "PNEUMONIA")
     assert 0 <= case["belief_in_label"] < 0.5
-    rows, probabilities, area, name = find_suspects(
-        xrays.pictures, xrays.label, xrays.related, FeatureConfig("pixels")
+    rows, probabilities, area, name = find_label_errors(
+        xrays.images, xrays.label, xrays.related, FeatureConfig("pixels")
     )
     assert name == "pixels" and area > 0.9
     assert len(probabilities) == 120 and len(rows) == found.count
 
 
 def test_features_that_cannot_be_fetched_are_said_to_be_replaced(tmp_path):
-    draw_films(tmp_path, patients=8)
+    draw_dicoms(tmp_path, patients=8)
     found = audit_sources(tmp_path, FeatureConfig("vit-base"))[0]["label_suspects"]
     assert found.more["features"] == "pixels, since the weights of vit-base cannot be had"
 
 
-def test_a_shortcut_is_measured_and_an_honest_picture_has_none(tmp_path, clean_findings):
-    draw_films(tmp_path, patients=40)
+def test_a_shortcut_is_measured_and_an_honest_image_has_none(tmp_path, clean_findings):
+    draw_dicoms(tmp_path, patients=40)
     for path in (tmp_path / "PNEUMONIA").iterdir():
-        film = np.asarray(Image.open(path)).copy()
-        film[:6, 100:130] = 255  # a marker that only the ill have
-        Image.fromarray(film).resize((170, 140)).save(path)
+        image = np.asarray(Image.open(path)).copy()
+        image[:6, 100:130] = 255  # a marker that only the ill have
+        Image.fromarray(image).resize((170, 140)).save(path)
     found = audit_sources(tmp_path)[0]["shortcuts"]
     areas = found.more["auroc"]
     assert set(areas) == {"border", "size", "aspect_ratio", "brightness", "file_kind"}
@@ -254,7 +254,7 @@ def test_a_shortcut_is_measured_and_an_honest_picture_has_none(tmp_path, clean_f
 
 
 def test_metadata_and_source_count_as_shortcuts(tmp_path):
-    draw_films(tmp_path / "one", patients=20)
+    draw_dicoms(tmp_path / "one", patients=20)
     rows = ["file_name,view,age,remark,portable"]
     for number, path in enumerate(sorted((tmp_path / "one").rglob("*.png"))):
         name = path.relative_to(tmp_path / "one").as_posix()
@@ -268,7 +268,7 @@ def test_metadata_and_source_count_as_shortcuts(tmp_path):
     assert 0.2 < areas["metadata:age"]["auroc"] < 0.8
     assert "metadata:remark" not in areas and "source" not in areas
     assert "metadata:portable" in areas and areas["metadata:portable"]["low"] > 0.6
-    draw_films(tmp_path / "two", patients=20, start=500)
+    draw_dicoms(tmp_path / "two", patients=20, start=500)
     shutil.rmtree(tmp_path / "two" / "NORMAL")
     assert audit_sources(tmp_path / "one")[0]["shortcuts"].more["not_measured"] == ["remark"]
     findings, _ = audit_sources([str(tmp_path / "one"), str(tmp_path / "two")])
@@ -293,7 +293,7 @@ def test_cross_validation_never_sees_the_group_that_it_judges():
 
 
 def test_too_few_patients_are_said_to_be_too_few(tmp_path):
-    draw_films(tmp_path, patients=3)
+    draw_dicoms(tmp_path, patients=3)
     findings, _ = audit_sources(tmp_path, FeatureConfig("pixels"))
     assert findings["label_suspects"].verdict == findings["shortcuts"].verdict == "look"
     assert "too few patients" in findings["shortcuts"].text
@@ -308,7 +308,7 @@ def test_the_script_writes_a_report_that_a_program_can_read(clean, tmp_path):
     flags = ["--data_dir", folder, "--output_dir", tmp_path / "audit", "--features", "pixels"]
     done = call_script("audit_data.py", *flags)
     assert done.returncode == 0, done.stderr
-    assert "stop  exact_duplicates: 2 pictures in 1 group" in done.stdout
+    assert "stop  exact_duplicates: 2 images in 1 group" in done.stdout
     report = json.loads((tmp_path / "audit" / "audit.json").read_text())
     assert set(report) == set(CHECKS)
     for name, one in report.items():
@@ -346,9 +346,9 @@ def test_mistakes_are_one_sentence_each(clean, tmp_path):
     done = call_script("audit_data.py", "--data_dir", folder, *flags, "--strict")
     assert_one_sentence(done, "train/notes.txt", "--strict")
     for path in folder.rglob("*.png"):
-        path.write_text("no picture")
+        path.write_text("no image")
     done = call_script("audit_data.py", "--data_dir", folder, *flags)
-    assert_one_sentence(done, "No picture can be read", "not a picture")
+    assert_one_sentence(done, "No image can be read", "not an image")
 
 
 @pytest.mark.skipif(not REAL_XRAYS.exists(), reason="the real X-rays are not beside this checkout")
@@ -359,13 +359,15 @@ def test_planted_copies_are_found_among_real_films_and_no_others(tmp_path):
         shutil.copy(path, tmp_path / path.parent.name)
     planted = set()
     for number, path in enumerate(files[::16]):
-        film = Image.open(path)
-        width, height = film.size
+        image = Image.open(path)
+        width, height = image.size
         changed = [
-            lambda film: film.resize((300, 300)),
-            lambda film, w=width, h=height: film.crop((w // 64, h // 64, w - w // 64, h - h // 64)),
-            lambda film: ImageEnhance.Contrast(film).enhance(1.3),
-        ][number % 3](film)
+            lambda image: image.resize((300, 300)),
+            lambda image, w=width, h=height: image.crop(
+                (w // 64, h // 64, w - w // 64, h - h // 64)
+            ),
+            lambda image: ImageEnhance.Contrast(image).enhance(1.3),
+        ][number % 3](image)
         name = f"{path.parent.name}/copy{number}.png"
         changed.save(tmp_path / name)
         planted.add(frozenset({name, f"{path.parent.name}/{path.name}"}))

@@ -33,14 +33,14 @@ def alone(name: str, strength: float = 1.0) -> AugmentConfig:
 
 
 def certainly(name: str, pixels: Tensor, strength: float = 1.0) -> Tensor:
-    """Apply one operation to every picture."""
+    """Apply one operation to every image."""
     return room._apply(pixels, {name: strength}, always=True)
 
 
 def draw_batch(count: int, width: int = 64, height: int = 64) -> Tensor:
     """Draw uint8 [count, 1, height, width], well and ill in turn."""
-    pictures = [draw_xray(seed, bool(seed % 2), (width, height)) for seed in range(count)]
-    return torch.stack([torch.from_numpy(np.array(picture)) for picture in pictures])[:, None]
+    images = [draw_xray(seed, bool(seed % 2), (width, height)) for seed in range(count)]
+    return torch.stack([torch.from_numpy(np.array(image)) for image in images])[:, None]
 
 
 @pytest.fixture(autouse=True)
@@ -54,7 +54,7 @@ def pixels() -> Tensor:
 
 
 def differ(one: Tensor, other: Tensor) -> Tensor:
-    """Return for each picture whether it changed by more than rounding."""
+    """Return for each image whether it changed by more than rounding."""
     return (one - other).abs().amax((1, 2, 3)) > 0.01
 
 
@@ -65,7 +65,7 @@ def test_every_operation_has_a_strength_in_the_config_and_a_help_text():
 
 
 @every_operation
-def test_an_operation_alone_changes_some_pictures_and_keeps_shape_and_range(name, pixels):
+def test_an_operation_alone_changes_some_images_and_keeps_shape_and_range(name, pixels):
     changed = augment(pixels, alone(name))
     assert changed.shape == pixels.shape and changed.dtype == torch.float32
     assert changed.min() >= 0 and changed.max() <= 255
@@ -74,7 +74,7 @@ def test_an_operation_alone_changes_some_pictures_and_keeps_shape_and_range(name
 
 
 @every_operation
-def test_an_operation_is_made_to_its_share_of_the_pictures(name):
+def test_an_operation_is_made_to_its_share_of_the_images(name):
     pixels = draw_batch(8, 32, 32).repeat(50, 1, 1, 1)
     share = differ(augment(pixels, alone(name)), pixels.float()).float().mean().item()
     expected = CHANGES[name].share if name in CHANGES else room.MOVED_SHARE
@@ -82,7 +82,7 @@ def test_an_operation_is_made_to_its_share_of_the_pictures(name):
 
 
 @every_operation
-def test_pictures_of_a_batch_are_changed_each_in_its_own_way(name):
+def test_images_of_a_batch_are_changed_each_in_its_own_way(name):
     torch.manual_seed(0)
     alike = draw_batch(1, 160, 160).repeat(12, 1, 1, 1)
     changed = certainly(name, alike, 0.5 if name == "flip" else 1.0)
@@ -128,7 +128,7 @@ def test_going_on_from_saved_random_numbers_gives_the_same_bits(pixels):
     assert torch.equal(augment(pixels, AugmentConfig()), first)
 
 
-def test_the_given_pictures_themselves_are_not_changed(pixels):
+def test_the_given_images_themselves_are_not_changed(pixels):
     given = pixels.float()
     augment(given, AugmentConfig())
     assert torch.equal(given, pixels.float())
@@ -147,13 +147,13 @@ def test_any_size_and_strength_stays_within_the_range(name, strength, size):
 @every_operation
 @pytest.mark.parametrize("grey", [0, 128, 255])
 @pytest.mark.parametrize("strength", [1.0, 3.0])
-def test_pictures_of_one_grey_stay_finite(name, grey, strength):
-    flat = torch.full((4, 1, 40, 40), grey, dtype=torch.uint8)
+def test_images_of_one_gray_stay_finite(name, gray, strength):
+    flat = torch.full((4, 1, 40, 40), gray, dtype=torch.uint8)
     changed = certainly(name, flat, strength)
     assert changed.isfinite().all() and changed.min() >= 0 and changed.max() <= 255
 
 
-def test_pictures_are_not_mirrored_unless_asked_for():
+def test_images_are_not_mirrored_unless_asked_for():
     sided = torch.zeros(64, 1, 64, 64)
     sided[..., 8:56, 2:26] = 200  # on the left
     left, right = (augment(sided, AugmentConfig()).split(32, -1)[side] for side in (0, 1))
@@ -165,7 +165,7 @@ def test_pictures_are_not_mirrored_unless_asked_for():
 
 
 def place(pixels: Tensor) -> Tensor:
-    """Return the centre of each picture's light, as x and y: [N, 2]."""
+    """Return the centre of each image's light, as x and y: [N, 2]."""
     height, width = pixels.shape[-2:]
     light = pixels[:, 0] / pixels.sum((1, 2, 3))[:, None, None]
     x = (light.sum(1) * torch.arange(width)).sum(1)
@@ -173,7 +173,7 @@ def place(pixels: Tensor) -> Tensor:
 
 
 def draw_dot(count: int, x: int, y: int) -> Tensor:
-    """Draw a light dot on black pictures 120 pixels wide and 80 high."""
+    """Draw a light dot on black images 120 pixels wide and 80 high."""
     dot = torch.zeros(count, 1, 80, 120)
     dot[..., y - 2 : y + 2, x - 2 : x + 2] = 255
     return dot
@@ -222,7 +222,7 @@ def test_rotation_shift_and_zoom_interpolate_once(monkeypatch, pixels):
 
 
 def measure_blocks(pixels: Tensor) -> float:
-    """Return how much steeper pictures are where blocks of 8 meet than within them."""
+    """Return how much steeper images are where blocks of 8 meet than within them."""
     steps = (pixels.float()[..., 1:] - pixels.float()[..., :-1]).abs().mean((0, 1, 2))
     between = torch.arange(len(steps)) % 8 == 7
     return (steps[between].mean() / steps[~between].mean()).item()
@@ -237,13 +237,13 @@ def test_jpeg_leaves_blocks_of_eight():
 
 @pytest.mark.parametrize("quality", [5, 30, 50, 75, 90])
 def test_jpeg_does_what_a_jpeg_file_does(monkeypatch, quality):
-    picture = draw_xray(1, ill=True, size=(100, 90))
+    image = draw_xray(1, ill=True, size=(100, 90))
     file = io.BytesIO()
-    picture.save(file, "JPEG", quality=quality)
+    image.save(file, "JPEG", quality=quality)
     read = torch.from_numpy(np.array(Image.open(file))).float()
     monkeypatch.setattr(room, "_draw", lambda pixels, *_: torch.full((1,), 100.0 - quality))
-    ours = certainly("jpeg", torch.from_numpy(np.array(picture))[None, None])[0, 0]
-    assert (ours - read).abs().mean() < 0.6  # the file's greys are whole numbers
+    ours = certainly("jpeg", torch.from_numpy(np.array(image))[None, None])[0, 0]
+    assert (ours - read).abs().mean() < 0.6  # the file's grays are whole numbers
 
 
 def test_blur_is_as_wide_as_documented(monkeypatch):
@@ -264,8 +264,8 @@ def test_blur_is_as_wide_as_documented(monkeypatch):
 def test_clahe_raises_local_contrast_and_blur_lowers_it():
     pixels = draw_batch(6, 224, 224)
 
-    def contrast(pictures: Tensor) -> Tensor:
-        return pictures.float().unfold(2, 28, 28).unfold(3, 28, 28).std((-1, -2)).mean()
+    def contrast(images: Tensor) -> Tensor:
+        return images.float().unfold(2, 28, 28).unfold(3, 28, 28).std((-1, -2)).mean()
 
     assert contrast(certainly("clahe", pixels)) > 1.2 * contrast(pixels)
     assert contrast(certainly("blur", pixels)) < contrast(pixels)
@@ -282,7 +282,7 @@ def test_contrast_keeps_the_mean_and_brightness_the_differences():
     assert lighter.abs().max() <= 0.15 * 255 + 0.01
 
 
-def test_gamma_keeps_the_order_of_the_greys():
+def test_gamma_keeps_the_order_of_the_grays():
     ramp = torch.arange(256.0).view(1, 1, 16, 16).repeat(20, 1, 1, 1)
     changed = certainly("gamma", ramp).flatten(1)
     assert (changed.diff(dim=1) > 0).all()
@@ -290,12 +290,12 @@ def test_gamma_keeps_the_order_of_the_greys():
 
 
 def test_noise_has_the_strength_it_says():
-    grey = torch.full((8, 1, 64, 64), 128.0)
+    gray = torch.full((8, 1, 64, 64), 128.0)
     for strength in (0.5, 1.0, 2.0):
-        assert abs(certainly("noise", grey, strength).std() - 0.03 * strength * 255) < 0.2
+        assert abs(certainly("noise", gray, strength).std() - 0.03 * strength * 255) < 0.2
 
 
-def test_erasing_blacks_out_a_small_part():
+def test_erasing_blacks_out_a_small_split():
     white = torch.full((50, 1, 64, 64), 255.0)
     black = (certainly("erasing", white) < 1).float().mean((1, 2, 3))
     assert 0 < black.min() and black.max() < 0.1
@@ -396,7 +396,7 @@ def test_a_gpu_is_never_waited_for(name, pixels):
     assert mode.kernels > 0
 
 
-def test_the_work_does_not_loop_over_pictures():
+def test_the_work_does_not_loop_over_images():
     kernels = {}
     for count in (16, 64):
         with NeverWaiting() as mode:
@@ -429,16 +429,16 @@ def test_the_script_writes_a_sheet_and_replaces_none_unasked(xray_folder, tmp_pa
     recipe.write_text("augment_noise: 2\nseed: 5\nbackbone: vit-base\nnum_train_epochs: 6\n")
     flags = ["--data_dir", xray_folder, "--output", sheet, "--image_size", 32]
     flags += [
-        part
+        split
         for name in sorted(AUGMENTATIONS)
         if name != "noise"
-        for part in (f"--augment_{name}", 0)
+        for split in (f"--augment_{name}", 0)
     ]
     done = call_script("preview_augmentation.py", *flags, "--config", recipe)
     assert done.returncode == 0, done.stderr
     assert str(sheet) in done.stdout
-    with Image.open(sheet) as picture:
-        assert picture.format == "PNG" and min(picture.size) > 200
+    with Image.open(sheet) as image:
+        assert image.format == "PNG" and min(image.size) > 200
     first = sheet.read_bytes()
     assert_one_sentence(call_script("preview_augmentation.py", *flags), "exists", "--overwrite")
     done = call_script("preview_augmentation.py", *flags, "--config", recipe, "--overwrite")

@@ -13,6 +13,7 @@ from transformers import AutoModel, AutoModelForImageClassification, TimmWrapper
 from pneumonia_hf import Predictor
 from pneumonia_hf.cli import parse_recipe
 from pneumonia_hf.errors import UserError
+from pneumonia_hf.inference.network import Network
 from pneumonia_hf.models.backbones import BACKBONES, backbone_of, freeze, grow_drop_path, head_of
 from pneumonia_hf.models.build import NO_WEIGHTS, ModelConfig, _draw_model, build_model
 from pneumonia_hf.models.model_folder import DEFAULT_MODEL
@@ -45,7 +46,7 @@ def training_loss(model, pixel_values: torch.Tensor) -> torch.Tensor:
 def test_body_is_pretrained_and_head_is_new(tiny, tiny_body, backbone_name):
     model, processor = tiny()
     backbone = backbone_of(model)
-    assert backbone.stages is BACKBONES[backbone_name].stages
+    assert backbone.layer_groups is BACKBONES[backbone_name].layer_groups
     assert backbone.features is BACKBONES[backbone_name].features
     assert model.config.id2label == {0: "NORMAL", 1: "PNEUMONIA"}
     head = model.get_submodule(backbone.head)
@@ -89,20 +90,20 @@ def test_saved_model_is_loaded_to_the_same_bits(tiny, tmp_path, backbone_name):
     assert state.keys() == model.state_dict().keys()
     for name, value in model.state_dict().items():
         assert torch.equal(state[name], value), name
-    pictures = [draw_xray(seed, ill=bool(seed % 2)) for seed in range(3)]
-    before = Predictor(model, processor).margins(pictures)
-    assert np.array_equal(again.margins(pictures), before)
+    images = [draw_xray(seed, ill=bool(seed % 2)) for seed in range(3)]
+    before = Predictor(Network(model, processor)).log_odds(images)
+    assert np.array_equal(again.log_odds(images), before)
     assert len(set(before)) == 3
 
 
 def test_each_parameter_is_in_one_stage_or_the_head(tiny):
     model, _ = tiny()
-    parts = [*backbone_of(model).stages(model), head_of(model)]
-    found = [id(parameter) for part in parts for parameter in part.parameters()]
+    splits = [*backbone_of(model).layer_groups(model), head_of(model)]
+    found = [id(parameter) for split in splits for parameter in split.parameters()]
     assert len(found) == len(set(found))
     assert set(found) == {id(parameter) for parameter in model.parameters()}
-    assert len(parts) > 3
-    assert all(list(part.parameters()) for part in parts)
+    assert len(splits) > 3
+    assert all(list(split.parameters()) for split in splits)
 
 
 def test_no_stage_is_a_normalisation_layer_alone(backbone_name, tiny):
@@ -113,7 +114,7 @@ def test_no_stage_is_a_normalisation_layer_alone(backbone_name, tiny):
         with torch.device("meta"):
             models.append(_draw_model(backbone, {}))
     for model in models:
-        for stage in backbone_of(model).stages(model):
+        for stage in backbone_of(model).layer_groups(model):
             owners = {
                 type(m).__name__ for m in stage.modules() if list(m.parameters(recurse=False))
             }
@@ -149,24 +150,24 @@ def test_drop_path_of_dinov2_still_grows_in_a_later_phase_of_training(tmp_path, 
 
     body = save_tiny_body("dinov2-small", tmp_path / "body")
     stages = ["head:1:1e-3", "all:1:1e-3"]
-    changes = {"stages": stages, "callbacks": (Look(),), "drop_path": 0.4}
+    changes = {"phases": stages, "callbacks": (Look(),), "drop_path": 0.4}
     train_tiny("dinov2-small", body, xray_folder, tmp_path / "run", **changes)
     assert seen == [pytest.approx([0.0, 0.2, 0.4])] * 2
 
 
 def test_frozen_stages_stay_and_the_others_move(tiny, backbone_name):
-    model, _ = tiny(trainable_stages=1)
-    *frozen, last = backbone_of(model).stages(model)
+    model, _ = tiny(trainable_layer_groups=1)
+    *frozen, last = backbone_of(model).layer_groups(model)
     before = {name: value.detach().clone() for name, value in model.named_parameters()}
     names = {id(value): name for name, value in model.named_parameters()}
     optimizer = torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), lr=0.01)
     training_loss(model, noise(backbone_name)).backward()
     optimizer.step()
-    for part in frozen:
-        for value in part.parameters():
+    for split in frozen:
+        for value in split.parameters():
             assert torch.equal(value, before[names[id(value)]]), names[id(value)]
-    for part in (last, head_of(model)):
-        moved = [not torch.equal(v, before[names[id(v)]]) for v in part.parameters()]
+    for split in (last, head_of(model)):
+        moved = [not torch.equal(v, before[names[id(v)]]) for v in split.parameters()]
         assert any(moved)
     freeze(model, 0)
     assert {id(p) for p in model.parameters() if p.requires_grad} == {
@@ -258,7 +259,7 @@ def test_weights_can_be_drawn_at_random_from_the_seed(name):
     other = build(2)
     assert not torch.equal(next(model.parameters()), next(other.parameters()))
     assert not torch.equal(head_of(model).weight, head_of(other).weight)
-    # Pictures must not look alike to it, or nothing could be learnt.
+    # Images must not look alike to it, or nothing could be learnt.
     model.train()
     logits = model(pixel_values=noise("xray-cnn")).logits
     assert logits.std(dim=0).min() > 1e-3
@@ -351,15 +352,15 @@ def test_any_model_of_timm_can_be_a_backbone(tmp_path, architecture):
     config = TimmWrapperConfig(architecture=architecture, model_args=settings, num_labels=7)
     source = AutoModelForImageClassification.from_config(config)
     source.save_pretrained(tmp_path)
-    told = json.loads((tmp_path / "config.json").read_text())
+    summary = json.loads((tmp_path / "config.json").read_text())
     statistics = {"mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6)}
-    (tmp_path / "config.json").write_text(json.dumps(told | {"pretrained_cfg": statistics}))
+    (tmp_path / "config.json").write_text(json.dumps(summary | {"pretrained_cfg": statistics}))
     model, processor = build_model(ModelConfig("timm", str(tmp_path), 64))
     assert (processor.image_mean, processor.image_std) == tuple(statistics.values())
-    parts = [*backbone_of(model).stages(model), head_of(model)]
-    found = [id(parameter) for part in parts for parameter in part.parameters()]
+    splits = [*backbone_of(model).layer_groups(model), head_of(model)]
+    found = [id(parameter) for split in splits for parameter in split.parameters()]
     assert sorted(found) == sorted(id(parameter) for parameter in model.parameters())
-    assert len(parts) > 3
+    assert len(splits) > 3
     # A model that was trained here tells its statistics in its processor.
     model.save_pretrained(tmp_path / "trained")
     processor.save_pretrained(tmp_path / "trained")
@@ -369,7 +370,7 @@ def test_any_model_of_timm_can_be_a_backbone(tmp_path, architecture):
 
 def test_model_of_an_earlier_release_is_known_by_its_architecture():
     predictor = Predictor.from_pretrained(DEFAULT_MODEL, device="cpu")
-    assert backbone_of(predictor.model) is BACKBONES["efficientnet-lite0"]
+    assert backbone_of(predictor.network.model) is BACKBONES["efficientnet-lite0"]
 
 
 def test_weights_of_a_distilled_deit_become_a_model_with_one_head(tmp_path):
@@ -401,8 +402,8 @@ def test_folder_of_our_own_network_runs_where_this_package_is_not(tmp_path):
     folder = tmp_path / "model"
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
-    picture = draw_xray(2, ill=True)
-    picture.save(tmp_path / "film.png")
+    image = draw_xray(2, ill=True)
+    image.save(tmp_path / "film.png")
     program = """
 import json, sys
 from importlib.util import find_spec
@@ -421,7 +422,7 @@ print(json.dumps(found))
     )
     assert done.returncode == 0, done.stderr[-2000:]
     scores = {one["label"]: one["score"] for one in json.loads(done.stdout.splitlines()[-1])}
-    expected = Predictor(model, processor).probabilities([picture])[0]
+    expected = Predictor(Network(model, processor)).probabilities([image])[0]
     assert scores["PNEUMONIA"] == pytest.approx(expected, abs=1e-5)
 
 
@@ -460,7 +461,7 @@ def test_mistakes_are_told_in_one_sentence(tmp_path):
     body = save_tiny_body("vit-base", tmp_path / "vit")
     with pytest.raises(UserError, match="of type 'vit'"):
         build_model(ModelConfig("convnextv2-tiny", str(body)))
-    with pytest.raises(UserError, match="pictures of 32 pixels only"):
+    with pytest.raises(UserError, match="images of 32 pixels only"):
         build_model(ModelConfig("vit-base", str(body), 64))
     with pytest.raises(UserError, match="--weights"):
         build_model(ModelConfig("vit-base", str(tmp_path / "nothing")))
@@ -479,8 +480,10 @@ def test_timm_weights_of_another_family_are_refused(tmp_path):
     body = save_tiny_body("densenet121", tmp_path)
     with pytest.raises(UserError, match=r"holds a densenet121, .* use --backbone timm"):
         build_model(ModelConfig("resnet50", str(body), 64))
-    told = json.loads((body / "config.json").read_text())
-    (body / "config.json").write_text(json.dumps(told | {"architecture": "densenet_of_tomorrow"}))
+    summary = json.loads((body / "config.json").read_text())
+    (body / "config.json").write_text(
+        json.dumps(summary | {"architecture": "densenet_of_tomorrow"})
+    )
     with pytest.raises(UserError, match=r"holds a densenet_of_tomorrow, .* use --backbone timm"):
         build_model(ModelConfig("densenet121", str(body), 64))
 
@@ -489,7 +492,7 @@ def test_size_that_a_backbone_cannot_take_is_told_at_once(tmp_path):
     for name in ("swin-tiny", "xray-cnn"):
         body = save_tiny_body(name, tmp_path / name)
         too_small = {"swin-tiny": 32, "xray-cnn": 2}[name]
-        with pytest.raises(UserError, match=f"{name} cannot take pictures of {too_small} pixels"):
+        with pytest.raises(UserError, match=f"{name} cannot take images of {too_small} pixels"):
             build_model(ModelConfig(name, str(body), too_small))
 
 

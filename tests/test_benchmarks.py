@@ -47,7 +47,7 @@ CASES = {
     ),
     "scale.py": Case(
         "--data_dir DATA --work_dir WORK --counts 80 --steps audit train --image_size 64",
-        (("pictures", "peak memory, MB", "ms a picture"),),
+        (("images", "peak memory, MB", "ms an image"),),
     ),
     "training.py": Case(
         "--data_dir DATA --models vit-tiny --epoch_models vit-tiny --images 32 "
@@ -96,12 +96,12 @@ def use_one_core() -> None:
 
 def run_benchmark(name: str, work) -> subprocess.CompletedProcess:
     """Run a benchmark as a user would, for its one small step."""
-    data = draw_folder(work / "data", patients=20, pictures=2)
+    data = draw_folder(work / "data", patients=20, images=2)
     places = {"DATA": data, "WORK": work / "work", "MODEL": work / "model"}
     if "MODEL" in CASES[name].flags:
         body = save_tiny_body("xray-cnn", work / "body")
-        for part in build_model(ModelConfig("xray-cnn", str(body), 28)):
-            part.save_pretrained(work / "model")
+        for split in build_model(ModelConfig("xray-cnn", str(body), 28)):
+            split.save_pretrained(work / "model")
     flags = [str(places.get(flag, flag)) for flag in CASES[name].flags.split()]
     return subprocess.run(
         [sys.executable, str(ROOT / "benchmarks" / name), *flags],

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from conftest import REAL_XRAYS, draw_folder, draw_xray
 
-from pneumonia_hf.data.file_hashes import hash_pictures, to_hex
-from pneumonia_hf.data.load import DataConfig, load_parts, load_xrays
+from pneumonia_hf.data.file_hashes import hash_images, to_hex
+from pneumonia_hf.data.load import DataConfig, load_splits, load_xrays
 from pneumonia_hf.data.splits import split_by_patient
 from pneumonia_hf.data.table import Listing, RowTable
 from pneumonia_hf.errors import UserError
@@ -15,32 +15,32 @@ from pneumonia_hf.models.model_folder import DEFAULT_MODEL
 ALL = ("train", "validation", "test")
 
 
-def patients_of(parts) -> dict[str, set[str]]:
-    return {name: set(parts[name]["patient"][:]) for name in ALL}
+def patients_of(splits) -> dict[str, set[str]]:
+    return {name: set(splits[name]["patient"][:]) for name in ALL}
 
 
-def test_class_folders_are_parted_by_patient_and_no_picture_is_lost(xray_folder):
-    parts = load_xrays(DataConfig(str(xray_folder)))
-    patients = patients_of(parts)
+def test_class_folders_are_split_by_patient_and_no_image_is_lost(xray_folder):
+    splits = load_xrays(DataConfig(str(xray_folder)))
+    patients = patients_of(splits)
     assert not patients["train"] & patients["validation"]
     assert not patients["train"] & patients["test"]
     assert not patients["validation"] & patients["test"]
-    files = [image["path"] for name in ALL for image in parts[name]["image"][:]]
+    files = [image["path"] for name in ALL for image in splits[name]["image"][:]]
     assert sorted(files) == sorted(map(str, xray_folder.rglob("*.png")))
     for name in ("validation", "test"):
-        share = len(parts[name]) / len(files)
+        share = len(splits[name]) / len(files)
         assert 0.1 < share < 0.2
-        assert 0.4 < sum(parts[name]["label"][:]) / len(parts[name]) < 0.6
+        assert 0.4 < sum(splits[name]["label"][:]) / len(splits[name]) < 0.6
 
 
 def test_labels_follow_the_folders_and_classes_have_their_numbers(xray_folder):
-    data = load_parts(xray_folder)["all"]
+    data = load_splits(xray_folder)["all"]
     for row in data:
         assert ("PNEUMONIA" in row["image"]["path"]) == (row["label"] == 1)
     assert data.features["label"].names == ["NORMAL", "PNEUMONIA"]
 
 
-def test_same_seed_gives_the_same_parts_and_another_seed_others(xray_folder):
+def test_same_seed_gives_the_same_splits_and_another_seed_others(xray_folder):
     one, two, other = (
         patients_of(load_xrays(DataConfig(str(xray_folder), split_seed=seed))) for seed in (1, 1, 2)
     )
@@ -79,7 +79,7 @@ def test_both_default_shares_are_of_all_images(xray_folder):
 
 
 def test_share_that_whole_patients_cannot_make_up_is_refused(tmp_path):
-    data = load_parts(draw_folder(tmp_path / "data", patients=6))["all"]
+    data = load_splits(draw_folder(tmp_path / "data", patients=6))["all"]
     with pytest.raises(UserError, match=r"cannot make up 20.0% of the 12 images; .* 16.7%"):
         split_by_patient(data, 0.2, seed=1)
     kept, cut = split_by_patient(data, 1 / 6, seed=1)
@@ -97,30 +97,30 @@ def test_patient_with_both_labels_is_split_whole():
     assert len(cut) == 40
 
 
-def test_existing_parts_are_used_as_they_are(tmp_path):
+def test_existing_splits_are_used_as_they_are(tmp_path):
     for number, name in enumerate(("train", "val", "test")):
         draw_folder(tmp_path / name, patients=8, seed=number * 50)
-    parts = load_xrays(DataConfig(str(tmp_path), smallest_validation=1))
+    splits = load_xrays(DataConfig(str(tmp_path), smallest_validation=1))
     for name, folder in (("train", "train"), ("validation", "val"), ("test", "test")):
-        assert all(f"/{folder}/" in image["path"] for image in parts[name]["image"][:])
-        assert len(parts[name]) == 16
+        assert all(f"/{folder}/" in image["path"] for image in splits[name]["image"][:])
+        assert len(splits[name]) == 16
 
 
-def test_tiny_val_part_joins_train_and_another_is_cut(tmp_path, caplog):
+def test_tiny_val_split_joins_train_and_another_is_cut(tmp_path, caplog):
     for number, name in enumerate(("train", "val", "test")):
         draw_folder(tmp_path / name, patients=10, seed=number * 50)
-    parts = load_xrays(DataConfig(str(tmp_path)))
+    splits = load_xrays(DataConfig(str(tmp_path)))
     assert "too few to choose" in caplog.text
-    assert len(parts["train"]) + len(parts["validation"]) == 40
-    assert not patients_of(parts)["train"] & patients_of(parts)["validation"]
-    assert len(parts["test"]) == 20
+    assert len(splits["train"]) + len(splits["validation"]) == 40
+    assert not patients_of(splits)["train"] & patients_of(splits)["validation"]
+    assert len(splits["test"]) == 20
 
 
-def test_person_numbers_of_two_parts_are_different_patients(tmp_path):
+def test_person_numbers_of_two_splits_are_different_patients(tmp_path):
     for name in ("train", "test"):
         draw_folder(tmp_path / name, patients=8)
-    parts = load_parts(tmp_path)
-    assert not set(parts["train"]["patient"][:]) & set(parts["test"]["patient"][:])
+    splits = load_splits(tmp_path)
+    assert not set(splits["train"]["patient"][:]) & set(splits["test"]["patient"][:])
 
 
 def test_metadata_tells_the_patient(tmp_path, caplog):
@@ -128,12 +128,12 @@ def test_metadata_tells_the_patient(tmp_path, caplog):
         (tmp_path / name).mkdir()
         for number in range(4):
             draw_xray(number, ill=False).save(tmp_path / name / f"{number}.png")
-    load_parts(tmp_path)
+    load_splits(tmp_path)
     assert "8 file(s) do not tell their patient" in caplog.text
     caplog.clear()
     rows = [f"{n}/{i}.png,{n[0]}{i // 2}" for n in ("NORMAL", "PNEUMONIA") for i in range(4)]
     (tmp_path / "metadata.csv").write_text("file_name,patient_id\n" + "\n".join(rows) + "\n")
-    assert set(load_parts(tmp_path)["all"]["patient"][:]) == {"N0", "N1", "P0", "P1"}
+    assert set(load_splits(tmp_path)["all"]["patient"][:]) == {"N0", "N1", "P0", "P1"}
     assert caplog.text == ""
 
 
@@ -146,14 +146,14 @@ def test_folder_names_are_matched_without_regard_to_case(tmp_path):
     draw_folder(tmp_path / "data", patients=2)
     (tmp_path / "data" / "NORMAL").rename(tmp_path / "data" / "Normal")
     (tmp_path / "data" / "PNEUMONIA").rename(tmp_path / "data" / "pneumonia")
-    assert len(load_parts(tmp_path / "data")["all"]) == 4
+    assert len(load_splits(tmp_path / "data")["all"]) == 4
 
 
 def test_left_out_files_are_named(tmp_path, caplog):
     folder = draw_folder(tmp_path / "data", patients=2)
     (folder / "NORMAL" / "notes.txt").write_text("hello")
     (folder / "NORMAL" / ".DS_Store").write_text("junk")
-    load_parts(folder)
+    load_splits(folder)
     assert "notes.txt" in caplog.text
     assert ".DS_Store" not in caplog.text
 
@@ -165,30 +165,30 @@ def test_dicom_files_without_an_ending_are_found_and_folders_keep_patients_apart
         for patient in ("a", "b"):
             (tmp_path / name / patient).mkdir(parents=True)
             (tmp_path / name / patient / "IM-0001-0001").write_bytes(make_dicom(RAMP))
-            (tmp_path / name / patient / "README").write_text("no film")
-    data = load_parts(tmp_path)["all"]
+            (tmp_path / name / patient / "README").write_text("no X-ray")
+    data = load_splits(tmp_path)["all"]
     assert len(data) == 4
     assert len(set(data["patient"][:])) == 2  # a and b
 
 
 def test_bad_folders_are_told_in_one_sentence(tmp_path):
     with pytest.raises(UserError, match="does not exist"):
-        load_parts(tmp_path / "nothing")
+        load_splits(tmp_path / "nothing")
     (tmp_path / "file").write_text("x")
     with pytest.raises(UserError, match="is a file"):
-        load_parts(tmp_path / "file")
+        load_splits(tmp_path / "file")
     with pytest.raises(UserError, match="neither train/ val/ test/ nor"):
-        load_parts(tmp_path)
+        load_splits(tmp_path)
     draw_folder(tmp_path / "outer" / "chest_xray" / "train", patients=2)
     with pytest.raises(UserError, match=r"did you mean .*chest_xray"):
-        load_parts(tmp_path / "outer")
+        load_splits(tmp_path / "outer")
     one = draw_folder(tmp_path / "one", patients=2)
     shutil.rmtree(one / "NORMAL")
     with pytest.raises(UserError, match="no NORMAL folder"):
-        load_parts(one)
+        load_splits(one)
     (one / "NORMAL").mkdir()
-    with pytest.raises(UserError, match="holds no pictures"):
-        load_parts(one)
+    with pytest.raises(UserError, match="holds no images"):
+        load_splits(one)
     few = draw_folder(tmp_path / "few", patients=3)
     with pytest.raises(UserError, match=r"Too few patients \(3 with NORMAL"):
         load_xrays(DataConfig(str(few)))
@@ -196,10 +196,10 @@ def test_bad_folders_are_told_in_one_sentence(tmp_path):
 
 @pytest.mark.skipif(not REAL_XRAYS.exists(), reason="the real X-rays are not beside this checkout")
 def test_splits_of_the_default_model_share_no_patient_and_are_found_by_their_bytes(tmp_path):
-    data = load_parts(str(REAL_XRAYS / "train"))["all"]
+    data = load_splits(str(REAL_XRAYS / "train"))["all"]
     run = json.loads((DEFAULT_MODEL / "run.json").read_text())
     split_of = {digest: name for name, several in run["hashes"].items() for digest in several}
-    splits = [split_of[digest] for digest in to_hex(hash_pictures(data, tmp_path))]
+    splits = [split_of[digest] for digest in to_hex(hash_images(data, tmp_path))]
     assert len(splits) == 5216
     splits_of_patient = {}
     for patient, split in zip(data["patient"][:], splits, strict=True):

@@ -1,4 +1,4 @@
-"""Several processes do what one does: the same weights, every picture counted once."""
+"""Several processes do what one does: the same weights, every image counted once."""
 
 import argparse
 import json
@@ -17,7 +17,7 @@ from same_bits import assert_same_last_checkpoint
 
 MACHINES = ROOT / "train_scripts" / "accelerate"
 STEPS, TOTAL_BATCH, LEARNING_RATE = 20, 8, 0.1
-COUNTS = {  # pictures of each part: NORMAL, PNEUMONIA
+COUNTS = {  # images of each part: NORMAL, PNEUMONIA
     # A multiple of the batch: else the last batch of several processes is filled up.
     "train": (24, 16),
     "val": (7, 6),  # no multiple of any
@@ -55,18 +55,18 @@ state.AcceleratorState.__init__ = make_with_gpus
 
 
 @pytest.fixture(scope="module")
-def parts(tmp_path_factory) -> Path:
+def splits(tmp_path_factory) -> Path:
     """Parts of unequal classes, no patient in two of them."""
     folder = tmp_path_factory.mktemp("parts")
-    for number, (part, counts) in enumerate(COUNTS.items(), start=1):
-        draw_folder(folder / part, patients=max(counts), seed=5000 * number)
+    for number, (split, counts) in enumerate(COUNTS.items(), start=1):
+        draw_folder(folder / split, patients=max(counts), seed=5000 * number)
         for label, count in zip(("NORMAL", "PNEUMONIA"), counts, strict=True):
-            pictures = sorted((folder / part / label).iterdir())
-            for picture in pictures[count:]:
-                picture.unlink()
-            for picture in pictures[:count]:
-                name = picture.name.replace("IM-0", f"IM-{number}")
-                picture.rename(picture.with_name(name.replace("person", f"person{number}00")))
+            images = sorted((folder / split / label).iterdir())
+            for image in images[count:]:
+                image.unlink()
+            for image in images[:count]:
+                name = image.name.replace("IM-0", f"IM-{number}")
+                image.rename(image.with_name(name.replace("person", f"person{number}00")))
     return folder
 
 
@@ -76,15 +76,15 @@ def body(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def flags(parts, body):
+def flags(splits, body):
     """Return the flags of a run of 20 steps, for so many processes."""
 
     def make(output: Path, processes: int) -> list[str]:
-        told = {
+        summary = {
             "--backbone": "vit-base",
             "--weights": body,
             "--image_size": TINY_SIZES["vit-base"],
-            "--data_dir": parts,
+            "--data_dir": splits,
             "--smallest_validation": 0,
             "--output_dir": output,
             "--max_steps": STEPS,
@@ -101,7 +101,7 @@ def flags(parts, body):
             "--report_to": "none",
             "--disable_tqdm": "true",
         }
-        return [str(word) for pair in told.items() for word in pair]
+        return [str(word) for pair in summary.items() for word in pair]
 
     return make
 
@@ -158,7 +158,7 @@ def largest_difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tens
     return max(float((one[name] - other[name]).abs().max()) for name in one)
 
 
-def test_two_processes_go_on_within_an_epoch_with_the_pictures_that_were_due(tmp_path, flags):
+def test_two_processes_go_on_within_an_epoch_with_the_images_that_were_due(tmp_path, flags):
     """With a sampler of our own, which accelerate shares out: step 7 is in the second epoch."""
     more = ["--imbalance", "sampler", "--save_strategy", "steps", "--save_steps", "7"]
     more += ["--load_best_model_at_end", "false", "--save_total_limit", "9", "--resume"]
@@ -166,8 +166,8 @@ def test_two_processes_go_on_within_an_epoch_with_the_pictures_that_were_due(tmp
     script = ROOT / "train_scripts" / "train.py"
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     launch(*torchrun, script, *flags(whole, 2), *more)
-    first = whole / "checkpoints" / "stage-1" / "checkpoint-7"
-    shutil.copytree(first, cut / "checkpoints" / "stage-1" / first.name)
+    first = whole / "checkpoints" / "phase-1" / "checkpoint-7"
+    shutil.copytree(first, cut / "checkpoints" / "phase-1" / first.name)
     shutil.copy(whole / "checkpoints" / "recipe.json", cut / "checkpoints")
     launch(*torchrun, script, *flags(cut, 2), *more)
     # The second process imports rich only when training has begun, which draws a number from
@@ -187,12 +187,12 @@ def test_two_processes_with_half_the_batch_each_train_the_weights_of_one(runs, b
     assert moved > 0.01
     assert largest_difference(one, two) < 1e-5
     for run, processes in (("one", 1), ("two", 2)):
-        told = json.loads((runs / run / "run.json").read_text())["training"]
-        assert told["processes"] == processes
-        assert told["per_device_train_batch_size"] * processes == TOTAL_BATCH
+        summary = json.loads((runs / run / "run.json").read_text())["training"]
+        assert summary["processes"] == processes
+        assert summary["per_device_train_batch_size"] * processes == TOTAL_BATCH
 
 
-def test_metrics_of_two_processes_count_every_picture_once(runs):
+def test_metrics_of_two_processes_count_every_image_once(runs):
     one, two = (
         [entry for entry in read_log(runs / run) if "eval_auroc" in entry] for run in ("one", "two")
     )
@@ -217,8 +217,8 @@ def test_same_command_twice_in_two_processes_gives_the_same_bits(runs):
 
 
 def test_weights_sharded_over_processes_end_in_a_plain_model_folder(runs, flags, tmp_path):
-    told = [[*flags(tmp_path / "run", 2), *PLAIN]]
-    accelerate("fsdp", tmp_path / "sharded.py", SHARDED + SEVERAL, json.dumps(told))
+    summary = [[*flags(tmp_path / "run", 2), *PLAIN]]
+    accelerate("fsdp", tmp_path / "sharded.py", SHARDED + SEVERAL, json.dumps(summary))
     checkpoint = next((tmp_path / "run").rglob(f"checkpoint-{STEPS}"))
     assert list(checkpoint.glob("pytorch_model_fsdp*")), "the weights were not sharded"
     assert largest_difference(load_last(runs / "one"), load_last(tmp_path / "run")) < 1e-5
@@ -270,6 +270,6 @@ def test_every_machine_starts_what_its_name_says(machine):
 
 
 def test_readme_tells_of_every_machine():
-    told = (MACHINES / "README.md").read_text()
+    summary = (MACHINES / "README.md").read_text()
     for path in MACHINES.glob("*.yaml"):
-        assert f"`{path.name}`" in told
+        assert f"`{path.name}`" in summary

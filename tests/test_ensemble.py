@@ -10,25 +10,26 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, TINY_CONFIGS, assert_one_sentence, call_script, draw_xray
-from transformers import AutoModelForImageClassification, PreTrainedModel
-
-from pneumonia_hf import Predictor
-from pneumonia_hf.data.load import load_parts
-from pneumonia_hf.errors import UserError
-from pneumonia_hf.evaluation.evaluate import choose_part, evaluate_predictor
-from pneumonia_hf.evaluation.report import write_report
-from pneumonia_hf.imaging.preprocess import make_processor
 from pneumonia_hf.inference.ensemble import (
     ENSEMBLE_FILE,
     NO_COMMON_THRESHOLD,
     NO_OWN_THRESHOLD,
     EnsemblePredictor,
 )
-from pneumonia_hf.inference.predictor import CONFIG_KEY, NO_THRESHOLD
+from transformers import AutoModelForImageClassification, PreTrainedModel
+
+from pneumonia_hf import Predictor
+from pneumonia_hf.data.load import load_splits
+from pneumonia_hf.errors import UserError
+from pneumonia_hf.evaluation.evaluate import choose_split, evaluate_predictor
+from pneumonia_hf.evaluation.report import write_report
+from pneumonia_hf.imaging.preprocess import make_processor
+from pneumonia_hf.inference.network import CONFIG_KEY, Network
+from pneumonia_hf.inference.predictor import NO_THRESHOLD
 from pneumonia_hf.inference.tta import TTA_ON, TTA_STRANGE
 from pneumonia_hf.models.backbones import head_of
 
-PICTURES = [draw_xray(seed, ill=seed % 2 == 0, size=(70 + 9 * seed, 90)) for seed in range(6)]
+IMAGES = [draw_xray(seed, ill=seed % 2 == 0, size=(70 + 9 * seed, 90)) for seed in range(6)]
 SETTINGS = {
     "members": ["seed-1", "seed-2"],
     "threshold": 0.4,
@@ -39,7 +40,7 @@ SETTINGS = {
 
 
 def copy_model(model: Path, folder: Path, seed: int | None = None, **settings) -> Path:
-    """Copy a finished model, with other weights in its head and other settings if wanted."""
+    """Copy a saved model, with other weights in its head and other settings if wanted."""
     shutil.copytree(model, folder, ignore=shutil.ignore_patterns("checkpoints"))
     network: PreTrainedModel = AutoModelForImageClassification.from_pretrained(folder)
     if seed is not None:
@@ -74,15 +75,15 @@ def list_members(folder: Path) -> list[Path]:
 
 def test_margin_is_the_mean_of_the_members_margins_over_the_temperature(ensemble_folder):
     one, two = (
-        Predictor.from_pretrained(m).margins(PICTURES) for m in list_members(ensemble_folder)
+        Predictor.from_pretrained(m).log_odds(IMAGES) for m in list_members(ensemble_folder)
     )
     assert np.abs(one - two).max() > 0.1
     several = Predictor.from_pretrained(list_members(ensemble_folder))
-    assert np.array_equal(several.margins(PICTURES), (one + two) / 2)
+    assert np.array_equal(several.log_odds(IMAGES), (one + two) / 2)
     whole = Predictor.from_pretrained(ensemble_folder)
-    assert np.allclose(whole.margins(PICTURES), (one + two) / 3, atol=1e-12)
-    in_parts = np.concatenate([whole.margins([picture]) for picture in PICTURES])
-    assert np.allclose(whole.margins(PICTURES, batch_size=4), in_parts, atol=1e-5)
+    assert np.allclose(whole.log_odds(IMAGES), (one + two) / 3, atol=1e-12)
+    in_splits = np.concatenate([whole.log_odds([image]) for image in IMAGES])
+    assert np.allclose(whole.log_odds(IMAGES, batch_size=4), in_splits, atol=1e-5)
 
 
 def test_members_of_other_families_and_sizes_score_each_in_its_own_way(ensemble_folder):
@@ -91,11 +92,11 @@ def test_members_of_other_families_and_sizes_score_each_in_its_own_way(ensemble_
     )
     torch.manual_seed(0)
     vit = AutoModelForImageClassification.from_config(config)
-    other = Predictor(vit, make_processor(32, (0.5,) * 3, (0.5,) * 3), "vit")
+    other = Predictor(Network(vit, make_processor(32, (0.5,) * 3, (0.5,) * 3), "vit"))
     first = Predictor.from_pretrained(ensemble_folder / "seed-1")
-    ensemble = EnsemblePredictor([first, other])
-    expected = (first.margins(PICTURES) + other.margins(PICTURES)) / 2
-    assert np.array_equal(ensemble.margins(PICTURES), expected)
+    ensemble = Predictor(first.network, other.network)
+    expected = (first.log_odds(IMAGES) + other.log_odds(IMAGES)) / 2
+    assert np.array_equal(ensemble.log_odds(IMAGES), expected)
     assert ensemble.name == "seed-1 + vit"
     assert ensemble.caveats == (NO_COMMON_THRESHOLD, NO_OWN_THRESHOLD)
     # The mean of its logit and that of 0.5 is half of its logit.
@@ -106,7 +107,7 @@ def test_members_of_other_families_and_sizes_score_each_in_its_own_way(ensemble_
 def test_threshold_is_the_ensembles_own_where_it_has_one(ensemble_folder):
     point = Predictor.from_pretrained(ensemble_folder).operating_point
     assert (point.threshold, point.low, point.high) == (0.4, 0.3, 0.6)
-    assert Predictor.from_pretrained(ensemble_folder).predict(PICTURES[0]).threshold == 0.4
+    assert Predictor.from_pretrained(ensemble_folder).predict(IMAGES[0]).threshold == 0.4
 
 
 def test_several_models_take_the_mean_of_their_thresholds_as_logits_and_say_so(ensemble_folder):
@@ -114,7 +115,7 @@ def test_several_models_take_the_mean_of_their_thresholds_as_logits_and_say_so(e
     # Odds of 1/4 and 9: their geometric mean is 1.5.
     assert predictor.operating_point.threshold == pytest.approx(0.6)
     assert predictor.operating_point.low == pytest.approx(0.25)
-    assert predictor.predict(PICTURES[0]).warnings[-1] == NO_COMMON_THRESHOLD
+    assert predictor.predict(IMAGES[0]).warnings[-1] == NO_COMMON_THRESHOLD
     assert NO_THRESHOLD not in predictor.caveats and NO_OWN_THRESHOLD not in predictor.caveats
 
 
@@ -122,14 +123,14 @@ def test_one_model_in_a_list_is_that_model(ensemble_folder):
     one = Predictor.from_pretrained([ensemble_folder / "seed-1"])
     assert type(one) is Predictor and one.operating_point.threshold == 0.2
     assert type(EnsemblePredictor.from_pretrained(ensemble_folder / "seed-1")) is Predictor
-    assert one.members == (one,)
+    assert one.networks == (one,)
 
 
 def test_ensemble_with_tta_averages_over_views_and_members(ensemble_folder):
     members = [Predictor.from_pretrained(m, tta=True) for m in list_members(ensemble_folder)]
     ensemble = Predictor.from_pretrained(ensemble_folder, tta=True)
-    expected = np.mean([member.margins(PICTURES) for member in members], axis=0) / 1.5
-    assert np.array_equal(ensemble.margins(PICTURES), expected)
+    expected = np.mean([member.log_odds(IMAGES) for member in members], axis=0) / 1.5
+    assert np.array_equal(ensemble.log_odds(IMAGES), expected)
     assert ensemble.tta and ensemble.caveats == (TTA_ON, TTA_STRANGE)
 
 
@@ -189,30 +190,30 @@ def test_no_models_or_one_revision_for_several_are_refused(ensemble_folder):
         Predictor.from_pretrained(list_members(ensemble_folder), "v1")
 
 
-def test_own_test_part_is_what_every_member_kept_apart(broken, xray_folder):
+def test_own_test_split_is_what_every_member_kept_apart(broken, xray_folder):
     predictor = Predictor.from_pretrained(broken)
     run = json.loads((broken / "seed-1" / "run.json").read_text())
-    assert len(choose_part(xray_folder, "test", predictor)[1]) == len(run["hashes"]["test"])
-    # The second member was trained on one picture that the first kept apart.
+    assert len(choose_split(xray_folder, "test", predictor)[1]) == len(run["hashes"]["test"])
+    # The second member was trained on one image that the first kept apart.
     other = json.loads((broken / "seed-2" / "run.json").read_text())
     moved = other["hashes"]["test"].pop()
     other["hashes"]["train"].append(moved)
     (broken / "seed-2" / "run.json").write_text(json.dumps(other))
-    _, data = choose_part(xray_folder, "test", predictor)
+    _, data = choose_split(xray_folder, "test", predictor)
     assert len(data) == len(run["hashes"]["test"]) - 1
     assert evaluate_predictor(predictor, data, resamples=50).seen_in_training == 0
-    report = evaluate_predictor(predictor, load_parts(xray_folder)["all"], resamples=50)
+    report = evaluate_predictor(predictor, load_splits(xray_folder)["all"], resamples=50)
     assert report.seen_in_training == len(run["hashes"]["train"]) + 1
     (broken / "seed-2" / "run.json").unlink()
-    with pytest.raises(UserError, match="does not say which pictures it kept apart"):
-        choose_part(xray_folder, "test", predictor)
+    with pytest.raises(UserError, match="does not say which images it kept apart"):
+        choose_split(xray_folder, "test", predictor)
 
 
 def test_report_names_the_ensemble_and_the_weights_of_all_members(
     ensemble_folder, xray_folder, tmp_path
 ):
     predictor = Predictor.from_pretrained(list_members(ensemble_folder), tta=True)
-    name, data = choose_part(xray_folder, "test", predictor)
+    name, data = choose_split(xray_folder, "test", predictor)
     report = evaluate_predictor(predictor, data, "drawn", name, resamples=50)
     assert report.model == "seed-1 + seed-2" and report.tta
     files = [member / "model.safetensors" for member in list_members(ensemble_folder)]
@@ -225,24 +226,24 @@ def test_report_names_the_ensemble_and_the_weights_of_all_members(
 
 
 def test_predict_script_takes_several_models_and_tta(ensemble_folder, tmp_path):
-    picture = tmp_path / "one.png"
-    PICTURES[0].save(picture)
-    margins = {}
+    image = tmp_path / "one.png"
+    IMAGES[0].save(image)
+    log_odds = {}
     for name, flags in {
         "folder": [ensemble_folder, "--tta"],
         "list": [*list_members(ensemble_folder), "--tta"],
         "plain": list_members(ensemble_folder),
     }.items():
         table = tmp_path / f"{name}.csv"
-        done = call_script("predict.py", "--input", picture, "--output", table, "--model", *flags)
+        done = call_script("predict.py", "--input", image, "--output", table, "--model", *flags)
         assert done.returncode == 0, done.stderr
         with table.open() as lines:
             (row,) = csv.DictReader(lines)
         assert (TTA_ON in row["warnings"]) == ("--tta" in flags)
         probability = float(row["probability"])
-        margins[name] = np.log(probability / (1 - probability))
-    assert margins["list"] == pytest.approx(1.5 * margins["folder"], abs=1e-4)
-    assert margins["plain"] != pytest.approx(margins["list"], abs=1e-4)
+        log_odds[name] = np.log(probability / (1 - probability))
+    assert log_odds["list"] == pytest.approx(1.5 * log_odds["folder"], abs=1e-4)
+    assert log_odds["plain"] != pytest.approx(log_odds["list"], abs=1e-4)
 
 
 def test_evaluate_script_measures_an_ensemble_but_gives_it_no_card(
@@ -280,9 +281,9 @@ print([one.value for one in demo.blocks.values() if "Model:" in str(getattr(one,
 
 
 def test_an_ensemble_gives_an_attribution_map(ensemble_folder):
-    from pneumonia_hf.inference.attribution import explain
+    from pneumonia_hf.inference.attribution import attribute
 
-    found = explain(Predictor.from_pretrained(ensemble_folder), PICTURES[0])
-    heat = found.values
-    assert heat.shape == PICTURES[0].size[::-1]
-    assert 0 <= heat.min() and heat.max() <= 1
+    found = attribute(Predictor.from_pretrained(ensemble_folder), IMAGES[0])
+    attribution_map = found.values
+    assert attribution_map.shape == IMAGES[0].size[::-1]
+    assert 0 <= attribution_map.min() and attribution_map.max() <= 1

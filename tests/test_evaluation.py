@@ -11,9 +11,9 @@ from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 from pneumonia_hf import Predictor
-from pneumonia_hf.data.load import load_parts
+from pneumonia_hf.data.load import load_splits
 from pneumonia_hf.errors import UserError
-from pneumonia_hf.evaluation.evaluate import choose_part, evaluate_predictor, measure_referral
+from pneumonia_hf.evaluation.evaluate import choose_split, evaluate_predictor, measure_referral
 from pneumonia_hf.evaluation.metrics import METRICS, calibration_p_value
 from pneumonia_hf.evaluation.report import FIGURES, check_report_folder, to_json, write_report
 from pneumonia_hf.models.backbones import head_of
@@ -26,7 +26,7 @@ def predictor(tiny_model) -> Predictor:
 
 
 def test_report_json_has_what_is_promised(predictor, xray_folder, tmp_path):
-    name, data = choose_part(xray_folder, None, predictor)
+    name, data = choose_split(xray_folder, None, predictor)
     report = evaluate_predictor(predictor, data, "drawn", name, resamples=100)
     write_report(report, tmp_path)
     numbers = json.loads((tmp_path / "report.json").read_text())
@@ -51,49 +51,49 @@ def test_report_json_has_what_is_promised(predictor, xray_folder, tmp_path):
         assert f"{figure}.png" in (tmp_path / "report.md").read_text()
 
 
-def test_own_test_part_of_the_model_is_found_by_its_bytes(predictor, tiny_model, xray_folder):
+def test_own_test_split_of_the_model_is_found_by_its_bytes(predictor, tiny_model, xray_folder):
     run = json.loads((tiny_model / "run.json").read_text())
-    name, data = choose_part(xray_folder, "test", predictor)
+    name, data = choose_split(xray_folder, "test", predictor)
     assert (name, len(data)) == ("test", run["data"]["parts"]["test"]["images"])
     assert run["data"]["parts"]["test"]["share"] == pytest.approx(len(data) / 96, abs=1e-4)
     report = evaluate_predictor(predictor, data, resamples=100)
     assert (report.seen_in_training, report.seen_in_validation) == (0, 0)
 
 
-def test_part_that_training_cut_is_found_in_a_folder_that_has_other_parts(
+def test_split_that_training_cut_is_found_in_a_folder_that_has_other_splits(
     predictor, xray_folder, tmp_path
 ):
     shutil.copytree(xray_folder, tmp_path / "train")
-    name, data = choose_part(tmp_path, "test", predictor)
-    assert (name, len(data)) == ("test", len(choose_part(xray_folder, "test", predictor)[1]))
+    name, data = choose_split(tmp_path, "test", predictor)
+    assert (name, len(data)) == ("test", len(choose_split(xray_folder, "test", predictor)[1]))
 
 
-def test_pictures_seen_in_training_are_counted_and_told(predictor, tiny_model, xray_folder):
+def test_images_seen_in_training_are_counted_and_told(predictor, tiny_model, xray_folder):
     run = json.loads((tiny_model / "run.json").read_text())
-    report = evaluate_predictor(predictor, load_parts(xray_folder)["all"], resamples=100)
+    report = evaluate_predictor(predictor, load_splits(xray_folder)["all"], resamples=100)
     assert report.seen_in_training == run["data"]["parts"]["train"]["images"]
     assert "was trained on" in report.notes[0]
-    # The same bytes under other names are the same pictures.
+    # The same bytes under other names are the same images.
     assert to_json(report)["seen_in_validation"] == run["data"]["parts"]["validation"]["images"]
 
 
-def test_parts_are_chosen_by_folder_where_there_are_some(predictor, tmp_path):
+def test_splits_are_chosen_by_folder_where_there_are_some(predictor, tmp_path):
     draw_folder(tmp_path / "train", patients=2, seed=50_000)
     draw_folder(tmp_path / "test", patients=3, seed=60_000)
-    assert choose_part(tmp_path, None, predictor)[0] == "test"
-    assert len(choose_part(tmp_path, "train", predictor)[1]) == 4
-    with pytest.raises(UserError, match=r"has no val folder and none of the \d+ pictures"):
-        choose_part(tmp_path, "val", predictor)
+    assert choose_split(tmp_path, None, predictor)[0] == "test"
+    assert len(choose_split(tmp_path, "train", predictor)[1]) == 4
+    with pytest.raises(UserError, match=r"has no val folder and none of the \d+ images"):
+        choose_split(tmp_path, "val", predictor)
     with pytest.raises(UserError, match="Unknown split"):
-        choose_part(tmp_path, "tset", predictor)
-    with pytest.raises(UserError, match=r"none of the .* pictures of the model's own test part"):
-        choose_part(tmp_path / "test", "test", predictor)
+        choose_split(tmp_path, "tset", predictor)
+    with pytest.raises(UserError, match=r"none of the .* images of the model's own test split"):
+        choose_split(tmp_path / "test", "test", predictor)
 
 
 def test_a_perfect_score_is_not_given_an_interval_without_width_silently(
     predictor, xray_folder, monkeypatch
 ):
-    name, data = choose_part(xray_folder, "test", predictor)
+    name, data = choose_split(xray_folder, "test", predictor)
     truth = np.array(data["label"][:]) * 0.98 + 0.01
     monkeypatch.setattr(Predictor, "probabilities", lambda self, images: truth[: len(images)])
     report = evaluate_predictor(predictor, data, "drawn", name, resamples=100)
@@ -102,16 +102,16 @@ def test_a_perfect_score_is_not_given_an_interval_without_width_silently(
 
 
 def test_one_class_cannot_be_measured(predictor, xray_folder):
-    data = load_parts(xray_folder)["all"].select(range(5))
+    data = load_splits(xray_folder)["all"].select(range(5))
     with pytest.raises(UserError, match="no readable PNEUMONIA"):
         evaluate_predictor(predictor, data)
 
 
-def test_unreadable_pictures_stop_a_strict_evaluation(predictor, tmp_path):
+def test_unreadable_images_stop_a_strict_evaluation(predictor, tmp_path):
     folder = draw_folder(tmp_path / "data", patients=3)
     (folder / "NORMAL" / "broken.jpeg").write_text("text")
     with pytest.raises(UserError, match=r"1 of 7 files cannot be read.*broken.jpeg"):
-        evaluate_predictor(predictor, load_parts(folder)["all"], strict=True)
+        evaluate_predictor(predictor, load_splits(folder)["all"], strict=True)
 
 
 def test_older_report_is_not_replaced_silently(tmp_path):
@@ -196,7 +196,7 @@ def test_subgroups_and_other_classes_are_measured_apart(tiny_model, adults, tmp_
     assert groups["not given"]["metrics"] == {}  # one image, of one class
 
     predictor = Predictor.from_pretrained(tiny_model)
-    data = load_parts(adults)["all"]
+    data = load_splits(adults)["all"]
     rows = [row for row, view in enumerate(data["view"][:]) if view == "AP"]
     files = [adults / data["file"][row] for row in rows]
     probabilities = [one.probability for one in predictor.predict_files(files)]
@@ -233,7 +233,7 @@ def test_columns_and_folders_that_are_not_there_are_told(tiny_model, adults, tmp
 def test_scores_that_differ_in_the_ninth_decimal_do_not_tie_in_the_table(
     predictor, xray_folder, tmp_path, monkeypatch
 ):
-    name, data = choose_part(xray_folder, "test", predictor)
+    name, data = choose_split(xray_folder, "test", predictor)
     near_one = 1 - np.linspace(1, 2, len(data)) * 1e-10
     monkeypatch.setattr(Predictor, "probabilities", lambda self, images: near_one[: len(images)])
     report = evaluate_predictor(predictor, data, "drawn", name, resamples=20)
@@ -245,7 +245,7 @@ def test_scores_that_differ_in_the_ninth_decimal_do_not_tie_in_the_table(
 
 
 def test_report_says_at_which_prevalence_calibration_was_measured(predictor, xray_folder, tmp_path):
-    data = load_parts(xray_folder)["all"]
+    data = load_splits(xray_folder)["all"]
     labels = np.array(data["label"][:])
     rows = [*np.flatnonzero(labels == 1)[:30], *np.flatnonzero(labels == 0)[:10]]
     report = evaluate_predictor(predictor, data.select(rows), "drawn", "all", resamples=50)
@@ -258,9 +258,9 @@ def test_report_says_at_which_prevalence_calibration_was_measured(predictor, xra
 
 
 def test_patients_of_kermany_names_are_at_least_so_many(predictor, xray_folder, adults):
-    named = evaluate_predictor(predictor, choose_part(xray_folder, "test", predictor)[1])
+    named = evaluate_predictor(predictor, choose_split(xray_folder, "test", predictor)[1])
     assert to_json(named)["patients_by_file_name"]
-    given = evaluate_predictor(predictor, load_parts(adults)["all"])
+    given = evaluate_predictor(predictor, load_splits(adults)["all"])
     assert not to_json(given)["patients_by_file_name"]
 
 
@@ -312,15 +312,15 @@ def test_card_and_app_drop_the_word_calibrated_where_a_report_shows_otherwise(
     shutil.copytree(tiny_model, model, ignore=shutil.ignore_patterns("checkpoints"))
     report = to_json(
         evaluate_predictor(
-            Predictor.from_pretrained(model), load_parts(adults)["all"], "adults", external=True
+            Predictor.from_pretrained(model), load_splits(adults)["all"], "adults", external=True
         )
     )
     for error in (0.0, 0.4):
         report["metrics"]["ece_balanced"] = {"value": error, "low": error, "high": error}
         add_report(model, report | {"calibration_p": 1e-6})
-        told = demo._describe_model(Predictor.from_pretrained(model))
+        summary = demo._describe_model(Predictor.from_pretrained(model))
         card = (model / "README.md").read_text()
-        assert ("**not calibrated**" in told) == (error > 0)
+        assert ("**not calibrated**" in summary) == (error > 0)
         assert ("Do not read it as a probability there" in card) == (error > 0)
         assert "population in which half of the images" in card
 
@@ -337,11 +337,11 @@ def test_recalibrating_a_finished_model_gives_what_training_gives(
     # As an earlier version could have left it: too sure of itself, and without references.
     predictor = Predictor.from_pretrained(model)
     with torch.no_grad():
-        head_of(predictor.model).weight *= 4
-        head_of(predictor.model).bias *= 4
+        head_of(predictor.network.model).weight *= 4
+        head_of(predictor.network.model).bias *= 4
     earlier = {"temperature": before["temperature"] / 4, "attribution_references": {}}
-    predictor.model.config.pneumonia_hf = before | earlier
-    predictor.model.save_pretrained(model)
+    predictor.network.model.config.pneumonia_hf = before | earlier
+    predictor.network.model.save_pretrained(model)
     other = draw_folder(tmp_path / "other", patients=3, seed=90_000)
     done = call_script("recalibrate.py", "--model", model, "--data_dir", other)
     assert_one_sentence(done, "validation images", "--data_dir what it was trained on")

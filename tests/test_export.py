@@ -10,11 +10,11 @@ from conftest import TINY_SIZES, assert_one_sentence, call_script, draw_xray, sa
 from pneumonia_hf import Predictor
 from pneumonia_hf.errors import UserError
 from pneumonia_hf.inference import onnx_export as export
+from pneumonia_hf.inference.network import CONFIG_KEY, Network
 from pneumonia_hf.inference.onnx_export import export_onnx
-from pneumonia_hf.inference.predictor import CONFIG_KEY
 from pneumonia_hf.models.build import ModelConfig, build_model
 
-PICTURES = [draw_xray(seed, ill=bool(seed % 2)) for seed in range(3)]
+IMAGES = [draw_xray(seed, ill=bool(seed % 2)) for seed in range(3)]
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,7 @@ def small(tmp_path_factory) -> Predictor:
     model, processor = build_model(ModelConfig("xray-cnn", str(body), 64))
     settings = {"threshold": 0.6, "refer_low": 0.4, "refer_high": 0.7}
     setattr(model.config, CONFIG_KEY, settings)
-    return Predictor(model, processor, name="small")
+    return Predictor(Network(model, processor, name="small"))
 
 
 def test_exported_network_says_what_the_model_says(tiny_body, backbone_name, tmp_path):
@@ -33,18 +33,18 @@ def test_exported_network_says_what_the_model_says(tiny_body, backbone_name, tmp
     model, processor = build_model(
         ModelConfig(backbone_name, str(tiny_body), TINY_SIZES[backbone_name])
     )
-    predictor = Predictor(model, processor)
+    predictor = Predictor(Network(model, processor))
     before = {name: value.clone() for name, value in model.state_dict().items()}
     session = onnxruntime.InferenceSession(export_onnx(predictor, tmp_path / "model.onnx"))
     for count in (1, 3):
-        pixel_values = predictor.pixel_values(PICTURES[:count])
+        pixel_values = predictor.network.pixel_values(IMAGES[:count])
         inputs = {"pixel_values": pixel_values.numpy()}
         logits, probability = session.run(["logits", "probability"], inputs)
         with torch.inference_mode():
             expected = model(pixel_values=pixel_values).logits.numpy()
         assert logits.shape == (count, 2) and probability.shape == (count,)
         assert np.abs(logits - expected).max() < 1e-4
-        assert np.allclose(probability, predictor.probabilities(PICTURES[:count]), atol=1e-5)
+        assert np.allclose(probability, predictor.probabilities(IMAGES[:count]), atol=1e-5)
     assert len(set(map(float, probability))) == 3  # else a constant would pass
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]  # weights inside
@@ -52,23 +52,23 @@ def test_exported_network_says_what_the_model_says(tiny_body, backbone_name, tmp
 
 def test_metadata_hold_what_another_program_needs(small, tmp_path):
     session = onnxruntime.InferenceSession(export_onnx(small, tmp_path / "model.onnx"))
-    told = session.get_modelmeta().custom_metadata_map
-    assert json.loads(told["labels"]) == ["NORMAL", "PNEUMONIA"]
-    assert (float(told["threshold"]), float(told["refer_low"])) == (0.6, 0.4)
+    summary = session.get_modelmeta().custom_metadata_map
+    assert json.loads(summary["labels"]) == ["NORMAL", "PNEUMONIA"]
+    assert (float(summary["threshold"]), float(summary["refer_low"])) == (0.6, 0.4)
     # A program that knows only the file and Pillow comes to the same, but for the resizing.
-    size = int(told["image_size"])
+    size = int(summary["image_size"])
     mean, std = (
-        np.array(json.loads(told[f"image_{name}"]), np.float32)[:, None, None]
+        np.array(json.loads(summary[f"image_{name}"]), np.float32)[:, None, None]
         for name in ("mean", "std")
     )
-    small_pictures = [np.asarray(picture.resize((size, size), 3)) for picture in PICTURES]
-    pixels = [(picture.astype(np.float32)[None] / 255 - mean) / std for picture in small_pictures]
+    small_images = [np.asarray(image.resize((size, size), 3)) for image in IMAGES]
+    pixels = [(image.astype(np.float32)[None] / 255 - mean) / std for image in small_images]
     (found,) = session.run(["probability"], {"pixel_values": np.stack(pixels)})
-    assert np.allclose(found, small.probabilities(PICTURES), atol=0.01)
+    assert np.allclose(found, small.probabilities(IMAGES), atol=0.01)
 
 
 def test_threshold_that_nobody_chose_is_not_told(small, tmp_path):
-    plain = Predictor(small.model, small.processor)
+    plain = Predictor(Network(small.network.model, small.network.processor))
     plain.has_threshold = False
     session = onnxruntime.InferenceSession(export_onnx(plain, tmp_path / "model.onnx"))
     assert "threshold" not in session.get_modelmeta().custom_metadata_map
@@ -113,8 +113,8 @@ def test_mistakes_are_told_in_one_sentence(small, tmp_path, monkeypatch):
 
 
 def test_script_exports_a_finished_model(small, tmp_path):
-    small.model.save_pretrained(tmp_path / "small")
-    small.processor.save_pretrained(tmp_path / "small")
+    small.network.model.save_pretrained(tmp_path / "small")
+    small.network.processor.save_pretrained(tmp_path / "small")
     flags = ["--model", tmp_path / "small", "--output", tmp_path / "model.onnx"]
     done = call_script("export_onnx.py", *flags)
     assert done.returncode == 0, done.stderr

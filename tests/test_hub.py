@@ -61,12 +61,12 @@ def test_model_goes_to_the_hub_in_one_commit_and_comes_back_the_same(
     assert files.keys() == sent | {".gitattributes"}
     assert "checkpoints" in {path.name for path in tiny_model.iterdir()}
 
-    picture = tmp_path / "one.png"
-    draw_xray(0, ill=True).save(picture)
+    image = tmp_path / "one.png"
+    draw_xray(0, ill=True).save(image)
     tables = []
     for number, model in enumerate((tiny_model, "me/x", f"me/x@{sha}")):
         table = tmp_path / f"{number}.csv"
-        flags = ["--model", model, "--input", picture, "--output", table]
+        flags = ["--model", model, "--input", image, "--output", table]
         done = run_script("predict.py", *flags, **hub_environment)
         assert done.returncode == 0, done.stderr
         tables.append(table)
@@ -129,7 +129,7 @@ def test_what_the_hub_refuses_is_told_in_one_sentence(hub, hub_environment, tiny
     assert_one_sentence(push(tiny_model, "you/x", hub_environment), "403", "--repo_id")
     for model, repo_id, word in (
         (tiny_model, "no-owner", "owner/name"),
-        (tmp_path, "me/x", "holds no finished model"),
+        (tmp_path, "me/x", "holds no saved model"),
     ):
         done = call_script("push_to_hub.py", "--model", model, "--repo_id", repo_id)
         assert_one_sentence(done, word)
@@ -156,11 +156,11 @@ def test_unsound_card_is_refused_before_anything_is_made(
 
 
 def test_models_that_cannot_be_had_are_told_in_one_sentence(hub, hub_environment, tmp_path):
-    picture = tmp_path / "one.png"
-    draw_xray(0, ill=True).save(picture)
+    image = tmp_path / "one.png"
+    draw_xray(0, ill=True).save(image)
 
     def predict(model, **environment):
-        flags = ["--model", model, "--input", picture, "--output", "-"]
+        flags = ["--model", model, "--input", image, "--output", "-"]
         return run_script("predict.py", *flags, **hub_environment | environment)
 
     assert_one_sentence(predict("me/nothing"), "the Hub has no such model")

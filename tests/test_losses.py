@@ -57,8 +57,8 @@ def test_weighted_and_smoothed_loss_is_torchs_own_times_the_weight_of_the_label(
 
 
 def test_focal_loss_is_that_of_torchvision_weighted_by_class(outputs):
-    margins = outputs.logits[:, 1] - outputs.logits[:, 0]  # two softmax logits are one sigmoid's
-    losses = sigmoid_focal_loss(margins, BATCH.float(), alpha=-1, gamma=1.5)
+    log_odds = outputs.logits[:, 1] - outputs.logits[:, 0]  # two softmax logits are one sigmoid's
+    losses = sigmoid_focal_loss(log_odds, BATCH.float(), alpha=-1, gamma=1.5)
     expected = (losses * WEIGHTS[BATCH]).mean()
     torch.testing.assert_close(
         make_loss(imbalance="focal", focal_gamma=1.5)(outputs, BATCH), expected
@@ -97,11 +97,11 @@ def test_unweighted_mixed_images_have_torchs_own_loss_of_shares(outputs):
 
 def test_accumulated_batches_sum_to_the_loss_of_the_whole(outputs):
     loss = make_loss(imbalance="focal")
-    parts = [
+    splits = [
         loss(SimpleNamespace(logits=outputs.logits[rows]), BATCH[rows], len(BATCH))
         for rows in (slice(0, 2), slice(2, 6))
     ]
-    torch.testing.assert_close(sum(parts), loss(outputs, BATCH))
+    torch.testing.assert_close(sum(splits), loss(outputs, BATCH))
 
 
 def test_teacher_is_followed_by_its_softened_word(outputs):

@@ -71,13 +71,13 @@ def test_every_metric_works_through_the_evaluate_library():
 
     from pneumonia_hf.evaluation.hf_metric import XrayMetric
 
-    for name, function in METRICS.items():
-        metric = XrayMetric(name)
-        assert isinstance(metric, evaluate.Metric)
+    for name, metric in METRICS.items():
+        wrapped = XrayMetric(name)
+        assert isinstance(wrapped, evaluate.Metric)
         for probability, label in zip(PROBABILITIES, LABELS, strict=True):
-            metric.add(prediction=probability, reference=label)
-        value = metric.compute(threshold=0.5)[name]
-        assert value == function(np.array(LABELS), np.array(PROBABILITIES), 0.5)
+            wrapped.add(prediction=probability, reference=label)
+        value = wrapped.compute(threshold=0.5)[name]
+        assert value == metric.function(np.array(LABELS), np.array(PROBABILITIES), 0.5)
 
 
 def test_undefined_metrics_are_nan_and_do_not_raise():
@@ -123,9 +123,9 @@ def test_a_patient_with_both_labels_is_drawn_once_and_whole():
         assert all(drawn.count(row) == drawn.count(row + 1) for row in (0, 2, 4))
 
 
-def test_intervals_widen_when_pictures_belong_to_few_patients():
+def test_intervals_widen_when_images_belong_to_few_patients():
     labels, probabilities, _ = draw_scores(gap=1.0)
-    order = np.argsort(probabilities)  # a patient's pictures score alike
+    order = np.argsort(probabilities)  # a patient's images score alike
     labels, probabilities = labels[order], probabilities[order]
 
     def width(group: int) -> float:
@@ -144,7 +144,7 @@ def test_threshold_separates_and_lies_within_its_range():
     assert values["sensitivity"] > 0.95 and values["specificity"] > 0.95
 
 
-def test_threshold_lies_amid_the_gap_of_a_solved_part():
+def test_threshold_lies_amid_the_gap_of_a_solved_split():
     labels = np.array([0] * 50 + [1] * 50)
     logits = np.concatenate([np.linspace(-8, -4, 50), np.linspace(2, 9, 50)])
     patients = [str(row) for row in range(100)]

@@ -1,4 +1,4 @@
-"""The quickstart notebook: executed as a reader would, on drawn pictures and a loopback Hub."""
+"""The quickstart notebook: executed as a reader would, on drawn images and a loopback Hub."""
 
 import base64
 import io
@@ -86,15 +86,15 @@ def outputs_of(notebook, name) -> list:
 
 def text_of(notebook, name) -> str:
     """Return all that a cell said, as text."""
-    told = []
+    summary = []
     for output in outputs_of(notebook, name):
         data = output.get("data", {})
-        told += [output.get("text", ""), data.get("text/markdown", data.get("text/plain", ""))]
-    return "\n".join(told)
+        summary += [output.get("text", ""), data.get("text/markdown", data.get("text/plain", ""))]
+    return "\n".join(summary)
 
 
 def images_of(notebook, name) -> list[np.ndarray]:
-    """Return the pictures that a cell showed, [H, W, 3] each."""
+    """Return the images that a cell showed, [H, W, 3] each."""
     coded = [output.get("data", {}).get("image/png") for output in outputs_of(notebook, name)]
     return [
         np.asarray(Image.open(io.BytesIO(base64.b64decode(one))).convert("RGB"))
@@ -143,7 +143,7 @@ def test_numbers_shown_are_those_of_the_report_and_the_card(executed):
     assert kept["metrics"] == report["metrics"]
 
 
-def test_pictures_are_shown_and_the_heat_maps_have_colour(executed):
+def test_images_are_shown_and_the_heat_maps_have_colour(executed):
     notebook = executed[0]
     for name, count in {
         "overview": 1,
@@ -155,15 +155,15 @@ def test_pictures_are_shown_and_the_heat_maps_have_colour(executed):
         images = images_of(notebook, name)
         assert len(images) == count, name
         assert all(np.ptp(image) > 100 for image in images), name
-    films = images_of(notebook, "right-and-wrong")
-    told = text_of(notebook, "right-and-wrong")
+    xrays = images_of(notebook, "right-and-wrong")
+    summary = text_of(notebook, "right-and-wrong")
     counts = [
-        int(line.split(", ")[-1].split()[0]) for line in told.splitlines() if " films" in line
+        int(line.split(", ")[-1].split()[0]) for line in summary.splitlines() if " X-rays" in line
     ]
-    assert len(counts) == 4 and len(films) == sum(count > 0 for count in counts)
+    assert len(counts) == 4 and len(xrays) == sum(count > 0 for count in counts)
     report = json.loads((executed[1] / "model-report" / "report.json").read_text())
     assert sum(counts) == report["n"]
-    assert any(np.ptp(film, axis=2).max() > 20 for film in films)  # films alone are grey
+    assert any(np.ptp(image, axis=2).max() > 20 for image in xrays)  # X-rays alone are gray
 
 
 def test_prediction_of_an_own_film_is_the_predictors(executed):

@@ -33,9 +33,9 @@ def test_visitor_uploads_a_film_and_sees_decision_and_heat(page, app_url, tmp_pa
     page.goto(app_url)
     page.get_by_text("not a medical device").wait_for(timeout=30_000)
 
-    film = tmp_path / "film.png"
-    draw_xray(4, ill=True, size=(300, 240)).save(film)
-    page.locator("input[type=file]").first.set_input_files(film)
+    dicom_image = tmp_path / "film.png"
+    draw_xray(4, ill=True, size=(300, 240)).save(dicom_image)
+    page.locator("input[type=file]").first.set_input_files(dicom_image)
     page.get_by_text("calibrated for a population in which half have it").wait_for(timeout=60_000)
     assert page.locator(".verdict span").first.inner_text() in {"PNEUMONIA", "NORMAL", "REFER"}
     shown = "all => all.filter(one => one.naturalWidth == 300).length >= 2"
@@ -46,6 +46,6 @@ def test_visitor_uploads_a_film_and_sees_decision_and_heat(page, app_url, tmp_pa
 def test_visitor_is_told_what_is_wrong_with_a_file(page, app_url, tmp_path):
     page.goto(app_url)
     text = tmp_path / "scan.jpeg"
-    text.write_text("no picture")
+    text.write_text("no image")
     page.locator("input[type=file]").first.set_input_files(text)
-    page.get_by_text("scan.jpeg is not a picture that can be read").wait_for(timeout=60_000)
+    page.get_by_text("scan.jpeg is not an image that can be read").wait_for(timeout=60_000)

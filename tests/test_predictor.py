@@ -9,11 +9,18 @@ from transformers import AutoModelForImageClassification
 
 from pneumonia_hf import Predictor, XrayError, read_xray
 from pneumonia_hf.errors import UserError
-from pneumonia_hf.imaging.input_checks import doubts
+from pneumonia_hf.imaging.input_checks import input_warnings
 from pneumonia_hf.imaging.preprocess import make_processor, normalise, resize
+from pneumonia_hf.inference.network import CONFIG_KEY, Network
 from pneumonia_hf.inference.operating_point import OperatingPoint
-from pneumonia_hf.inference.predictor import CONFIG_KEY
-from pneumonia_hf.inference.tta import TTA_MISSED, TTA_ON, TTA_STRANGE, VIEWS, View, make_view
+from pneumonia_hf.inference.tta import (
+    TTA_MISSED,
+    TTA_ON,
+    TTA_STRANGE,
+    TTA_TRANSFORMS,
+    TtaTransform,
+    apply_transform,
+)
 
 
 @pytest.fixture(scope="module")
@@ -21,28 +28,28 @@ def predictor(tiny_model) -> Predictor:
     return Predictor.from_pretrained(tiny_model)
 
 
-PICTURES = [draw_xray(seed, ill=seed % 2 == 0, size=(70 + 9 * seed, 90)) for seed in range(12)]
+IMAGES = [draw_xray(seed, ill=seed % 2 == 0, size=(70 + 9 * seed, 90)) for seed in range(12)]
 
 
 def test_probabilities_do_not_hang_on_the_batch(predictor):
-    alone = np.concatenate([predictor.probabilities([picture]) for picture in PICTURES])
+    alone = np.concatenate([predictor.probabilities([image]) for image in IMAGES])
     for size in (1, 5, 32):
-        together = predictor.probabilities(PICTURES, batch_size=size)
+        together = predictor.probabilities(IMAGES, batch_size=size)
         assert np.abs(together - alone).max() < 1e-6
     assert together.shape == (12,) and np.all((together > 0) & (together < 1))
 
 
-def test_no_pictures_give_no_probabilities(predictor):
+def test_no_images_give_no_probabilities(predictor):
     assert predictor.probabilities([]).shape == (0,)
     assert predictor.predict_all([]) == []
 
 
 def test_decision_follows_threshold_and_its_range(predictor, monkeypatch):
-    probability = predictor.probabilities(PICTURES[:1])[0]
+    probability = predictor.probabilities(IMAGES[:1])[0]
 
     def decide(threshold, low, high):
         monkeypatch.setattr(predictor, "operating_point", OperatingPoint(threshold, low, high))
-        return predictor.predict(PICTURES[0])
+        return predictor.predict(IMAGES[0])
 
     above = decide(probability + 0.01, probability + 0.005, probability + 0.02)
     below = decide(probability - 0.01, probability - 0.02, probability - 0.005)
@@ -57,25 +64,27 @@ def test_decision_follows_threshold_and_its_range(predictor, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("picture", "word"),
+    ("image", "word"),
     [
         (Image.new("L", (300, 300), 90), "blank"),
         (draw_xray(1, True).resize((30, 40)), "only 30 x 40"),
         (draw_xray(1, True).resize((900, 200)), "longer than wide"),
     ],
 )
-def test_what_is_no_chest_film_is_referred(predictor, picture, word):
-    prediction = predictor.predict(picture)
+def test_what_is_no_chest_film_is_referred(predictor, image, word):
+    prediction = predictor.predict(image)
     assert prediction.decision == "REFER"
     assert any(word in warning for warning in prediction.warnings)
 
 
-def test_coloured_picture_is_referred(predictor, tmp_path):
+def test_coloured_image_is_referred(predictor, tmp_path):
     Image.effect_mandelbrot((200, 200), (-2, -2, 2, 2), 50).convert("L").save(tmp_path / "grey.png")
     photograph = np.random.default_rng(0).integers(0, 255, (200, 200, 3), dtype=np.uint8)
     Image.fromarray(photograph).save(tmp_path / "photo.png")
     assert predictor.predict(read_xray(tmp_path / "photo.png")).decision == "REFER"
-    assert not any("coloured" in doubt for doubt in doubts(read_xray(tmp_path / "grey.png")))
+    assert not any(
+        "coloured" in doubt for doubt in input_warnings(read_xray(tmp_path / "grey.png"))
+    )
 
 
 def test_files_come_back_in_order_with_errors_in_their_place(predictor, tmp_path):
@@ -104,7 +113,7 @@ def test_class_order_goes_by_name_and_not_by_place():
         torch.manual_seed(1)
         model = AutoModelForImageClassification.from_config(config)
         model.classifier.bias.data += torch.tensor([0.0, 1.0])
-        scores[names[0]] = Predictor(model, processor).probabilities(PICTURES)
+        scores[names[0]] = Predictor(Network(model, processor)).probabilities(IMAGES)
     assert np.allclose(scores["NORMAL"], 1 - scores["Pneumonia"])
     assert abs(scores["NORMAL"].mean() - 0.5) > 0.05
 
@@ -114,7 +123,9 @@ def test_model_without_a_threshold_says_so():
         TINY_CONFIGS["convnextv2-tiny"].to_dict() | {"id2label": {0: "NORMAL", 1: "PNEUMONIA"}}
     )
     model = AutoModelForImageClassification.from_config(config)
-    prediction = Predictor(model, make_processor(64, (0.5,) * 3, (0.5,) * 3)).predict(PICTURES[0])
+    prediction = Predictor(Network(model, make_processor(64, (0.5,) * 3, (0.5,) * 3))).predict(
+        IMAGES[0]
+    )
     assert prediction.threshold == 0.5
     assert "no chosen threshold" in prediction.warnings[0]
     assert prediction.decision == prediction.label
@@ -123,7 +134,7 @@ def test_model_without_a_threshold_says_so():
 def test_model_of_another_task_is_refused(tmp_path):
     model = AutoModelForImageClassification.from_config(TINY_CONFIGS["convnextv2-tiny"])
     with pytest.raises(UserError, match="no class named PNEUMONIA"):
-        Predictor(model, make_processor(64, (0.5,) * 3, (0.5,) * 3))
+        Predictor(Network(model, make_processor(64, (0.5,) * 3, (0.5,) * 3)))
 
 
 def test_damaged_model_folders_are_refused_in_one_sentence(tiny_model, tmp_path):
@@ -159,26 +170,26 @@ def test_code_in_a_model_folder_is_never_run(tiny_model, tmp_path):
     assert not (tmp_path / "was_run").exists()
 
 
-def test_margin_with_tta_is_the_mean_over_the_picture_and_its_views(tiny_model):
+def test_margin_with_tta_is_the_mean_over_the_image_and_its_views(tiny_model):
     plain = Predictor.from_pretrained(tiny_model)
     averaged = Predictor.from_pretrained(tiny_model, tta=True)
-    pixel_values = plain.pixel_values(PICTURES)
+    pixel_values = plain.pixel_values(IMAGES)
     black = plain.pixel_values([Image.new("L", (9, 9))])
-    views = [pixel_values, *(make_view(pixel_values, view, black) for view in VIEWS)]
+    views = [pixel_values, *(apply_transform(pixel_values, view, black) for view in TTA_TRANSFORMS)]
     with torch.inference_mode():
         logits = torch.stack([plain.model(pixel_values=view).logits for view in views]).double()
-    margins = (logits[..., 1] - logits[..., 0]).numpy()
-    # The picture itself goes the plain road, bit for bit.
-    assert np.array_equal(margins[0], plain.margins(PICTURES))
-    assert np.abs(averaged.margins(PICTURES) - margins.mean(axis=0)).max() < 1e-9
-    assert np.abs(averaged.margins(PICTURES) - plain.margins(PICTURES)).max() > 1e-4
-    in_parts = np.concatenate([averaged.margins([picture]) for picture in PICTURES])
-    assert np.abs(in_parts - averaged.margins(PICTURES)).max() < 1e-5
-    assert averaged.margins([]).shape == (0,)
+    log_odds = (logits[..., 1] - logits[..., 0]).numpy()
+    # The image itself goes the plain road, bit for bit.
+    assert np.array_equal(log_odds[0], plain.log_odds(IMAGES))
+    assert np.abs(averaged.log_odds(IMAGES) - log_odds.mean(axis=0)).max() < 1e-9
+    assert np.abs(averaged.log_odds(IMAGES) - plain.log_odds(IMAGES)).max() > 1e-4
+    in_splits = np.concatenate([averaged.log_odds([image]) for image in IMAGES])
+    assert np.abs(in_splits - averaged.log_odds(IMAGES)).max() < 1e-5
+    assert averaged.log_odds([]).shape == (0,)
 
 
 def find_spot(pixels: torch.Tensor) -> tuple[float, float]:
-    """Return where the brightest place of a picture is, from its centre: right, down."""
+    """Return where the brightest place of an image is, from its centre: right, down."""
     weights = pixels[0, 0].clamp(min=0).double()
     height, width = weights.shape
     y = torch.arange(height) + 0.5 - height / 2
@@ -190,30 +201,30 @@ def find_spot(pixels: torch.Tensor) -> tuple[float, float]:
 @pytest.mark.parametrize(
     ("view", "expected"),
     [
-        (View(), (20, 0)),
-        (View(right=0.1), (30, 0)),
-        (View(down=0.1), (20, 5)),
-        (View(zoom=1.5), (30, 0)),
-        (View(zoom=0.5, right=0.1), (20, 0)),
-        (View(degrees=30), (17.32, 10)),
+        (TtaTransform(), (20, 0)),
+        (TtaTransform(right=0.1), (30, 0)),
+        (TtaTransform(down=0.1), (20, 5)),
+        (TtaTransform(zoom=1.5), (30, 0)),
+        (TtaTransform(zoom=0.5, right=0.1), (20, 0)),
+        (TtaTransform(degrees=30), (17.32, 10)),
     ],
 )
 def test_view_turns_clockwise_magnifies_and_shifts(view, expected):
     pixels = torch.zeros(1, 3, 50, 100)
     pixels[:, :, 23:27, 68:72] = 200.0
     black = torch.zeros(1, 3, 1, 1)
-    moved = make_view(pixels, view, black)
+    moved = apply_transform(pixels, view, black)
     assert moved.shape == pixels.shape
     assert find_spot(moved) == pytest.approx(expected, abs=0.1)
 
 
-def test_views_are_the_picture_moved_before_it_is_normalised():
+def test_views_are_the_image_moved_before_it_is_normalised():
     processor = make_processor(64, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-    grey = resize(PICTURES[:3], processor)
+    gray = resize(IMAGES[:3], processor)
     black = normalise(torch.zeros(1, 1, 1, 1), processor)
-    for view in VIEWS:
-        before = make_view(grey.float(), view, torch.zeros(1))
-        after = make_view(normalise(grey, processor), view, black)
+    for view in TTA_TRANSFORMS:
+        before = apply_transform(gray.float(), view, torch.zeros(1))
+        after = apply_transform(normalise(gray, processor), view, black)
         if view.degrees or view.zoom < 1:
             assert before.min() == 0  # black has come in from outside
         assert torch.allclose(normalise(before, processor), after, atol=1e-4)
@@ -225,11 +236,11 @@ def test_answers_with_tta_say_so_and_that_the_threshold_knows_nothing_of_it(tiny
     predictor = Predictor.from_pretrained(tiny_model, tta=True)
     plain = Predictor.from_pretrained(tiny_model)
     assert predictor.operating_point == plain.operating_point
-    assert predictor.predict(PICTURES[0]).warnings[-2:] == (TTA_ON, TTA_STRANGE)
-    settings = getattr(predictor.model.config, CONFIG_KEY)
-    setattr(predictor.model.config, CONFIG_KEY, settings | {"tta": True})
+    assert predictor.predict(IMAGES[0]).warnings[-2:] == (TTA_ON, TTA_STRANGE)
+    settings = getattr(predictor.network.model.config, CONFIG_KEY)
+    setattr(predictor.network.model.config, CONFIG_KEY, settings | {"tta": True})
     for tta, caveats in ((True, (TTA_ON,)), (False, (TTA_MISSED,))):
-        model = Predictor(predictor.model, predictor.processor, tta=tta)
+        model = Predictor(Network(predictor.network.model, predictor.network.processor), tta=tta)
         assert model.caveats == caveats
 
 

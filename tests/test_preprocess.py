@@ -15,22 +15,22 @@ def processor():
 
 
 def test_halves_of_the_road_equal_the_whole_bit_for_bit(processor):
-    pictures = [draw_xray(seed, ill=True, size=size) for seed, size in enumerate(SIZES)]
-    pixels = resize(pictures, processor)
+    images = [draw_xray(seed, ill=True, size=size) for seed, size in enumerate(SIZES)]
+    pixels = resize(images, processor)
     assert (pixels.shape, pixels.dtype) == ((4, 1, 96, 96), torch.uint8)
-    assert torch.equal(normalise(pixels, processor), to_pixel_values(pictures, processor))
+    assert torch.equal(normalise(pixels, processor), to_pixel_values(images, processor))
 
 
-def test_a_picture_gives_the_same_pixels_alone_and_in_a_batch(processor):
-    pictures = [draw_xray(seed, ill=False, size=size) for seed, size in enumerate(SIZES * 2)]
-    together = to_pixel_values(pictures, processor)
-    for row, picture in enumerate(pictures):
-        assert torch.equal(together[row], to_pixel_values([picture], processor)[0])
+def test_a_image_gives_the_same_pixels_alone_and_in_a_batch(processor):
+    images = [draw_xray(seed, ill=False, size=size) for seed, size in enumerate(SIZES * 2)]
+    together = to_pixel_values(images, processor)
+    for row, image in enumerate(images):
+        assert torch.equal(together[row], to_pixel_values([image], processor)[0])
 
 
 def test_nothing_is_cropped(processor):
-    picture = draw_xray(0, ill=False, size=(300, 200))
-    framed = np.asarray(picture).copy()
+    image = draw_xray(0, ill=False, size=(300, 200))
+    framed = np.asarray(image).copy()
     framed[:6], framed[-6:], framed[:, :6], framed[:, -6:] = 255, 255, 255, 255
     pixels = resize([Image.fromarray(framed)], processor)[0, 0]
     for border in (pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]):
@@ -42,8 +42,8 @@ def test_processor_survives_its_folder(processor, tmp_path):
 
     processor.save_pretrained(tmp_path)
     loaded = AutoImageProcessor.from_pretrained(tmp_path)
-    pictures = [draw_xray(1, ill=True, size=(333, 222))]
-    assert torch.equal(to_pixel_values(pictures, loaded), to_pixel_values(pictures, processor))
+    images = [draw_xray(1, ill=True, size=(333, 222))]
+    assert torch.equal(to_pixel_values(images, loaded), to_pixel_values(images, processor))
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])

@@ -5,10 +5,10 @@ from conftest import TINY_SIZES, save_tiny_body
 from pneumonia_hf.models.build import ModelConfig, build_model
 from pneumonia_hf.training import probe
 from pneumonia_hf.training.arguments import XrayTrainingArguments
-from pneumonia_hf.training.phases import Stage
+from pneumonia_hf.training.phases import Phase
 from pneumonia_hf.training.probe import Speed, choose_speed, name_way
 
-STAGE = Stage(None, 1, 1e-4)
+STAGE = Phase(None, 1, 1e-4)
 
 
 @pytest.fixture(scope="module")
@@ -62,8 +62,8 @@ def test_second_run_computes_as_the_first_did(model, tmp_path, monkeypatch):
 
 def test_what_is_told_is_not_measured(model, tmp_path, monkeypatch):
     tried = pretend(monkeypatch, SECONDS)
-    told = choose_speed(model, 64, True, STAGE, arguments(precision="bf16"), tmp_path)
-    assert told == Speed("bf16", True, {}) and tried == []
+    summary = choose_speed(model, 64, True, STAGE, arguments(precision="bf16"), tmp_path)
+    assert summary == Speed("bf16", True, {}) and tried == []
     choose_speed(model, 64, None, STAGE, arguments(precision="fp32"), tmp_path)
     assert set(tried) == {"fp32", "fp32 channels_last"}
     tried.clear()

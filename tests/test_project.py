@@ -84,9 +84,9 @@ def test_readme_names_only_files_that_exist():
 
 
 def test_default_model_is_small_and_whole():
-    from pneumonia_hf.models.model_folder import DEFAULT_MODEL, check_finished
+    from pneumonia_hf.models.model_folder import DEFAULT_MODEL, check_model_folder
 
-    check_finished(DEFAULT_MODEL)
+    check_model_folder(DEFAULT_MODEL)
     assert sum(file.stat().st_size for file in DEFAULT_MODEL.iterdir()) < 20_000_000
     reports = [p for p in (ROOT / "eval_reports").glob("*/report.json")]
     assert reports

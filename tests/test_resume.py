@@ -22,9 +22,9 @@ from pneumonia_hf.training.checkpoints import (
     is_whole,
     last_whole_checkpoint,
     list_checkpoints,
+    phase_folder,
     remove_old,
     seal,
-    stage_folder,
 )
 from pneumonia_hf.training.trainer import XrayTrainer
 
@@ -81,7 +81,7 @@ class StopAtLastCheckpoint(TrainerCallback):
 
 
 def assert_resumed_like(whole, run, after: int) -> None:
-    """Check the last checkpoint and the finished model of a run that was cut and resumed."""
+    """Check the last checkpoint and the saved model of a run that was cut and resumed."""
     assert_same_last_checkpoint(whole, run, after=after)
     assert_same_model(whole, run)
 
@@ -122,7 +122,7 @@ def test_sigterm_saves_within_an_epoch_and_the_run_goes_on_from_there(
     run = tmp_path / "run"
     with pytest.raises(Stopped, match=f"checkpoint of step {step}; .*--resume"):
         train_with(Cut(step, warn), body, xray_folder, run, **STATEFUL)
-    assert last_whole_checkpoint(stage_folder(run, 1)).name == f"checkpoint-{step}"
+    assert last_whole_checkpoint(phase_folder(run, 1)).name == f"checkpoint-{step}"
     assert not (run / "config.json").exists()
     train_tiny("vit-base", body, xray_folder, run, resume=True, **STATEFUL)
     assert_resumed_like(whole, run, after=step)
@@ -199,20 +199,20 @@ def test_run_that_is_moved_after_a_kill_still_knows_its_best_checkpoint(
     assert_resumed_like(whole, tmp_path / "after", after=13)
 
 
-def test_stages_resume_in_the_stage_that_was_cut(tmp_path, body, xray_folder, capsys):
+def test_phases_resume_in_the_phase_that_was_cut(tmp_path, body, xray_folder, capsys):
     changes = {"stages": ["head:1:1e-2", "last1:2:1e-3", "all:2:1e-3"], "ema_decay": 0.9}
     whole = train_tiny("vit-base", body, xray_folder, tmp_path / "whole", **changes)
     run = tmp_path / "run"
-    cut = Cut(7, kill)  # the first stage has 5 steps, so that this is the second's
+    cut = Cut(7, kill)  # the first phase has 5 steps, so that this is the second's
     with pytest.raises(Killed):
         train_with(cut, body, xray_folder, run, **changes)
-    assert not (stage_folder(run, 3)).exists()
+    assert not (phase_folder(run, 3)).exists()
     capsys.readouterr()
     train_tiny("vit-base", body, xray_folder, run, resume=True, **changes)
-    told = capsys.readouterr().out
-    assert "Stage 1 of 3" not in told and "Stage 2 of 3" in told and "Stage 3 of 3" in told
-    assert_same_last_checkpoint(whole, run, after=7, stage=2)
-    assert_same_last_checkpoint(whole, run, after=0, stage=3)  # begun after the cut
+    summary = capsys.readouterr().out
+    assert "Phase 1 of 3" not in summary and "Phase 2 of 3" in summary and "Phase 3 of 3" in summary
+    assert_same_last_checkpoint(whole, run, after=7, phase=2)
+    assert_same_last_checkpoint(whole, run, after=0, phase=3)  # begun after the cut
     assert_same_model(whole, run)
 
 
@@ -247,13 +247,13 @@ def test_early_stopping_counts_the_same_after_a_kill(tmp_path, body, xray_folder
     run = tmp_path / "run"
     train_tiny("vit-base", body, xray_folder, run, **changes)
     assert steps == [5, 10, 15, 20]
-    assert_stage_ends_at(run, 20, best=10)
+    assert_phase_ends_at(run, 20, best=10)
     for name in ("outcome.json",):
-        (stage_folder(run, 1) / name).unlink()  # killed before this was written
+        (phase_folder(run, 1) / name).unlink()  # killed before this was written
     (run / "run.json").unlink()
     train_tiny("vit-base", body, xray_folder, run, resume=True, **changes)
     assert steps == [5, 10, 15, 20]
-    assert_stage_ends_at(run, 20, best=10)
+    assert_phase_ends_at(run, 20, best=10)
 
 
 def test_evaluation_on_start_is_not_repeated_by_a_resumed_run(tmp_path, body, xray_folder):
@@ -266,16 +266,16 @@ def test_evaluation_on_start_is_not_repeated_by_a_resumed_run(tmp_path, body, xr
     assert_resumed_like(whole, tmp_path / "run", after=7)
 
 
-def assert_stage_ends_at(run, step: int, best: int) -> None:
+def assert_phase_ends_at(run, step: int, best: int) -> None:
     from pneumonia_hf.training.checkpoints import read_outcome
 
-    outcome = read_outcome(stage_folder(run, 1))
+    outcome = read_outcome(phase_folder(run, 1))
     assert (outcome.steps, outcome.checkpoint) == (step, f"checkpoint-{best}")
 
 
 def test_killed_processes_are_resumed_to_the_same_bits(tmp_path):
     """A few kills of the script that does twenty of them; see its own docstring."""
-    data = draw_folder(tmp_path / "data", patients=24, pictures=2, seed=5)
+    data = draw_folder(tmp_path / "data", patients=24, images=2, seed=5)
     script = ROOT / "tests" / "kill_training.py"
     flags = ["--data_dir", data, "--work_dir", tmp_path / "work", "--kills", 3, "--seed", 3]
     done = subprocess.run(
@@ -285,7 +285,7 @@ def test_killed_processes_are_resumed_to_the_same_bits(tmp_path):
     assert "bit-equal" in done.stdout
     # The first kill comes before training; the others must not all come after it.
     assert "2 of 3 kills mattered" in done.stdout, done.stdout
-    best = re.findall(r"the best checkpoint is stage-2/checkpoint-(\d+)", done.stdout)
+    best = re.findall(r"the best checkpoint is phase-2/checkpoint-(\d+)", done.stdout)
     assert best and int(best[0]) > 9, done.stdout  # later than the first
 
 
@@ -306,7 +306,7 @@ def start_long_run(body, data, folder, *more, command=PYTHON) -> subprocess.Pope
         text=True,
     )
     deadline = time.monotonic() + 120
-    while not list(stage_folder(folder, 1).glob("checkpoint-*/seal.json")):
+    while not list(phase_folder(folder, 1).glob("checkpoint-*/seal.json")):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.05)
     return process
@@ -322,7 +322,7 @@ def test_sigterm_of_the_process_exits_by_itself_with_a_checkpoint(tmp_path, body
     assert process.returncode == 143
     assert "Traceback" not in err
     assert "Stopped by SIGTERM, with a checkpoint of step" in err
-    assert last_whole_checkpoint(stage_folder(tmp_path / "run", 1)) is not None
+    assert last_whole_checkpoint(phase_folder(tmp_path / "run", 1)) is not None
 
 
 def test_sigterm_of_the_launcher_ends_the_run_with_a_checkpoint_too(tmp_path, body, xray_folder):
@@ -354,7 +354,7 @@ def test_worker_that_dies_is_told_in_one_sentence(tmp_path, body, xray_folder):
     assert process.returncode == 2, err[-2000:]
     assert "Traceback" not in err
     assert "lower --dataloader_num_workers" in err
-    assert last_whole_checkpoint(stage_folder(tmp_path / "run", 1)) is not None
+    assert last_whole_checkpoint(phase_folder(tmp_path / "run", 1)) is not None
 
 
 def test_checkpoint_is_whole_only_as_it_was_sealed(tmp_path):
@@ -406,8 +406,8 @@ def test_checkpoint_that_a_full_disk_cuts_off_is_removed_and_the_last_one_kept(
     run = tmp_path / "run"
     with pytest.raises(OSError, match="No space left"):
         train_tiny("vit-base", body, xray_folder, run, **STATEFUL)
-    assert [path.name for path in stage_folder(run, 1).glob("checkpoint-*")] == ["checkpoint-5"]
-    assert (stage_folder(run, 1) / "checkpoint-5" / AVERAGE_FILE).exists()
+    assert [path.name for path in phase_folder(run, 1).glob("checkpoint-*")] == ["checkpoint-5"]
+    assert (phase_folder(run, 1) / "checkpoint-5" / AVERAGE_FILE).exists()
 
 
 def test_nan_stops_the_run_and_keeps_the_checkpoint_before_it(tmp_path, body, xray_folder):
@@ -420,8 +420,8 @@ def test_nan_stops_the_run_and_keeps_the_checkpoint_before_it(tmp_path, body, xr
 
     with pytest.raises(UserError, match="diverged"):
         train_with(Poison(), body, xray_folder, run, num_train_epochs=3, logging_steps=1)
-    assert [path.name for path in list_checkpoints(stage_folder(run, 1))] == ["checkpoint-5"]
-    state = load_file(stage_folder(run, 1) / "checkpoint-5" / "model.safetensors")
+    assert [path.name for path in list_checkpoints(phase_folder(run, 1))] == ["checkpoint-5"]
+    state = load_file(phase_folder(run, 1) / "checkpoint-5" / "model.safetensors")
     assert all(torch.isfinite(value).all() for value in state.values())
 
 
@@ -491,5 +491,5 @@ def test_torn_weights_of_a_full_disk_are_removed(tmp_path, body, xray_folder, mo
     monkeypatch.setattr(PreTrainedModel, "save_pretrained", save_on_full_disk)
     with pytest.raises(SafetensorError):
         train_tiny("vit-base", body, xray_folder, tmp_path / "run")
-    stage = stage_folder(tmp_path / "run", 1)
-    assert [path.name for path in stage.glob("checkpoint-*")] == ["checkpoint-5"]
+    phase = phase_folder(tmp_path / "run", 1)
+    assert [path.name for path in phase.glob("checkpoint-*")] == ["checkpoint-5"]

@@ -52,21 +52,21 @@ def test_accelerate_launch_ends_with_a_model_that_predicts(launch, body, xray_fo
     flags = map(str, train_flags(body, xray_folder, tmp_path / "x"))
     done = subprocess.run([*command, *flags], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert "The finished model is in" in done.stdout
+    assert "The saved model is in" in done.stdout
     # The recipe's own value, a flag over the recipe, and a progress bar with the time left.
     run = json.loads((tmp_path / "x" / "run.json").read_text())
     assert run["training"]["weight_decay"] == 0.05
     assert run["training"]["learning_rate"] == 3e-3
     assert re.search(r"\| \d+/5 \[\d\d:\d\d<\d\d:\d\d", done.stderr)
     assert list((tmp_path / "x").rglob("events.out.tfevents.*"))
-    picture = tmp_path / "one.png"
-    draw_xray(0, ill=True).save(picture)
-    flags = ["--model", tmp_path / "x", "--input", picture, "--output", "-"]
+    image = tmp_path / "one.png"
+    draw_xray(0, ill=True).save(image)
+    flags = ["--model", tmp_path / "x", "--input", image, "--output", "-"]
     assert len(run_script("predict.py", *flags).stdout.splitlines()) == 2
 
 
 def test_prediction_table_has_a_row_for_every_input_in_order(tiny_model, tmp_path):
-    folder = draw_folder(tmp_path / "pictures", patients=3)
+    folder = draw_folder(tmp_path / "images", patients=3)
     (folder / "NORMAL" / "IM-0001-0000.png").write_bytes(b"not a picture")
     single = tmp_path / "single, with comma.png"
     draw_xray(9, ill=True).save(single)
@@ -85,7 +85,7 @@ def test_prediction_table_has_a_row_for_every_input_in_order(tiny_model, tmp_pat
     for row in rows:
         if row["file"].endswith(("IM-0001-0000.png", "notes.txt")):
             assert row["probability"] == row["decision"] == ""
-            assert "not a picture" in row["warnings"]
+            assert "not an image" in row["warnings"]
         else:
             assert 0 <= float(row["probability"]) <= 1
             assert row["decision"] in {"PNEUMONIA", "NORMAL", "REFER"}
@@ -142,7 +142,13 @@ def test_mistakes_in_training_are_one_sentence_each(body, xray_folder, tmp_path)
     assert_one_sentence(train("--output_dir", ROOT), "README.md", "--output_dir")
     assert_one_sentence(train("--bf16"), "--precision bf16")
     assert_one_sentence(train("--augment_noise", "-1"), "augment_noise", "-1")
-    for flag in ("--seed", "--split_seed", "--learning_rate", "--image_size", "--trainable_stages"):
+    for flag in (
+        "--seed",
+        "--split_seed",
+        "--learning_rate",
+        "--image_size",
+        "--trainable_layer_groups",
+    ):
         assert_one_sentence(train(flag, "-1"), flag.lstrip("-"), "-1")
     assert_one_sentence(train("--report_to", "wandb"), "wandb")
 
@@ -167,7 +173,7 @@ def test_mistakes_in_training_are_one_sentence_each(body, xray_folder, tmp_path)
     single = draw_folder(tmp_path / "single", patients=8)
     for file in (single / "NORMAL").iterdir():
         file.unlink()
-    assert_one_sentence(train(data=single), "holds no pictures")
+    assert_one_sentence(train(data=single), "holds no images")
     (single / "NORMAL").rmdir()
     assert_one_sentence(train(data=single), "no NORMAL folder")
 
@@ -180,8 +186,8 @@ def test_mistakes_in_training_are_one_sentence_each(body, xray_folder, tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "look  unreadable: 1 file cannot be read" in done.stdout
     for file in (corrupt / "NORMAL").iterdir():
-        file.write_text("no picture")
-    assert_one_sentence(train(data=corrupt), "No picture of NORMAL", "can be read")
+        file.write_text("no image")
+    assert_one_sentence(train(data=corrupt), "No image of NORMAL", "can be read")
 
     assert not (tmp_path / "x" / "config.json").exists()
 
@@ -226,7 +232,7 @@ def test_missing_inputs_of_the_other_scripts_are_one_sentence(tiny_model, tmp_pa
     assert done.stdout.splitlines()[1].endswith("/no does not exist.")
     (tmp_path / "empty").mkdir()
     done = call_script("predict.py", *common, "--input", tmp_path / "empty", "--output", "-")
-    assert_one_sentence(done, "No pictures in")
+    assert_one_sentence(done, "No images in")
     done = call_script("evaluate_model.py", *common, "--data_dir", tmp_path, "--output_dir", "x")
     assert_one_sentence(done, "neither train/")
 

@@ -100,18 +100,18 @@ def whole(tmp_path_factory, body, xray_folder) -> Path:
     return folder
 
 
-def fake_runs(monkeypatch, told=lambda arguments: 1 - arguments.learning_rate) -> list[str]:
+def fake_runs(monkeypatch, summary=lambda arguments: 1 - arguments.learning_rate) -> list[str]:
     """Put runs of no cost in the place of real ones; return the list of the folders of them.
 
     Args:
         monkeypatch: pytest's.
-        told: gives the metric of a run, or raises what the run is to raise.
+        summary: gives the metric of a run, or raises what the run is to raise.
     """
     runs = []
 
     def run(recipe, arguments, callbacks):
         runs.append(Path(arguments.output_dir).name)
-        value = told(arguments)
+        value = summary(arguments)
         folder = Path(arguments.output_dir)
         folder.mkdir(parents=True)
         for name in ("config.json", "model.safetensors"):
@@ -122,7 +122,7 @@ def fake_runs(monkeypatch, told=lambda arguments: 1 - arguments.learning_rate) -
 
     monkeypatch.setattr(search, "run_recipe", run)
     # What takes long: the figure, and looking for memory to free.
-    monkeypatch.setattr(search_report, "draw_search", lambda *told: None)
+    monkeypatch.setattr(search_report, "draw_search", lambda *summary: None)
     monkeypatch.setattr(search, "_free_memory", lambda: None)
     return runs
 
@@ -164,7 +164,7 @@ def test_values_reach_recipe_and_arguments(tmp_path):
         make_recipe("none", tmp_path),
         make_arguments(tmp_path / "x", precision="bf16"),
     )
-    assert arguments.stages == ["head:1:1e-3", "all:2:1e-4"]
+    assert arguments.phases == ["head:1:1e-3", "all:2:1e-4"]
     assert (recipe.model.drop_path, recipe.augment.augment_blur) == (0.1, 0.5)
     assert arguments.per_device_train_batch_size == 7 and arguments.bf16
     assert (recipe.model.backbone, arguments.num_train_epochs) == (FAMILY, 2)
@@ -210,8 +210,8 @@ def test_example_of_ranges_is_sound(tmp_path):
     lines = [line.removeprefix("# ") for line in path.read_text().splitlines()]
     others = yaml.safe_load("\n".join(lines[lines.index("mixup: {choices: [0.0, 0.2, 0.4]}") :]))
     assert len(others) == 7
-    for name, told in others.items():
-        assert list(read(tmp_path, {name: told})) == [name]
+    for name, summary in others.items():
+        assert list(read(tmp_path, {name: summary})) == [name]
 
 
 # ---- What is proposed
@@ -263,8 +263,8 @@ def test_best_trial_is_that_of_the_best_validation_metric(whole):
     assert list(values.values()) == sorted(values.values(), reverse=True)
     for number, value in values.items():
         run = json.loads((whole / "search/trials" / f"{number:03}" / "run.json").read_text())
-        told = [entry["eval_auroc"] for entry in run["training"]["history"]]
-        assert value == run["training"]["best_validation_metric"] == max(told)
+        summary = [entry["eval_auroc"] for entry in run["training"]["history"]]
+        assert value == run["training"]["best_validation_metric"] == max(summary)
     (one,) = [one for one in found["trials"] if one["number"] == 1]
     run = json.loads((whole / "search/trials/001/run.json").read_text())
     assert run["training"]["learning_rate"] == one["parameters"]["learning_rate"]
@@ -274,12 +274,12 @@ def test_best_trial_is_that_of_the_best_validation_metric(whole):
 def test_only_the_best_trial_keeps_its_weights(whole):
     best = f"{read_search(whole)['best']:03}"
     trials = whole / "search" / "trials"
-    assert {path.parts[-2] for path in trials.glob("*/model.safetensors")} == {best}
-    assert {path.relative_to(trials).parts[0] for path in trials.rglob("*.pt")} == {best}
+    assert {path.splits[-2] for path in trials.glob("*/model.safetensors")} == {best}
+    assert {path.relative_to(trials).splits[0] for path in trials.rglob("*.pt")} == {best}
     for folder in trials.iterdir():
         assert (folder / "run.json").exists() and (folder / "training_curves.png").exists()
     large = [path for path in trials.rglob("*") if path.is_file() and path.stat().st_size > 200_000]
-    assert {path.relative_to(trials).parts[0] for path in large} <= {best}
+    assert {path.relative_to(trials).splits[0] for path in large} <= {best}
 
 
 def test_table_and_page_tell_each_trial_and_warn_of_luck(whole):
@@ -447,7 +447,7 @@ def test_accelerator_without_enough_memory_fails_the_trial_alone(
     assert "memory is too small" in read_search(tmp_path)["trials"][1]["trouble"]
 
 
-def test_hopeless_trial_is_stopped_in_a_later_stage(tmp_path, body, xray_folder, monkeypatch):
+def test_hopeless_trial_is_stopped_in_a_later_phase(tmp_path, body, xray_folder, monkeypatch):
     from pneumonia_hf.training import train as training
 
     scores = iter([0.9, 0.8, 0.95, 0.85, 0.7])
@@ -456,7 +456,7 @@ def test_hopeless_trial_is_stopped_in_a_later_stage(tmp_path, body, xray_folder,
     )
     eager = optuna.pruners.MedianPruner(n_startup_trials=1, n_warmup_steps=0)
     monkeypatch.setitem(search.PRUNERS, "median", lambda: eager)
-    stages = ["head:1:1e-3", "all:2:1e-3"]
+    phases = ["head:1:1e-3", "all:2:1e-3"]
     ranges = {"weight_decay": [0.01, 0.1]}
     scores = iter([0.9, 0.8, 0.95, 0.91, 0.7, 0.6])
     start_search(
@@ -464,7 +464,7 @@ def test_hopeless_trial_is_stopped_in_a_later_stage(tmp_path, body, xray_folder,
         make_recipe(body, xray_folder),
         ranges,
         n_trials=2,
-        stages=stages,
+        phases=phases,
         report_to=["tensorboard"],
     )
     first, second = read_search(tmp_path)["trials"]
@@ -489,7 +489,7 @@ def test_trial_killed_when_it_was_to_be_stopped_is_stopped(tmp_path, xray_folder
 
     fake_runs(monkeypatch)
     paid = search.run_recipe
-    monkeypatch.setattr(search, "run_recipe", lambda *told: (run(*told), paid(*told)))
+    monkeypatch.setattr(search, "run_recipe", lambda *summary: (run(*summary), paid(*summary)))
     with pytest.raises(KeyboardInterrupt):
         start_search(tmp_path, recipe, n_trials=2)
     runs = fake_runs(monkeypatch)
@@ -541,10 +541,10 @@ def test_timeout_begins_no_further_trial(tmp_path, xray_folder, monkeypatch):
     assert [one["seconds"] for one in read_search(tmp_path)["trials"]] == [60, 60]
 
 
-# ---- The test part
+# ---- The test split
 
 
-def test_labels_of_the_test_part_change_nothing(tmp_path, body, monkeypatch):
+def test_labels_of_the_test_split_change_nothing(tmp_path, body, monkeypatch):
     from pneumonia_hf.inference import predictor
 
     values, scored = [], []
@@ -557,8 +557,8 @@ def test_labels_of_the_test_part_change_nothing(tmp_path, body, monkeypatch):
     monkeypatch.setattr(predictor, "read_xray", note)
     for name in ("right", "wrong"):
         data = tmp_path / name / "data"
-        for seed, part in enumerate(("train", "val", "test")):
-            draw_folder(data / part, patients=8, seed=5000 + 100 * seed)
+        for seed, split in enumerate(("train", "val", "test")):
+            draw_folder(data / split, patients=8, seed=5000 + 100 * seed)
         if name == "wrong":
             classes = [data / "test" / one for one in ("NORMAL", "PNEUMONIA", "other")]
             for source, target in ((0, 2), (1, 0), (2, 1)):
@@ -585,7 +585,7 @@ def test_search_of_something_else_is_not_gone_on_with(tmp_path, xray_folder, mon
         "begun with other learning_rate": {"ranges": RANGES | {"learning_rate": [0.1, 0.2]}},
         "begun with other num_train_epochs": {"num_train_epochs": 3},
         "begun with other pruner": {"pruner": "none"},
-        "begun with other .*train pictures": {"recipe": make_recipe("none", other_data)},
+        "begun with other .*train images": {"recipe": make_recipe("none", other_data)},
         "begun with other image_size": {
             "recipe": replace(recipe, model=replace(recipe.model, image_size=32))
         },

@@ -10,7 +10,7 @@ from transformers import AutoModelForImageClassification
 
 from pneumonia_hf import Predictor
 from pneumonia_hf.data.load import DataConfig, load_xrays
-from pneumonia_hf.data.sources import open_pictures
+from pneumonia_hf.data.sources import open_images
 from pneumonia_hf.errors import UserError
 from pneumonia_hf.evaluation.calibration import fit_temperature
 from pneumonia_hf.evaluation.metrics import METRICS, compute_metrics
@@ -22,7 +22,7 @@ SEEDS = (13, 14, 15)
 
 
 def copy_run(model: Path, folder: Path, seed: int) -> Path:
-    """Copy a finished model as if another seed had made it: other weights, other numbers."""
+    """Copy a saved model as if another seed had made it: other weights, other numbers."""
     shutil.copytree(model, folder, ignore=shutil.ignore_patterns("checkpoints"))
     network = AutoModelForImageClassification.from_pretrained(folder)
     generator = torch.Generator().manual_seed(seed)
@@ -81,14 +81,14 @@ def test_written_ensemble_scores_what_its_file_says(runs, validation, tmp_path):
     assert (point.threshold, point.low, point.high) == tuple(
         ensemble[key] for key in ("threshold", "refer_low", "refer_high")
     )
-    pictures = [picture for _, picture in open_pictures(validation)]
-    probabilities = [one.probability for one in predictor.predict_files(pictures)]
+    images = [image for _, image in open_images(validation)]
+    probabilities = [one.probability for one in predictor.predict_files(images)]
     values = compute_metrics(validation["label"][:], probabilities, point.threshold)
     for name, value in values.items():
         assert ensemble["metrics"][name]["value"] == pytest.approx(value, abs=1e-6), name
     # Moved as a whole, it is the same model.
     moved = shutil.copytree(tmp_path, tmp_path / "elsewhere" / "run")
-    again = [one.probability for one in Predictor.from_pretrained(moved).predict_files(pictures)]
+    again = [one.probability for one in Predictor.from_pretrained(moved).predict_files(images)]
     assert again == probabilities
 
 
@@ -97,19 +97,19 @@ def test_temperature_of_the_ensemble_is_fitted_to_the_mean_of_the_margins(
 ):
     ensemble = summarise_seeds(tmp_path, runs, validation)["ensemble"]
     members = [Predictor.from_pretrained(run) for run in runs]
-    margins = np.mean(
-        [member.margins_of_pictures(open_pictures(validation)) for member in members], axis=0
+    log_odds = np.mean(
+        [member.log_odds_of_images(open_images(validation)) for member in members], axis=0
     )
     labels = np.array(validation["label"][:])
 
     def loss(temperature: float) -> float:
-        truth = np.where(labels == 1, margins, -margins)
+        truth = np.where(labels == 1, log_odds, -log_odds)
         losses = -np.log(to_probability(truth / temperature))
         return np.mean([losses[labels == label].mean() for label in (0, 1)])
 
     best = ensemble["temperature"]
-    assert best == fit_temperature(labels, margins).value
-    if margins[labels == 1].min() > margins[labels == 0].max():
+    assert best == fit_temperature(labels, log_odds).value
+    if log_odds[labels == 1].min() > log_odds[labels == 0].max():
         assert best >= 1  # nothing shows that the members doubt too much
     else:  # the prior moves it a little from the least loss, towards 1
         assert loss(best) <= min(loss(best * 1.5), loss(best / 1.5))
@@ -122,8 +122,8 @@ def test_required_sensitivity_is_kept_by_the_ensemble(runs, validation, tmp_path
     assert ensemble["required_sensitivity"] == 1
 
 
-def test_runs_chosen_on_other_pictures_are_refused(runs, validation, tmp_path):
-    with pytest.raises(UserError, match="seed-13 was chosen on other validation pictures"):
+def test_runs_chosen_on_other_images_are_refused(runs, validation, tmp_path):
+    with pytest.raises(UserError, match="seed-13 was chosen on other validation images"):
         summarise_seeds(tmp_path, runs, validation.select(range(len(validation) - 1)))
     change_run(runs[1], lambda run: run["hashes"]["validation"].pop())
     with pytest.raises(UserError, match="seed-13 and seed-14 were chosen on different"):
@@ -131,7 +131,7 @@ def test_runs_chosen_on_other_pictures_are_refused(runs, validation, tmp_path):
     assert not (tmp_path / "ensemble.json").exists()
 
 
-def test_pictures_that_the_runs_could_not_read_are_passed_over(
+def test_images_that_the_runs_could_not_read_are_passed_over(
     runs, validation, xray_folder, tmp_path
 ):
     expected = summarise_seeds(tmp_path, runs, validation)
@@ -151,7 +151,7 @@ def test_members_that_lie_elsewhere_or_are_unfinished_are_refused(
     with pytest.raises(UserError, match="No members"):
         summarise_seeds(tmp_path, [], validation)
     (runs[2] / "model.safetensors").unlink()
-    with pytest.raises(UserError, match=r"seed-15 holds no finished model"):
+    with pytest.raises(UserError, match=r"seed-15 holds no saved model"):
         summarise_seeds(tmp_path, runs, validation)
 
 

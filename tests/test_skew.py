@@ -1,4 +1,4 @@
-"""What is measured is what is served: one probability, whichever way a picture is scored."""
+"""What is measured is what is served: one probability, whichever way an image is scored."""
 
 import csv
 import json
@@ -51,18 +51,18 @@ FAMILIES = ["vit-base", "deit-small", "dinov2-small", "convnextv2-tiny", "resnet
 
 
 @pytest.mark.parametrize("backbone_name", FAMILIES, indirect=True, scope="session")
-def test_plain_pipeline_predictor_and_script_agree(finished_model, tmp_path):
+def test_plain_pipeline_predictor_and_script_agree(saved_model, tmp_path):
     files = []
     for number, size in enumerate([(80, 64), (224, 224), (500, 300), (333, 400)] * 3):
         image = draw_xray(number, ill=number % 2 == 0, size=size)
         name = tmp_path / f"{number}.{('png', 'jpeg', 'png')[number % 3]}"
         (image.convert("RGB") if number % 4 == 1 else image).save(name)
         files.append(name)
-    ours = Predictor.from_pretrained(finished_model).probabilities([read_xray(f) for f in files])
+    ours = Predictor.from_pretrained(saved_model).probabilities([read_xray(f) for f in files])
     assert np.std(ours) > 0
-    plain = score_with_plain_pipeline(finished_model, files, tmp_path)
+    plain = score_with_plain_pipeline(saved_model, files, tmp_path)
     assert np.abs(plain - ours).max() <= 1e-5
-    assert np.abs(score_with_script(finished_model, files, tmp_path) - ours).max() <= 1e-5
+    assert np.abs(score_with_script(saved_model, files, tmp_path) - ours).max() <= 1e-5
 
 
 def test_plain_pipeline_reads_other_files_otherwise_and_read_xray_mends_it(tiny_model, tmp_path):

@@ -16,15 +16,15 @@ from hub_server import LocalHub, Repository
 from PIL import Image
 
 from pneumonia_hf import read_xray
-from pneumonia_hf.data.issues import TROUBLES
-from pneumonia_hf.data.load import DataConfig, load_parts, load_xrays, troubles_of
-from pneumonia_hf.data.sources import SOURCES, open_pictures, parse_source
+from pneumonia_hf.data.issues import ISSUE_KINDS
+from pneumonia_hf.data.load import DataConfig, load_splits, load_xrays
+from pneumonia_hf.data.sources import SOURCES, open_images, parse_source
 from pneumonia_hf.errors import UserError, XrayError
 
 
-def kinds_of(parts) -> dict[str, list[str]]:
+def kinds_of(splits) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
-    for one in troubles_of(parts):
+    for one in splits.issues:
         found.setdefault(one.kind, []).append(one.file)
     return found
 
@@ -61,7 +61,7 @@ def test_a_folder_whose_name_looks_like_a_source_is_still_a_folder(tmp_path, mon
     monkeypatch.chdir(tmp_path)
     draw_folder(tmp_path / "hub:films", patients=2)
     draw_folder(tmp_path / "a=b", patients=2)
-    assert len(load_parts("hub:films")["all"]) == len(load_parts("a=b")["all"]) == 4
+    assert len(load_splits("hub:films")["all"]) == len(load_splits("a=b")["all"]) == 4
 
 
 @pytest.mark.parametrize(
@@ -77,62 +77,62 @@ def test_a_folder_whose_name_looks_like_a_source_is_still_a_folder(tmp_path, mon
 )
 def test_a_source_that_cannot_be_is_one_sentence(text, words):
     with pytest.raises(UserError, match=words):
-        load_parts(text)
+        load_splits(text)
 
 
 # ---------------------------------------------------------------------------------- folders
 
 
 def test_no_file_of_a_folder_is_dropped_in_silence(tmp_path):
-    folder = draw_folder(tmp_path / "data", patients=3, pictures=2)
+    folder = draw_folder(tmp_path / "data", patients=3, images=2)
     for path, text in {
         "NORMAL/notes.txt": "hello",
         "NORMAL/.DS_Store": "junk",
         "PNEUMONIA/._person1_virus_0.png": "resource fork",
-        "loose.png": "picture beside the folders",
+        "loose.png": "image beside the folders",
         "COVID/one.png": "another class",
         "Thumbs.db": "system",
         "README.md": "text",
     }.items():
         (folder / path).parent.mkdir(exist_ok=True)
         (folder / path).write_text(text)
-    parts = load_parts(folder)
-    found = {kind: sorted(files) for kind, files in kinds_of(parts).items()}
+    splits = load_splits(folder)
+    found = {kind: sorted(files) for kind, files in kinds_of(splits).items()}
     assert found == {
-        "not_a_picture": ["NORMAL/notes.txt", "README.md"],
+        "not_an_image": ["NORMAL/notes.txt", "README.md"],
         "system_file": ["NORMAL/.DS_Store", "PNEUMONIA/._person1_virus_0.png", "Thumbs.db"],
         "unknown_label": ["COVID/one.png"],
         "no_place": ["loose.png"],
     }
     everything = [path for path in folder.rglob("*") if path.is_file()]
-    told = sum(one.count for one in troubles_of(parts))
-    assert len(parts["all"]) + told == len(everything)
-    assert set(found) <= set(TROUBLES)
+    summary = sum(one.count for one in splits.issues)
+    assert len(splits["all"]) + summary == len(everything)
+    assert set(found) <= set(ISSUE_KINDS)
 
 
 def test_strict_makes_an_error_of_what_is_left_out_but_not_of_system_files(tmp_path):
     folder = draw_folder(tmp_path / "data", patients=3)
     (folder / "NORMAL" / ".DS_Store").write_text("junk")
-    assert len(load_parts(folder, strict=True)["all"]) == 6
+    assert len(load_splits(folder, strict=True)["all"]) == 6
     (folder / "NORMAL" / "notes.txt").write_text("hello")
     with pytest.raises(UserError, match=r"1 file\(s\) .*NORMAL/notes.txt.*--strict"):
-        load_parts(folder, strict=True)
+        load_splits(folder, strict=True)
 
 
-def test_parts_beside_class_folders_are_refused(tmp_path):
+def test_splits_beside_class_folders_are_refused(tmp_path):
     draw_folder(tmp_path / "data", patients=3)
     draw_folder(tmp_path / "data" / "test", patients=3)
     with pytest.raises(UserError, match="beside class folders"):
-        load_parts(tmp_path / "data")
+        load_splits(tmp_path / "data")
 
 
-def test_what_lies_outside_of_the_parts_is_told(tmp_path):
+def test_what_lies_outside_of_the_splits_is_told(tmp_path):
     for name in ("train", "test"):
         draw_folder(tmp_path / name, patients=3)
     draw_folder(tmp_path / "chest_xray" / "train", patients=3)  # as the public archive has it
-    parts = load_parts(tmp_path)
-    assert {name: len(part) for name, part in parts.items()} == {"train": 6, "test": 6}
-    assert len(kinds_of(parts)["no_place"]) == 6
+    splits = load_splits(tmp_path)
+    assert {name: len(rows) for name, rows in splits.items()} == {"train": 6, "test": 6}
+    assert len(kinds_of(splits)["no_place"]) == 6
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems allow no such names")
@@ -141,9 +141,9 @@ def test_names_that_are_no_text_are_told_and_do_no_harm(tmp_path):
     os.rename(
         folder / "NORMAL" / "IM-0000-0000.png", os.fsencode(folder / "NORMAL") + b"/caf\xe9.png"
     )
-    parts = load_parts(folder)
-    assert len(parts["all"]) == 5
-    assert kinds_of(parts) == {"odd_name": ["NORMAL/caf\\udce9.png"]}
+    splits = load_splits(folder)
+    assert len(splits["all"]) == 5
+    assert kinds_of(splits) == {"odd_name": ["NORMAL/caf\\udce9.png"]}
 
 
 def test_links_are_followed_but_never_in_circles(tmp_path):
@@ -152,7 +152,7 @@ def test_links_are_followed_but_never_in_circles(tmp_path):
     (tmp_path / "data" / "normal").symlink_to(folder / "NORMAL")
     (tmp_path / "data" / "pneumonia").symlink_to(folder / "PNEUMONIA")
     (folder / "NORMAL" / "again").symlink_to(folder / "NORMAL")
-    assert len(load_parts(tmp_path / "data")["all"]) == 6
+    assert len(load_splits(tmp_path / "data")["all"]) == 6
 
 
 # ---------------------------------------------------------------------------------- metadata
@@ -173,12 +173,12 @@ def test_a_flat_folder_takes_its_labels_from_metadata(tmp_path):
     folder = draw_flat(tmp_path / "flat", 8)
     rows = [f"{n}.png,{('Normal', 'pneumonia')[n % 2]},p{n // 2},{20 + n}" for n in range(6)]
     write_metadata(folder, "file_name,label,patient_id,age", *rows, "6.png,covid,p9,3")
-    parts = load_parts(folder)
-    data = parts["all"]
+    splits = load_splits(folder)
+    data = splits["all"]
     assert data["label"][:] == [0, 1] * 3
     assert data["patient"][:] == ["p0", "p0", "p1", "p1", "p2", "p2"]
     assert data["age"][:] == [str(20 + n) for n in range(6)]
-    found = kinds_of(parts)
+    found = kinds_of(splits)
     assert found["unknown_label"] == ["6.png"]
     assert found["no_place"] == ["7.png"]
     assert found["both_labels"] == ["p0", "p1", "p2"]
@@ -195,9 +195,9 @@ def test_metadata_and_folders_that_disagree_are_named(tmp_path, caplog):
         "PNEUMONIA/person0_virus_0.png,pneumonia,a",
         "PNEUMONIA/person1_virus_0.png,,d",
     )
-    parts = load_parts(folder)
-    assert len(parts["all"]) == 6
-    found = kinds_of(parts)
+    splits = load_splits(folder)
+    assert len(splits["all"]) == 6
+    found = kinds_of(splits)
     assert found["metadata_missing_file"] == ["NORMAL/gone.png"]
     assert found["metadata_other_label"] == ["NORMAL/IM-0001-0000.png"]
     assert found["metadata_left_out"] == [
@@ -206,17 +206,17 @@ def test_metadata_and_folders_that_disagree_are_named(tmp_path, caplog):
     ]
     assert found["both_labels"] == ["a"]
     for kind in found:
-        assert TROUBLES[kind].title in caplog.text
-    row = parts["all"]["file"][:].index("NORMAL/IM-0001-0000.png")
-    assert parts["all"]["label"][row] == 0  # the folder is believed
+        assert ISSUE_KINDS[kind].title in caplog.text
+    row = splits["all"]["file"][:].index("NORMAL/IM-0001-0000.png")
+    assert splits["all"]["label"][row] == 0  # the folder is believed
     with pytest.raises(UserError, match=r"gone\.png"):
-        load_parts(folder, strict=True)
+        load_splits(folder, strict=True)
 
 
 @pytest.mark.parametrize("place", ["root", "part", "class"])
-def test_metadata_beside_the_parts_or_in_them_tells_the_patient(tmp_path, place):
-    for part in ("train", "test"):
-        folder = draw_folder(tmp_path / part, patients=2)
+def test_metadata_beside_the_splits_or_in_them_tells_the_patient(tmp_path, place):
+    for split in ("train", "test"):
+        folder = draw_folder(tmp_path / split, patients=2)
         if place == "part":
             names = [path.relative_to(folder) for path in sorted(folder.rglob("*.png"))]
             write_metadata(folder, "file_name,Patient_ID", *(f"{name},p" for name in names))
@@ -227,9 +227,9 @@ def test_metadata_beside_the_parts_or_in_them_tells_the_patient(tmp_path, place)
     if place == "root":
         names = [path.relative_to(tmp_path) for path in sorted(tmp_path.rglob("*.png"))]
         write_metadata(tmp_path, "file_name,patient_id", *(f"{name},p" for name in names))
-    parts = load_parts(tmp_path)
-    assert set(parts["train"]["patient"][:]) == set(parts["test"]["patient"][:]) == {"p"}
-    assert set(kinds_of(parts)) == {"both_labels"}
+    splits = load_splits(tmp_path)
+    assert set(splits["train"]["patient"][:]) == set(splits["test"]["patient"][:]) == {"p"}
+    assert set(kinds_of(splits)) == {"both_labels"}
 
 
 @pytest.mark.parametrize("name", ["path", "bytes", "image", "file", "source", "label_", " "])
@@ -237,7 +237,7 @@ def test_a_column_of_metadata_never_takes_the_place_of_ours(tmp_path, name):
     folder = draw_folder(tmp_path / "data", patients=3)
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.png"))
     write_metadata(folder, f"file_name,{name},age", *(f"{one},/else/{one},3" for one in names))
-    data = load_parts(folder)["all"]
+    data = load_splits(folder)["all"]
     assert sorted(image["path"] for image in data["image"]) == [str(folder / n) for n in names]
     assert sorted(data["file"][:]) == names and set(data["source"][:]) == {"data"}
     assert set(data["label"][:]) == {0, 1} and set(data["age"][:]) == {"3"}
@@ -248,17 +248,17 @@ def test_labels_of_metadata_may_be_numbers_and_lines_may_be_padded(tmp_path):
     folder = draw_flat(tmp_path / "flat", 4)
     rows = [f"{n}.png,{n % 2}, p{n} ,{' ' if n else ''}" for n in range(4)]
     write_metadata(folder, "file_name,label,patient_id,age", *rows, rows[1], "1.png,1,p1,")
-    assert load_parts(folder)["all"]["label"][:] == [0, 1, 0, 1]
+    assert load_splits(folder)["all"]["label"][:] == [0, 1, 0, 1]
     write_metadata(folder, "file_name,label", *(f"{n}.png,maybe" for n in range(4)))
     with pytest.raises(UserError, match=r"no X-ray labelled NORMAL or PNEUMONIA.*0\.png.*maybe"):
-        load_parts(folder)
+        load_splits(folder)
 
 
-def test_missing_files_are_told_of_the_metadata_of_a_part_too(tmp_path):
-    for part in ("train", "test"):
-        folder = draw_folder(tmp_path / part, patients=2)
+def test_missing_files_are_told_of_the_metadata_of_a_split_too(tmp_path):
+    for split in ("train", "test"):
+        folder = draw_folder(tmp_path / split, patients=2)
         write_metadata(folder, "file_name,age", "NORMAL/gone.png,3")
-    found = kinds_of(load_parts(tmp_path))
+    found = kinds_of(load_splits(tmp_path))
     assert found["metadata_missing_file"] == ["test/NORMAL/gone.png", "train/NORMAL/gone.png"]
     assert len(found["metadata_left_out"]) == 8
 
@@ -276,7 +276,7 @@ def test_a_folder_that_cannot_be_opened_is_told(tmp_path, monkeypatch):
         return scan(path)
 
     monkeypatch.setattr(folders.os, "scandir", refuse)
-    found = kinds_of(load_parts(folder))
+    found = kinds_of(load_splits(folder))
     assert [name.rsplit("/", 1)[1] for name in found["closed_folder"]] == ["closed"]
 
 
@@ -285,7 +285,7 @@ def test_two_links_to_one_folder_both_count(tmp_path):
     draw_folder(tmp_path / "data", patients=3)
     for name in ("a", "b"):
         (tmp_path / "data" / "NORMAL" / name).symlink_to(folder / "NORMAL")
-    assert len(load_parts(tmp_path / "data")["all"]) == 12
+    assert len(load_splits(tmp_path / "data")["all"]) == 12
 
 
 @pytest.mark.parametrize(
@@ -300,7 +300,7 @@ def test_broken_metadata_is_one_sentence(tmp_path, text, words):
     folder = draw_folder(tmp_path / "data", patients=2)
     (folder / "metadata.csv").write_text(text)
     with pytest.raises(UserError, match=words):
-        load_parts(folder)
+        load_splits(folder)
 
 
 # ---------------------------------------------------------------------------------- several
@@ -308,17 +308,17 @@ def test_broken_metadata_is_one_sentence(tmp_path, text, words):
 
 def test_several_hospitals_make_one_data_set_with_patients_apart(tmp_path, caplog):
     one = draw_folder(tmp_path / "one", patients=10)
-    for number, part in enumerate(("train", "test")):
-        draw_folder(tmp_path / "two" / part, patients=10, seed=7 + number)
-    parts = load_xrays(DataConfig([f"a={one}", f"b={tmp_path / 'two'}"]))
-    assert sum(len(part) for part in parts.values()) == 20 + 40
-    for part in parts.values():
-        assert set(part["source"][:]) == {"a", "b"}
-        assert set(part["label"][:]) == {0, 1}
-        for row in part:
+    for number, split in enumerate(("train", "test")):
+        draw_folder(tmp_path / "two" / split, patients=10, seed=7 + number)
+    splits = load_xrays(DataConfig([f"a={one}", f"b={tmp_path / 'two'}"]))
+    assert sum(len(split) for split in splits.values()) == 20 + 40
+    for split in splits.values():
+        assert set(split["source"][:]) == {"a", "b"}
+        assert set(split["label"][:]) == {0, 1}
+        for row in split:
             assert row["patient"].startswith(f"{row['source']}:")
             assert row["file"].startswith(f"{row['source']}:")
-    patients = [set(part["patient"][:]) for part in parts.values()]
+    patients = [set(split["patient"][:]) for split in splits.values()]
     assert not patients[0] & patients[1] and not patients[0] & patients[2]
 
 
@@ -329,12 +329,12 @@ def test_a_source_of_one_class_is_welcome_beside_others_only(tmp_path, caplog):
         path.unlink()
     (only / "NORMAL").rmdir()
     with pytest.raises(UserError, match="no NORMAL folder"):
-        load_parts(only)
-    parts = load_xrays(DataConfig([str(both), str(only)]))
+        load_splits(only)
+    splits = load_xrays(DataConfig([str(both), str(only)]))
     assert "the source tells the class" in caplog.text
-    assert sum(len(part) for part in parts.values()) == 40
+    assert sum(len(split) for split in splits.values()) == 40
     with pytest.raises(UserError, match="Two sources are called 'both'"):
-        load_parts([str(both), str(both)])
+        load_splits([str(both), str(both)])
 
 
 # ---------------------------------------------------------------------------- Hub and shards
@@ -368,14 +368,14 @@ def make_parquet(count: int, seed: int = 0) -> bytes:
     return buffer.getvalue()
 
 
-def assert_like_the_drawn(part, count: int, seed: int = 0) -> None:
-    """Check labels and pictures against what make_parquet and make_tar draw."""
-    assert part["label"][:] == [1 - n % 2 for n in range(count)]
-    pictures = list(open_pictures(part))
-    assert len(pictures) == count
-    for n, (_, picture) in enumerate(pictures):
+def assert_like_the_drawn(split, count: int, seed: int = 0) -> None:
+    """Check labels and images against what make_parquet and make_tar draw."""
+    assert split["label"][:] == [1 - n % 2 for n in range(count)]
+    images = list(open_images(split))
+    assert len(images) == count
+    for n, (_, image) in enumerate(images):
         drawn = np.asarray(draw_xray(seed + n, ill=n % 2 == 0))
-        assert np.array_equal(np.asarray(read_xray(picture)), drawn)
+        assert np.array_equal(np.asarray(read_xray(image)), drawn)
 
 
 def write_parquet(path, features: dict, **columns) -> None:
@@ -385,7 +385,7 @@ def write_parquet(path, features: dict, **columns) -> None:
 
 
 def make_columns(count: int) -> dict:
-    """Return pictures, and the names of their patients' files."""
+    """Return images, and the names of their patients' files."""
     return {
         "image": [
             {
@@ -404,10 +404,10 @@ def test_shards_tell_the_patients_that_their_file_names_tell(tmp_path):
     kinds = {"image": ImageFeature(), "label": Value("string")}
     labels = ["NORMAL", "PNEUMONIA"] * 6
     write_parquet(tmp_path / "x.parquet", kinds, **make_columns(12), label=labels)
-    parts = load_parts(f"shards:{tmp_path}/x.parquet")
-    assert parts["all"]["patient"][:4] == ["person0", "person0", "person0", "person1"]
-    assert parts["all"]["file"][1] == "person0_virus_1.png"
-    assert "own_patient" not in kinds_of(parts)
+    splits = load_splits(f"shards:{tmp_path}/x.parquet")
+    assert splits["all"]["patient"][:4] == ["person0", "person0", "person0", "person1"]
+    assert splits["all"]["file"][1] == "person0_virus_1.png"
+    assert "own_patient" not in kinds_of(splits)
 
 
 def test_patient_numbers_count_also_zero_and_no_number_is_no_patient(tmp_path):
@@ -422,7 +422,7 @@ def test_patient_numbers_count_also_zero_and_no_number_is_no_patient(tmp_path):
     labels = [0, 1] * 4
     file = tmp_path / "x.parquet"
     write_parquet(file, kinds, **columns, label=labels, patient_id=patients)
-    data = load_parts(f"shards:{file}")["all"]
+    data = load_splits(f"shards:{file}")["all"]
     assert data["label"][:] == labels
     assert data["patient"][:4] + data["patient"][6:] == ["0", "0", "1", "1", "2", "2"]
     assert len(set(data["patient"][:])) == 5
@@ -440,14 +440,14 @@ def test_the_class_is_taken_from_the_column_that_says_so(tmp_path):
     labels = ["NORMAL", "PNEUMONIA"] * 4
     file = tmp_path / "x.parquet"
     write_parquet(file, kinds, **make_columns(8), sex=[0, 0, 1, 1] * 2, label=labels)
-    assert load_parts(f"shards:{file}")["all"]["label"][:] == [0, 1] * 4
+    assert load_splits(f"shards:{file}")["all"]["label"][:] == [0, 1] * 4
     kinds["label"] = ClassLabel(names=["no", "yes"])
     write_parquet(file, kinds, **make_columns(8), sex=[0] * 8, label=[0, 1] * 4)
-    with pytest.raises(UserError, match=r"no picture labelled NORMAL or PNEUMONIA.*no, yes"):
-        load_parts(f"shards:{file}")
+    with pytest.raises(UserError, match=r"no image labelled NORMAL or PNEUMONIA.*no, yes"):
+        load_splits(f"shards:{file}")
 
 
-def test_a_shard_that_breaks_off_stops_and_a_row_without_picture_does_not(tmp_path):
+def test_a_shard_that_breaks_off_stops_and_a_row_without_image_does_not(tmp_path):
     from datasets import Image as ImageFeature
     from datasets import Value
 
@@ -459,15 +459,15 @@ def test_a_shard_that_breaks_off_stops_and_a_row_without_picture_does_not(tmp_pa
     file = tmp_path / "x.parquet"
     write_parquet(file, kinds, **columns, label=["NORMAL", "PNEUMONIA"] * 4)
     (tmp_path / "film.png").unlink()
-    pictures = [one for _, one in open_pictures(load_parts(f"shards:{file}")["all"])]
-    assert [isinstance(one, XrayError) for one in pictures] == [n in (3, 5) for n in range(8)]
+    images = [one for _, one in open_images(load_splits(f"shards:{file}")["all"])]
+    assert [isinstance(one, XrayError) for one in images] == [n in (3, 5) for n in range(8)]
     make_tar(tmp_path / "x.tar", 40)
-    parts = load_parts(f"shards:{tmp_path}/x.tar")
+    splits = load_splits(f"shards:{tmp_path}/x.tar")
     os.truncate(tmp_path / "x.tar", (tmp_path / "x.tar").stat().st_size * 3 // 4)
-    with pytest.raises(UserError, match="broke off at picture"):
-        list(open_pictures(parts["all"]))
+    with pytest.raises(UserError, match="broke off at image"):
+        list(open_images(splits["all"]))
     with pytest.raises(UserError, match="cannot be read beyond row"):
-        load_parts(f"shards:{tmp_path}/x.tar")
+        load_splits(f"shards:{tmp_path}/x.tar")
 
 
 @pytest.fixture
@@ -501,42 +501,42 @@ def test_a_hub_data_set_has_its_labels_by_name_and_its_patients_by_file(hub):
     }
     repository.commit("add", files)
     hub.repositories["someone/xrays"] = repository
-    parts = load_parts("hub:someone/xrays")
-    assert {name: len(part) for name, part in parts.items()} == {
+    splits = load_splits("hub:someone/xrays")
+    assert {name: len(rows) for name, rows in splits.items()} == {
         "train": 12,
         "validation": 8,
         "test": 6,
     }
     for name, count, seed in (("train", 12, 0), ("validation", 8, 50), ("test", 6, 90)):
-        assert_like_the_drawn(parts[name], count, seed)
-    assert parts["train"]["patient"][:3] == ["train/person0", "train/person0", "train/person1"]
-    assert parts["train"]["view"][0] == "PA"
-    assert kinds_of(parts)["unknown_label"][0] == "train/person6_virus_12.jpeg"
+        assert_like_the_drawn(splits[name], count, seed)
+    assert splits["train"]["patient"][:3] == ["train/person0", "train/person0", "train/person1"]
+    assert splits["train"]["view"][0] == "PA"
+    assert kinds_of(splits)["unknown_label"][0] == "train/person6_virus_12.jpeg"
     repository.commit("more", {"data/extra-00000-of-00001.parquet": make_parquet(5)})
-    more = load_parts("hub:someone/xrays@main")
-    assert {name: len(part) for name, part in more.items()} == {
+    more = load_splits("hub:someone/xrays@main")
+    assert {name: len(rows) for name, rows in more.items()} == {
         "train": 12,
         "validation": 8,
         "test": 6,
     }
-    assert [(one.file, one.count) for one in troubles_of(more) if one.kind == "no_place"] == [
+    assert [(one.file, one.count) for one in more.issues if one.kind == "no_place"] == [
         ("extra", 5)
     ]
     with pytest.raises(UserError, match="no data set someone/none"):
-        load_parts("hub:someone/none")
+        load_splits("hub:someone/none")
     with pytest.raises(UserError, match="revision 'v9'"):
-        load_parts("hub:someone/xrays@v9")
+        load_splits("hub:someone/xrays@v9")
 
 
 def make_tar(path, count: int, seed: int = 0) -> None:
     with tarfile.open(path, "w") as archive:
         for n in range(count):
-            told = {"label": ("PNEUMONIA", "NORMAL")[n % 2], "patient_id": f"p{n // 2}"}
+            summary = {"label": ("PNEUMONIA", "NORMAL")[n % 2], "patient_id": f"p{n // 2}"}
             for ending, data in (
                 ("png", to_bytes(draw_xray(seed + n, ill=n % 2 == 0))),
-                ("json", json.dumps(told).encode()),
+                ("json", json.dumps(summary).encode()),
             ):
-                entry = tarfile.TarInfo(f"film{n:04}.{ending}")
+                entry = tarfile.TarInfo(f"X-ray{n:04}.{ending}")
                 entry.size = len(data)
                 archive.addfile(entry, io.BytesIO(data))
 
@@ -561,44 +561,44 @@ def test_parquet_shards_are_streamed(shard_place):
     folder, place = shard_place
     (folder / "train-0.parquet").write_bytes(make_parquet(7))
     (folder / "test-0.parquet").write_bytes(make_parquet(5, seed=70))
-    parts = load_parts(f"shards:{place}/train-0.parquet,{place}/test-0.parquet")
-    assert {name: len(part) for name, part in parts.items()} == {"train": 6, "test": 4}
-    assert_like_the_drawn(parts["train"], 6)
-    assert_like_the_drawn(parts["test"], 4, seed=70)
+    splits = load_splits(f"shards:{place}/train-0.parquet,{place}/test-0.parquet")
+    assert {name: len(rows) for name, rows in splits.items()} == {"train": 6, "test": 4}
+    assert_like_the_drawn(splits["train"], 6)
+    assert_like_the_drawn(splits["test"], 4, seed=70)
     # Any rows in any order, as a cut by patients leaves them.
-    some = parts["train"].select([4, 1, 5])
-    read = [np.asarray(read_xray(picture)) for _, picture in open_pictures(some)]
-    for picture, n in zip(read, (4, 1, 5), strict=True):
-        assert np.array_equal(picture, np.asarray(draw_xray(n, ill=n % 2 == 0)))
+    some = splits["train"].select([4, 1, 5])
+    read = [np.asarray(read_xray(image)) for _, image in open_images(some)]
+    for image, n in zip(read, (4, 1, 5), strict=True):
+        assert np.array_equal(image, np.asarray(draw_xray(n, ill=n % 2 == 0)))
 
 
 def test_webdataset_shards_are_streamed(shard_place):
     folder, place = shard_place
     make_tar(folder / "0.tar", 8)
     make_tar(folder / "1.tar", 8, seed=8)
-    parts = load_parts(f"shards:{place}/0.tar,{place}/1.tar")
-    assert list(parts) == ["all"]
-    assert_like_the_drawn(parts["all"], 16)
-    assert set(parts["all"]["patient"][:]) == {"p0", "p1", "p2", "p3"}
+    splits = load_splits(f"shards:{place}/0.tar,{place}/1.tar")
+    assert list(splits) == ["all"]
+    assert_like_the_drawn(splits["all"], 16)
+    assert set(splits["all"]["patient"][:]) == {"p0", "p1", "p2", "p3"}
 
 
 def test_shards_on_the_disk_are_found_by_a_pattern(tmp_path):
     for name in ("train-0", "train-1", "test-0"):
         make_tar(tmp_path / f"{name}.tar", 4)
-    parts = load_parts(f"shards:{tmp_path}/*.tar")
-    assert {name: len(part) for name, part in parts.items()} == {"train": 8, "test": 4}
+    splits = load_splits(f"shards:{tmp_path}/*.tar")
+    assert {name: len(rows) for name, rows in splits.items()} == {"train": 8, "test": 4}
     make_tar(tmp_path / "more.tar", 4)
     with pytest.raises(UserError, match="name their part and some do not"):
-        load_parts(f"shards:{tmp_path}/*.tar")
+        load_splits(f"shards:{tmp_path}/*.tar")
 
 
-def test_a_picture_that_is_gone_from_its_shard_is_told_and_the_others_are_read(tmp_path):
+def test_a_image_that_is_gone_from_its_shard_is_told_and_the_others_are_read(tmp_path):
     make_tar(tmp_path / "x.tar", 6)
-    parts = load_parts(f"shards:{tmp_path}/x.tar")
+    splits = load_splits(f"shards:{tmp_path}/x.tar")
     make_tar(tmp_path / "x.tar", 4)
-    pictures = [picture for _, picture in open_pictures(parts["all"])]
-    assert [isinstance(one, bytes) for one in pictures] == [True] * 4 + [False] * 2
-    assert all(isinstance(one, XrayError) for one in pictures[4:])
+    images = [image for _, image in open_images(splits["all"])]
+    assert [isinstance(one, bytes) for one in images] == [True] * 4 + [False] * 2
+    assert all(isinstance(one, XrayError) for one in images[4:])
 
 
 def test_medmnist_is_taken_from_its_own_file(tmp_path):
@@ -609,16 +609,16 @@ def test_medmnist_is_taken_from_its_own_file(tmp_path):
         )
         arrays[f"{split}_labels"] = np.arange(count)[:, None] % 2
     np.savez(tmp_path / "pneumoniamnist.npz", **arrays)
-    parts = load_parts(f"medmnist:28@{tmp_path}")
-    assert {name: len(part) for name, part in parts.items()} == {
+    splits = load_splits(f"medmnist:28@{tmp_path}")
+    assert {name: len(rows) for name, rows in splits.items()} == {
         "train": 12,
         "validation": 6,
         "test": 6,
     }
-    assert parts["train"]["label"][:] == [0, 1] * 6
-    for n, (_, picture) in enumerate(open_pictures(parts["train"])):
-        assert np.array_equal(np.asarray(read_xray(picture)), arrays["train_images"][n])
-    assert sum(one.count for one in troubles_of(parts)) == 24  # it names no patient
+    assert splits["train"]["label"][:] == [0, 1] * 6
+    for n, (_, image) in enumerate(open_images(splits["train"])):
+        assert np.array_equal(np.asarray(read_xray(image)), arrays["train_images"][n])
+    assert sum(one.count for one in splits.issues) == 24  # it names no patient
 
 
 def test_every_kind_of_source_is_tested_here():
@@ -632,11 +632,11 @@ def test_training_on_shards_ends_with_a_model(tmp_path):
         make_tar(tmp_path / f"{name}.tar", 24, seed=seed)
     body = save_tiny_body("convnextv2-tiny", tmp_path / "body")
     flags = ["--backbone", "convnextv2-tiny", "--weights", body, "--image_size", 64]
-    flags += ["--data_dir", f"films=shards:{tmp_path}/*.tar", "--output_dir", tmp_path / "run"]
+    flags += ["--data_dir", f"X-rays=shards:{tmp_path}/*.tar", "--output_dir", tmp_path / "run"]
     flags += ["--num_train_epochs", 1, "--smallest_validation", 1, "--report_to", "none"]
     done = call_script("train.py", *flags, "--cpu_threads", 1)
     assert done.returncode == 0, done.stderr[-2000:]
-    flags = ["--model", tmp_path / "run", "--data_dir", f"films=shards:{tmp_path}/*.tar"]
+    flags = ["--model", tmp_path / "run", "--data_dir", f"X-rays=shards:{tmp_path}/*.tar"]
     done = call_script("evaluate_model.py", *flags, "--output_dir", tmp_path / "report")
     assert done.returncode == 0, done.stderr[-2000:]
     for path in (tmp_path / "run").glob("*.*"):

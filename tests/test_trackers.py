@@ -35,12 +35,12 @@ def body(tmp_path_factory):
 
 
 def train_tracked(tracker, body, data, output, *flags, **environment) -> tuple[str, list[str]]:
-    """Train in two stages; return what was printed, and what was done to the network."""
+    """Train in two phases; return what was printed, and what was done to the network."""
     calls = output.with_suffix(".calls")
     arguments = [
         *("--backbone", "xray-cnn", "--weights", body, "--image_size", 64),
         *("--data_dir", data, "--output_dir", output, "--precision", "fp32", "--cpu_threads", 1),
-        *("--stages", "head:1:1e-2", "all:2:1e-2", "--logging_steps", 2, "--disable_tqdm", "true"),
+        *("--phases", "head:1:1e-2", "all:2:1e-2", "--logging_steps", 2, "--disable_tqdm", "true"),
         *("--report_to", tracker, *flags),
     ]
     script = ROOT / "train_scripts" / "train.py"
@@ -57,8 +57,8 @@ def train_tracked(tracker, body, data, output, *flags, **environment) -> tuple[s
 
 
 def read_logs(output) -> list[list[dict]]:
-    """Return what the Trainer logged in each stage, with its losses and evaluations."""
-    outcomes = sorted((output / "checkpoints").glob("stage-*/outcome.json"))
+    """Return what the Trainer logged in each phase, with its losses and evaluations."""
+    outcomes = sorted((output / "checkpoints").glob("phase-*/outcome.json"))
     return [json.loads(outcome.read_text())["log"] for outcome in outcomes]
 
 
@@ -66,7 +66,7 @@ def points_of(log, key) -> dict[int, float]:
     return {entry["step"]: entry[key] for entry in log if key in entry}
 
 
-def test_tensorboard_has_the_losses_and_metrics_of_every_stage(body, xray_folder, tmp_path):
+def test_tensorboard_has_the_losses_and_metrics_of_every_phase(body, xray_folder, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     output = tmp_path / "run"
@@ -75,8 +75,8 @@ def test_tensorboard_has_the_losses_and_metrics_of_every_stage(body, xray_folder
     logs = read_logs(output)
     assert len(logs) == 2
     for number, log in enumerate(logs, start=1):
-        (events,) = (output / "checkpoints" / f"stage-{number}").rglob("events.out.tfevents.*")
-        told = EventAccumulator(str(events)).Reload()
+        (events,) = (output / "checkpoints" / f"phase-{number}").rglob("events.out.tfevents.*")
+        summary = EventAccumulator(str(events)).Reload()
         for ours, theirs in (
             ("loss", "train/loss"),
             ("learning_rate", "train/learning_rate"),
@@ -86,11 +86,11 @@ def test_tensorboard_has_the_losses_and_metrics_of_every_stage(body, xray_folder
         ):
             expected = points_of(log, ours)
             assert len(expected) >= number
-            found = {event.step: event.value for event in told.Scalars(theirs)}
+            found = {event.step: event.value for event in summary.Scalars(theirs)}
             assert found == pytest.approx(expected, rel=1e-6)
 
 
-def test_trackio_keeps_every_stage_in_its_folder_and_calls_nobody(body, xray_folder, tmp_path):
+def test_trackio_keeps_every_phase_in_its_folder_and_calls_nobody(body, xray_folder, tmp_path):
     import sqlite3
     from contextlib import closing
 
@@ -105,7 +105,7 @@ def test_trackio_keeps_every_stage_in_its_folder_and_calls_nobody(body, xray_fol
     logs = read_logs(output)
     assert len(by_run) == len(logs) == 2
     for number, (run, log) in enumerate(zip(sorted(by_run), logs, strict=True), start=1):
-        assert re.fullmatch(rf"run-[0-9a-f]{{6}}-stage-{number}", run)
+        assert re.fullmatch(rf"run-[0-9a-f]{{6}}-phase-{number}", run)
         assert run in printed
         for ours, theirs in (
             ("loss", "train/loss"),

@@ -12,8 +12,8 @@ from pneumonia_hf.training.arguments import XrayTrainingArguments
 from pneumonia_hf.training.checkpoints import (
     AVERAGE_FILE,
     list_checkpoints,
+    phase_folder,
     read_outcome,
-    stage_folder,
 )
 from pneumonia_hf.training.trainer import BalancedSampler, load_best
 
@@ -28,7 +28,7 @@ def test_trainers_validation_scores_are_those_of_the_predictor(
 ):
     """What the checkpoint was chosen by is what is served, to 1e-5."""
     from pneumonia_hf.data.load import DataConfig, load_xrays
-    from pneumonia_hf.data.sources import open_pictures
+    from pneumonia_hf.data.sources import open_images
     from pneumonia_hf.inference.predictor import Predictor
     from pneumonia_hf.training import train as training
 
@@ -42,13 +42,13 @@ def test_trainers_validation_scores_are_those_of_the_predictor(
     monkeypatch.setattr(training, "_compute_trainer_metrics", keep)
     folder = train_tiny(backbone_name, tiny_body, xray_folder, tmp_path / "run",
                         num_train_epochs=2, save_total_limit=None, ema_decay=0.5)  # fmt: skip
-    outcome = read_outcome(stage_folder(folder, 1))
+    outcome = read_outcome(phase_folder(folder, 1))
     of_best = scores[int(outcome.checkpoint.split("-")[1]) // 5 - 1]
     temperature = json.loads((folder / "run.json").read_text())["validation"]["config"][
         "temperature"
     ]
     validation = load_xrays(DataConfig([str(xray_folder)]))["validation"]
-    served = Predictor.from_pretrained(folder).margins_of_pictures(open_pictures(validation))
+    served = Predictor.from_pretrained(folder).log_odds_of_images(open_images(validation))
     difference = 1 / (1 + np.exp(-of_best / temperature)) - 1 / (1 + np.exp(-served))
     assert np.abs(difference).max() < 1e-5
 
@@ -58,8 +58,8 @@ def test_averaged_weights_are_evaluated_and_finished(tmp_path, xray_folder, body
     folder = train_tiny("convnextv2-tiny", body, xray_folder, tmp_path / "run",
                         num_train_epochs=2, ema_decay=0.9, learning_rate=1e-2,
                         channels_last=channels_last)  # fmt: skip
-    outcome = read_outcome(stage_folder(folder, 1))
-    checkpoint = stage_folder(folder, 1) / outcome.checkpoint
+    outcome = read_outcome(phase_folder(folder, 1))
+    checkpoint = phase_folder(folder, 1) / outcome.checkpoint
     average = load_file(checkpoint / AVERAGE_FILE)
     raw = AutoModelForImageClassification.from_pretrained(checkpoint).state_dict()
     finished = AutoModelForImageClassification.from_pretrained(folder).state_dict()
@@ -83,7 +83,7 @@ def test_average_is_the_one_of_the_formula(tmp_path, xray_folder, body):
     for step, weight in enumerate(seen[1:], start=1):
         decay = min(0.3, (1 + step) / (10 + step))
         average = decay * average + (1 - decay) * weight
-    saved = load_file(list_checkpoints(stage_folder(folder, 1))[-1] / AVERAGE_FILE)
+    saved = load_file(list_checkpoints(phase_folder(folder, 1))[-1] / AVERAGE_FILE)
     torch.testing.assert_close(saved["classifier.weight"], average)
 
 
@@ -98,7 +98,7 @@ def test_student_learns_what_the_teacher_says_of_the_same_pixels(tmp_path, xray_
     folder = train_tiny("vit-base", vit, xray_folder, tmp_path / "teacher")
     config = json.loads((folder / "config.json").read_text())
     images = [read_xray(path) for path in sorted((xray_folder / "NORMAL").iterdir())[:4]]
-    expected = Predictor.from_pretrained(folder).margins(images)
+    expected = Predictor.from_pretrained(folder).log_odds(images)
     teacher = load_teacher(str(folder), {})
     logits = teacher.logits(resize(images, teacher.processor))
     assert (logits[:, 1] - logits[:, 0]).numpy() == pytest.approx(expected, abs=1e-4)
@@ -124,21 +124,21 @@ def test_student_comes_nearer_to_its_teacher(tmp_path, xray_folder, body):
     def distance(name: str, **changes) -> float:
         folder = train_tiny("xray-cnn", cnn, xray_folder, tmp_path / name, **settings, **changes)
         config = json.loads((folder / "config.json").read_text())["pneumonia_hf"]
-        ours = Predictor.from_pretrained(folder).margins(images) * config["temperature"]
-        theirs = Predictor.from_pretrained(teacher).margins(images)
+        ours = Predictor.from_pretrained(folder).log_odds(images) * config["temperature"]
+        theirs = Predictor.from_pretrained(teacher).log_odds(images)
         return float(np.abs(ours - theirs).mean())
 
     taught = distance("taught", teacher=str(teacher), distil_weight=1.0)
     assert taught < distance("alone")
 
 
-def test_teacher_that_has_seen_the_validation_pictures_is_refused(tmp_path, xray_folder, body):
+def test_teacher_that_has_seen_the_validation_images_is_refused(tmp_path, xray_folder, body):
     teacher = train_tiny("convnextv2-tiny", body, xray_folder, tmp_path / "teacher",
                          num_train_epochs=1)  # fmt: skip
     run = json.loads((teacher / "run.json").read_text())
     run["hashes"]["train"] += run["hashes"]["validation"][:3]
     (teacher / "run.json").write_text(json.dumps(run))
-    with pytest.raises(UserError, match="was made with 3 pictures of the validation part"):
+    with pytest.raises(UserError, match="was made with 3 images of the validation split"):
         train_tiny("convnextv2-tiny", body, xray_folder, tmp_path / "run", teacher=str(teacher))
 
 
@@ -173,7 +173,7 @@ def test_mixed_batches_carry_the_shares_of_their_classes(changes):
     for _ in range(10):
         mixed, classes = _make_mix(arguments)(pixels.contiguous(), labels)
         assert classes.sum(dim=1).tolist() == pytest.approx([1] * 4)
-        # A picture of class 1 is white here: its share of white is its share of the class.
+        # An image of class 1 is white here: its share of white is its share of the class.
         assert (mixed.mean(dim=(1, 2, 3)) / 255).tolist() == pytest.approx(
             classes[:, 1].tolist(), abs=1e-4
         )
@@ -214,7 +214,7 @@ def test_checkpoint_may_be_chosen_by_the_loss(tmp_path, xray_folder, body, monke
     folder = train_tiny("convnextv2-tiny", body, xray_folder, tmp_path / "run",
                         metric_for_best_model="loss")  # fmt: skip
     run = json.loads((folder / "run.json").read_text())["training"]
-    assert run["best_checkpoint"] == "stage-1/checkpoint-10"
+    assert run["best_checkpoint"] == "phase-1/checkpoint-10"
     assert run["best_validation_metric"] == 0.2
 
 
@@ -223,7 +223,7 @@ def test_last_checkpoint_is_finished_where_the_best_is_not_wanted(tmp_path, xray
                         load_best_model_at_end=False, eval_strategy="no", save_strategy="no",
                         early_stopping_patience=0)  # fmt: skip
     run = json.loads((folder / "run.json").read_text())["training"]
-    assert run["best_checkpoint"] == "stage-1/checkpoint-15"
+    assert run["best_checkpoint"] == "phase-1/checkpoint-15"
 
 
 def test_halved_batches_and_forgotten_activations_give_the_same_weights(tmp_path, xray_folder):
@@ -238,7 +238,7 @@ def test_halved_batches_and_forgotten_activations_give_the_same_weights(tmp_path
                        per_device_train_batch_size=8, activation_checkpointing=True,
                        **settings)  # fmt: skip
     states = [
-        load_file(list_checkpoints(stage_folder(folder, 1))[-1] / "model.safetensors")
+        load_file(list_checkpoints(phase_folder(folder, 1))[-1] / "model.safetensors")
         for folder in (whole, halves, spare)
     ]
     for other in states[1:]:
@@ -256,8 +256,8 @@ def test_halved_batches_and_forgotten_activations_give_the_same_weights(tmp_path
         (["--layer_decay", "0"], ["layer_decay is 0.0"]),
         (["--distil_weight", "2"], ["distil_weight is 2.0"]),
         (["--seeds", "1", "1"], ["two or more different"]),
-        (["--stages", "head:1"], ["PART:EPOCHS:RATE"]),
-        (["--stages", "all:1:1", "--trainable_stages", "1"], ["leave one out"]),
+        (["--phases", "head:1"], ["PART:EPOCHS:RATE"]),
+        (["--phases", "all:1:1", "--trainable_layer_groups", "1"], ["leave one out"]),
         (["--class_weights", "false"], ["Unknown flag --class_weights"]),
         (["--teacher", "no/where/at/all"], ["no/where/at/all"]),
     ],
@@ -300,7 +300,7 @@ def test_transformers_own_flags_are_refused_in_one_sentence_where_they_would_bre
     common += ["--channels_last", "false", "--report_to", "none"]
     assert_one_sentence(call_script("train.py", *common, *flags), *words)
     # Nothing was begun that would be in the way of the right command.
-    assert not list((tmp_path / "run").glob("checkpoints/stage-*/checkpoint-*"))
+    assert not list((tmp_path / "run").glob("checkpoints/phase-*/checkpoint-*"))
 
 
 def test_measured_value_is_that_of_the_weights_which_are_kept(
@@ -319,5 +319,5 @@ def test_measured_value_is_that_of_the_weights_which_are_kept(
                         load_best_model_at_end=False, eval_strategy="steps", eval_steps=3,
                         save_strategy="steps", save_steps=500, num_train_epochs=2)  # fmt: skip
     run = json.loads((folder / "run.json").read_text())["training"]
-    assert run["best_checkpoint"] == "stage-1/checkpoint-10"
+    assert run["best_checkpoint"] == "phase-1/checkpoint-10"
     assert run["best_validation_metric"] == 0.6  # and not 0.9, which no checkpoint has

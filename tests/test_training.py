@@ -10,9 +10,9 @@ from same_bits import assert_same_last_checkpoint, assert_same_model
 from transformers import AutoModelForImageClassification, TrainerCallback
 
 from pneumonia_hf.errors import UserError
-from pneumonia_hf.inference.predictor import CONFIG_KEY
+from pneumonia_hf.inference.network import CONFIG_KEY
 from pneumonia_hf.models.backbones import backbone_of
-from pneumonia_hf.training.checkpoints import list_checkpoints, stage_folder
+from pneumonia_hf.training.checkpoints import list_checkpoints, phase_folder
 from pneumonia_hf.training.train import UNFINISHED
 
 
@@ -43,7 +43,7 @@ def test_finished_folder_holds_every_tensor_of_the_best_checkpoint(
         early_stopping_patience=0,
     )
     run = json.loads((folder / "run.json").read_text())
-    checkpoints = sorted(stage_folder(folder, 1).glob("checkpoint-*"))
+    checkpoints = sorted(phase_folder(folder, 1).glob("checkpoint-*"))
     assert len(checkpoints) == 4
     aurocs = [entry["eval_auroc"] for entry in run["training"]["history"]]
     assert run["training"]["best_validation_metric"] == max(aurocs)
@@ -72,9 +72,9 @@ def test_best_checkpoint_wins_over_a_later_worse_one(tmp_path, xray_folder, name
     folder = train_tiny(name, body, xray_folder, tmp_path / "run", save_total_limit=None)
     run = json.loads((folder / "run.json").read_text())
     first, *later = sorted(
-        stage_folder(folder, 1).glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1])
+        phase_folder(folder, 1).glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1])
     )
-    assert run["training"]["best_checkpoint"] == f"stage-1/{first.name}"
+    assert run["training"]["best_checkpoint"] == f"phase-1/{first.name}"
     finished = load_file(folder / "model.safetensors")
     best, last = (load_file(one / "model.safetensors") for one in (first, later[-1]))
     body_names = [key for key in finished if not key.startswith("classifier")]
@@ -101,9 +101,9 @@ def test_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(tmp_path, xra
     keep = {"save_total_limit": None, "early_stopping_patience": 0}
     whole = train_tiny("vit-base", body, xray_folder, tmp_path / "whole", **keep)
     cut = tmp_path / "cut"
-    first, *_ = list_checkpoints(stage_folder(whole, 1))
+    first, *_ = list_checkpoints(phase_folder(whole, 1))
     assert first.name == "checkpoint-5"
-    shutil.copytree(first, stage_folder(cut, 1) / first.name)
+    shutil.copytree(first, phase_folder(cut, 1) / first.name)
     shutil.copy(whole / "checkpoints" / "recipe.json", cut / "checkpoints")
     with pytest.raises(UserError, match="--resume"):
         train_tiny("vit-base", body, xray_folder, cut, **keep)
@@ -112,8 +112,8 @@ def test_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(tmp_path, xra
     with pytest.raises(UserError, match="begun with other learning_rate"):
         train_tiny("vit-base", body, xray_folder, cut, resume=True, learning_rate=1e-5, **keep)
     # A later checkpoint that a kill cut off is passed over.
-    torn = stage_folder(cut, 1) / "checkpoint-9999"
-    shutil.copytree(list_checkpoints(stage_folder(whole, 1))[-1], torn)
+    torn = phase_folder(cut, 1) / "checkpoint-9999"
+    shutil.copytree(list_checkpoints(phase_folder(whole, 1))[-1], torn)
     weights = (torn / "model.safetensors").read_bytes()
     (torn / "model.safetensors").write_bytes(weights[: len(weights) // 2])
     resumed = train_tiny("vit-base", body, xray_folder, cut, resume=True, **keep)
@@ -199,8 +199,8 @@ def test_card_does_not_claim_an_origin_that_the_weights_do_not_have(weights, bas
     assert (origin["base_model"], origin["license"]) == (base_model, licence)
 
 
-def test_model_folder_is_complete_and_tells_no_local_path(finished_model, xray_folder):
-    names = {path.name for path in finished_model.iterdir()}
+def test_model_folder_is_complete_and_tells_no_local_path(saved_model, xray_folder):
+    names = {path.name for path in saved_model.iterdir()}
     assert names == {
         "README.md",
         "checkpoints",
@@ -209,17 +209,17 @@ def test_model_folder_is_complete_and_tells_no_local_path(finished_model, xray_f
         "preprocessor_config.json",
         "run.json",
         "training_curves.png",
-    } | ({"xray_cnn.py"} if finished_model.name == "xray-cnn" else set())
-    config = json.loads((finished_model / "config.json").read_text())
+    } | ({"xray_cnn.py"} if saved_model.name == "xray-cnn" else set())
+    config = json.loads((saved_model / "config.json").read_text())
     assert 0 < config[CONFIG_KEY]["threshold"] < 1
     for name in names - {"checkpoints", "model.safetensors", "training_curves.png"}:
-        assert str(xray_folder.parent) not in (finished_model / name).read_text()
-    run = json.loads((finished_model / "run.json").read_text())
-    parts = run["hashes"]
-    assert {part: len(set(parts[part])) for part in parts} == {
-        part: numbers["images"] for part, numbers in run["data"]["parts"].items()
+        assert str(xray_folder.parent) not in (saved_model / name).read_text()
+    run = json.loads((saved_model / "run.json").read_text())
+    splits = run["hashes"]
+    assert {split: len(set(splits[split])) for split in splits} == {
+        split: numbers["images"] for split, numbers in run["data"]["parts"].items()
     }
-    assert not set(parts["train"]) & set(parts["test"])
+    assert not set(splits["train"]) & set(splits["test"])
 
 
 def test_kill_while_the_folder_is_made_is_mended_by_resuming(tmp_path, xray_folder, monkeypatch):
@@ -246,7 +246,7 @@ def test_kill_while_the_folder_is_made_is_mended_by_resuming(tmp_path, xray_fold
     assert all(torch.equal(one[key], two[key]) for key in one)
 
 
-def test_each_picture_is_read_once_however_many_epochs(tmp_path, monkeypatch):
+def test_each_image_is_read_once_however_many_epochs(tmp_path, monkeypatch):
     from conftest import draw_folder
 
     from pneumonia_hf.data import cache
@@ -264,9 +264,9 @@ def test_each_picture_is_read_once_however_many_epochs(tmp_path, monkeypatch):
         monkeypatch.setattr(room, "read_xray", count)
     body = save_tiny_body("convnextv2-tiny", tmp_path / "body")
     folder = train_tiny("convnextv2-tiny", body, data, tmp_path / "run", num_train_epochs=5)
-    parts = json.loads((folder / "run.json").read_text())["data"]["parts"]
-    assert opened["cache"] == sum(part["images"] for part in parts.values()) == 48
-    assert opened["predictor"] == parts["validation"]["images"]  # for the threshold, as served
+    splits = json.loads((folder / "run.json").read_text())["data"]["parts"]
+    assert opened["cache"] == sum(split["images"] for split in splits.values()) == 48
+    assert opened["predictor"] == splits["validation"]["images"]  # for the threshold, as served
     opened["cache"] = 0
     train_tiny("convnextv2-tiny", body, data, tmp_path / "again", num_train_epochs=1)
     assert opened["cache"] == 0
@@ -299,7 +299,7 @@ class Watch(TrainerCallback):
         return {name for name in names if not torch.equal(self.before[name], self.after[name])}
 
 
-def test_frozen_stages_do_not_move_and_trained_ones_do(
+def test_frozen_phases_do_not_move_and_trained_ones_do(
     tmp_path, xray_folder, tiny_body, backbone_name
 ):
     watch = Watch()
@@ -310,7 +310,7 @@ def test_frozen_stages_do_not_move_and_trained_ones_do(
             xray_folder,
             tmp_path / "run",
             callbacks=(watch,),
-            trainable_stages=2,
+            trainable_layer_groups=2,
             num_train_epochs=1,
         )
     assert watch.steps == 5
@@ -320,18 +320,18 @@ def test_frozen_stages_do_not_move_and_trained_ones_do(
     trained = {name for name, parameter in named if parameter.requires_grad}
     assert len(frozen) > 2
     assert watch.moved(frozen) == set()
-    parts = [*backbone_of(model).stages(model), model.get_submodule(backbone_of(model).head)]
-    of_parts = [
-        {name for name, parameter in named if any(parameter is own for own in part.parameters())}
-        for part in parts
+    splits = [*backbone_of(model).layer_groups(model), model.get_submodule(backbone_of(model).head)]
+    of_splits = [
+        {name for name, parameter in named if any(parameter is own for own in split.parameters())}
+        for split in splits
     ]
-    learns = [not names.isdisjoint(trained) for names in of_parts]
-    assert learns == sorted(learns) and learns.count(True) >= 3  # the last stages, and the head
-    assert trained == {name for names in of_parts if names & trained for name in names}
+    learns = [not names.isdisjoint(trained) for names in of_splits]
+    assert learns == sorted(learns) and learns.count(True) >= 3  # the last phases, and the head
+    assert trained == {name for names in of_splits if names & trained for name in names}
     # A weight whose gradient is 0 may stay, such as a bias in front of a batch norm: what must
-    # move is something of each stage.
-    for number, names in enumerate(of_parts):
-        assert bool(watch.moved(names)) == learns[number], f"part {number} of {len(parts)}"
+    # move is something of each phase.
+    for number, names in enumerate(of_splits):
+        assert bool(watch.moved(names)) == learns[number], f"part {number} of {len(splits)}"
 
     # Running statistics are no parameters: a batch norm moves them whenever it is in training
     # mode, even without a gradient. Those with frozen weights are kept in evaluation mode.

@@ -14,7 +14,7 @@ from PIL import Image
 
 from pneumonia_hf import XrayError, read_xray
 from pneumonia_hf.imaging import read as xray
-from pneumonia_hf.imaging.input_checks import doubts
+from pneumonia_hf.imaging.input_checks import input_warnings
 
 
 def encode(image: Image.Image, form: str, **options) -> bytes:
@@ -45,41 +45,41 @@ GREY = draw_xray(0, ill=True)
 
 
 @pytest.mark.parametrize("form", ["PNG", "TIFF", "BMP"])
-def test_lossless_grey_pictures_come_back_unchanged(form):
-    picture = read_xray(encode(GREY, form))
-    assert picture.mode == "L"
-    assert np.array_equal(np.asarray(picture), np.asarray(GREY))
+def test_lossless_gray_images_come_back_unchanged(form):
+    image = read_xray(encode(GREY, form))
+    assert image.mode == "L"
+    assert np.array_equal(np.asarray(image), np.asarray(GREY))
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "LA", "1"])
-def test_other_modes_become_grey(mode):
-    picture = read_xray(encode(GREY.convert(mode), "PNG"))
-    assert (picture.mode, picture.size) == ("L", GREY.size)
-    assert picture.info["coloured"] is False
+def test_other_modes_become_gray(mode):
+    image = read_xray(encode(GREY.convert(mode), "PNG"))
+    assert (image.mode, image.size) == ("L", GREY.size)
+    assert image.info["coloured"] is False
 
 
 @pytest.mark.parametrize("form", ["JPEG", "WEBP"])
-def test_lossy_pictures_stay_close(form):
-    picture = read_xray(encode(GREY, form, quality=95))
-    assert np.abs(np.asarray(picture, float) - np.asarray(GREY, float)).mean() < 4
+def test_lossy_images_stay_close(form):
+    image = read_xray(encode(GREY, form, quality=95))
+    assert np.abs(np.asarray(image, float) - np.asarray(GREY, float)).mean() < 4
 
 
 def test_16_bit_png_keeps_its_shades_instead_of_turning_white():
     ramp = np.tile(np.linspace(300, 4000, 200), (50, 1)).astype(np.uint16)
-    grey = np.asarray(read_xray(encode(Image.fromarray(ramp), "PNG")))
-    assert grey.min() == 0 and grey.max() == 255
-    assert len(np.unique(grey)) > 150
-    assert np.all(np.diff(grey[0].astype(int)) >= 0)
+    gray = np.asarray(read_xray(encode(Image.fromarray(ramp), "PNG")))
+    assert gray.min() == 0 and gray.max() == 255
+    assert len(np.unique(gray)) > 150
+    assert np.all(np.diff(gray[0].astype(int)) >= 0)
 
 
 @pytest.mark.parametrize("channels", [2, 3, 4])
-def test_16_bit_colours_and_alpha_are_read_as_deep_as_16_bit_grey(channels):
+def test_16_bit_colours_and_alpha_are_read_as_deep_as_16_bit_gray(channels):
     ramp = np.tile(np.linspace(300, 4000, 400), (50, 1)).astype(np.uint16)
     opaque = [] if channels == 3 else [np.full_like(ramp, 65535)]
-    picture = read_xray(encode_png_16(*[ramp] * (3 if channels > 2 else 1), *opaque))
-    grey = read_xray(encode_png_16(ramp))
-    assert picture.info["coloured"] is False
-    assert np.abs(np.asarray(picture, int) - np.asarray(grey, int)).max() <= 1
+    image = read_xray(encode_png_16(*[ramp] * (3 if channels > 2 else 1), *opaque))
+    gray = read_xray(encode_png_16(ramp))
+    assert image.info["coloured"] is False
+    assert np.abs(np.asarray(image, int) - np.asarray(gray, int)).max() <= 1
 
 
 def test_16_bit_colours_of_a_tiff_keep_their_shades():
@@ -99,18 +99,18 @@ def test_16_bit_colours_of_a_tiff_keep_their_shades():
 @pytest.mark.parametrize("type", ["int32", "float32"])
 def test_32_bit_tiff_is_scaled_by_its_range(type):
     ramp = np.tile(np.linspace(-70000, 90000, 256), (50, 1)).astype(type)
-    grey = np.asarray(read_xray(encode(Image.fromarray(ramp), "TIFF")), int)
-    assert np.abs(grey[0] - np.arange(256)).max() <= 1
+    gray = np.asarray(read_xray(encode(Image.fromarray(ramp), "TIFF")), int)
+    assert np.abs(gray[0] - np.arange(256)).max() <= 1
 
 
 def test_what_is_not_a_number_in_a_tiff_is_black():
     ramp = np.tile(np.linspace(1, 2, 256), (50, 1)).astype("float32")
     ramp[10:20, 100:110] = np.nan
-    grey = np.asarray(read_xray(encode(Image.fromarray(ramp), "TIFF")))
-    assert grey[15, 105] == 0 and 90 < grey[5, 105] < 120
+    gray = np.asarray(read_xray(encode(Image.fromarray(ramp), "TIFF")))
+    assert gray[15, 105] == 0 and 90 < gray[5, 105] < 120
 
 
-def test_transparent_parts_are_black():
+def test_transparent_splits_are_black():
     ramp = Image.linear_gradient("L")
     clear = Image.merge("LA", [ramp, Image.new("L", ramp.size, 0)])
     assert np.asarray(read_xray(encode(clear, "PNG"))).max() == 0
@@ -128,7 +128,7 @@ def test_exif_rotation_is_applied(form, orientation):
     assert np.array_equal(np.asarray(read_xray(data)), np.asarray(expected))
 
 
-def test_what_a_picture_was_is_told():
+def test_what_a_image_was_is_told():
     assert read_xray(encode(GREY.convert("RGB"), "PNG")).info["mode"] == "RGB"
     info = read_xray(encode(GREY, "WEBP")).info
     assert (info["format"], info["coloured"]) == ("WEBP", False)
@@ -146,22 +146,27 @@ def make_dicom(values: np.ndarray, **elements) -> bytes:
     from pydicom.dataset import Dataset, FileMetaDataset
     from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
-    film = Dataset()
-    film.file_meta = FileMetaDataset()
-    film.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    film.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.1"
-    film.file_meta.MediaStorageSOPInstanceUID = generate_uid()
-    film.SOPClassUID = film.file_meta.MediaStorageSOPClassUID
-    film.SOPInstanceUID = film.file_meta.MediaStorageSOPInstanceUID
-    film.Modality = "DX"
-    film.Rows, film.Columns = values.shape
-    film.SamplesPerPixel, film.PhotometricInterpretation = 1, "MONOCHROME2"
-    film.BitsAllocated, film.BitsStored, film.HighBit, film.PixelRepresentation = 16, 12, 11, 0
-    film.PixelData = values.astype("<u2").tobytes()
+    dataset = Dataset()
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    dataset.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.1"
+    dataset.file_meta.MediaStorageSOPInstanceUID = generate_uid()
+    dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID
+    dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID
+    dataset.Modality = "DX"
+    dataset.Rows, dataset.Columns = values.shape
+    dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, "MONOCHROME2"
+    (
+        dataset.BitsAllocated,
+        dataset.BitsStored,
+        dataset.HighBit,
+        dataset.PixelRepresentation,
+    ) = 16, 12, 11, 0
+    dataset.PixelData = values.astype("<u2").tobytes()
     for name, value in elements.items():
-        setattr(film, name, value)
+        setattr(dataset, name, value)
     buffer = io.BytesIO()
-    film.save_as(buffer, enforce_file_format=True)
+    dataset.save_as(buffer, enforce_file_format=True)
     return buffer.getvalue()
 
 
@@ -169,9 +174,9 @@ RAMP = np.tile(np.linspace(0, 4095, 256), (64, 1))
 
 
 def test_dicom_is_read_over_its_range():
-    grey = np.asarray(read_xray(make_dicom(RAMP)))
-    assert grey.shape == RAMP.shape
-    assert np.abs(grey[0] - np.arange(256.0)).max() <= 2
+    gray = np.asarray(read_xray(make_dicom(RAMP)))
+    assert gray.shape == RAMP.shape
+    assert np.abs(gray[0] - np.arange(256.0)).max() <= 2
 
 
 def test_dicom_monochrome1_is_inverted():
@@ -181,14 +186,14 @@ def test_dicom_monochrome1_is_inverted():
 
 
 def test_dicom_window_is_applied():
-    grey = np.asarray(read_xray(make_dicom(RAMP, WindowCenter=2048, WindowWidth=1024)))
-    assert grey[0, 90] == 0 and grey[0, 165] == 255
-    assert 120 < grey[0, 128] < 136
+    gray = np.asarray(read_xray(make_dicom(RAMP, WindowCenter=2048, WindowWidth=1024)))
+    assert gray[0, 90] == 0 and gray[0, 165] == 255
+    assert 120 < gray[0, 128] < 136
 
 
 def test_dicom_with_an_empty_window_is_read():
-    grey = np.asarray(read_xray(make_dicom(RAMP, WindowCenter=None, WindowWidth=None)))
-    assert np.abs(grey[0] - np.arange(256.0)).max() <= 2
+    gray = np.asarray(read_xray(make_dicom(RAMP, WindowCenter=None, WindowWidth=None)))
+    assert np.abs(gray[0] - np.arange(256.0)).max() <= 2
 
 
 def test_dicom_window_that_shows_nothing_is_passed_over():
@@ -203,8 +208,8 @@ def test_dicom_window_that_shows_nothing_is_passed_over():
 def test_dicom_of_10_to_16_bits_signed_or_not_is_read_over_its_range(bits, signed):
     values = np.tile(np.linspace(0, 2**bits - 1, 256), (64, 1)) - signed * 2 ** (bits - 1)
     data = make_dicom(values, BitsStored=bits, HighBit=bits - 1, PixelRepresentation=signed)
-    grey = np.asarray(read_xray(data), int)
-    assert np.abs(grey[0] - np.arange(256)).max() <= 2
+    gray = np.asarray(read_xray(data), int)
+    assert np.abs(gray[0] - np.arange(256)).max() <= 2
 
 
 def test_bits_above_those_stored_are_left_out():
@@ -221,11 +226,11 @@ def test_rescaled_window_is_that_of_the_stored_numbers():
 
 
 def test_sigmoid_window_is_applied():
-    picture = read_xray(
+    image = read_xray(
         make_dicom(RAMP, WindowCenter=2048, WindowWidth=1024, VOILUTFunction="SIGMOID")
     )
     expected = 255 / (1 + np.exp(-4 * (RAMP[0].astype(int) - 2048) / 1024))
-    assert np.abs(np.asarray(picture)[0] - expected).max() <= 1
+    assert np.abs(np.asarray(image)[0] - expected).max() <= 1
 
 
 def test_first_of_several_windows_is_applied():
@@ -254,9 +259,9 @@ def make_table(entries: np.ndarray, bits: int, first: int = 0):
 @pytest.mark.parametrize("bits", [8, 12, 16])
 def test_voi_lut_is_applied_and_scaled_by_its_own_bits(bits):
     table = np.round(np.sqrt(np.arange(4096) / 4095) * (2**bits - 1))
-    grey = np.asarray(read_xray(make_dicom(RAMP, VOILUTSequence=make_table(table, bits))))
+    gray = np.asarray(read_xray(make_dicom(RAMP, VOILUTSequence=make_table(table, bits))))
     expected = np.sqrt(RAMP[0].astype(int) / 4095) * 255
-    assert np.abs(grey[0] - expected).max() <= 1
+    assert np.abs(gray[0] - expected).max() <= 1
 
 
 def test_modality_lut_is_applied_before_the_window():
@@ -279,32 +284,32 @@ def test_padding_is_black_and_left_out_of_the_range(kind):
         PixelPaddingValue=4095,
         PixelPaddingRangeLimit=3900,
     )
-    grey = np.asarray(read_xray(data), int)
-    assert grey[:, :50].max() == 0
-    assert grey[:, 50:].min() <= 1 and grey[:, 50:].max() >= 254
-    assert np.abs(grey[:, 100:] - plain[:, 100:]).max() < 60
+    gray = np.asarray(read_xray(data), int)
+    assert gray[:, :50].max() == 0
+    assert gray[:, 50:].min() <= 1 and gray[:, 50:].max() >= 254
+    assert np.abs(gray[:, 100:] - plain[:, 100:]).max() < 60
 
 
-def test_8_bit_and_palette_and_colour_dicoms_become_grey():
+def test_8_bit_and_palette_and_colour_dicoms_become_gray():
     narrow = {"BitsAllocated": 8, "BitsStored": 8, "HighBit": 7}
     ramp = np.tile(np.arange(256, dtype=np.uint8), (64, 1))
-    grey = np.asarray(read_xray(make_dicom(ramp, PixelData=ramp.tobytes(), **narrow)), int)
-    assert np.abs(grey[0] - np.arange(256)).max() <= 1
+    gray = np.asarray(read_xray(make_dicom(ramp, PixelData=ramp.tobytes(), **narrow)), int)
+    assert np.abs(gray[0] - np.arange(256)).max() <= 1
     palette = {"PhotometricInterpretation": "PALETTE COLOR"}
     for colour in ("Red", "Green", "Blue"):
         palette[f"{colour}PaletteColorLookupTableDescriptor"] = [256, 0, 16]
         palette[f"{colour}PaletteColorLookupTableData"] = (
             (np.arange(256) * 257).astype("<u2").tobytes()
         )
-    picture = read_xray(make_dicom(ramp, PixelData=ramp.tobytes(), **narrow, **palette))
-    assert np.array_equal(np.asarray(picture)[0], np.arange(256))
-    assert picture.info["coloured"] is False
+    image = read_xray(make_dicom(ramp, PixelData=ramp.tobytes(), **narrow, **palette))
+    assert np.array_equal(np.asarray(image)[0], np.arange(256))
+    assert image.info["coloured"] is False
     for kind, channels in (("RGB", [ramp] * 3), ("YBR_FULL", [ramp, ramp * 0 + 128] * 2)):
         data = np.dstack(channels[:2] + channels[1:2] if kind != "RGB" else channels).tobytes()
         colours = {"SamplesPerPixel": 3, "PlanarConfiguration": 0, "PixelData": data}
-        picture = read_xray(make_dicom(ramp, PhotometricInterpretation=kind, **narrow, **colours))
-        assert np.abs(np.asarray(picture, int)[0] - np.arange(256)).max() <= 1
-        assert picture.info["coloured"] is False
+        image = read_xray(make_dicom(ramp, PhotometricInterpretation=kind, **narrow, **colours))
+        assert np.abs(np.asarray(image, int)[0] - np.arange(256)).max() <= 1
+        assert image.info["coloured"] is False
 
 
 def test_palette_of_32_bits_is_refused():
@@ -314,17 +319,17 @@ def test_palette_of_32_bits_is_refused():
 
 
 def test_real_film_has_dark_lungs_and_white_bones_and_is_not_washed_out():
-    film = np.asarray(read_xray(find_dicom("RG1_UNCR.dcm")))
-    assert film.shape == (1955, 1841)
-    lungs, spine = film[450:700, 400:600], film[600:900, 850:950]
+    dataset = np.asarray(read_xray(find_dicom("RG1_UNCR.dcm")))
+    assert dataset.shape == (1955, 1841)
+    lungs, spine = dataset[450:700, 400:600], dataset[600:900, 850:950]
     assert np.median(spine) - np.median(lungs) > 50
-    assert np.ptp(np.percentile(film, [1, 99])) > 128
+    assert np.ptp(np.percentile(dataset, [1, 99])) > 128
     lossy = np.asarray(read_xray(find_dicom("RG1_J2KI.dcm")), int)
-    assert np.abs(lossy - film).mean() < 2
+    assert np.abs(lossy - dataset).mean() < 2
 
 
 @pytest.fixture(scope="module")
-def real_films() -> dict[str, bytes]:
+def real_xrays() -> dict[str, bytes]:
     return encode_dicoms(8)
 
 
@@ -341,14 +346,14 @@ def real_films() -> dict[str, bytes]:
         "rle",
     ],
 )
-def test_losslessly_compressed_film_equals_the_plain_one(real_films, kind):
-    plain = np.asarray(read_xray(real_films["dicom"]))
-    assert np.array_equal(np.asarray(read_xray(real_films[f"dicom {kind}"])), plain)
+def test_losslessly_compressed_film_equals_the_plain_one(real_xrays, kind):
+    plain = np.asarray(read_xray(real_xrays["dicom"]))
+    assert np.array_equal(np.asarray(read_xray(real_xrays[f"dicom {kind}"])), plain)
 
 
-def test_lossy_jpeg_in_dicom_stays_close(real_films):
-    plain = np.asarray(read_xray(real_films["dicom"]), int)
-    assert np.abs(np.asarray(read_xray(real_films["dicom jpeg"]), int) - plain).mean() < 4
+def test_lossy_jpeg_in_dicom_stays_close(real_xrays):
+    plain = np.asarray(read_xray(real_xrays["dicom"]), int)
+    assert np.abs(np.asarray(read_xray(real_xrays["dicom jpeg"]), int) - plain).mean() < 4
 
 
 @pytest.mark.parametrize("syntax", ["JPEGLosslessProcess14_1", "JPEGLSLossless"])
@@ -360,28 +365,28 @@ def test_signed_film_survives_lossless_compression(syntax):
     assert np.array_equal(read_xray(packed), read_xray(data))
 
 
-def test_forged_size_in_a_compressed_frame_never_reaches_the_decoder(real_films):
-    data = real_films["dicom jpeg lossless"]
+def test_forged_size_in_a_compressed_frame_never_reaches_the_decoder(real_xrays):
+    data = real_xrays["dicom jpeg lossless"]
     start = data.index(b"\xff\xc3\0\x0b")
     for offset, forged in ((4, b"\xff"), (5, b"\xff\xff"), (7, b"\xff\xff"), (9, b"\x03")):
         bad = data[: start + offset] + forged + data[start + offset + len(forged) :]
-        with pytest.raises(XrayError, match="compressed picture"):
+        with pytest.raises(XrayError, match="compressed image"):
             read_xray(bad)
 
 
 def rename_syntax(data: bytes, syntax: str) -> bytes:
     import pydicom
 
-    film = pydicom.dcmread(io.BytesIO(data))
-    film.file_meta.TransferSyntaxUID = syntax
+    dataset = pydicom.dcmread(io.BytesIO(data))
+    dataset.file_meta.TransferSyntaxUID = syntax
     buffer = io.BytesIO()
-    film.save_as(buffer)
+    dataset.save_as(buffer)
     return buffer.getvalue()
 
 
-def test_syntax_that_nothing_decodes_is_refused_by_name(real_films):
+def test_syntax_that_nothing_decodes_is_refused_by_name(real_xrays):
     with pytest.raises(XrayError, match="MPEG2 Main Profile / Main Level, which cannot be decoded"):
-        read_xray(rename_syntax(real_films["dicom jpeg"], "1.2.840.10008.1.2.4.100"))
+        read_xray(rename_syntax(real_xrays["dicom jpeg"], "1.2.840.10008.1.2.4.100"))
 
 
 @pytest.mark.parametrize(
@@ -393,52 +398,52 @@ def test_syntax_that_nothing_decodes_is_refused_by_name(real_films):
         ("ZZ", r"modality ZZ \(Computed Radiography Image Storage\)"),
     ],
 )
-def test_dicom_without_a_picture_is_refused_by_its_modality(modality, words):
+def test_dicom_without_a_image_is_refused_by_its_modality(modality, words):
     import pydicom
 
-    film = pydicom.dcmread(io.BytesIO(make_dicom(RAMP, Modality=modality)))
-    del film.PixelData
+    dataset = pydicom.dcmread(io.BytesIO(make_dicom(RAMP, Modality=modality)))
+    del dataset.PixelData
     buffer = io.BytesIO()
-    film.save_as(buffer)
-    with pytest.raises(XrayError, match=f"report.dcm is .*{words}.*, which holds no picture"):
+    dataset.save_as(buffer)
+    with pytest.raises(XrayError, match=f"report.dcm is .*{words}.*, which holds no image"):
         read_xray(buffer.getvalue(), name="report.dcm")
 
 
-def test_segmentation_is_no_picture_of_a_patient_even_with_pixels():
+def test_segmentation_is_no_image_of_a_patient_even_with_pixels():
     with pytest.raises(XrayError, match=r"modality SEG \(segmentation\)"):
         read_xray(make_dicom(RAMP, Modality="SEG"))
 
 
 def test_gate_doubts_what_is_no_radiograph():
     slice_of_ct = read_xray(make_dicom(RAMP, Modality="CT"))
-    assert doubts(slice_of_ct)[0] == (
+    assert input_warnings(slice_of_ct)[0] == (
         "The DICOM file says that it is CT (computed tomography), not a chest radiograph."
     )
     for modality in ("DX", "CR", "OT", ""):
-        found = doubts(read_xray(make_dicom(RAMP, Modality=modality)))
+        found = input_warnings(read_xray(make_dicom(RAMP, Modality=modality)))
         assert not any("DICOM" in doubt for doubt in found)
 
 
 def test_data_set_without_a_header_is_read_if_its_name_says_dicom(tmp_path):
     import pydicom
 
-    film = pydicom.dcmread(io.BytesIO(make_dicom(RAMP)))
+    dataset = pydicom.dcmread(io.BytesIO(make_dicom(RAMP)))
     for implicit in (True, False):
         path = tmp_path / "bare.dcm"
         pydicom.dcmwrite(
             path,
-            pydicom.Dataset(film),
+            pydicom.Dataset(dataset),
             implicit_vr=implicit,
             little_endian=True,
             enforce_file_format=False,
         )
         assert path.read_bytes()[128:132] != b"DICM"
         assert np.array_equal(read_xray(path), read_xray(make_dicom(RAMP)))
-        with pytest.raises(XrayError, match="not a picture"):
+        with pytest.raises(XrayError, match="not an image"):
             read_xray(path.read_bytes())
 
 
-def test_picture_with_the_ending_of_a_dicom_is_read(tmp_path):
+def test_image_with_the_ending_of_a_dicom_is_read(tmp_path):
     (tmp_path / "scan.dcm").write_bytes(encode(GREY, "PNG"))
     assert np.array_equal(read_xray(tmp_path / "scan.dcm"), GREY)
 
@@ -447,7 +452,7 @@ def test_sequences_of_a_million_empty_items_are_not_read():
     sequence = b"\x28\0\x10\x30SQ\0\0" + b"\xff" * 4 + b"\xfe\xff\0\xe0\0\0\0\0" * 10**6
     data = make_dicom(RAMP)
     start = data.index(b"\xe0\x7f\x10\0")
-    with pytest.raises(XrayError, match="more elements than any film"):
+    with pytest.raises(XrayError, match="more elements than any X-ray"):
         read_xray(data[:start] + sequence + data[start:])
 
 
@@ -501,12 +506,12 @@ def test_deflated_and_run_length_bombs_are_not_unpacked():
     runs = rename_syntax(make_dicom(RAMP), "1.2.840.10008.1.2.1")
     import pydicom
 
-    film = pydicom.dcmread(io.BytesIO(runs))
-    film.PixelData = encapsulate([frame])
-    film["PixelData"].is_undefined_length = True
-    film.file_meta.TransferSyntaxUID = "1.2.840.10008.1.2.5"
+    dataset = pydicom.dcmread(io.BytesIO(runs))
+    dataset.PixelData = encapsulate([frame])
+    dataset["PixelData"].is_undefined_length = True
+    dataset.file_meta.TransferSyntaxUID = "1.2.840.10008.1.2.5"
     buffer = io.BytesIO()
-    film.save_as(buffer)
+    dataset.save_as(buffer)
     with pytest.raises(XrayError, match="cut off"):
         read_xray(buffer.getvalue())
 
@@ -515,15 +520,15 @@ def test_deflated_and_run_length_bombs_are_not_unpacked():
     ("data", "reason"),
     [
         (b"", "empty"),
-        (b"just some text", "not a picture"),
-        (b"%PDF-1.7 not a picture", "not a picture"),
+        (b"just some text", "not an image"),
+        (b"%PDF-1.7 not a picture", "not an image"),
         (encode(GREY, "JPEG")[:300], "damaged"),
         (encode(GREY, "PNG")[:200], "damaged"),
         (b"\0" * 128 + b"DICM" + b"rubbish", "DICOM"),
         (make_dicom(RAMP)[:900], "DICOM"),
     ],
 )
-def test_what_is_no_picture_is_refused_in_one_sentence(data, reason):
+def test_what_is_no_image_is_refused_in_one_sentence(data, reason):
     with pytest.raises(XrayError, match=reason) as caught:
         read_xray(data)
     assert "\n" not in str(caught.value)
@@ -565,14 +570,14 @@ def test_file_too_large_is_refused_before_it_is_read(tmp_path):
         read_xray(tmp_path / "huge.png")
 
 
-def test_messages_call_a_picture_as_they_are_told_to(tmp_path):
+def test_messages_call_a_image_as_they_are_told_to(tmp_path):
     path = tmp_path / "a temporary name.png"
     path.write_bytes(b"rubbish")
-    with pytest.raises(XrayError, match=r"^a temporary name\.png is not a picture"):
+    with pytest.raises(XrayError, match=r"^a temporary name\.png is not an image"):
         read_xray(path)
-    with pytest.raises(XrayError, match=r"^film\.png is not a picture"):
+    with pytest.raises(XrayError, match=r"^X-ray\.png is not an image"):
         read_xray(path, name="film.png")
-    with pytest.raises(XrayError, match=r"^the picture is not a picture"):
+    with pytest.raises(XrayError, match=r"^the image is not an image"):
         read_xray(b"rubbish")
     with pytest.raises(XrayError) as caught:
         read_xray(b"rubbish", name="a\nname" * 100)

@@ -28,7 +28,7 @@ def main() -> None:
         help="Backbone whose frozen features look for wrong labels, or pixels, or none.",
     )
     parser.add_argument("--weights", help="Its weights: a folder or Hub id; its own Hub id else.")
-    parser.add_argument("--cache_dir", help="Folder for decoded pictures.")
+    parser.add_argument("--cache_dir", help="Folder for decoded images.")
     parser.add_argument("--strict", action="store_true", help="Stop at anything that is no X-ray.")
     parser.add_argument(
         "--no_thumbnails", action="store_true", help="Show no X-rays in the report."
@@ -37,9 +37,10 @@ def main() -> None:
     options = parser.parse_args()
 
     from pneumonia_hf.audit.label_errors import FeatureConfig
-    from pneumonia_hf.audit.report import check_audit_folder, tell_verdicts, write_audit
+    from pneumonia_hf.audit.report import check_audit_folder, format_verdicts, write_audit
     from pneumonia_hf.audit.run import audit_sources
     from pneumonia_hf.data.sources import parse_source
+    from pneumonia_hf.training.augment import AugmentConfig, draw_preview
 
     check_audit_folder(options.output_dir, options.overwrite)
     features = FeatureConfig(options.features, options.weights)
@@ -50,8 +51,15 @@ def main() -> None:
         options.strict,
     )
     name = options.name or " + ".join(parse_source(one).name for one in options.data_dir)
-    write_audit(findings, xrays, options.output_dir, name, not options.no_thumbnails)
-    print(tell_verdicts(findings))
+    write_audit(
+        findings,
+        xrays,
+        options.output_dir,
+        name,
+        not options.no_thumbnails,
+        lambda pixels: draw_preview(pixels, AugmentConfig()),
+    )
+    print(format_verdicts(findings))
     print(f"The report is in {options.output_dir}.")
 
 

@@ -64,7 +64,7 @@ def main() -> None:
     from pneumonia_hf.data.folder_source import list_others
     from pneumonia_hf.data.sources import parse_source
     from pneumonia_hf.errors import UserError
-    from pneumonia_hf.evaluation.evaluate import check_card, choose_part, evaluate_predictor
+    from pneumonia_hf.evaluation.evaluate import check_card, choose_split, evaluate_predictor
     from pneumonia_hf.evaluation.report import check_report_folder, to_json, write_report
     from pneumonia_hf.inference.predictor import Predictor
     from pneumonia_hf.models.model_card import add_report
@@ -77,7 +77,7 @@ def main() -> None:
             raise UserError("--other_classes needs one folder as --data_dir.")
         others = list_others(parse_source(options.data_dir[0]).where, options.other_classes)
     predictor = Predictor.from_pretrained(options.model, tta=options.tta)
-    split, data = choose_part(options.data_dir, options.split, predictor, options.strict)
+    split, data = choose_split(options.data_dir, options.split, predictor, options.strict)
     name = options.name or " + ".join(parse_source(one).name for one in options.data_dir)
     report = evaluate_predictor(
         predictor,

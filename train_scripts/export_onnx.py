@@ -1,4 +1,4 @@
-"""Write a finished model as one ONNX file, checked against the model itself.
+"""Write a saved model as one ONNX file, checked against the model itself.
 
 python train_scripts/export_onnx.py --model runs/NAME --output model.onnx
 """

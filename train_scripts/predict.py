@@ -22,7 +22,7 @@ def main() -> int:
     parser.add_argument("--input", nargs="+", required=True, help="Files, and folders of them.")
     parser.add_argument("--output", required=True, help="The table to write; - prints it.")
     parser.add_argument(
-        "--tta", action="store_true", help="Average over five views of each picture: slower."
+        "--tta", action="store_true", help="Average over five views of each image: slower."
     )
     parser.add_argument("--overwrite", action="store_true", help="Replace an older table.")
     options = parser.parse_args()

@@ -18,12 +18,12 @@ from pneumonia_hf.errors import UserError, XrayError
 
 @dataclass
 class PreviewArguments:
-    """Which pictures, and where the sheet goes."""
+    """Which images, and where the sheet goes."""
 
     data_dir: list[str] = field(metadata={"help": "Sources of X-rays, as for training."})
     output: str = field(metadata={"help": "PNG file to write."})
     image_size: int = field(default=224, metadata={"help": "Side of the model's input."})
-    seed: int = field(default=13, metadata={"help": "Seed of the pictures and the changes."})
+    seed: int = field(default=13, metadata={"help": "Seed of the images and the changes."})
     overwrite: bool = field(default=False, metadata={"help": "Replace an older sheet."})
 
     def __post_init__(self) -> None:
@@ -40,8 +40,8 @@ class PreviewArguments:
 
 def main() -> None:
     """Read recipe and flags, draw the sheet, and say where it is."""
-    from pneumonia_hf.data.load import DataConfig, load_parts
-    from pneumonia_hf.data.sources import open_pictures
+    from pneumonia_hf.data.load import DataConfig, load_splits
+    from pneumonia_hf.data.sources import open_images
     from pneumonia_hf.imaging.preprocess import make_processor, resize
     from pneumonia_hf.imaging.read import read_xray
     from pneumonia_hf.labels import LABELS
@@ -52,23 +52,23 @@ def main() -> None:
     options, config = parse_recipe(
         [PreviewArguments, AugmentConfig], others=[DataConfig, ModelConfig, XrayTrainingArguments]
     )
-    parts = load_parts(options.data_dir)
-    part = parts.get("train") or next(iter(parts.values()))
-    order = list(range(len(part)))
+    splits = load_splits(options.data_dir)
+    split = splits.get("train") or next(iter(splits.values()))
+    order = list(range(len(split)))
     random.Random(options.seed).shuffle(order)
-    drawn = part.select(order)
-    pictures: list[list] = [[] for _ in LABELS]
-    for label, (_, picture) in zip(drawn["label"], open_pictures(drawn), strict=True):
-        if len(pictures[label]) < 2:
+    drawn = split.select(order)
+    images: list[list] = [[] for _ in LABELS]
+    for label, (_, image) in zip(drawn["label"], open_images(drawn), strict=True):
+        if len(images[label]) < 2:
             with suppress(XrayError):  # another one is drawn
-                pictures[label].append(read_xray(picture))
-        elif all(len(of_class) == 2 for of_class in pictures):
+                images[label].append(read_xray(image))
+        elif all(len(of_class) == 2 for of_class in images):
             break
-    pictures = [one for pair in zip(*pictures, strict=False) for one in pair]
-    if not pictures:
-        raise UserError(f"No picture in {' '.join(options.data_dir)} can be read.")
+    images = [one for pair in zip(*images, strict=False) for one in pair]
+    if not images:
+        raise UserError(f"No image in {' '.join(options.data_dir)} can be read.")
     processor = make_processor(options.image_size, (0.5,) * 3, (0.5,) * 3)
-    figure = draw_preview(resize(pictures, processor), config, seed=options.seed)
+    figure = draw_preview(resize(images, processor), config, seed=options.seed)
     Path(options.output).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(options.output, dpi=110, metadata={"Software": None})
     print(f"The sheet is {options.output}; its rows show NORMAL and PNEUMONIA in turn.")

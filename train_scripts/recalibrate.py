@@ -1,4 +1,4 @@
-"""Calibrate a finished model anew, on the validation images that it was chosen on.
+"""Calibrate a saved model anew, on the validation images that it was chosen on.
 
 python train_scripts/recalibrate.py --model runs/NAME --data_dir DATA
 
@@ -18,7 +18,7 @@ from pneumonia_hf.cli import make_parser, run_script
 def main() -> None:
     """Find the model's own validation images in the data, and calibrate it on them."""
     parser = make_parser(__doc__)
-    parser.add_argument("--model", type=Path, required=True, help="Folder of a finished model.")
+    parser.add_argument("--model", type=Path, required=True, help="Folder of a saved model.")
     parser.add_argument(
         "--data_dir",
         nargs="+",

@@ -1,4 +1,4 @@
-"""Search for the hyper-parameters of a recipe, by whole runs compared on the validation part.
+"""Search for the hyper-parameters of a recipe, by whole runs compared on the validation split.
 
 python train_scripts/search.py --config train_scripts/configs/dinov2-small.yaml \
     --ranges train_scripts/configs/search.yaml --data_dir DATA --output_dir runs/search

@@ -27,9 +27,9 @@ def main() -> None:
     folder = run_recipe(Recipe(data, model, augment), arguments)
     if arguments.process_index == 0:
         if arguments.seeds is None:
-            print(f"The finished model is in {folder}; its card is {folder / 'README.md'}.")
+            print(f"The saved model is in {folder}; its card is {folder / 'README.md'}.")
         else:
-            print(f"The finished ensemble is in {folder}; its numbers are in seeds.md.")
+            print(f"The saved ensemble is in {folder}; its numbers are in seeds.md.")
 
 
 if __name__ == "__main__":

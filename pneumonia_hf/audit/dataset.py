@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pneumonia_hf.audit.near_duplicates import group_exact, group_near
-from pneumonia_hf.data.issues import Trouble
+from pneumonia_hf.data.issues import DataIssue
 from pneumonia_hf.data.patients import named_by_file
 from pneumonia_hf.data.pixel_store import XrayPixels
 from pneumonia_hf.data.table import column
@@ -30,27 +30,27 @@ class Finding:
     """What a check found."""
 
     verdict: str  # of VERDICTS
-    count: int  # of what it looks for: pictures, groups, patients
+    count: int  # of what it looks for: images, groups, patients
     text: str  # a sentence
     examples: tuple[Any, ...] = ()  # the first or worst cases
-    shown: tuple[tuple[int, str], ...] = ()  # pictures worth seeing, each with a caption
+    shown: tuple[tuple[int, str], ...] = ()  # images worth seeing, each with a caption
     more: dict[str, Any] = field(default_factory=dict)  # numbers and lists of its own
 
 
 @dataclass
 class Xrays:
-    """All pictures of an audit, as columns, and what their sources were in trouble with."""
+    """All images of an audit, as columns, and what their sources were in issue with."""
 
     data: Dataset  # the rows of all parts, one part after the other
-    parts: tuple[str, ...]
-    part: np.ndarray  # int8 [N], places in `parts`
-    pictures: XrayPixels
-    troubles: tuple[Trouble, ...] = ()
+    splits: tuple[str, ...]
+    split: np.ndarray  # int8 [N], places in `parts`
+    images: XrayPixels
+    issues: tuple[DataIssue, ...] = ()
     features: FeatureConfig | None = None  # what label suspects are looked for with
-    unseen_pairs: int = 0  # of films with like hashes, when too many were to be compared
+    unseen_pairs: int = 0  # of X-rays with like hashes, when too many were to be compared
 
     def __len__(self) -> int:
-        return len(self.part)
+        return len(self.split)
 
     @cached_property
     def label(self) -> np.ndarray:
@@ -66,27 +66,27 @@ class Xrays:
 
     @cached_property
     def exact(self) -> np.ndarray:
-        """Numbers of the groups of pictures with equal pixels: int64 [N]."""
-        return group_exact(self.pictures.facts("pixels"))
+        """Numbers of the groups of images with equal pixels: int64 [N]."""
+        return group_exact(self.images.facts("pixels"))
 
     @cached_property
     def near(self) -> np.ndarray:
-        """Numbers of the groups of pictures of one film: int64 [N]."""
-        groups, self.unseen_pairs = group_near(self.pictures, self.exact)
+        """Numbers of the groups of images of one X-ray: int64 [N]."""
+        groups, self.unseen_pairs = group_near(self.images, self.exact)
         return groups
 
     @cached_property
     def related(self) -> np.ndarray:
-        """Numbers of the groups that share a patient or a film: int64 [N].
+        """Numbers of the groups that share a patient or an X-ray: int64 [N].
 
         What is measured by cross-validation must not have one of a group on each side.
         """
         from scipy.sparse import coo_array
         from scipy.sparse.csgraph import connected_components
 
-        films = self.near + self.patient.max(initial=0) + 1
-        size = int(films.max(initial=0)) + 1
-        links = coo_array((np.ones(len(self), bool), (self.patient, films)), shape=(size, size))
+        xrays = self.near + self.patient.max(initial=0) + 1
+        size = int(xrays.max(initial=0)) + 1
+        links = coo_array((np.ones(len(self), bool), (self.patient, xrays)), shape=(size, size))
         return connected_components(links, directed=False)[1][self.patient]
 
     @cached_property
@@ -101,7 +101,7 @@ class Xrays:
         return self._patient_names[int(number)].as_py()
 
     def files(self, rows: Iterable[int]) -> list[str]:
-        """Return what people call the pictures at `rows`."""
+        """Return what people call the images at `rows`."""
         rows = [int(row) for row in rows]
         names = self._file_names
         return [names[row].as_py() for row in rows]
@@ -111,15 +111,15 @@ class Xrays:
         return column(self.data, "file")
 
     def describe(self, row: int) -> dict[str, str]:
-        """Return file, part and label of a picture."""
-        told = {"file": self.files([row])[0]}
-        if len(self.parts) > 1:
-            told["part"] = self.parts[self.part[row]]
-        return told | {"label": LABELS[self.label[row]]}
+        """Return file, part and label of an image."""
+        summary = {"file": self.files([row])[0]}
+        if len(self.splits) > 1:
+            summary["part"] = self.splits[self.split[row]]
+        return summary | {"label": LABELS[self.label[row]]}
 
 
 def finding_of_issues(
-    verdict: str, cases: Sequence[Trouble], text: str, count: int | None = None, **more: Any
+    verdict: str, cases: Sequence[DataIssue], text: str, count: int | None = None, **more: Any
 ) -> Finding:
     examples = tuple({"file": one.file, "reason": one.reason} for one in cases[:MOST_EXAMPLES])
     found = {"file": [one.file for one in cases], "reason": [one.reason for one in cases]}
@@ -136,7 +136,7 @@ def finding_of_issues(
 def show_examples(
     xrays: Xrays, rows: np.ndarray, captions: Sequence[str] | None = None
 ) -> tuple[tuple[dict, ...], tuple[tuple[int, str], ...]]:
-    """Return the first of some pictures as examples and as thumbnails."""
+    """Return the first of some images as examples and as thumbnails."""
     first = rows[:MOST_EXAMPLES]
     captions = list(captions or [""] * len(rows))
     examples = tuple(

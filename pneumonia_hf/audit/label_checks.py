@@ -16,28 +16,28 @@ from pneumonia_hf.labels import LABELS
 
 SMALLEST_SHARE = 0.2  # of a class in a part
 FALSE_ALARMS = 0.01  # how often random splits are said to differ in their shares of pneumonia
-SUSPECTS_STOP = 0.05  # share of the pictures
+SUSPECTS_STOP = 0.05  # share of the images
 WEAK_FEATURES = 0.9  # AUROC below which features say more of themselves than of the labels
 
 
 def check_balance(xrays: Xrays) -> Finding:
     """Classes in each part: too few of one, or shares that differ between parts."""
     counts = {
-        name: np.bincount(xrays.label[xrays.part == number], minlength=len(LABELS))
-        for number, name in enumerate(xrays.parts)
+        name: np.bincount(xrays.label[xrays.split == number], minlength=len(LABELS))
+        for number, name in enumerate(xrays.splits)
     }
     shares = {name: float(of[1] / max(of.sum(), 1)) for name, of in counts.items()}
     few = [name for name, share in shares.items() if min(share, 1 - share) < SMALLEST_SHARE]
     shift = max(shares.values()) - min(shares.values())
-    chance = compare_shares(xrays.label, xrays.patient, xrays.part)
+    chance = compare_shares(xrays.label, xrays.patient, xrays.split)
     verdict = "stop" if any(0 in of for of in counts.values()) else "look" if few else "fine"
-    told = "; ".join(
+    summary = "; ".join(
         f"{name} has {of[0]} {LABELS[0]} and {of[1]} {LABELS[1]} ({shares[name]:.1%} of all)"
         for name, of in counts.items()
     )
     if chance < FALSE_ALARMS:
         verdict = max(verdict, "look", key=VERDICTS.index)
-        told += (
+        summary += (
             f"; the shares differ by {shift:.1%} between splits, more than splitting these "
             f"patients at random explains (p = {chance:.3g})"
         )
@@ -45,11 +45,11 @@ def check_balance(xrays: Xrays) -> Finding:
     numbers = {name: {LABELS[0]: int(of[0]), LABELS[1]: int(of[1])} for name, of in counts.items()}
     examples = tuple({"part": name, **numbers[name]} for name in few)
     more = {"parts": numbers, "p_of_shift": round(chance, 4)}
-    return Finding(verdict, len(few), f"{told}.", examples, more=more)
+    return Finding(verdict, len(few), f"{summary}.", examples, more=more)
 
 
 def compare_shares(
-    label: np.ndarray, patient: np.ndarray, part: np.ndarray, draws: int = 999, seed: int = 0
+    label: np.ndarray, patient: np.ndarray, split: np.ndarray, draws: int = 999, seed: int = 0
 ) -> float:
     """Return how likely splits of the same sizes differ so much in their share of pneumonia.
 
@@ -59,14 +59,14 @@ def compare_shares(
 
     Args:
         label: 0 or 1, [N].
-        patient, part: numbers that stand for the patient and the split, [N].
+        patient, split: numbers that stand for the patient and the split, [N].
         draws: random deals.
         seed: of the deals.
 
     Returns:
         The p-value, 1 / (draws + 1) or more; 1 where there is one split only.
     """
-    units, of_unit = np.unique(np.stack([patient, part]), axis=1, return_inverse=True)
+    units, of_unit = np.unique(np.stack([patient, split]), axis=1, return_inverse=True)
     of_unit = of_unit.ravel()  # a patient in two splits counts in each
     splits = units[1] - units[1].min(initial=0)
     size = np.bincount(of_unit).astype(np.float64)
@@ -88,8 +88,8 @@ def compare_shares(
 
 
 def check_patient_labels(xrays: Xrays) -> Finding:
-    """Patients with pictures of both labels: ill at one time, well at another, or mistaken."""
-    cases = [one for one in xrays.troubles if one.kind == "both_labels"]
+    """Patients with images of both labels: ill at one time, well at another, or mistaken."""
+    cases = [one for one in xrays.issues if one.kind == "both_labels"]
     text = f"{count_noun(cases, 'patient')} with both labels"
     if not cases and xrays.by_file_name:
         text = (
@@ -106,11 +106,11 @@ def check_patient_labels(xrays: Xrays) -> Finding:
 
 def check_label_suspects(xrays: Xrays) -> Finding:
     """Labels that cross-validated predictions from frozen features speak against (cleanlab)."""
-    from pneumonia_hf.audit.label_errors import find_suspects
+    from pneumonia_hf.audit.label_errors import find_label_errors
 
     if xrays.features is None:
         return Finding("look", 0, "not looked for, as no features were asked for.")
-    found = find_suspects(xrays.pictures, xrays.label, xrays.related, xrays.features)
+    found = find_label_errors(xrays.images, xrays.label, xrays.related, xrays.features)
     if found is None:
         return Finding("look", 0, "too few patients of a class to look for wrong labels.")
     rows, probabilities, area, means = found

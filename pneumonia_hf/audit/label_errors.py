@@ -1,7 +1,7 @@
 """What a plain model can tell from frozen features: doubtful labels, and shortcuts to the class.
 
-All predictions are cross-validated: no picture is judged by a model that saw its patient, or
-another copy of its film.
+All predictions are cross-validated: no image is judged by a model that saw its patient, or
+another copy of its X-ray.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 FOLDS = 5
 MOST_ROWS = 8_000  # that a fold's model is fitted on, so that memory does not grow with the data
-COMPONENTS = 128  # kept of the features at most, and one for every ten pictures
+COMPONENTS = 128  # kept of the features at most, and one for every ten images
 PIXELS = "pixels"  # the features that need no network
 
 
@@ -33,7 +33,7 @@ class FeatureConfig:
         default="dinov2-small",
         metadata={
             "help": "Backbone whose pretrained features look for doubtful labels, or pixels: "
-            "the grey levels themselves, which need no network; none leaves it out."
+            "the gray levels themselves, which need no network; none leaves it out."
         },
     )
     weights: str | None = field(
@@ -52,8 +52,8 @@ class FeatureConfig:
             raise UserError(f"Unknown features {self.features!r}; choose from {known}.")
 
 
-def find_suspects(
-    pictures: XrayPixels, labels: np.ndarray, groups: np.ndarray, config: FeatureConfig
+def find_label_errors(
+    images: XrayPixels, labels: np.ndarray, groups: np.ndarray, config: FeatureConfig
 ) -> tuple[np.ndarray, np.ndarray, float, str] | None:
     """Return the rows whose labels are doubtful, most doubtful first.
 
@@ -61,12 +61,12 @@ def find_suspects(
     over the predictions of a logistic regression on frozen features.
 
     Args:
-        pictures, labels: what is judged, and the class numbers given to it, [N].
+        images, labels: what is judged, and the class numbers given to it, [N].
         groups: numbers of what belongs together, [N]: one of a group never judges another.
         config: the features.
 
     Returns:
-        Rows, P(pneumonia) of all pictures, the AUROC of these against the labels, and the name
+        Rows, P(pneumonia) of all images, the AUROC of these against the labels, and the name
         of the features; None where a class has too few patients.
     """
     from cleanlab.filter import find_label_issues
@@ -77,7 +77,7 @@ def find_suspects(
 
     if not has_enough_groups(labels, groups):
         return None
-    features, name = compute_features(pictures, config)
+    features, name = compute_features(images, config)
     probabilities = cross_validate(
         features,
         labels,
@@ -89,10 +89,10 @@ def find_suspects(
     return rows, probabilities, float(roc_auc_score(labels, probabilities)), name
 
 
-def compute_features(pictures: XrayPixels, config: FeatureConfig | None) -> tuple[np.ndarray, str]:
+def compute_features(images: XrayPixels, config: FeatureConfig | None) -> tuple[np.ndarray, str]:
     """Return the principal components of frozen features, [N, COMPONENTS] float16, and their name.
 
-    Where the backbone's weights cannot be fetched, the grey levels take their place, and the
+    Where the backbone's weights cannot be fetched, the gray levels take their place, and the
     name says so.
     """
     from sklearn.decomposition import PCA
@@ -106,17 +106,17 @@ def compute_features(pictures: XrayPixels, config: FeatureConfig | None) -> tupl
             if config.weights:
                 raise
             name = f"{PIXELS}, since the weights of {name} cannot be had"
-    count = len(pictures)
-    # The components come from a sample, so that no features of all pictures are kept.
+    count = len(images)
+    # The components come from a sample, so that no features of all images are kept.
     sample = np.sort(np.random.default_rng(0).permutation(count)[:2000])
-    some = _in_batches(pictures, sample, extract)
-    # As many components as pictures would be nothing but noise.
+    some = _in_batches(images, sample, extract)
+    # As many components as images would be nothing but noise.
     components = min(COMPONENTS, max(2, count // 10), *some.shape)
     reduction = PCA(components, random_state=0).fit(some)
     if count == len(sample):
         return reduction.transform(some).astype(np.float16), name
     reduced = _in_batches(
-        pictures, np.arange(count), lambda pixels: reduction.transform(extract(pixels))
+        images, np.arange(count), lambda pixels: reduction.transform(extract(pixels))
     )
     return reduced, name
 
@@ -155,16 +155,16 @@ def has_enough_groups(labels: np.ndarray, groups: np.ndarray) -> bool:
 
 
 def _in_batches(
-    pictures: XrayPixels, rows: np.ndarray, extract: Callable[[Any], np.ndarray]
+    images: XrayPixels, rows: np.ndarray, extract: Callable[[Any], np.ndarray]
 ) -> np.ndarray:
-    """Return what `extract` makes of the pictures at `rows`: float16 [N, D]."""
+    """Return what `extract` makes of the images at `rows`: float16 [N, D]."""
     from tqdm.auto import tqdm
 
     out = None
     starts = range(0, len(rows), 32)
     for start in tqdm(starts, desc="Features", unit="batch", leave=False, disable=len(rows) < 500):
         batch = rows[start : start + 32]
-        made = extract(pictures.pixels(batch))
+        made = extract(images.pixels(batch))
         if out is None:
             out = np.empty((len(rows), made.shape[1]), np.float16)
         out[start : start + len(batch)] = made
@@ -172,7 +172,7 @@ def _in_batches(
 
 
 def _pixel_features(pixels: Any) -> np.ndarray:
-    """Return the grey levels of pictures at 32 x 32: [N, 1024]."""
+    """Return the gray levels of images at 32 x 32: [N, 1024]."""
     from torch.nn.functional import interpolate
 
     small = interpolate(pixels.float() / 255, (32, 32), mode="area")
@@ -180,7 +180,7 @@ def _pixel_features(pixels: Any) -> np.ndarray:
 
 
 def _network_features(name: str, weights: str | None) -> Callable[[Any], np.ndarray]:
-    """Return what makes features of uint8 pictures: the input of the backbone's last layer."""
+    """Return what makes features of uint8 images: the input of the backbone's last layer."""
     import torch
 
     from pneumonia_hf.models.backbones import fast_precision, head_of

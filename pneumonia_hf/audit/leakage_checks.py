@@ -11,14 +11,14 @@ from pneumonia_hf.labels import LABELS
 
 
 def check_exact_duplicates(xrays: Xrays) -> Finding:
-    """Pictures whose decoded pixels are the same."""
+    """Images whose decoded pixels are the same."""
     return _check_groups(xrays, xrays.exact, "equal pixels")
 
 
 def check_near_duplicates(xrays: Xrays) -> Finding:
-    """Pictures that show the same film, stored in another way; confirmed by correlation."""
+    """Images that show the same X-ray, stored in another way; confirmed by correlation."""
     finding = _check_groups(
-        xrays, xrays.near, "the same film, stored otherwise", beyond=xrays.exact
+        xrays, xrays.near, "the same X-ray, stored otherwise", beyond=xrays.exact
     )
     if not xrays.unseen_pairs:
         return finding
@@ -29,12 +29,12 @@ def check_near_duplicates(xrays: Xrays) -> Finding:
 
 
 def check_patient_overlap(xrays: Xrays) -> Finding:
-    """Patients with pictures in more than one part."""
-    places = np.unique(np.stack([xrays.patient, xrays.part]), axis=1)
+    """Patients with images in more than one part."""
+    places = np.unique(np.stack([xrays.patient, xrays.split]), axis=1)
     numbers, counts = np.unique(places[0], return_counts=True)
     shared = numbers[counts > 1]
-    if len(xrays.parts) == 1:
-        text = "the data is not parted yet; training parts it by patient."
+    if len(xrays.splits) == 1:
+        text = "the data is not parted yet; training splits it by patient."
     elif len(shared):
         text = (
             f"{count_noun(shared, 'patient')} in more than one split: what is measured there is "
@@ -64,7 +64,7 @@ def check_patient_overlap(xrays: Xrays) -> Finding:
 
 def check_unknown_patients(xrays: Xrays) -> Finding:
     """Files that do not tell their patient: each counts as a patient of its own."""
-    cases = [one for one in xrays.troubles if one.kind == "own_patient"]
+    cases = [one for one in xrays.issues if one.kind == "own_patient"]
     count = sum(one.count for one in cases)
     text = (
         f"{count} files do not tell whose they are: if one patient has several of them, "
@@ -85,7 +85,7 @@ def _check_groups(
     if beyond is not None:
         several = [rows for rows in several if len(np.unique(beyond[rows])) > 1]
     crossing = {
-        "across_parts": [len(np.unique(xrays.part[rows])) > 1 for rows in several],
+        "across_parts": [len(np.unique(xrays.split[rows])) > 1 for rows in several],
         "across_labels": [len(np.unique(xrays.label[rows])) > 1 for rows in several],
         "across_patients": [len(np.unique(xrays.patient[rows])) > 1 for rows in several],
     }
@@ -99,18 +99,18 @@ def _check_groups(
     files = sum(len(rows) for rows in several)
     if not several:
         return Finding(
-            "fine", 0, f"no two pictures show {what}.", more=counts | {"groups": [], "files": []}
+            "fine", 0, f"no two images show {what}.", more=counts | {"groups": [], "files": []}
         )
-    told = ", ".join(
+    summary = ", ".join(
         f"{n} with {name.replace('across_', 'different ')}" for name, n in counts.items() if n
     )
-    text = f"{files} pictures in {count_noun(several, 'group')} show {what}" + (
-        f": {told}" if told else ""
+    text = f"{files} images in {count_noun(several, 'group')} show {what}" + (
+        f": {summary}" if summary else ""
     )
     examples = [
         {
             "files": xrays.files(rows),
-            "parts": sorted({xrays.parts[one] for one in xrays.part[rows]}),
+            "parts": sorted({xrays.splits[one] for one in xrays.split[rows]}),
             "labels": sorted({LABELS[one] for one in xrays.label[rows]}),
         }
         for rows in several[:MOST_EXAMPLES]

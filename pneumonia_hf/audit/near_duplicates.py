@@ -1,4 +1,4 @@
-"""Pictures that are there twice: the same pixels, or the same film stored in another way."""
+"""Images that are there twice: the same pixels, or the same X-ray stored in another way."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ if TYPE_CHECKING:
 
     from pneumonia_hf.data.pixel_store import XrayPixels
 
-# Of 256 bits of the perceptual hash. Copies of 60 real films made by another compression, size,
+# Of 256 bits of the perceptual hash. Copies of 60 real X-rays made by another compression, size,
 # exposure, blur or noise differed by up to 34; a crop of 2%, a turn of 1 degree or a shift of 2%
-# by up to 56, in 19 of 20. Different films mostly differ by 80 to 160.
+# by up to 56, in 19 of 20. Different X-rays mostly differ by 80 to 160.
 MOST_BITS = 60
-# Correlation of pictures of 64 x 64. The most alike of 5,216 different films reach 0.981 after
+# Correlation of images of 64 x 64. The most alike of 5,216 different X-rays reach 0.981 after
 # the overlay, all of those copies 0.986 and more.
 LEAST_CORRELATION = 0.985
-SIDE = 64  # pixels of the pictures that are compared
-TILE = 256  # pictures against all others at a time
+SIDE = 64  # pixels of the images that are compared
+TILE = 256  # images against all others at a time
 PAIRS = 64  # pairs that are laid over each other at a time
-PARTNERS = 50  # of a picture at most; blank ones would make pairs without end
-OVERLAYS = 1.0  # for each picture at most; among 5,216 films there were 0.14
+PARTNERS = 50  # of an image at most; blank ones would make pairs without end
+OVERLAYS = 1.0  # for each image at most; among 5,216 X-rays there were 0.14
 STEPS = 25  # of the search for the best overlay, in small and then in large
-WORTH_A_LOOK = 0.97  # correlation in small from which the large pictures are compared
+WORTH_A_LOOK = 0.97  # correlation in small from which the large images are compared
 
 
 def group_exact(pixels: np.ndarray) -> np.ndarray:
-    """Return a group number for each picture; equal decoded pixels have the same: int64 [N].
+    """Return a group number for each image; equal decoded pixels have the same: int64 [N].
 
     Args:
         pixels: uint64 [N, 2], the hashes of the decoded pixels.
@@ -41,8 +41,8 @@ def group_exact(pixels: np.ndarray) -> np.ndarray:
     return groups
 
 
-def group_near(part: XrayPixels, exact: np.ndarray) -> tuple[np.ndarray, int]:
-    """Return a group number for each picture, int64 [N], and how many pairs were left unseen.
+def group_near(split: XrayPixels, exact: np.ndarray) -> tuple[np.ndarray, int]:
+    """Return a group number for each image, int64 [N], and how many pairs were left unseen.
 
     Copies are found that differ by compression, size, exposure, blur or noise, and by a crop or
     shift of up to about 2% or a turn of up to about 2 degrees.
@@ -50,31 +50,31 @@ def group_near(part: XrayPixels, exact: np.ndarray) -> tuple[np.ndarray, int]:
     Pairs of similar perceptual hashes are confirmed by the correlation of their pixels, if need
     be after one was laid over the other by a small shift, turn and zoom. All pairs of hashes are
     compared, at a few nanoseconds each; the most alike come first, and overlays end when there
-    were OVERLAYS for each picture.
+    were OVERLAYS for each image.
 
     Args:
-        part: the pictures.
+        split: the images.
         exact: their groups by `group_exact`, one of each is compared.
     """
     _, firsts, members = np.unique(exact, return_index=True, return_inverse=True)
-    films = _Groups(len(firsts))
-    ones, others = _similar_pairs(part.facts("phash")[firsts])
+    xrays = _Groups(len(firsts))
+    ones, others = _similar_pairs(split.facts("phash")[firsts])
     overlays, unseen = max(100, int(OVERLAYS * len(firsts))), 0
     for start in range(0, len(ones), PAIRS):
-        a, b = films.apart(ones[start : start + PAIRS], others[start : start + PAIRS])
+        a, b = xrays.apart(ones[start : start + PAIRS], others[start : start + PAIRS])
         if not len(a):
             continue
-        pictures = part.pixels(firsts[a]), part.pixels(firsts[b])
-        correlations = correlate(*pictures)
-        films.join(a, b, correlations >= LEAST_CORRELATION)
+        images = split.pixels(firsts[a]), split.pixels(firsts[b])
+        correlations = correlate(*images)
+        xrays.join(a, b, correlations >= LEAST_CORRELATION)
         doubtful = np.flatnonzero(correlations < LEAST_CORRELATION)
         unseen += max(0, len(doubtful) - overlays)
         doubtful = doubtful[:overlays]
         if len(doubtful):
             overlays -= len(doubtful)
-            found = overlay(*(one[doubtful] for one in pictures))
-            films.join(a[doubtful], b[doubtful], found >= LEAST_CORRELATION)
-    return films.numbers()[members.ravel()], unseen
+            found = overlay(*(one[doubtful] for one in images))
+            xrays.join(a[doubtful], b[doubtful], found >= LEAST_CORRELATION)
+    return xrays.numbers()[members.ravel()], unseen
 
 
 class _Groups:
@@ -105,7 +105,7 @@ class _Groups:
 
 
 def correlate(ones: Tensor, others: Tensor) -> np.ndarray:
-    """Return the correlation of each pair of pictures as they lie: float [N]."""
+    """Return the correlation of each pair of images as they lie: float [N]."""
     import torch
 
     return _correlation(_shrink(ones, SIDE), _shrink(others, SIDE), torch.ones(1)).numpy().copy()
@@ -168,7 +168,7 @@ def _shrink(pixels: Tensor, side: int) -> Tensor:
 
 
 def _correlation(ones: Tensor, others: Tensor, mask: Tensor) -> Tensor:
-    """Return Pearson's correlation of pictures [N, 1, H, W] where `mask` is 1: [N]."""
+    """Return Pearson's correlation of images [N, 1, H, W] where `mask` is 1: [N]."""
     mask = mask.expand_as(ones)
     weight = mask.sum((1, 2, 3), keepdim=True).clamp(min=1)
     ones = (ones - (ones * mask).sum((1, 2, 3), keepdim=True) / weight) * mask
@@ -193,7 +193,7 @@ def _similar_pairs(hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             rows, columns = rows[above], columns[above]
             found.append(np.stack([rows + start, columns + from_, bits[rows, columns]]))
         pairs = np.concatenate(found, axis=1).astype(np.int32)
-        # The partners of each picture that are most like it.
+        # The partners of each image that are most like it.
         pairs = pairs[:, np.lexsort((pairs[1], pairs[2], pairs[0]))]
         firsts = np.searchsorted(pairs[0], pairs[0])
         return pairs[:, np.arange(pairs.shape[1]) - firsts < PARTNERS]

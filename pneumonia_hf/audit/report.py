@@ -1,8 +1,9 @@
-"""What an audit found -> audit.json, audit.md and pictures in one folder."""
+"""What an audit found -> audit.json, audit.md and images in one folder."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,10 +18,10 @@ from pneumonia_hf.data.patients import describe_patients
 from pneumonia_hf.errors import UserError
 from pneumonia_hf.files import write_json
 from pneumonia_hf.labels import LABELS
-from pneumonia_hf.training.augment import AugmentConfig, draw_preview
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from torch import Tensor
 
 TILE = 128  # pixels of a thumbnail
 COLUMNS = 6
@@ -45,6 +46,7 @@ def write_audit(
     folder: Path,
     name: str = "data",
     thumbnails: bool = True,
+    draw_augmentation: Callable[[Tensor], Figure] | None = None,
 ) -> None:
     """Write audit.json, audit.md, overview.png and, unless told not to, thumbnails.
 
@@ -53,6 +55,8 @@ def write_audit(
         folder: made if there is none.
         name: what the report calls the data.
         thumbnails: whether X-rays are shown; without, the report can be given to anyone.
+        draw_augmentation: draws what training's augmentation makes of some images, given as
+            uint8 [N, 1, H, W]; by default there is no such sheet.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for old in (folder / "thumbnails").glob("*.png"):  # of an older report
@@ -65,10 +69,11 @@ def write_audit(
             if finding.shown:
                 draw_sheet(xrays, finding).save(folder / "thumbnails" / f"{check}.png")
                 sheets.append(check)
-        rows = np.linspace(0, len(xrays) - 1, min(3, len(xrays))).astype(int)
-        sheet = draw_preview(xrays.pictures.pixels(rows), AugmentConfig())
-        _save(sheet, folder / "thumbnails" / "augmentation.png")
-        sheets.append("augmentation")
+        if draw_augmentation is not None:
+            rows = np.linspace(0, len(xrays) - 1, min(3, len(xrays))).astype(int)
+            sheet = draw_augmentation(xrays.images.pixels(rows))
+            _save(sheet, folder / "thumbnails" / "augmentation.png")
+            sheets.append("augmentation")
     (folder / "audit.md").write_text(_to_markdown(findings, xrays, name, sheets), encoding="utf-8")
     write_json(folder / "audit.json", to_json(findings))
 
@@ -87,23 +92,23 @@ def to_json(findings: dict[str, Finding]) -> dict[str, Any]:
     }
 
 
-def tell_verdicts(findings: dict[str, Finding]) -> str:
+def format_verdicts(findings: dict[str, Finding]) -> str:
     """Return a line for each check, and one for all."""
     lines = [f"{one.verdict:5} {name}: {one.text}" for name, one in findings.items()]
     counts = {word: sum(one.verdict == word for one in findings.values()) for word in VERDICTS}
-    told = ", ".join(f"{count} {word}" for word, count in counts.items())
-    return "\n".join([*lines, f"Of {len(findings)} checks: {told}."])
+    summary = ", ".join(f"{count} {word}" for word, count in counts.items())
+    return "\n".join([*lines, f"Of {len(findings)} checks: {summary}."])
 
 
 def _to_markdown(findings: dict[str, Finding], xrays: Xrays, name: str, sheets: list[str]) -> str:
-    parts = ", ".join(
-        f"{part} {int(np.sum(xrays.part == number))}" for number, part in enumerate(xrays.parts)
+    splits = ", ".join(
+        f"{split} {int(np.sum(xrays.split == number))}" for number, split in enumerate(xrays.splits)
     )
     patients = len(np.unique(xrays.patient))
     lines = [
         f"# Audit of {name}",
         "",
-        f"{len(xrays)} images that can be read ({parts}), of "
+        f"{len(xrays)} images that can be read ({splits}), of "
         f"{describe_patients(patients, xrays.by_file_name)}. By `audit_data.py` of pneumonia-hf "
         f"{__version__}.",
         "",
@@ -133,7 +138,7 @@ def _to_markdown(findings: dict[str, Finding], xrays: Xrays, name: str, sheets: 
         lines += [
             "## Augmentation",
             "",
-            "What training makes of some of these pictures, by `preview_augmentation.py`.",
+            "What training makes of some of these images, by `preview_augmentation.py`.",
             "",
             "![augmentation](thumbnails/augmentation.png)",
             "",
@@ -151,15 +156,15 @@ def _cell(text: str) -> str:
 def _tell(example: Any) -> str:
     if not isinstance(example, dict):
         return str(example)
-    told = []
+    summary = []
     for key, value in example.items():
         value = ", ".join(map(str, value)) if isinstance(value, list) else value
-        told.append(f"`{value}`" if key in ("file", "files", "patient") else f"{key} {value}")
-    return "; ".join(told)
+        summary.append(f"`{value}`" if key in ("file", "files", "patient") else f"{key} {value}")
+    return "; ".join(summary)
 
 
 def draw_sheet(xrays: Xrays, finding: Finding) -> Image.Image:
-    """Return the pictures worth seeing, side by side with their captions."""
+    """Return the images worth seeing, side by side with their captions."""
     rows = [row for row, _ in finding.shown]
     captions = [caption for _, caption in finding.shown]
     names = [name.rsplit("/", 1)[-1] for name in xrays.files(rows)]
@@ -172,11 +177,11 @@ def draw_sheet(xrays: Xrays, finding: Finding) -> Image.Image:
     for place, (row, caption, name) in enumerate(zip(rows, captions, names, strict=True)):
         x = gap + place % COLUMNS * (TILE + gap)
         y = gap + place // COLUMNS * (TILE + 2 * line + 2 * gap)
-        picture = Image.fromarray(xrays.pictures.pixels([row])[0, 0].numpy())
-        w, h = (int(xrays.pictures.facts(side)[row]) for side in ("width", "height"))
-        scale = TILE / max(w, h)  # in the shape that the film has
-        picture = picture.resize((max(1, round(w * scale)), max(1, round(h * scale))))
-        sheet.paste(picture, (x + (TILE - picture.width) // 2, y + TILE - picture.height))
+        image = Image.fromarray(xrays.images.pixels([row])[0, 0].numpy())
+        w, h = (int(xrays.images.facts(side)[row]) for side in ("width", "height"))
+        scale = TILE / max(w, h)  # in the shape that the X-ray has
+        image = image.resize((max(1, round(w * scale)), max(1, round(h * scale))))
+        sheet.paste(image, (x + (TILE - image.width) // 2, y + TILE - image.height))
         draw.text((x, y + TILE + 2), _fit(name), fill=0)
         draw.text((x, y + TILE + 2 + line), _fit(caption), fill=0)
     return sheet
@@ -194,10 +199,10 @@ def draw_overview(findings: dict[str, Finding], xrays: Xrays) -> Figure:
 
     figure = Figure(figsize=(12, 3.6), layout="constrained")
     brightness, shape, shortcuts = figure.subplots(1, 3)
-    mean = xrays.pictures.facts("mean")
-    ratio = xrays.pictures.facts("width") / np.maximum(xrays.pictures.facts("height"), 1)
+    mean = xrays.images.facts("mean")
+    ratio = xrays.images.facts("width") / np.maximum(xrays.images.facts("height"), 1)
     for axes, values, edges, title in (
-        (brightness, mean, np.linspace(0, 255, 52), "Mean grey level"),
+        (brightness, mean, np.linspace(0, 255, 52), "Mean gray level"),
         (shape, np.clip(ratio, 0.4, 2.5), np.linspace(0.4, 2.5, 43), "Width to height"),
     ):
         for label, name in enumerate(LABELS):

@@ -31,14 +31,13 @@ from pneumonia_hf.audit.quality_checks import (
     check_unreadable,
 )
 from pneumonia_hf.audit.shortcuts import check_shortcuts
-from pneumonia_hf.data.cache import read_parts
-from pneumonia_hf.data.load import load_parts, troubles_of
+from pneumonia_hf.data.cache import decode_splits
+from pneumonia_hf.data.load import load_splits
 from pneumonia_hf.data.pixel_store import XrayPixels
 
 if TYPE_CHECKING:
-    from datasets import DatasetDict
-
     from pneumonia_hf.audit.label_errors import FeatureConfig
+    from pneumonia_hf.data.table import XrayData
 
 CHECKS: dict[str, Callable[[Xrays], Finding]] = {
     "balance": check_balance,
@@ -58,7 +57,7 @@ CHECKS: dict[str, Callable[[Xrays], Finding]] = {
     "label_suspects": check_label_suspects,
     "shortcuts": check_shortcuts,
 }
-SIZE = 224  # pixels squared at which pictures are compared
+SIZE = 224  # pixels squared at which images are compared
 
 
 def run_checks(xrays: Xrays) -> dict[str, Finding]:
@@ -67,22 +66,22 @@ def run_checks(xrays: Xrays) -> dict[str, Finding]:
 
 
 def gather(
-    data: DatasetDict, pictures: dict[str, XrayPixels], features: FeatureConfig | None = None
+    data: XrayData, images: dict[str, XrayPixels], features: FeatureConfig | None = None
 ) -> Xrays:
     """Return all parts of a data set as one, for the checks."""
     from datasets import concatenate_datasets
 
     names = tuple(data)
-    several = [pictures[name] for name in names]
+    several = [images[name] for name in names]
     joined = XrayPixels(
         several[0].store,
         rows=np.concatenate([one.rows for one in several]),
         labels=np.concatenate([one.labels for one in several]),
         hashes=np.concatenate([one.hashes for one in several]),
     )
-    part = np.repeat(np.arange(len(names), dtype=np.int8), [len(one) for one in several])
+    split = np.repeat(np.arange(len(names), dtype=np.int8), [len(one) for one in several])
     rows = concatenate_datasets([data[name] for name in names])
-    return Xrays(rows, names, part, joined, troubles_of(data), features)
+    return Xrays(rows, names, split, joined, data.issues, features)
 
 
 def audit_sources(
@@ -96,29 +95,29 @@ def audit_sources(
     Args:
         data_dir: as in DataConfig.
         features: what label suspects are looked for with; left out, they are not.
-        cache_dir: the folder for decoded pictures.
+        cache_dir: the folder for decoded images.
         strict: whether what is no readable, labelled X-ray is an error.
 
     Raises:
-        UserError: as `load_parts` and `read_parts`.
+        UserError: as `load_splits` and `decode_splits`.
     """
     from pneumonia_hf.imaging.preprocess import make_processor
 
     processor = make_processor(SIZE, (0.5,) * 3, (0.5,) * 3)
-    listed = load_parts(data_dir, strict, may_lack=True)
-    parts, pictures = read_parts(listed, processor, cache_dir, strict, may_lack=True)
-    xrays = gather(parts, pictures, features)
+    listed = load_splits(data_dir, strict, may_lack=True)
+    splits, images = decode_splits(listed, processor, cache_dir, strict, may_lack=True)
+    xrays = gather(splits, images, features)
     return run_checks(xrays), xrays
 
 
-def audit_briefly(data: DatasetDict, pictures: dict[str, XrayPixels]) -> str:
+def audit_briefly(data: XrayData, images: dict[str, XrayPixels]) -> str:
     """Return the verdicts on the data of a training run, a line for each check.
 
     All but label suspects are looked for, which take a network's features and minutes.
     """
-    findings = run_checks(gather(data, pictures))
+    findings = run_checks(gather(data, images))
     del findings["label_suspects"]
-    counts = ", ".join(f"{name} {len(part)}" for name, part in data.items())
+    counts = ", ".join(f"{name} {len(split)}" for name, split in data.items())
     lines = [f"What the audit says of the data ({counts}):"]
     lines += [f"  {one.verdict:5} {name}: {one.text}" for name, one in findings.items()]
     worst = max((one.verdict for one in findings.values()), key=VERDICTS.index)

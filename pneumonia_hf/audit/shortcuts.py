@@ -20,7 +20,7 @@ SHORTCUT_LOOK, SHORTCUT_STOP = 0.6, 0.9
 def check_shortcuts(xrays: Xrays) -> Finding:
     """How well the class is told by what is not in the lungs, each alone, by patient.
 
-    The border is the outer 4% of the picture: arms, neck and belly, markers, and how the film was
+    The border is the outer 4% of the image: arms, neck and belly, markers, and how the X-ray was
     cut.
     """
     extras = {
@@ -28,20 +28,20 @@ def check_shortcuts(xrays: Xrays) -> Finding:
         for name in xrays.data.column_names
         if _is_extra(xrays, name)
     }
-    areas, passed_over = measure_shortcuts(xrays.pictures, xrays.label, xrays.related, extras)
+    areas, passed_over = measure_shortcuts(xrays.images, xrays.label, xrays.related, extras)
     if not areas:
         return Finding("look", 0, "too few patients of a class to measure shortcuts.")
     strong = {name: one for name, one in areas.items() if one["low"] >= SHORTCUT_LOOK}
-    # A network does not see metadata: what that tells, the picture may tell, or may not.
+    # A network does not see metadata: what that tells, the image may tell, or may not.
     worst = max(one["low"] for name, one in areas.items() if not name.startswith("metadata:"))
-    told = ", ".join(
+    summary = ", ".join(
         f"{name} {one['auroc']:.3f}"
         for name, one in sorted(areas.items(), key=lambda pair: -pair[1]["auroc"])
     )
     return Finding(
         "stop" if worst >= SHORTCUT_STOP else "look" if strong else "fine",
         len(strong),
-        f"AUROC by the picture's {told}.",
+        f"AUROC by the image's {summary}.",
         tuple({"shortcut": name, **one} for name, one in strong.items()),
         more={"auroc": areas, "not_measured": passed_over},
     )
@@ -61,14 +61,14 @@ RESAMPLES = 200
 
 
 def measure_shortcuts(
-    pictures: XrayPixels, labels: np.ndarray, groups: np.ndarray, extras: dict[str, np.ndarray]
+    images: XrayPixels, labels: np.ndarray, groups: np.ndarray, extras: dict[str, np.ndarray]
 ) -> tuple[dict[str, dict[str, float]], list[str]]:
     """Return the AUROC with which each thing beside the lungs tells the class, by patient.
 
     Boosted trees on that thing alone, cross-validated; the 95% interval is over patients.
 
     Args:
-        pictures, labels, groups: as for `find_suspects`.
+        images, labels, groups: as for `find_label_errors`.
         extras: columns of metadata, [N] each, that may tell the class too, also by being empty.
             Those with more than 20 different texts are not measured.
 
@@ -82,14 +82,14 @@ def measure_shortcuts(
     labels, groups = labels[rows], groups[rows]
     if not has_enough_groups(labels, groups):
         return {}, list(extras)
-    width = pictures.facts("width")[rows].astype(np.float32)
-    height = pictures.facts("height")[rows].astype(np.float32)
-    kinds = np.char.add(pictures.facts("format")[rows], pictures.facts("mode")[rows])
+    width = images.facts("width")[rows].astype(np.float32)
+    height = images.facts("height")[rows].astype(np.float32)
+    kinds = np.char.add(images.facts("format")[rows], images.facts("mode")[rows])
     things = {
-        "border": pictures.facts("border")[rows].astype(np.float32),
+        "border": images.facts("border")[rows].astype(np.float32),
         "size": np.stack([width, height], axis=1),
         "aspect_ratio": (width / height)[:, None],
-        "brightness": pictures.facts("mean")[rows][:, None],
+        "brightness": images.facts("mean")[rows][:, None],
         "file_kind": np.unique(kinds, return_inverse=True)[1].astype(np.float32)[:, None],
     }
     passed_over = []

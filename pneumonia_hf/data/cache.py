@@ -1,4 +1,4 @@
-"""Pictures read once, in parallel, into a store; later, and in other processes, found there."""
+"""Images read once, in parallel, into a store; later, and in other processes, found there."""
 
 from __future__ import annotations
 
@@ -10,33 +10,32 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pneumonia_hf.data.file_hashes import HashMemory, Stat, count_cores, hash_content, shorten
+from pneumonia_hf.data.file_hashes import HashCache, Stat, count_cores, hash_content, shorten
 from pneumonia_hf.data.image_stats import checksum_of, describe, describe_border
-from pneumonia_hf.data.issues import Trouble, tell_troubles
-from pneumonia_hf.data.load import troubles_of
+from pneumonia_hf.data.issues import DataIssue, log_issues
 from pneumonia_hf.data.pixel_store import PixelStore, StoreIndex, XrayPixels, open_store
-from pneumonia_hf.data.sources import list_addresses, open_pictures, stat_picture
-from pneumonia_hf.data.table import column, take
+from pneumonia_hf.data.sources import list_addresses, open_images, stat_image
+from pneumonia_hf.data.table import XrayData, column, take
 from pneumonia_hf.errors import UserError, XrayError
 from pneumonia_hf.imaging.preprocess import resize
 from pneumonia_hf.imaging.read import read_xray
 from pneumonia_hf.labels import LABELS
 
 if TYPE_CHECKING:
-    from datasets import Dataset, DatasetDict
+    from datasets import Dataset
     from PIL import Image
     from transformers import BaseImageProcessor
 
-CHUNK = 64  # pictures decoded and written at a time
+CHUNK = 64  # images decoded and written at a time
 
 
 @dataclass(frozen=True)
 class Decoded:
     """What came of reading a table of X-rays."""
 
-    part: XrayPixels
+    pixels: XrayPixels
     kept: np.ndarray  # int64 [N]: the rows of the table that could be read, in order
-    troubles: tuple[Trouble, ...]  # one for each that could not
+    issues: tuple[DataIssue, ...]  # one for each that could not
 
 
 def decode(
@@ -45,7 +44,7 @@ def decode(
     name: str = "",
     cache_dir: str | Path | None = None,
 ) -> Decoded:
-    """Return the pictures of `data` at the model's size, reading those that no store holds yet.
+    """Return the images of `data` at the model's size, reading those that no store holds yet.
 
     What cannot be read is told, and left out.
 
@@ -60,86 +59,84 @@ def decode(
         UserError: the folder of the stores cannot be used.
     """
     store = open_store(processor, cache_dir)
-    memory = HashMemory(store.folder.parent)
+    hash_cache = HashCache(store.folder.parent)
     found = _Found(len(data))
-    missing = _look_up(data, store, memory, found)
+    missing = _look_up(data, store, hash_cache, found)
     if missing:
         with store.lock():
-            _build(data, processor, store, memory, found, name)
+            _build(data, processor, store, hash_cache, found, name)
     kept = np.flatnonzero(found.rows >= 0)
-    part = XrayPixels(
+    split = XrayPixels(
         store,
         rows=found.rows[kept],
         labels=column(data, "label").to_numpy().astype(np.int64)[kept],
         hashes=found.hashes[kept],
     )
-    return Decoded(part, kept, tuple(found.troubles))
+    return Decoded(split, kept, tuple(found.issues))
 
 
-def read_parts(
-    data: DatasetDict,
+def decode_splits(
+    data: XrayData,
     processor: BaseImageProcessor,
     cache_dir: str | Path | None = None,
     strict: bool = False,
     may_lack: bool = False,
-) -> tuple[DatasetDict, dict[str, XrayPixels]]:
-    """Return the parts without what cannot be read, and their pictures at the model's size.
+) -> tuple[XrayData, dict[str, XrayPixels]]:
+    """Return the parts without what cannot be read, and their images at the model's size.
 
-    What cannot be read is logged with its reason, and joins the troubles of the parts.
+    What cannot be read is logged with its reason, and joins the issues of the parts.
 
     Raises:
         UserError: nothing readable is left of a class; with `strict`, anything unreadable.
     """
-    from datasets import DatasetDict
-
     decoded: dict[str, Decoded] = {
-        name: decode(part, processor, name, cache_dir) for name, part in data.items()
+        name: decode(split, processor, name, cache_dir) for name, split in data.items()
     }
-    unreadable = [trouble for one in decoded.values() for trouble in one.troubles]
-    tell_troubles(unreadable, strict)
-    kept = DatasetDict(
+    unreadable = [issue for one in decoded.values() for issue in one.issues]
+    log_issues(unreadable, strict)
+    kept = XrayData(
         {
-            name: take(part, decoded[name].kept) if decoded[name].troubles else part
-            for name, part in data.items()
-        }
+            name: take(split, decoded[name].kept) if decoded[name].issues else split
+            for name, split in data.items()
+        },
+        (*data.issues, *unreadable),
     )
-    kept.troubles = (*troubles_of(data), *unreadable)
-    if not any(len(one.part) for one in decoded.values()):
-        raise UserError(f"No picture can be read: {unreadable[0].file}, {unreadable[0].reason}.")
+    if not any(len(one.pixels) for one in decoded.values()):
+        raise UserError(f"No image can be read: {unreadable[0].file}, {unreadable[0].reason}.")
     for name, one in decoded.items():
-        lacking = [label for number, label in enumerate(LABELS) if number not in one.part.labels]
+        lacking = [label for number, label in enumerate(LABELS) if number not in one.pixels.labels]
         if lacking and name in ("train", "validation") and not may_lack:
             raise UserError(
-                f"No picture of {lacking[0]} in the {name} part can be read: "
-                f"{one.troubles[0].file}, {one.troubles[0].reason}."
+                f"No image of {lacking[0]} in the {name} part can be read: "
+                f"{one.issues[0].file}, {one.issues[0].reason}."
             )
-    return kept, {name: one.part for name, one in decoded.items()}
+    return kept, {name: one.pixels for name, one in decoded.items()}
 
 
 class _Found:
     def __init__(self, count: int) -> None:
         self.rows = np.full(count, -1, np.int64)
         self.hashes = np.zeros(count, np.uint64)
-        self.troubles: list[Trouble] = []
+        self.issues: list[DataIssue] = []
 
 
-def _look_up(data: Dataset, store: PixelStore, memory: HashMemory, found: _Found) -> bool:
-    """Find what the store holds already without opening a picture; return whether more is needed.
+def _look_up(data: Dataset, store: PixelStore, hash_cache: HashCache, found: _Found) -> bool:
+    """Find what the store holds already without opening an image; return whether more is needed.
 
-    A picture whose file is known by name, size and times is not opened. The bytes of all others
+    An image whose file is known by name, size and times is not opened. The bytes of all others
     have to be read, which is left to `_build`.
     """
     index = StoreIndex(store)
     facts = store.facts()
     addresses, start = list_addresses(data), 0
     while chunk := list(islice(addresses, 1000)):
-        for offset, content in enumerate(memory.recall(chunk)):
+        for offset, content in enumerate(hash_cache.get(chunk)):
             row = index.find(content) if content else None
             if row is None:
                 return True
             # What the disk gives back is what was written: 50 KB take some 50 microseconds.
-            picture = store.read(np.array([row]))[0]
-            if checksum_of(picture, facts[row]) != facts[row]["checksum"]:
+            image = store.read(np.array([row]))[0]
+            if checksum_of(image, facts[row]) != facts[row]["checksum"]:
                 return True
             found.rows[start + offset] = row
             found.hashes[start + offset] = shorten(content)
@@ -151,7 +148,7 @@ def _build(
     data: Dataset,
     processor: BaseImageProcessor,
     store: PixelStore,
-    memory: HashMemory,
+    hash_cache: HashCache,
     found: _Found,
     name: str,
 ) -> None:
@@ -161,13 +158,13 @@ def _build(
     index = StoreIndex(store)  # anew: another process may have built while this one waited
 
     def submit(pool: ThreadPoolExecutor, tasks: list) -> list:
-        known = memory.recall([address for address, _ in tasks])
+        known = hash_cache.get([address for address, _ in tasks])
         return [
-            pool.submit(_read_one, address, *picture, content, store, index)
-            for (address, picture), content in zip(tasks, known, strict=True)
+            pool.submit(_read_one, address, *image, content, store, index)
+            for (address, image), content in zip(tasks, known, strict=True)
         ]
 
-    tasks = zip(list_addresses(data), open_pictures(data), strict=True)
+    tasks = zip(list_addresses(data), open_images(data), strict=True)
     with (
         ThreadPoolExecutor(count_cores()) as pool,
         tqdm(total=len(data), desc=f"Reading {name}".strip(), unit="image", leave=False) as bar,
@@ -178,7 +175,7 @@ def _build(
             later = submit(pool, list(islice(tasks, CHUNK)))
             readings = [future.result() for future in futures]
             _keep(readings, at, processor, store, index, found)
-            memory.remember([(one.stat, one.content) for one in readings])
+            hash_cache.put([(one.stat, one.content) for one in readings])
             at += len(readings)
             bar.update(len(readings))
             futures = later
@@ -186,14 +183,14 @@ def _build(
 
 @dataclass
 class _Reading:
-    """What came of one picture: a row of the store, a picture to be added, or a trouble."""
+    """What came of one image: a row of the store, an image to be added, or an issue."""
 
     name: str
     content: bytes = b""
     row: int | None = None
-    picture: Image.Image | None = None
+    image: Image.Image | None = None
     facts: np.ndarray | None = None
-    trouble: str = ""
+    issue: str = ""
     stat: Stat | None = None  # of its file
 
 
@@ -205,26 +202,26 @@ def _read_one(
     store: PixelStore,
     index: StoreIndex,
 ) -> _Reading:
-    """Read one picture, unless the content that its file is known to have is in the store."""
+    """Read one image, unless the content that its file is known to have is in the store."""
     row = index.find(known) if known else None
     if row is not None and store.whole(row):
         return _Reading(name, known, row=row)
     if isinstance(source, XrayError):
-        return _Reading(name, trouble=_reason(source, name))
+        return _Reading(name, issue=_reason(source, name))
     try:
-        stat = stat_picture(address)
+        stat = stat_image(address)
         data = source if isinstance(source, bytes) else source.read_bytes()
     except OSError as error:
-        return _Reading(name, trouble=f"it cannot be opened: {error.strerror}")
+        return _Reading(name, issue=f"it cannot be opened: {error.strerror}")
     content = hash_content(data)
     row = index.find(content)
     if row is not None and store.whole(row):
         return _Reading(name, content, row=row, stat=stat)
     try:
-        picture = read_xray(data, name)
+        image = read_xray(data, name)
     except XrayError as error:
-        return _Reading(name, content, trouble=_reason(error, name))
-    return _Reading(name, content, picture=picture, facts=describe(picture), stat=stat)
+        return _Reading(name, content, issue=_reason(error, name))
+    return _Reading(name, content, image=image, facts=describe(image), stat=stat)
 
 
 def _keep(
@@ -235,20 +232,20 @@ def _keep(
     index: StoreIndex,
     found: _Found,
 ) -> None:
-    """Write the new pictures of a chunk, and note where each is."""
+    """Write the new images of a chunk, and note where each is."""
     new: dict[bytes, _Reading] = {}
     for reading in readings:
-        if reading.picture is not None:
+        if reading.image is not None:
             new.setdefault(reading.content, reading)
     if new:
-        pixels = resize([one.picture for one in new.values()], processor).numpy()
+        pixels = resize([one.image for one in new.values()], processor).numpy()
         facts = np.stack([one.facts for one in new.values()])
         facts["content"] = [np.frombuffer(content, "<u8") for content in new]
         facts["border"] = describe_border(pixels[:, 0])
         index.added |= dict(zip(new, store.append(pixels, facts).tolist(), strict=True))
     for offset, reading in enumerate(readings, start=at):
-        if reading.trouble:
-            found.troubles.append(Trouble("unreadable", reading.name, reading.trouble))
+        if reading.issue:
+            found.issues.append(DataIssue("unreadable", reading.name, reading.issue))
             continue
         row = index.added.get(reading.content, reading.row)
         found.rows[offset] = row

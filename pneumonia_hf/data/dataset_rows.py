@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pneumonia_hf.data.issues import Trouble
+from pneumonia_hf.data.issues import DataIssue
 from pneumonia_hf.data.patients import find_patient
-from pneumonia_hf.data.table import ALL, PART_NAMES, Listing, RowTable
+from pneumonia_hf.data.table import ALL, SPLIT_NAMES, Listing, RowTable
 from pneumonia_hf.errors import UserError, XrayError
 from pneumonia_hf.labels import LABELS, find_label, find_plain_label
 
@@ -19,18 +19,18 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def to_bytes(picture: Any) -> bytes | XrayError:
-    """Return the bytes of a picture as the datasets library gives it."""
-    if isinstance(picture, bytes):
-        return picture
-    if not picture or not (picture["bytes"] or picture["path"]):
-        return XrayError("The row holds no picture.")
-    if picture["bytes"]:
-        return picture["bytes"]
+def to_bytes(image: Any) -> bytes | XrayError:
+    """Return the bytes of an image as the datasets library gives it."""
+    if isinstance(image, bytes):
+        return image
+    if not image or not (image["bytes"] or image["path"]):
+        return XrayError("The row holds no image.")
+    if image["bytes"]:
+        return image["bytes"]
     try:
-        return Path(picture["path"]).read_bytes()
+        return Path(image["path"]).read_bytes()
     except OSError as error:
-        return XrayError(f"The row holds no picture, only a path ({error.strerror}).")
+        return XrayError(f"The row holds no image, only a path ({error.strerror}).")
 
 
 def first_line(error: Exception) -> str:
@@ -39,13 +39,13 @@ def first_line(error: Exception) -> str:
 
 
 def find_columns(features: Features, where: str) -> tuple[str, str]:
-    """Return the names of the columns with the picture and with the class."""
+    """Return the names of the columns with the image and with the class."""
     from datasets import Image as ImageFeature
 
     names = [name for name, kind in features.items() if isinstance(kind, ImageFeature)]
     names += [name for name in ("dcm", "image") if name in features and name not in names]
     if not names:
-        raise UserError(f"{where} has no column of pictures (it has {', '.join(features)}).")
+        raise UserError(f"{where} has no column of images (it has {', '.join(features)}).")
     return names[0], _label_column(features, where)
 
 
@@ -57,15 +57,15 @@ def _label_column(features: Features, where: str) -> str:
     if "label" in (features.get("json") or {}):
         named.append("json")
     coded = [name for name, kind in features.items() if isinstance(kind, ClassLabel)]
-    told = [n for n in coded if {one.upper() for one in features[n].names} >= set(LABELS)]
-    found = [*(name for name in named if name in told), *told, *named, *coded]
+    summary = [n for n in coded if {one.upper() for one in features[n].names} >= set(LABELS)]
+    found = [*(name for name in named if name in summary), *summary, *named, *coded]
     if not found:
         raise UserError(f"{where} has no column `label` (it has {', '.join(features)}).")
     return found[0]
 
 
 def keep_encoded(data: Any, image: str) -> Any:
-    """Return `data` with its pictures undecoded."""
+    """Return `data` with its images undecoded."""
     from datasets import Image as ImageFeature
 
     if isinstance(data.features[image], ImageFeature):
@@ -76,42 +76,42 @@ def keep_encoded(data: Any, image: str) -> Any:
 def list_rows(
     data: Dataset | IterableDataset,
     address: str,
-    split: str,
+    name: str,
     where: str,
     listing: Listing,
     names: list[str] | None,
 ) -> None:
-    """Add a part to `listing`: all columns but the picture are read, row by row."""
+    """Add a part to `listing`: all columns but the image are read, row by row."""
     from datasets import ClassLabel
     from datasets import Image as ImageFeature
 
-    part = PART_NAMES.get(split.lower(), ALL)
-    if part in listing.parts:
-        raise UserError(f"{where} has two parts that are {part}; keep one of them.")
-    prefix = "" if part == ALL else f"{part}/"
+    split = SPLIT_NAMES.get(name.lower(), ALL)
+    if split in listing.splits:
+        raise UserError(f"{where} has two parts that are {split}; keep one of them.")
+    prefix = "" if split == ALL else f"{split}/"
     label_name = _label_column(data.features, where)
     kind = data.features[label_name]
     if getattr(kind, "dtype", "").startswith("int") and not isinstance(kind, ClassLabel):
         logger.warning("%s has numbers for labels: 0 is taken for NORMAL, 1 for PNEUMONIA.", where)
-    pictures = [name for name, one in data.features.items() if isinstance(one, ImageFeature)]
-    data = data.remove_columns(pictures) if pictures else data
+    images = [name for name, one in data.features.items() if isinstance(one, ImageFeature)]
+    data = data.remove_columns(images) if images else data
     table, rows, number = RowTable(), iter(data), -1
     while (row := _next_row(rows, where, number)) is not None:
         number += 1
         row = {**row, **(row.pop("json", None) or {})} if "json" in row else row
         label = row.pop("label" if label_name == "json" else label_name, None)
-        told = _first(row, ("file_name", "__key__")) or (names[number] if names else "")
-        told = told or f"{number:06}"
-        file = f"{prefix}{told}"
+        summary = _first(row, ("file_name", "__key__")) or (names[number] if names else "")
+        summary = summary or f"{number:06}"
+        file = f"{prefix}{summary}"
         if isinstance(kind, ClassLabel):
             label = kind.names[label] if label is not None and label >= 0 else None
             found = find_label(label)
         else:
             found = find_plain_label(label)
         if found is None:
-            listing.troubles.append(Trouble("unknown_label", file, f"its label is {label!r}"))
+            listing.issues.append(DataIssue("unknown_label", file, f"its label is {label!r}"))
             continue
-        patient = _first(row, ("patient_id", "patient")) or find_patient(Path(told).name, prefix)
+        patient = _first(row, ("patient_id", "patient")) or find_patient(Path(summary).name, prefix)
         extra = {
             name: str(value)
             for name, value in row.items()
@@ -121,8 +121,8 @@ def list_rows(
     if not table.count:
         known = getattr(kind, "names", None)
         reason = f"its classes are {', '.join(known)}" if known else "no label is one of them"
-        raise UserError(f"{where} has no picture labelled NORMAL or PNEUMONIA: {reason}.")
-    listing.parts[part] = table.finish(listing)
+        raise UserError(f"{where} has no image labelled NORMAL or PNEUMONIA: {reason}.")
+    listing.splits[split] = table.finish(listing)
 
 
 def _next_row(rows: Iterator[dict], where: str, number: int) -> dict | None:
@@ -146,7 +146,7 @@ def _first(row: dict, names: Sequence[str]) -> str | None:
 
 
 def list_file_names(data: Dataset, where: str) -> list[str] | None:
-    """Return the file names that a table keeps beside its embedded pictures."""
+    """Return the file names that a table keeps beside its embedded images."""
     import pyarrow as pa
     import pyarrow.compute as pc
 

@@ -1,4 +1,4 @@
-"""Which content each picture has, remembered for as long as its file is as it was."""
+"""Which content each image has, remembered for as long as its file is as it was."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pneumonia_hf.data.pixel_store import cache_folder
-from pneumonia_hf.data.sources import list_addresses, open_pictures, stat_picture
+from pneumonia_hf.data.sources import list_addresses, open_images, stat_image
 from pneumonia_hf.errors import XrayError
 
 if TYPE_CHECKING:
@@ -27,50 +27,50 @@ logger = logging.getLogger(__name__)
 Stat = tuple[str, int, int, int]  # address, size, time of change of contents, and of the file
 
 
-def hash_pictures(data: Dataset, cache_dir: str | Path | None = None) -> np.ndarray:
+def hash_images(data: Dataset, cache_dir: str | Path | None = None) -> np.ndarray:
     """Return the hash of each row's bytes, 0 for those that cannot be had: uint64 [N].
 
     Files that did not change since they were hashed are not opened.
     """
-    memory = HashMemory(cache_folder(cache_dir))
+    hash_cache = HashCache(cache_folder(cache_dir))
     hashes, at = np.zeros(len(data), np.uint64), 0
     addresses = list_addresses(data)
     while chunk := list(islice(addresses, 1000)):
-        for offset, content in enumerate(memory.recall(chunk), start=at):
+        for offset, content in enumerate(hash_cache.get(chunk), start=at):
             hashes[offset] = shorten(content) if content else 0
         at += len(chunk)
     if hashes.all():
         return hashes
 
     def hash_one(
-        address: str, picture: tuple[str, Path | bytes | XrayError], known: bytes | None
+        address: str, image: tuple[str, Path | bytes | XrayError], known: bytes | None
     ) -> tuple[Stat | None, bytes]:
-        source = picture[1]
+        source = image[1]
         if known:
             return None, known
         try:
             if isinstance(source, XrayError):
                 raise source
-            stat = stat_picture(address)
+            stat = stat_image(address)
             data = source if isinstance(source, bytes) else source.read_bytes()
         except (OSError, XrayError):
             return None, b""
         return stat, hash_content(data)
 
-    tasks, at = zip(list_addresses(data), open_pictures(data), strict=True), 0
+    tasks, at = zip(list_addresses(data), open_images(data), strict=True), 0
     with ThreadPoolExecutor(count_cores()) as pool:
         while chunk := list(islice(tasks, 1000)):
-            known = memory.recall([address for address, _ in chunk])
+            known = hash_cache.get([address for address, _ in chunk])
             found = list(pool.map(hash_one, *zip(*chunk, strict=True), known))
             for offset, (_, content) in enumerate(found, start=at):
                 hashes[offset] = shorten(content) if content else 0
-            memory.remember(found)
+            hash_cache.put(found)
             at += len(found)
     return hashes
 
 
 def hash_content(data: bytes) -> bytes:
-    """Return the hash that a picture is known by: the first 16 bytes of its file's SHA-256."""
+    """Return the hash that an image is known by: the first 16 bytes of its file's SHA-256."""
     return hashlib.sha256(data).digest()[:16]
 
 
@@ -84,7 +84,7 @@ def from_hex(hashes: Sequence[str]) -> np.ndarray:
     return np.array([int(one, 16) for one in hashes], dtype=np.uint64)
 
 
-class HashMemory:
+class HashCache:
     """Which content each file had when it was last read, by its path, size and times.
 
     A file that is written over gets another change time from the system, so that it is read
@@ -106,8 +106,8 @@ class HashMemory:
             )
             yield base
 
-    def recall(self, addresses: Sequence[str]) -> list[bytes | None]:
-        """Return the content hash of each picture whose file is as it was, None for the others."""
+    def get(self, addresses: Sequence[str]) -> list[bytes | None]:
+        """Return the content hash of each image whose file is as it was, None for the others."""
         if not self.path.exists():
             return [None] * len(addresses)
         contents: list[bytes | None] = []
@@ -115,7 +115,7 @@ class HashMemory:
             with self._connect() as base:
                 for address in addresses:
                     try:
-                        stat = stat_picture(address)
+                        stat = stat_image(address)
                     except OSError:
                         stat = None
                     if stat is None:
@@ -132,7 +132,7 @@ class HashMemory:
             return [None] * len(addresses)
         return contents
 
-    def remember(self, found: Sequence[tuple[Stat | None, bytes]]) -> None:
+    def put(self, found: Sequence[tuple[Stat | None, bytes]]) -> None:
         """Note the contents of files that were just read."""
         now = time.time_ns() - int(self.SETTLED * 1e9)
         rows = [

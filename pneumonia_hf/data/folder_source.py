@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pneumonia_hf.data.issues import Trouble
+from pneumonia_hf.data.issues import DataIssue
 from pneumonia_hf.data.patients import find_patient
-from pneumonia_hf.data.table import ALL, PART_NAMES, Listing, RowTable
+from pneumonia_hf.data.table import ALL, SPLIT_NAMES, Listing, RowTable
 from pneumonia_hf.errors import UserError
 from pneumonia_hf.files import expand
-from pneumonia_hf.imaging.read import is_picture_file
+from pneumonia_hf.imaging.read import is_image_file
 from pneumonia_hf.labels import LABELS, find_label, find_plain_label
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ SYSTEM_FILES = {"thumbs.db", "desktop.ini", "__macosx"}
 def list_folder(where: str) -> Listing:
     """List `train/ val/ test/` with class folders in them, class folders alone, or a flat folder.
 
-    A flat folder holds pictures and a metadata.csv that gives their labels.
+    A flat folder holds images and a metadata.csv that gives their labels.
 
     Raises:
         UserError: the folder is missing, has neither parts nor classes, or lacks a class.
@@ -42,39 +42,39 @@ def list_folder(where: str) -> Listing:
         raise UserError("The data folder's path is no text (UTF-8); rename it.")
     listing = Listing({})
     folders = [entry for entry in sorted(root.iterdir()) if entry.is_dir()]
-    parts = {folder: PART_NAMES[folder.name.lower()] for folder in folders if _is_part(folder)}
+    splits = {folder: SPLIT_NAMES[folder.name.lower()] for folder in folders if _is_split(folder)}
     classes = [folder for folder in folders if find_label(folder.name) is not None]
     metadata = _read_metadata(root)
-    if classes and parts:
+    if classes and splits:
         raise UserError(
-            f"{where} has parts ({next(iter(parts)).name}) beside class folders "
+            f"{where} has parts ({next(iter(splits)).name}) beside class folders "
             f"({classes[0].name}); move the one or the other into a folder of its own."
         )
-    if classes or (not parts and any("label" in row for row in metadata.rows.values())):
-        listing.parts[ALL] = _list_part(root, root, "", metadata, listing)
-    elif parts:
-        for folder, name in parts.items():
-            if name in listing.parts:
+    if classes or (not splits and any("label" in row for row in metadata.rows.values())):
+        listing.splits[ALL] = _list_split(root, root, "", metadata, listing)
+    elif splits:
+        for folder, name in splits.items():
+            if name in listing.splits:
                 raise UserError(f"{root} has two {name} folders; keep one of them.")
             own = _read_metadata(folder)
             # A Kermany person number stands for a patient only within one part.
-            listing.parts[name] = _list_part(
+            listing.splits[name] = _list_split(
                 root, folder, f"{name}/", _Metadata.join(metadata, own), listing
             )
             own.named = metadata.named
             own.tell_missing(root, listing)
-        for path in _walk(root, listing, skip=set(parts)):
-            _tell_apart(path, root, listing, in_part=False)
+        for path in _walk(root, listing, skip=set(splits)):
+            _tell_apart(path, root, listing, in_split=False)
     else:
         inner = next((f for f in folders if _looks_like_data(f)), None)
-        hint = f"did you mean {inner}?" if inner else "put the pictures into such folders."
+        hint = f"did you mean {inner}?" if inner else "put the images into such folders."
         raise UserError(
             f"{root} has neither train/ val/ test/ nor NORMAL/ and PNEUMONIA/ folders; {hint}"
         )
     metadata.tell_missing(root, listing)
-    for name, part in listing.parts.items():
-        if not len(part) and listing.troubles:
-            first = listing.troubles[0]
+    for name, split in listing.splits.items():
+        if not len(split) and listing.issues:
+            first = listing.issues[0]
             raise UserError(
                 f"{where} holds no X-ray labelled NORMAL or PNEUMONIA in its {name} part: "
                 f"{first.file}, {first.reason}."
@@ -125,7 +125,7 @@ def list_others(where: str, names: Sequence[str]) -> list[OtherImage]:
 
 
 class _Metadata:
-    """The rows of metadata.csv files, by the absolute path of the picture that each is about."""
+    """The rows of metadata.csv files, by the absolute path of the image that each is about."""
 
     def __init__(self) -> None:
         self.rows: dict[str, dict[str, str]] = {}
@@ -145,8 +145,8 @@ class _Metadata:
         for path in sorted(self.rows.keys() - self.named):
             if not os.path.exists(path):
                 file = os.path.relpath(path, root)
-                listing.troubles.append(
-                    Trouble("metadata_missing_file", file, "there is no such file")
+                listing.issues.append(
+                    DataIssue("metadata_missing_file", file, "there is no such file")
                 )
 
 
@@ -184,10 +184,10 @@ def _read_metadata(folder: Path) -> _Metadata:
     return metadata
 
 
-def _list_part(
+def _list_split(
     root: Path, folder: Path, prefix: str, metadata: _Metadata, listing: Listing
 ) -> Dataset:
-    """Return one part: the pictures in its class folders, or those that its metadata labels."""
+    """Return one part: the images in its class folders, or those that its metadata labels."""
     table = RowTable()
     class_folders = {
         entry: find_label(entry.name)
@@ -198,10 +198,10 @@ def _list_part(
         for class_folder in (one for one, number in class_folders.items() if number == label):
             inner = _read_metadata(class_folder)
             inner.tell_missing(root, listing)
-            told = _Metadata.join(metadata, inner) if inner.there else metadata
+            summary = _Metadata.join(metadata, inner) if inner.there else metadata
             for path in _walk(class_folder, listing):
                 if _is_taken(path, root, listing):
-                    _add_file(table, path, root, folder, prefix, label, told, listing)
+                    _add_file(table, path, root, folder, prefix, label, summary, listing)
     for path in _walk(folder, listing, skip={*class_folders}):
         label = metadata.rows.get(str(path), {}).get("label")
         if label is None:
@@ -210,7 +210,7 @@ def _list_part(
             continue  # which has told of it
         elif find_plain_label(label) is None:
             file, reason = path.relative_to(root).as_posix(), f"metadata.csv says {label!r}"
-            listing.troubles.append(Trouble("unknown_label", file, reason))
+            listing.issues.append(DataIssue("unknown_label", file, reason))
         else:
             label = find_plain_label(label)
             _add_file(table, path, root, folder, prefix, label, metadata, listing)
@@ -230,27 +230,27 @@ def _add_file(
     file = path.relative_to(root).as_posix()
     row = metadata.rows.get(str(path))
     if row is None and metadata.there:
-        listing.troubles.append(Trouble("metadata_left_out", file, "no line names it"))
+        listing.issues.append(DataIssue("metadata_left_out", file, "no line names it"))
     if row is not None:
         metadata.named.add(str(path))
     row = dict(row or {})
-    told = row.pop("label", None)
-    if told is not None and find_plain_label(told) != label:
-        reason = f"its folder says {LABELS[label]}, which is used; metadata.csv says {told}"
-        listing.troubles.append(Trouble("metadata_other_label", file, reason))
+    summary = row.pop("label", None)
+    if summary is not None and find_plain_label(summary) != label:
+        reason = f"its folder says {LABELS[label]}, which is used; metadata.csv says {summary}"
+        listing.issues.append(DataIssue("metadata_other_label", file, reason))
     inside = path.relative_to(folder).as_posix()
     patient = row.pop("patient_id", None) or find_patient(inside, prefix)
     table.add(str(path), file, label, patient, row)
 
 
 def _is_taken(path: Path, root: Path, listing: Listing) -> bool:
-    if _is_text(path) and is_picture_file(path):
+    if _is_text(path) and is_image_file(path):
         return True
     _tell_apart(path, root, listing)
     return False
 
 
-def _tell_apart(path: Path, root: Path, listing: Listing, in_part: bool = True) -> None:
+def _tell_apart(path: Path, root: Path, listing: Listing, in_split: bool = True) -> None:
     """Say of a file that is not used why it is not."""
     if path.name == "metadata.csv":
         return
@@ -258,19 +258,19 @@ def _tell_apart(path: Path, root: Path, listing: Listing, in_part: bool = True) 
     folder = file.parent.as_posix()
     if not _is_text(file):
         shown = file.as_posix().encode("utf-8", "backslashreplace").decode()
-        listing.troubles.append(Trouble("odd_name", shown, "rename it"))
+        listing.issues.append(DataIssue("odd_name", shown, "rename it"))
         return
-    if any(part.startswith(".") or part.lower() in SYSTEM_FILES for part in file.parts):
+    if any(split.startswith(".") or split.lower() in SYSTEM_FILES for split in file.splits):
         kind, reason = "system_file", "hidden, or a system's own"
-    elif not is_picture_file(path):
-        kind, reason = "not_a_picture", f"its name ends in {path.suffix or 'nothing'}"
+    elif not is_image_file(path):
+        kind, reason = "not_an_image", f"its name ends in {path.suffix or 'nothing'}"
     elif folder == ".":
         kind, reason = "no_place", "it lies beside the folders"
-    elif in_part and file.parent.name.lower() not in PART_NAMES:
+    elif in_split and file.parent.name.lower() not in SPLIT_NAMES:
         kind, reason = "unknown_label", f"its folder is {folder}"
     else:
         kind, reason = "no_place", f"its folder is {folder}"
-    listing.troubles.append(Trouble(kind, file.as_posix(), reason))
+    listing.issues.append(DataIssue(kind, file.as_posix(), reason))
 
 
 def _is_text(path: Path) -> bool:
@@ -287,7 +287,7 @@ def _walk(folder: Path, listing: Listing, skip: set[Path] = frozenset()) -> Iter
 
     def tell(error: OSError) -> None:
         reason = error.strerror or "it cannot be listed"
-        listing.troubles.append(Trouble("closed_folder", str(error.filename), reason))
+        listing.issues.append(DataIssue("closed_folder", str(error.filename), reason))
 
     for here, folders, files in os.walk(folder, followlinks=True, onerror=tell):
         place = os.path.realpath(here) + os.sep
@@ -302,10 +302,10 @@ def _walk(folder: Path, listing: Listing, skip: set[Path] = frozenset()) -> Iter
             yield Path(here, name)
 
 
-def _is_part(folder: Path) -> bool:
-    return folder.name.lower() in PART_NAMES
+def _is_split(folder: Path) -> bool:
+    return folder.name.lower() in SPLIT_NAMES
 
 
 def _looks_like_data(folder: Path) -> bool:
     names = {entry.name.lower() for entry in folder.iterdir() if entry.is_dir()}
-    return bool(names & (PART_NAMES.keys() | {label.lower() for label in LABELS}))
+    return bool(names & (SPLIT_NAMES.keys() | {label.lower() for label in LABELS}))

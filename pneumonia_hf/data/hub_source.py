@@ -14,8 +14,8 @@ from pneumonia_hf.data.dataset_rows import (
     list_rows,
     to_bytes,
 )
-from pneumonia_hf.data.issues import Trouble
-from pneumonia_hf.data.table import PART_NAMES, Listing
+from pneumonia_hf.data.issues import DataIssue
+from pneumonia_hf.data.table import SPLIT_NAMES, Listing
 from pneumonia_hf.errors import UserError, XrayError
 
 if TYPE_CHECKING:
@@ -25,17 +25,17 @@ if TYPE_CHECKING:
 def list_hub(where: str) -> Listing:
     """List a data set of the Hub, `owner/name` with an optional `@revision`.
 
-    It needs a column with the picture and one with the class; `patient_id` or `patient`, if it
+    It needs a column with the image and one with the class; `patient_id` or `patient`, if it
     has one, tells the patient.
     """
     listing = Listing({})
     splits = _load_hub(where)
-    known = any(split.lower() in PART_NAMES for split in splits)
+    known = any(split.lower() in SPLIT_NAMES for split in splits)
     for split, data in splits.items():
         find_columns(data.features, where)
-        if known and split.lower() not in PART_NAMES:
+        if known and split.lower() not in SPLIT_NAMES:
             reason = "its part is neither train, validation nor test"
-            listing.troubles.append(Trouble("no_place", split, reason, count=len(data)))
+            listing.issues.append(DataIssue("no_place", split, reason, count=len(data)))
             continue
         names = list_file_names(data, where)
         list_rows(data, f"hub:{where}@@{split}", split, where, listing, names)
@@ -43,16 +43,16 @@ def list_hub(where: str) -> Listing:
 
 
 def read_hub(where: str, numbers: Sequence[int]) -> Iterator[bytes | XrayError]:
-    """Yield the bytes of the numbered pictures of a part of a Hub data set."""
+    """Yield the bytes of the numbered images of a part of a Hub data set."""
     where, _, split = where.rpartition("@@")
     data = _load_hub(where)[split]
     image, _ = find_columns(data.features, where)
-    pictures = keep_encoded(data.select_columns(image), image)
+    images = keep_encoded(data.select_columns(image), image)
     for number in numbers:
         try:
-            yield to_bytes(pictures[number][image])
+            yield to_bytes(images[number][image])
         except Exception as error:  # what Arrow raises on a damaged row
-            yield XrayError(f"The picture cannot be fetched ({first_line(error)}).")
+            yield XrayError(f"The image cannot be fetched ({first_line(error)}).")
 
 
 @lru_cache(maxsize=4)

@@ -13,15 +13,15 @@ if TYPE_CHECKING:
 
 SEGMENTS = 8  # of each side of the border
 BORDER = 0.04  # width of the border strips, as a share of the side
-# What is kept of each picture beside its pixels. Shares are of all pixels of the whole picture.
+# What is kept of each image beside its pixels. Shares are of all pixels of the whole image.
 FACTS = np.dtype(
     [
         ("content", "<u8", 2),  # hash of the file's bytes
-        ("pixels", "<u8", 2),  # hash of the decoded picture
+        ("pixels", "<u8", 2),  # hash of the decoded image
         ("phash", "<u8", 4),  # perceptual hash, 256 bits
         ("width", "<u4"),
         ("height", "<u4"),
-        ("mean", "<f4"),  # of the grey levels, 0..255
+        ("mean", "<f4"),  # of the gray levels, 0..255
         ("std", "<f4"),
         ("black", "<f4"),  # share of levels 0 and 1
         ("white", "<f4"),  # share of levels 254 and 255
@@ -34,32 +34,32 @@ FACTS = np.dtype(
 )
 
 
-def describe(picture: Image.Image) -> np.ndarray:
-    """Return what is kept of a whole picture, as a record of FACTS."""
+def describe(image: Image.Image) -> np.ndarray:
+    """Return what is kept of a whole image, as a record of FACTS."""
     import imagehash
 
     record = np.zeros((), FACTS)
-    counts = np.asarray(picture.histogram(), dtype=np.float64)
+    counts = np.asarray(image.histogram(), dtype=np.float64)
     levels, total = np.arange(256.0), counts.sum()
     mean = float(counts @ levels / total)
-    size = f"{picture.width}x{picture.height}".encode()
-    digest = hashlib.blake2b(picture.tobytes(), digest_size=16, key=size).digest()
+    size = f"{image.width}x{image.height}".encode()
+    digest = hashlib.blake2b(image.tobytes(), digest_size=16, key=size).digest()
     record["pixels"] = np.frombuffer(digest, "<u8")
     # 16 x 16 frequencies: with the usual 8 x 8, different chests have the same hash.
-    bits = imagehash.phash(picture, hash_size=16).hash
+    bits = imagehash.phash(image, hash_size=16).hash
     record["phash"] = np.packbits(bits).view("<u8")
-    record["width"], record["height"] = picture.size
+    record["width"], record["height"] = image.size
     record["mean"] = mean
     record["std"] = np.sqrt(counts @ (levels - mean) ** 2 / total)
     record["black"], record["white"] = counts[:2].sum() / total, counts[254:].sum() / total
-    record["coloured"] = bool(picture.info.get("coloured"))
-    record["mode"] = str(picture.info.get("mode", picture.mode)).encode()[:19]
-    record["format"] = str(picture.info.get("format", "")).encode()[:8]
+    record["coloured"] = bool(image.info.get("coloured"))
+    record["mode"] = str(image.info.get("mode", image.mode)).encode()[:19]
+    record["format"] = str(image.info.get("format", "")).encode()[:8]
     return record
 
 
 def describe_border(pixels: np.ndarray) -> np.ndarray:
-    """Return the mean level along the four sides of pictures [N, H, W]: uint8 [N, 4 * SEGMENTS]."""
+    """Return the mean level along the four sides of images [N, H, W]: uint8 [N, 4 * SEGMENTS]."""
     _, height, width = pixels.shape
     y, x = max(1, round(BORDER * height)), max(1, round(BORDER * width))
     profiles = [
@@ -69,12 +69,12 @@ def describe_border(pixels: np.ndarray) -> np.ndarray:
         pixels[:, :, -x:].mean(axis=2),
     ]
     means = [
-        part.mean(axis=1) for side in profiles for part in np.array_split(side, SEGMENTS, axis=1)
+        split.mean(axis=1) for side in profiles for split in np.array_split(side, SEGMENTS, axis=1)
     ]
     return np.round(np.stack(means, axis=1)).astype(np.uint8)
 
 
 def checksum_of(pixels: np.ndarray, record: np.void) -> int:
-    """Return the CRC-32 of a picture and of all in its record but the checksum itself."""
+    """Return the CRC-32 of an image and of all in its record but the checksum itself."""
     offset = FACTS.fields["checksum"][1]
     return zlib.crc32(record.tobytes()[:offset], zlib.crc32(pixels.tobytes()))

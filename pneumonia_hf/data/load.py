@@ -10,18 +10,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pneumonia_hf.data.issues import Trouble, tell_troubles
+from pneumonia_hf.data.issues import DataIssue, log_issues
 from pneumonia_hf.data.sources import Source, list_source, parse_source
 from pneumonia_hf.data.splits import SPLIT_TOLERANCE, split_by_patient
-from pneumonia_hf.data.table import ALL, PART_NAMES, column, to_dataset
+from pneumonia_hf.data.table import ALL, SPLIT_NAMES, XrayData, column, to_dataset
 from pneumonia_hf.errors import UserError
 from pneumonia_hf.labels import LABELS
 
 if TYPE_CHECKING:
-    from datasets import Dataset, DatasetDict
+    from datasets import Dataset
 
 logger = logging.getLogger(__name__)
-PARTS = ("train", "validation", "test")
+SPLITS = ("train", "validation", "test")
 
 
 @dataclass
@@ -48,7 +48,7 @@ class DataConfig:
     )
     smallest_validation: int = field(
         default=100,
-        metadata={"help": "A val/ part with fewer pictures joins train/, and another is cut."},
+        metadata={"help": "A val/ part with fewer images joins train/, and another is cut."},
     )
     split_seed: int = field(default=13, metadata={"help": "Seed of the patient-grouped cut."})
     strict: bool = field(
@@ -58,7 +58,7 @@ class DataConfig:
     cache_dir: str | None = field(
         default=None,
         metadata={
-            "help": "Folder for decoded pictures; left out, $PNEUMONIA_HF_CACHE or "
+            "help": "Folder for decoded images; left out, $PNEUMONIA_HF_CACHE or "
             "~/.cache/pneumonia-hf."
         },
     )
@@ -78,32 +78,32 @@ class DataConfig:
             raise UserError(f"split_seed is {self.split_seed}; give 0 or more.")
 
 
-def load_xrays(config: DataConfig) -> DatasetDict:
+def load_xrays(config: DataConfig) -> XrayData:
     """Return the parts `train`, `validation` and `test`, each with image, label and patient.
 
-    Parts that a source does not have are cut from its train part, grouped by patient and
-    balanced by class. `image` holds a path or address (`Image(decode=False)`; `open_pictures`
+    Parts that a source does not have are cut from its train split, grouped by patient and
+    balanced by class. `image` holds a path or address (`Image(decode=False)`; `open_images`
     fetches it), `label` is 0 for NORMAL and 1 for PNEUMONIA, `patient` is a name that no two
-    patients share, `file` what people call the picture, `source` where it is from; further
+    patients share, `file` what people call the image, `source` where it is from; further
     columns of a metadata.csv follow as text. All that was not as it should be is logged, and
-    `troubles_of` the parts returns it.
+    is in the `issues` of the result.
 
     Raises:
         UserError: a source is missing, holds one class only, or is too small to be parted; with
             `config.strict`, anything that is not a readable, labelled X-ray.
     """
     listed = _list_sources(config.data_dir)
-    cut = [_cut(parts, config, text) for parts, text in zip(listed, config.data_dir, strict=True)]
-    parts = _join(cut, PARTS)
-    _check_classes(parts, config.data_dir)
-    _warn_of_shared_patients(parts)
-    tell_troubles(troubles_of(parts), config.strict)
-    return parts
+    cut = [_cut(splits, config, text) for splits, text in zip(listed, config.data_dir, strict=True)]
+    splits = _join(cut, SPLITS)
+    _check_classes(splits, config.data_dir)
+    _warn_of_shared_patients(splits)
+    log_issues(splits.issues, config.strict)
+    return splits
 
 
-def load_parts(
+def load_splits(
     data_dir: str | Path | Sequence[str], strict: bool = False, may_lack: bool = False
-) -> DatasetDict:
+) -> XrayData:
     """Return the parts as the sources have them: `train`, `validation`, `test`, or `all`.
 
     `all` stands for a source that is not parted. Rows are as `load_xrays` returns them. With
@@ -114,22 +114,15 @@ def load_parts(
     """
     sources = [str(data_dir)] if isinstance(data_dir, str | Path) else list(data_dir)
     listed = _list_sources(sources, may_lack)
-    parts = _join(listed, (ALL, *PARTS))
+    splits = _join(listed, (ALL, *SPLITS))
     if not may_lack:
-        _check_classes(parts, sources)
-    tell_troubles(troubles_of(parts), strict)
-    return parts
+        _check_classes(splits, sources)
+    log_issues(splits.issues, strict)
+    return splits
 
 
-def troubles_of(parts: DatasetDict) -> tuple[Trouble, ...]:
-    """Return what was not as it should be in the sources of these parts."""
-    return getattr(parts, "troubles", ())
-
-
-def _list_sources(texts: Sequence[str], may_lack: bool = False) -> list[DatasetDict]:
+def _list_sources(texts: Sequence[str], may_lack: bool = False) -> list[XrayData]:
     """Return the parts of every source as it has them, with patients that no two share."""
-    from datasets import DatasetDict
-
     sources = [parse_source(text) for text in texts]
     names = [source.name for source in sources]
     twice = next((name for name in names if names.count(name) > 1), None)
@@ -139,19 +132,16 @@ def _list_sources(texts: Sequence[str], may_lack: bool = False) -> list[DatasetD
     for source in sources:
         listing = list_source(source)
         several = len(sources) > 1
-        parts = DatasetDict(
-            {name: _mark(data, source, several) for name, data in listing.parts.items()}
-        )
-        for name, data in parts.items():
+        splits = {name: _mark(data, source, several) for name, data in listing.splits.items()}
+        for name, data in splits.items():
             _check_one_source(source, name, data, may_lack or several)
-        troubles = [*listing.troubles, *_find_both_labels(listing.parts)]
+        issues = [*listing.issues, *_find_both_labels(listing.splits)]
         if several:
-            troubles = [
-                Trouble(one.kind, f"{source.name}:{one.file}", one.reason, one.count)
-                for one in troubles
+            issues = [
+                DataIssue(one.kind, f"{source.name}:{one.file}", one.reason, one.count)
+                for one in issues
             ]
-        parts.troubles = tuple(troubles)
-        listed.append(parts)
+        listed.append(XrayData(splits, tuple(issues)))
     return listed
 
 
@@ -164,25 +154,25 @@ def _mark(data: Dataset, source: Source, several: bool) -> Dataset:
     table, features = data.data.table, data.features.copy()
     if several:
         for name in ("patient", "file"):
-            told = pc.binary_join_element_wise(source.name, table[name], ":")
-            table = table.set_column(table.column_names.index(name), name, told)
+            summary = pc.binary_join_element_wise(source.name, table[name], ":")
+            table = table.set_column(table.column_names.index(name), name, summary)
     names = pa.DictionaryArray.from_arrays(pa.array(np.zeros(len(data), np.int8)), [source.name])
     table = table.append_column("source", names.cast(pa.string()))
     features["source"] = Value("string")
     return to_dataset(table.replace_schema_metadata(None), features)
 
 
-def _find_both_labels(parts: dict[str, Dataset]) -> list[Trouble]:
+def _find_both_labels(splits: dict[str, Dataset]) -> list[DataIssue]:
     import pyarrow as pa
 
-    patients = pa.concat_arrays([column(data, "patient") for data in parts.values()])
-    labels = np.concatenate([column(data, "label").to_numpy() for data in parts.values()])
+    patients = pa.concat_arrays([column(data, "patient") for data in splits.values()])
+    labels = np.concatenate([column(data, "label").to_numpy() for data in splits.values()])
     coded = patients.dictionary_encode()
     codes = coded.indices.to_numpy()
     seen = np.zeros((len(coded.dictionary), len(LABELS)), np.int64)
     np.add.at(seen, (codes, labels), 1)
     return [
-        Trouble(
+        DataIssue(
             "both_labels",
             coded.dictionary[int(code)].as_py(),
             f"{seen[code, 0]} {LABELS[0]}, {seen[code, 1]} {LABELS[1]}",
@@ -191,7 +181,7 @@ def _find_both_labels(parts: dict[str, Dataset]) -> list[Trouble]:
     ]
 
 
-def _check_one_source(source: Source, part: str, data: Dataset, may_lack: bool) -> None:
+def _check_one_source(source: Source, split: str, data: Dataset, may_lack: bool) -> None:
     """Raise, or warn among several sources, if a part lacks a class."""
     counts = np.bincount(column(data, "label").to_numpy(), minlength=len(LABELS))
     for label in np.flatnonzero(counts == 0):
@@ -199,17 +189,17 @@ def _check_one_source(source: Source, part: str, data: Dataset, may_lack: bool) 
         if may_lack and counts.any():
             logger.warning(
                 "The %s part of %s has no %s: there, the source tells the class.",
-                part,
+                split,
                 source.name,
                 name,
             )
             continue
         if source.kind != "folder":
-            raise UserError(f"The {part} part of {source.where} has no {name} pictures.")
-        folder = _find_part_folder(Path(source.where).expanduser(), part)
+            raise UserError(f"The {split} part of {source.where} has no {name} images.")
+        folder = _find_split_folder(Path(source.where).expanduser(), split)
         found = [one for one in folder.iterdir() if one.is_dir() and one.name.upper() == name]
         if found:
-            raise UserError(f"{found[0]} holds no pictures; put the {name} X-rays there.")
+            raise UserError(f"{found[0]} holds no images; put the {name} X-rays there.")
         others = sorted(one.name for one in folder.iterdir() if one.is_dir())
         has = f" (it has {', '.join(others[:5])})" if others else ""
         raise UserError(
@@ -217,27 +207,27 @@ def _check_one_source(source: Source, part: str, data: Dataset, may_lack: bool) 
         )
 
 
-def _find_part_folder(root: Path, part: str) -> Path:
-    inner = (one for one in sorted(root.iterdir()) if PART_NAMES.get(one.name.lower()) == part)
+def _find_split_folder(root: Path, split: str) -> Path:
+    inner = (one for one in sorted(root.iterdir()) if SPLIT_NAMES.get(one.name.lower()) == split)
     return next(inner, root)
 
 
-def _cut(parts: DatasetDict, config: DataConfig, source: str) -> DatasetDict:
-    """Cut what a source does not have from its train part, by patient."""
-    from datasets import DatasetDict, concatenate_datasets
+def _cut(splits: XrayData, config: DataConfig, source: str) -> XrayData:
+    """Cut what a source does not have from its train split, by patient."""
+    from datasets import concatenate_datasets
 
-    own = dict(parts)
+    own = dict(splits)
     train = own.pop(ALL, None) or own.pop("train", None)
     if train is None:
         raise UserError(
-            f"{source} has {' and '.join(own)} but no train part; "
+            f"{source} has {' and '.join(own)} but no train split; "
             f"add train/NORMAL and train/PNEUMONIA."
         )
     validation = own.get("validation")
     if validation is not None and len(validation) < config.smallest_validation:
         logger.warning(
-            "The val part has %d pictures, too few to choose a model or a threshold on: "
-            "it joins train, and a patient-grouped validation part is cut from both "
+            "The val split has %d images, too few to choose a model or a threshold on: "
+            "it joins train, and a patient-grouped validation split is cut from both "
             "(--smallest_validation 0 keeps it as it is).",
             len(validation),
         )
@@ -255,38 +245,35 @@ def _cut(parts: DatasetDict, config: DataConfig, source: str) -> DatasetDict:
             SPLIT_TOLERANCE * of_rest,
         )
     own["train"] = train
-    cut = DatasetDict(own)
-    if sum(len(part) for part in cut.values()) != sum(len(part) for part in parts.values()):
-        raise AssertionError("pictures were lost between the source and its parts")
-    cut.troubles = troubles_of(parts)
-    return cut
+    if sum(len(split) for split in own.values()) != sum(len(split) for split in splits.values()):
+        raise AssertionError("images were lost between the source and its parts")
+    return XrayData(own, splits.issues)
 
 
-def _join(several: Sequence[DatasetDict], names: Sequence[str]) -> DatasetDict:
+def _join(several: Sequence[XrayData], names: Sequence[str]) -> XrayData:
     """Return the parts of several sources as one."""
-    from datasets import DatasetDict, concatenate_datasets
+    from datasets import concatenate_datasets
 
-    joined = DatasetDict()
+    joined = {}
     for name in names:
-        tables = [parts[name] for parts in several if name in parts]
+        tables = [splits[name] for splits in several if name in splits]
         if tables:
             joined[name] = tables[0] if len(tables) == 1 else concatenate_datasets(tables)
-    joined.troubles = tuple(one for parts in several for one in troubles_of(parts))
-    return joined
+    return XrayData(joined, tuple(one for splits in several for one in splits.issues))
 
 
-def _check_classes(parts: DatasetDict, sources: Sequence[str]) -> None:
-    for name, data in parts.items():
+def _check_classes(splits: XrayData, sources: Sequence[str]) -> None:
+    for name, data in splits.items():
         counts = np.bincount(column(data, "label").to_numpy(), minlength=len(LABELS))
         if len(sources) > 1 and not counts.all():
             lacking = LABELS[int(np.argmin(counts))]
-            raise UserError(f"No source has {lacking} pictures for the {name} part; add some.")
+            raise UserError(f"No source has {lacking} images for the {name} part; add some.")
 
 
-def _warn_of_shared_patients(parts: DatasetDict) -> None:
+def _warn_of_shared_patients(splits: XrayData) -> None:
     import pyarrow.compute as pc
 
-    patients = {name: pc.unique(column(part, "patient")) for name, part in parts.items()}
+    patients = {name: pc.unique(column(split, "patient")) for name, split in splits.items()}
     for one, other in (("train", "validation"), ("train", "test"), ("validation", "test")):
         shared = patients[one].filter(pc.is_in(patients[one], patients[other]))
         if len(shared):

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
-from pneumonia_hf.data.table import PART_NAMES, Listing, RowTable
+from pneumonia_hf.data.table import SPLIT_NAMES, Listing, RowTable
 from pneumonia_hf.errors import UserError
 from pneumonia_hf.files import expand
 
@@ -15,33 +15,33 @@ from pneumonia_hf.files import expand
 def list_medmnist(where: str) -> Listing:
     """List PneumoniaMNIST at 28, 64, 128 or 224 pixels: `medmnist:224`, or `medmnist:224@FOLDER`.
 
-    It does not tell patients, and its pictures are those of the Kermany set, cropped.
+    It does not tell patients, and its images are those of the Kermany set, cropped.
     """
     listing = Listing({})
-    for split in ("train", "val", "test"):
-        part, table = PART_NAMES[split], RowTable()
-        for number, label in enumerate(_load_medmnist(where, split)[1]):
-            file = f"{part}/{number:05}.png"
-            table.add(f"medmnist:{where}@@{split}#{number}", file, int(label), None)
-        listing.parts[part] = table.finish(listing)
+    for own in ("train", "val", "test"):
+        split, table = SPLIT_NAMES[own], RowTable()
+        for number, label in enumerate(_load_medmnist(where, own)[1]):
+            file = f"{split}/{number:05}.png"
+            table.add(f"medmnist:{where}@@{own}#{number}", file, int(label), None)
+        listing.splits[split] = table.finish(listing)
     return listing
 
 
 def read_medmnist(where: str, numbers: Sequence[int]) -> Iterator[bytes]:
-    """Yield the numbered pictures of a part of PneumoniaMNIST, as PNG files."""
+    """Yield the numbered images of a part of PneumoniaMNIST, as PNG files."""
     from PIL import Image
 
     where, _, split = where.rpartition("@@")
-    pictures, _ = _load_medmnist(where, split)
+    images, _ = _load_medmnist(where, split)
     for number in numbers:
         buffer = io.BytesIO()
-        Image.fromarray(pictures[number]).save(buffer, "PNG", compress_level=1)
+        Image.fromarray(images[number]).save(buffer, "PNG", compress_level=1)
         yield buffer.getvalue()
 
 
 @lru_cache(maxsize=3)
 def _load_medmnist(where: str, split: str) -> tuple[Any, Any]:
-    """Return pictures [N, H, W] and labels [N] of one part."""
+    """Return images [N, H, W] and labels [N] of one part."""
     from medmnist import PneumoniaMNIST
 
     size, _, folder = where.partition("@")

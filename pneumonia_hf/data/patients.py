@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-# File names of the Kermany set: one patient has up to 30 pictures.
+# File names of the Kermany set: one patient has up to 30 images.
 KERMANY_NAME = re.compile(r"^(person\d+)_(?:bacteria|virus)_\d+|^((?:NORMAL2-)?IM-\d+)-\d+")
 
 
@@ -15,8 +15,8 @@ def find_patient(file: str, prefix: str) -> str | None:
     match = KERMANY_NAME.match(Path(file).name)
     if not match:
         return None
-    # Other software names films so too, in a folder for each patient.
-    inner = "/".join(Path(file).parts[1:-1])
+    # Other software names X-rays so too, in a folder for each patient.
+    inner = "/".join(Path(file).splits[1:-1])
     return f"{prefix}{inner}{'/' if inner else ''}{match[1] or match[2]}"
 
 

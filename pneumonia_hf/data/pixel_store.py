@@ -1,8 +1,8 @@
-"""The store of decoded pictures: uint8 at the model's size in a file that all processes map.
+"""The store of decoded images: uint8 at the model's size in a file that all processes map.
 
-A store is a folder for one way of reading and resizing. `pixels.bin` holds the resized pictures
+A store is a folder for one way of reading and resizing. `pixels.bin` holds the resized images
 one after another, `facts.bin` a record for each: the hash of the file that it came from, and what
-was seen while it was whole. A picture counts from the moment that its record is on the disk, and
+was seen while it was whole. An image counts from the moment that its record is on the disk, and
 pixels are there before: a process that is killed leaves at worst bytes that the next one writes
 over. One process builds at a time, the others wait and then find what they need.
 """
@@ -52,7 +52,7 @@ READING = tuple(
 
 @dataclass(frozen=True)
 class XrayPixels:
-    """Pictures of a store: a torch data set of `pixel_values` and `labels`.
+    """Images of a store: a torch data set of `pixel_values` and `labels`.
 
     It is small and can be sent to other processes; each maps the file for itself.
     """
@@ -81,7 +81,7 @@ class XrayPixels:
         }
 
     def pixels(self, indices: Sequence[int]) -> Tensor:
-        """Return grey pictures as the processor resizes them: uint8 [N, 1, H, W], 0..255."""
+        """Return gray images as the processor resizes them: uint8 [N, 1, H, W], 0..255."""
         import torch
 
         if not self.store.mapped:
@@ -100,7 +100,7 @@ class XrayPixels:
             )
 
     def facts(self, name: str) -> np.ndarray:
-        """Return one field of FACTS for every picture: [N, ...]."""
+        """Return one field of FACTS for every image: [N, ...]."""
         return self.store.facts()[name][self.rows]
 
 
@@ -123,11 +123,11 @@ class PixelStore:
 
     @property
     def stride(self) -> int:
-        """Return the bytes of one picture."""
+        """Return the bytes of one image."""
         return self.height * self.width
 
     def count(self) -> int:
-        """Return how many pictures are whole on the disk."""
+        """Return how many images are whole on the disk."""
         return min(
             _size(self.folder / "facts.bin") // FACTS.itemsize,
             _size(self.folder / "pixels.bin") // self.stride,
@@ -141,24 +141,24 @@ class PixelStore:
         return np.memmap(self.folder / "facts.bin", FACTS, "r", shape=(count,))
 
     def read(self, rows: np.ndarray) -> np.ndarray:
-        """Return a copy of the pictures at `rows`: uint8 [N, 1, H, W]."""
+        """Return a copy of the images at `rows`: uint8 [N, 1, H, W]."""
         if self._map is None or (len(rows) and (rows.max() + 1) * self.stride > len(self._map)):
             with (self.folder / "pixels.bin").open("rb") as file:
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         whole = len(self._map) // self.stride
-        pictures = np.frombuffer(self._map, np.uint8, whole * self.stride)
-        out = pictures.reshape(whole, 1, self.height, self.width)[rows]
-        del pictures
+        images = np.frombuffer(self._map, np.uint8, whole * self.stride)
+        out = images.reshape(whole, 1, self.height, self.width)[rows]
+        del images
         self._read += out.nbytes
         if self._read > MAPPED and hasattr(mmap, "MADV_DONTNEED"):
             # The system keeps the pages for whoever comes next; this process lets them go, so
-            # that its memory does not grow with the number of pictures.
+            # that its memory does not grow with the number of images.
             self._map.madvise(mmap.MADV_DONTNEED)
             self._read = 0
         return out
 
     def append(self, pixels: np.ndarray, facts: np.ndarray) -> np.ndarray:
-        """Add pictures and return their rows; only the process that holds `lock` may.
+        """Add images and return their rows; only the process that holds `lock` may.
 
         Args:
             pixels: uint8 [N, 1, H, W].
@@ -173,7 +173,7 @@ class PixelStore:
         return np.arange(start, start + len(facts))
 
     def whole(self, row: int) -> bool:
-        """Return whether the picture at `row` is as it was written."""
+        """Return whether the image at `row` is as it was written."""
         facts = self.facts()
         return bool(
             checksum_of(self.read(np.array([row]))[0], facts[row]) == facts[row]["checksum"]
@@ -189,7 +189,7 @@ class PixelStore:
             lock.acquire(timeout=0)
         except Timeout:
             print(
-                "Another process is reading pictures into the cache; waiting for it.",
+                "Another process is reading images into the cache; waiting for it.",
                 file=sys.stderr,
                 flush=True,
             )
@@ -201,7 +201,7 @@ class PixelStore:
 
 
 class StoreIndex:
-    """Where each picture of a store is, by its content."""
+    """Where each image of a store is, by its content."""
 
     def __init__(self, store: PixelStore) -> None:
         content = np.array(store.facts()["content"])

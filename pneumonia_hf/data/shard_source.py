@@ -18,7 +18,7 @@ from pneumonia_hf.data.dataset_rows import (
     list_rows,
     to_bytes,
 )
-from pneumonia_hf.data.table import ALL, PART_NAMES, Listing
+from pneumonia_hf.data.table import ALL, SPLIT_NAMES, Listing
 from pneumonia_hf.errors import UserError, XrayError
 from pneumonia_hf.files import expand
 
@@ -30,18 +30,18 @@ def list_shards(where: str) -> Listing:
     """List Parquet (`.parquet`) or WebDataset (`.tar`) shards, local or remote, by streaming them.
 
     `where` is a path or a URL, with `*` for several and `,` between more. Nothing is downloaded
-    to stay: labels are read now, and the pictures when they are asked for. Parts are told by the
+    to stay: labels are read now, and the images when they are asked for. Parts are told by the
     names of the files (`train-000.tar`, `test-000.tar`); files that name none are one part.
     """
     listing = Listing({})
-    for part, files in _find_shards(where).items():
+    for split, files in _find_shards(where).items():
         data, names = _stream(tuple(files), labels_only=True), _stream_names(tuple(files))
-        list_rows(data, f"shards:{'|'.join(files)}", part, where, listing, names)
+        list_rows(data, f"shards:{'|'.join(files)}", split, where, listing, names)
     return listing
 
 
 def read_shards(where: str, numbers: Sequence[int]) -> Iterator[bytes | XrayError]:
-    """Yield the bytes of the numbered pictures of some shards, in one pass where they ascend.
+    """Yield the bytes of the numbered images of some shards, in one pass where they ascend.
 
     Raises:
         UserError: the stream broke off, by a damaged shard or a fault of the network.
@@ -60,12 +60,12 @@ def read_shards(where: str, numbers: Sequence[int]) -> Iterator[bytes | XrayErro
                 row = next(rows, None)
             except Exception as error:  # of the network, of tar and of Parquet, each its own
                 raise UserError(
-                    f"{files[0]} broke off at picture {at} ({first_line(error)}); mend it, or "
+                    f"{files[0]} broke off at image {at} ({first_line(error)}); mend it, or "
                     f"try again."
                 ) from error
             at += 1
         if row is None:
-            yield XrayError("The data set ended before this picture; was it changed?")
+            yield XrayError("The data set ended before this image; was it changed?")
         else:
             yield to_bytes(row[image])
 
@@ -88,20 +88,20 @@ def _stat_files(files: tuple[str, ...], _minute: int) -> tuple[int, int, int] | 
             continue
         try:
             system, inner = fsspec.url_to_fs(file)
-            told = system.info(inner)
+            summary = system.info(inner)
         except Exception:
             return None  # every file system raises its own; reading will tell what is wrong
         mark = next(
             (
-                told[key]
+                summary[key]
                 for key in ("ETag", "etag", "LastModified", "mtime", "xet_hash", "blob_id")
-                if told.get(key)
+                if summary.get(key)
             ),
             None,
         )
-        if mark is None or not told.get("size"):
+        if mark is None or not summary.get("size"):
             return None
-        size += told["size"]
+        size += summary["size"]
         marks.append(str(mark))
     # Anything that changes when one of the files does.
     digest = hashlib.sha256(repr((times, marks)).encode()).digest()
@@ -135,17 +135,17 @@ def _find_shards(where: str) -> dict[str, list[str]]:
             f"{where} must mean Parquet (.parquet) or WebDataset (.tar) files of one kind, "
             f"but has {found}."
         )
-    parts: dict[str, list[str]] = {}
+    splits: dict[str, list[str]] = {}
     for one in files:
         words = re.split(r"[^a-z]+", one.rpartition("/")[2].lower())
-        part = next((PART_NAMES[word] for word in words if word in PART_NAMES), ALL)
-        parts.setdefault(part, []).append(one)
-    if ALL in parts and len(parts) > 1:
+        split = next((SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES), ALL)
+        splits.setdefault(split, []).append(one)
+    if ALL in splits and len(splits) > 1:
         raise UserError(
-            f"Some shards of {where} name their part and some do not ({parts[ALL][0]}); "
+            f"Some shards of {where} name their part and some do not ({splits[ALL][0]}); "
             f"rename them, or give them as sources of their own."
         )
-    return parts
+    return splits
 
 
 def _stream(files: tuple[str, ...], labels_only: bool = False) -> IterableDataset:
@@ -159,7 +159,7 @@ def _stream(files: tuple[str, ...], labels_only: bool = False) -> IterableDatase
         if labels_only:
             image, _ = find_columns(data.features, files[0])
             if kind == "parquet":
-                # Only these columns are read: no picture crosses the network for a label.
+                # Only these columns are read: no image crosses the network for a label.
                 names = [name for name in data.features if name != image]
                 data = load_dataset(
                     kind, data_files={"x": list(files)}, columns=names, streaming=True
@@ -174,7 +174,7 @@ def _stream(files: tuple[str, ...], labels_only: bool = False) -> IterableDatase
 
 
 def _stream_names(files: tuple[str, ...]) -> list[str] | None:
-    """Return the file names that Parquet shards keep beside their pictures, and nothing else."""
+    """Return the file names that Parquet shards keep beside their images, and nothing else."""
     import fsspec
     import pyarrow.parquet as pq
 
@@ -185,12 +185,12 @@ def _stream_names(files: tuple[str, ...]) -> list[str] | None:
     for file in files:
         try:
             with fsspec.open(file, "rb").open() as opened, pq.ParquetFile(opened) as table:
-                # One leaf of the struct: no picture crosses the network for its name.
+                # One leaf of the struct: no image crosses the network for its name.
                 if f"{image}.path" not in [one.path for one in table.schema]:
                     return None
                 for batch in table.iter_batches(columns=[f"{image}.path"]):
-                    told = batch.column(0).field("path").to_pylist()
-                    names += [Path(one or "").name for one in told]
+                    summary = batch.column(0).field("path").to_pylist()
+                    names += [Path(one or "").name for one in summary]
         except (OSError, ValueError) as error:
             raise UserError(f"{file} cannot be read ({first_line(error)}).") from error
     return names

@@ -1,7 +1,7 @@
-"""SOURCES: where X-rays may come from, and how their pictures are fetched.
+"""SOURCES: where X-rays may come from, and how their images are fetched.
 
-Every source becomes tables of one shape. The pictures stay where they are: a row holds the path of
-a file or, for a picture that is no file of its own, an address `KIND:WHERE#N`, and `open_pictures`
+Every source becomes tables of one shape. The images stay where they are: a row holds the path of
+a file or, for an image that is no file of its own, an address `KIND:WHERE#N`, and `open_images`
 fetches them in order.
 """
 
@@ -38,12 +38,12 @@ class Source:
 
 @dataclass(frozen=True)
 class SourceKind:
-    """How one kind of source is listed and its pictures are fetched."""
+    """How one kind of source is listed and its images are fetched."""
 
     list: Callable[[str], Listing]
-    # The bytes of the numbered pictures of a part, given `WHERE` and ascending numbers.
+    # The bytes of the numbered images of a part, given `WHERE` and ascending numbers.
     read: Callable[[str, Sequence[int]], Iterator[bytes | XrayError]] | None = None
-    # Size and times of the files that pictures are in, which change when those do.
+    # Size and times of the files that images are in, which change when those do.
     stat: Callable[[str], tuple[int, int, int]] | None = None
 
 
@@ -74,7 +74,7 @@ def parse_source(text: str) -> Source:
 
 
 def list_source(source: Source) -> Listing:
-    """Return the tables and troubles of a source.
+    """Return the tables and issues of a source.
 
     Raises:
         UserError: it is not there, or holds no X-rays of the two classes.
@@ -82,10 +82,10 @@ def list_source(source: Source) -> Listing:
     return SOURCES[source.kind].list(source.where)
 
 
-def open_pictures(data: Dataset) -> Iterator[tuple[str, Path | bytes | XrayError]]:
-    """Yield each row's name and its picture, not yet decoded, in the order of the rows.
+def open_images(data: Dataset) -> Iterator[tuple[str, Path | bytes | XrayError]]:
+    """Yield each row's name and its image, not yet decoded, in the order of the rows.
 
-    A picture is the path of its file, the bytes of one, or the error that kept it from being
+    An image is the path of its file, the bytes of one, or the error that kept it from being
     fetched.
     """
     names = (name for batch in batches(data, "file") for name in batch)
@@ -98,8 +98,8 @@ def open_pictures(data: Dataset) -> Iterator[tuple[str, Path | bytes | XrayError
         else:
             group = list(group)
             read = SOURCES[kind].read(where, [int(number) for _, _, number, _ in group])
-            for (_, _, _, name), picture in zip(group, read, strict=True):
-                yield name, picture
+            for (_, _, _, name), image in zip(group, read, strict=True):
+                yield name, image
 
 
 def list_addresses(data: Dataset) -> Iterator[str]:
@@ -107,7 +107,7 @@ def list_addresses(data: Dataset) -> Iterator[str]:
     return (one["path"] for batch in batches(data, "image") for one in batch)
 
 
-def stat_picture(address: str) -> tuple[str, int, int, int] | None:
+def stat_image(address: str) -> tuple[str, int, int, int] | None:
     """Return an address with the size and times of its file; None where nothing tells them.
 
     Raises:
@@ -117,8 +117,8 @@ def stat_picture(address: str) -> tuple[str, int, int, int] | None:
     if kind == "folder":
         stat = os.stat(address)
         return address, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
-    told = SOURCES[kind].stat(where) if SOURCES[kind].stat else None
-    return told and (address, *told)
+    summary = SOURCES[kind].stat(where) if SOURCES[kind].stat else None
+    return summary and (address, *summary)
 
 
 def _split_address(path: str) -> tuple[str, str, str]:

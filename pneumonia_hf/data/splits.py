@@ -26,7 +26,7 @@ def split_by_patient(
     normals only, with pneumonias only and with both apart, so that classes keep their shares.
 
     Args:
-        data: rows as `load_parts` returns them.
+        data: rows as `load_splits` returns them.
         fraction: of the images, above 0 and below 1.
         seed: of the order.
         tolerance: how far the share may be off.

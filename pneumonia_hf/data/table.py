@@ -1,18 +1,18 @@
 """Rows of one shape for all X-rays, wherever they come from, and what is not as it should be.
 
 A row has `image` ({path, bytes}), `label`, `patient` and `file`, besides whatever else its source
-knows of the picture.
+knows of the image.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
-from pneumonia_hf.data.issues import Trouble
+from pneumonia_hf.data.issues import DataIssue
 from pneumonia_hf.labels import LABELS
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from datasets import Dataset, Features
 
-PART_NAMES = {
+SPLIT_NAMES = {
     "train": "train",
     "training": "train",
     "val": "validation",
@@ -35,12 +35,32 @@ OWN_COLUMNS = ("image", "label", "patient", "file", "source")
 RESERVED = {*OWN_COLUMNS, "path", "bytes", ""}  # names that further columns cannot have
 
 
+@dataclass(frozen=True, eq=False)
+class XrayData(Mapping):
+    """The splits of one or several sources, by name, and the data issues found in them.
+
+    A split is a `datasets.Dataset`; its name is train, validation, test or `all`.
+    """
+
+    splits: dict[str, Dataset]
+    issues: tuple[DataIssue, ...] = ()
+
+    def __getitem__(self, name: str) -> Dataset:
+        return self.splits[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.splits)
+
+    def __len__(self) -> int:
+        return len(self.splits)
+
+
 @dataclass
 class Listing:
     """What a source holds: its parts, and all in it that is not as it should be."""
 
-    parts: dict[str, Dataset]  # train, validation, test; or `all`
-    troubles: list[Trouble] = field(default_factory=list)
+    splits: dict[str, Dataset]  # train, validation, test; or `all`
+    issues: list[DataIssue] = field(default_factory=list)
 
 
 class RowTable:
@@ -53,7 +73,7 @@ class RowTable:
         self.extras: list[dict[str, str]] = []
         self.chunks: list[Any] = []
         self.count = 0
-        self.strangers = 0  # pictures of patients that nothing names
+        self.strangers = 0  # images of patients that nothing names
         self.first_stranger = ""
 
     def add(
@@ -64,7 +84,7 @@ class RowTable:
         patient: str | None,
         extra: dict[str, str] | None = None,
     ) -> None:
-        """Add a picture; one whose patient is not known gets a patient of its own."""
+        """Add an image; one whose patient is not known gets a patient of its own."""
         if patient is None:
             # Rows of a data set may all have the same name.
             patient = file if os.path.isabs(path) else f"{file}#{self.count}"
@@ -101,8 +121,8 @@ class RowTable:
 
         if self.strangers:
             reason = "neither a name nor metadata tells whose it is"
-            listing.troubles.append(
-                Trouble("own_patient", self.first_stranger, reason, count=self.strangers)
+            listing.issues.append(
+                DataIssue("own_patient", self.first_stranger, reason, count=self.strangers)
             )
         self._flush()
         table = pa.concat_tables(self.chunks, promote_options="default").combine_chunks()

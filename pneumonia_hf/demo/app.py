@@ -14,14 +14,14 @@ from PIL import Image
 from pneumonia_hf.errors import UserError
 from pneumonia_hf.files import read_json
 from pneumonia_hf.imaging.read import IMAGE_SUFFIXES, read_xray
-from pneumonia_hf.inference.attribution import explain, methods_for, overlay
+from pneumonia_hf.inference.attribution import attribute, methods_for, overlay
 from pneumonia_hf.inference.predictor import Prediction, Predictor
 from pneumonia_hf.models.model_card import find_misfit
 from pneumonia_hf.models.model_folder import REPORTS_FILE, RUN_FILE
 
 NOTICE = (
     "**Research software, not a medical device.** It must not be used to diagnose or to rule out "
-    "disease. It errs, most of all on films unlike those it was trained on."
+    "disease. It errs, most of all on X-rays unlike those it was trained on."
 )
 MAP_NOTICE = (
     "Bright places raised the score for pneumonia. They do **not** show where disease is: such "
@@ -54,24 +54,24 @@ def build_demo(predictor: Predictor) -> gr.Blocks:
     those of the prediction.
     """
     methods = methods_for(predictor)
-    misfits = [find_misfit(_reports_of(member)) for member in predictor.members]
+    misfits = [find_misfit(_reports_of(one)) for one in predictor.networks]
     meaning = UNCALIBRATED if any(misfits) else CALIBRATED
 
     def predict(image: str | None, method: str) -> tuple[dict[str, Any], Image.Image]:
         """Decide on one chest X-ray and draw what raised the score."""
-        prediction, _, map_over_picture = _analyse(predictor, image, method)
-        return asdict(prediction), map_over_picture
+        prediction, _, map_over_image = _analyse(predictor, image, method)
+        return asdict(prediction), map_over_image
 
-    def show(image: str | None, method: str) -> tuple[str, Image.Image | None, Image.Image | None]:
-        if image is None:
+    def show(path: str | None, method: str) -> tuple[str, Image.Image | None, Image.Image | None]:
+        if path is None:
             return "", None, None
         try:
-            prediction, picture, map_over_picture = _analyse(predictor, image, method)
+            prediction, image, map_over_image = _analyse(predictor, path, method)
         except gr.Error as error:  # said where the answer would be, and it stays there
             return f"<p><b>{html.escape(error.message)}</b></p>", None, None
-        return _to_html(prediction, meaning), picture, map_over_picture
+        return _to_html(prediction, meaning), image, map_over_image
 
-    # No share button: it would publish a patient's film.
+    # No share button: it would publish a patient's X-ray.
     shown = {"show_label": False, "interactive": False, "buttons": ["download", "fullscreen"]}
     with gr.Blocks(
         title="Pneumonia in chest X-rays", delete_cache=(KEPT_SECONDS, KEPT_SECONDS)
@@ -92,17 +92,17 @@ def build_demo(predictor: Predictor) -> gr.Blocks:
                 verdict = gr.HTML(elem_classes="verdict")
                 with gr.Row():
                     with gr.Column(min_width=240):
-                        # Not as labels, which would lie over the markers in the film's corner.
+                        # Not as labels, which would lie over the markers in the X-ray's corner.
                         gr.Markdown("As the model reads it")
-                        picture = gr.Image(**shown)
+                        image = gr.Image(**shown)
                     with gr.Column(min_width=240):
                         gr.Markdown("What raised the score")
-                        heat = gr.Image(**shown)
+                        attribution_map = gr.Image(**shown)
                 gr.Markdown(MAP_NOTICE)
 
-        # One picture at a time: captum hooks into the one model that all requests share.
+        # One image at a time: captum hooks into the one model that all requests share.
         alone = {"concurrency_id": "model", "concurrency_limit": 1}
-        inputs, outputs = [file, method], [verdict, picture, heat]
+        inputs, outputs = [file, method], [verdict, image, attribution_map]
         for event in (file.upload, file.clear, method.change, button.click):
             event(show, inputs, outputs, api_visibility="private", **alone)
 
@@ -119,11 +119,11 @@ def _analyse(
     if path is None:
         raise gr.Error("Give a chest X-ray first.", print_exception=False)
     try:
-        picture = read_xray(path)
-        found = explain(predictor, picture, method)
-        prediction = predictor.predict(picture)
+        image = read_xray(path)
+        found = attribute(predictor, image, method)
+        prediction = predictor.predict(image)
         prediction = replace(prediction, warnings=prediction.warnings + found.warnings)
-        return prediction, picture, overlay(picture, found.values)
+        return prediction, image, overlay(image, found.values)
     except UserError as error:
         raise gr.Error(str(error), print_exception=False) from error
 
@@ -134,7 +134,7 @@ def _to_html(prediction: Prediction, meaning: str) -> str:
     at = f"left:{prediction.threshold:.1%}"
     scale = (
         f'<div style="position:relative;height:14px;border-radius:7px;background:#8884;'
-        f'margin:10px 0 4px" role="img" aria-label="probability {prediction.probability:.3f}, '
+        f'log odds:10px 0 4px" role="img" aria-label="probability {prediction.probability:.3f}, '
         f'threshold {prediction.threshold:.3f}">'
         f'<div style="width:{prediction.probability:.1%};height:100%;border-radius:7px;'
         f'background:{colour}"></div>'
@@ -167,7 +167,7 @@ def _describe_model(predictor: Predictor) -> str:
     reports = _reports_of(predictor)
     for report in reports:
         metrics = report["metrics"]
-        told = ", ".join(
+        summary = ", ".join(
             f"{title} {metrics[key]['value']:.3f}"
             for key, title in SHOWN_METRICS.items()
             if metrics[key]["value"] is not None
@@ -176,7 +176,7 @@ def _describe_model(predictor: Predictor) -> str:
         low = metrics["auroc"]["low"]
         chance = " **This is no better than chance.**" if low is not None and low <= 0.5 else ""
         site = " (another site)" if report.get("external") else ""
-        lines.append(f"- {report['data']}{site}, {report['n']} images: {told}.{chance}")
+        lines.append(f"- {report['data']}{site}, {report['n']} images: {summary}.{chance}")
     if misfit := find_misfit(reports):
         error = misfit["metrics"]["ece_balanced"]["value"]
         lines.append(

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
-import logging
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,6 +12,8 @@ import numpy as np
 
 from pneumonia_hf.evaluation.metrics import bootstrap_intervals, draw_patients
 from pneumonia_hf.inference.operating_point import OperatingPoint, to_logit, to_probability
+
+logger = logging.getLogger(__name__)
 
 
 def choose_threshold(

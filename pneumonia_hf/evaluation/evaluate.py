@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pneumonia_hf.data.file_hashes import hash_pictures, to_hex
+from pneumonia_hf.data.file_hashes import hash_images, to_hex
 from pneumonia_hf.data.folder_source import OtherImage
-from pneumonia_hf.data.load import load_parts
+from pneumonia_hf.data.load import load_splits
 from pneumonia_hf.data.table import ALL, column
 from pneumonia_hf.errors import UserError
 from pneumonia_hf.evaluation.metrics import (
@@ -33,7 +33,7 @@ from pneumonia_hf.files import read_json
 from pneumonia_hf.inference.operating_point import OperatingPoint
 from pneumonia_hf.inference.predictor import Predictor
 from pneumonia_hf.labels import LABELS
-from pneumonia_hf.models.model_folder import ENSEMBLE_FILE, RUN_FILE, check_finished
+from pneumonia_hf.models.model_folder import ENSEMBLE_FILE, RUN_FILE, check_model_folder
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -94,7 +94,7 @@ class Report:
         }
 
 
-def choose_part(
+def choose_split(
     data_dir: str | Path | Sequence[str],
     split: str | None,
     predictor: Predictor,
@@ -102,7 +102,7 @@ def choose_part(
 ) -> tuple[str, Dataset]:
     """Return the name and the rows of the part that is to be scored.
 
-    With `split`, the folder of that name; where there is none, the pictures that the model itself
+    With `split`, the folder of that name; where there is none, the images that the model itself
     (an ensemble: each of its members) kept apart under that name when it was trained, known by
     their bytes. Without `split`, the
     test folder, or all of a folder without parts.
@@ -112,36 +112,36 @@ def choose_part(
     """
     from datasets import concatenate_datasets
 
-    parts = load_parts(data_dir, strict)
-    told = data_dir if isinstance(data_dir, str | Path) else ", ".join(data_dir)
+    splits = load_splits(data_dir, strict)
+    summary = data_dir if isinstance(data_dir, str | Path) else ", ".join(data_dir)
     if split is None:
-        if ALL in parts and len(parts) > 1:
+        if ALL in splits and len(splits) > 1:
             raise UserError(
-                f"Of {told}, some are parted and some are not; measure them one at a time."
+                f"Of {summary}, some are parted and some are not; measure them one at a time."
             )
-        name = "test" if "test" in parts else "all"
-        if name not in parts:
+        name = "test" if "test" in splits else "all"
+        if name not in splits:
             raise UserError(
-                f"{told} has no test folder; say which to score with --split "
-                f"{' or '.join(sorted(parts))}."
+                f"{summary} has no test folder; say which to score with --split "
+                f"{' or '.join(sorted(splits))}."
             )
-        return name, parts[name]
+        return name, splits[name]
     if split not in SPLITS:
         raise UserError(f"Unknown split {split!r}; choose from {sorted(set(SPLITS))}.")
     name = SPLITS[split]
-    if name in parts:
-        return name, parts[name]
+    if name in splits:
+        return name, splits[name]
     own = set.intersection(*_hashes_by_member(predictor, name))
     if not own:
         raise UserError(
-            f"{told} has no {split} folder (it has {', '.join(sorted(parts))}), and the model "
-            f"does not say which pictures it kept apart; leave --split out."
+            f"{summary} has no {split} folder (it has {', '.join(sorted(splits))}), and the model "
+            f"does not say which images it kept apart; leave --split out."
         )
-    data = concatenate_datasets(list(parts.values()))
-    rows = [row for row, digest in enumerate(to_hex(hash_pictures(data))) if digest in own]
+    data = concatenate_datasets(list(splits.values()))
+    rows = [row for row, digest in enumerate(to_hex(hash_images(data))) if digest in own]
     if not rows:
         raise UserError(
-            f"{told} has no {split} folder and none of the {len(own)} pictures of the model's "
+            f"{summary} has no {split} folder and none of the {len(own)} images of the model's "
             f"own {split} part; leave --split out."
         )
     return name, data.select(rows)
@@ -152,7 +152,7 @@ def check_card(models: Sequence[str], tta: bool) -> Path:
 
     Raises:
         UserError: several models or an ensemble, which have no card, or test-time augmentation,
-            without which the model will be used; not a finished model folder of the user's own.
+            without which the model will be used; not a saved model folder of the user's own.
     """
     folder = Path(models[0])
     if len(models) > 1 or (folder / ENSEMBLE_FILE).exists():
@@ -161,7 +161,7 @@ def check_card(models: Sequence[str], tta: bool) -> Path:
         raise UserError(
             "The card tells what the model scores by itself; leave --add_to_card or --tta out."
         )
-    check_finished(folder)
+    check_model_folder(folder)
     return folder
 
 
@@ -180,7 +180,7 @@ def evaluate_predictor(
 
     Args:
         predictor: the model, with its own threshold.
-        dataset: with image, label and patient, as `load_parts` returns.
+        dataset: with image, label and patient, as `load_splits` returns.
         data, split: what the report calls it.
         resamples: number of bootstrap resamples of the intervals.
         strict: whether an image that cannot be read is an error; else the report lists it.
@@ -213,8 +213,8 @@ def evaluate_predictor(
         name: set.union(*_hashes_by_member(predictor, name))
         for name in ("train", "validation", "test")
     }
-    hashes = to_hex(hash_pictures(dataset)) if any(known.values()) else []
-    seen = {name: sum(one in of_part for one in hashes) for name, of_part in known.items()}
+    hashes = to_hex(hash_images(dataset)) if any(known.values()) else []
+    seen = {name: sum(one in of_split for one in hashes) for name, of_split in known.items()}
     if external and any(seen.values()):
         raise UserError(
             f"{sum(seen.values())} of the images of {data} are of the model's own data, so it is "
@@ -295,18 +295,18 @@ def measure_referral(
     return Referral(int((~kept).sum()), *intervals, mean(wrong[~kept]))
 
 
-def _hashes_by_member(predictor: Predictor, part: str) -> list[set[str]]:
-    """Return the pictures of a part of the run that made each single model; none if unknown."""
+def _hashes_by_member(predictor: Predictor, split: str) -> list[set[str]]:
+    """Return the images of a part of the run that made each single model; none if unknown."""
     runs = (
         read_json(member.path / RUN_FILE, otherwise={}) if member.path else {}
-        for member in predictor.members
+        for member in predictor.networks
     )
-    return [set(run.get("hashes", {}).get(part, ())) for run in runs]
+    return [set(run.get("hashes", {}).get(split, ())) for run in runs]
 
 
 def _hash_weights(predictor: Predictor) -> str:
     digests = []
-    for member in predictor.members:
+    for member in predictor.networks:
         weights = member.path / "model.safetensors" if member.path else None
         if weights is None or not weights.exists():
             return ""

@@ -27,12 +27,13 @@ def measure_agreement(
     from scipy.stats import spearmanr
 
     agreement: dict[str, list[float]] = {name: [] for name in methods}
+    network = predictor.network
     for image in images:
-        pixel_values = predictor.pixel_values([image])
-        fall = occlusion(predictor, pixel_values).values.cpu().numpy().ravel()
+        pixel_values = network.pixel_values([image])
+        fall = occlusion(network, pixel_values).values.cpu().numpy().ravel()
         for name in methods:
             with torch.enable_grad():
-                found = METHODS[name](predictor, pixel_values).values
+                found = METHODS[name](network, pixel_values).values
             whole = interpolate(
                 found[None, None].float(), size=pixel_values.shape[-2:], mode="bilinear"
             )

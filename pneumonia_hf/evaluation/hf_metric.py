@@ -1,6 +1,8 @@
-"""XrayMetric: an entry of METRICS as a metric of the `evaluate` library, nothing fetched."""
+"""METRICS as metrics of the `evaluate` library; nothing is downloaded."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import datasets
 import evaluate
@@ -23,7 +25,7 @@ class XrayMetric(evaluate.Metric):
 
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
-            description=METRICS[self.metric_name].__doc__,
+            description=METRICS[self.metric_name].function.__doc__,
             citation=CITATION,
             inputs_description="predictions: P(pneumonia); references: 0 normal, 1 pneumonia.",
             features=datasets.Features(
@@ -32,7 +34,19 @@ class XrayMetric(evaluate.Metric):
         )
 
     def _compute(self, predictions, references, threshold: float = 0.5) -> dict[str, float]:
-        function = METRICS[self.metric_name]
+        function = METRICS[self.metric_name].function
         return {
             self.metric_name: function(np.asarray(references), np.asarray(predictions), threshold)
         }
+
+
+def compute_with_evaluate(
+    labels: Sequence[int], probabilities: Sequence[float], threshold: float
+) -> dict[str, float]:
+    """Return what `compute_metrics` returns, computed through `evaluate.combine`."""
+    combined = evaluate.combine([XrayMetric(name) for name in METRICS])
+    return combined.compute(
+        predictions=[float(one) for one in probabilities],
+        references=[int(one) for one in labels],
+        threshold=threshold,
+    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -11,7 +10,6 @@ import numpy as np
 
 from pneumonia_hf.inference.operating_point import to_logit, to_probability
 
-logger = logging.getLogger(__name__)
 Labels = np.ndarray  # [N] of 0 (NORMAL) and 1 (PNEUMONIA)
 Probabilities = np.ndarray  # [N], P(pneumonia) in 0..1
 
@@ -141,35 +139,43 @@ def calibration_p_value(labels: Labels, probabilities: Probabilities) -> float:
     return float(2 * norm.sf(abs(distance) / max(deviation, 1e-12)))
 
 
-METRICS: dict[str, Callable[[Labels, Probabilities, float], float]] = {
-    "accuracy": accuracy,
-    "sensitivity": sensitivity,
-    "specificity": specificity,
-    "precision": precision,
-    "f1": f1,
-    "auroc": auroc,
-    "auprc": auprc,
-    "brier": brier,
-    "ece": calibration_error,
-    "brier_balanced": balanced_brier,
-    "ece_balanced": balanced_calibration_error,
+@dataclass(frozen=True)
+class Metric:
+    """A metric of P(pneumonia) against the labels at a threshold, and its direction."""
+
+    function: Callable[[Labels, Probabilities, float], float]
+    greater_is_better: bool
+
+
+METRICS = {
+    "accuracy": Metric(accuracy, greater_is_better=True),
+    "sensitivity": Metric(sensitivity, greater_is_better=True),
+    "specificity": Metric(specificity, greater_is_better=True),
+    "precision": Metric(precision, greater_is_better=True),
+    "f1": Metric(f1, greater_is_better=True),
+    "auroc": Metric(auroc, greater_is_better=True),
+    "auprc": Metric(auprc, greater_is_better=True),
+    "brier": Metric(brier, greater_is_better=False),
+    "ece": Metric(calibration_error, greater_is_better=False),
+    "brier_balanced": Metric(balanced_brier, greater_is_better=False),
+    "ece_balanced": Metric(balanced_calibration_error, greater_is_better=False),
 }
 
 
 def compute_metrics(
     labels: Sequence[int], probabilities: Sequence[float], threshold: float
 ) -> dict[str, float]:
-    """Return every one of METRICS, computed through the `evaluate` library."""
-    import evaluate
+    """Return every one of METRICS; NaN where one is not defined.
 
-    from pneumonia_hf.evaluation.hf_metric import XrayMetric
-
-    combined = evaluate.combine([XrayMetric(name) for name in METRICS])
-    return combined.compute(
-        predictions=[float(p) for p in probabilities],
-        references=[int(label) for label in labels],
-        threshold=threshold,
-    )
+    Args:
+        labels: [N] of 0 (NORMAL) and 1 (PNEUMONIA).
+        probabilities: P(pneumonia) of each image, [N].
+        threshold: images at or above it count as pneumonia.
+    """
+    labels, probabilities = np.asarray(labels), np.asarray(probabilities, dtype=np.float64)
+    return {
+        name: metric.function(labels, probabilities, threshold) for name, metric in METRICS.items()
+    }
 
 
 def bootstrap_intervals(
@@ -186,20 +192,20 @@ def bootstrap_intervals(
     `draw_patients`.
 
     Args:
-        labels, probabilities, patients: of each picture, [N].
+        labels, probabilities, patients: of each image, [N].
         threshold: the operating point; it is held fixed.
         resamples: number of resamples.
         seed: of the draws.
     """
     labels, probabilities = np.asarray(labels), np.asarray(probabilities, dtype=np.float64)
     values = compute_metrics(labels, probabilities, threshold)
-    draws = {name: [] for name in METRICS}
-    for rows in draw_patients(labels, patients, resamples, seed):
-        for name, function in METRICS.items():
-            draws[name].append(function(labels[rows], probabilities[rows], threshold))
+    draws = [
+        compute_metrics(labels[rows], probabilities[rows], threshold)
+        for rows in draw_patients(labels, patients, resamples, seed)
+    ]
     intervals = {}
     for name, value in values.items():
-        defined = [draw for draw in draws[name] if not math.isnan(draw)]
+        defined = [draw[name] for draw in draws if not math.isnan(draw[name])]
         low, high = np.percentile(defined, [2.5, 97.5]) if defined else (math.nan, math.nan)
         intervals[name] = Interval(float(value), float(low), float(high))
     return intervals

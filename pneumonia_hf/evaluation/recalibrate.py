@@ -10,19 +10,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pneumonia_hf.data.file_hashes import hash_pictures, to_hex
-from pneumonia_hf.data.load import load_parts
+from pneumonia_hf.data.file_hashes import hash_images, to_hex
+from pneumonia_hf.data.load import load_splits
 from pneumonia_hf.data.patients import named_by_file
-from pneumonia_hf.data.sources import open_pictures
+from pneumonia_hf.data.sources import open_images
 from pneumonia_hf.errors import UserError
 from pneumonia_hf.evaluation.calibration import calibrate_scores
 from pneumonia_hf.files import read_json, write_json
 from pneumonia_hf.imaging.read import read_xray
 from pneumonia_hf.inference.attribution import REFERENCES_KEY, measure_references
-from pneumonia_hf.inference.predictor import CONFIG_KEY, Predictor
+from pneumonia_hf.inference.network import CONFIG_KEY
+from pneumonia_hf.inference.predictor import Predictor
 from pneumonia_hf.models.backbones import head_of
 from pneumonia_hf.models.model_card import write_card
-from pneumonia_hf.models.model_folder import REPORTS_FILE, RUN_FILE, check_finished
+from pneumonia_hf.models.model_folder import REPORTS_FILE, RUN_FILE, check_model_folder
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -54,10 +55,10 @@ def calibrate(
     import torch
 
     labels, patients = validation["label"][:], validation["patient"][:]
-    log_odds = predictor.margins_of_pictures(open_pictures(validation))
+    log_odds = predictor.log_odds_of_images(open_images(validation))
     found = calibrate_scores(labels, log_odds, patients, required_sensitivity)
     # Dividing the head's weights divides the logits, so that a plain pipeline is calibrated too.
-    head = head_of(predictor.model)
+    head = head_of(predictor.network.model)
     with torch.no_grad():
         head.weight /= found.temperature.value
         head.bias /= found.temperature.value
@@ -65,7 +66,7 @@ def calibrate(
         (np.asarray(labels) == 1) & (found.probabilities >= found.point.threshold)
     )
     drawn = np.sort(np.random.default_rng(0).permutation(hits)[:attribution_images])
-    images = [read_xray(source, name) for name, source in open_pictures(validation.select(drawn))]
+    images = [read_xray(source, name) for name, source in open_images(validation.select(drawn))]
     references = measure_references(predictor, images)
     return {
         "config": found.settings | {REFERENCES_KEY: references},
@@ -75,17 +76,17 @@ def calibrate(
 
 
 def find_validation(folder: Path, data_dir: Sequence[str]) -> Dataset:
-    """Return the images of a data set on which a finished model was chosen, known by their bytes.
+    """Return the images of a data set on which a saved model was chosen, known by their bytes.
 
     Raises:
-        UserError: not a finished model; some of its validation images are not in the data.
+        UserError: not a saved model; some of its validation images are not in the data.
     """
     from datasets import concatenate_datasets
 
-    check_finished(folder)
+    check_model_folder(folder)
     own = set(read_json(folder / RUN_FILE, otherwise={})["hashes"]["validation"])
-    data = concatenate_datasets(list(load_parts(data_dir).values()))
-    hashes = to_hex(hash_pictures(data))
+    data = concatenate_datasets(list(load_splits(data_dir).values()))
+    hashes = to_hex(hash_images(data))
     if missing := len(own - set(hashes)):
         raise UserError(
             f"{missing} of the {len(own)} validation images of {folder} are not in "
@@ -95,14 +96,14 @@ def find_validation(folder: Path, data_dir: Sequence[str]) -> Dataset:
 
 
 def recalibrate(folder: Path, validation: Dataset) -> dict[str, Any]:
-    """Calibrate a finished model anew, on its own validation images, and write its card anew.
+    """Calibrate a saved model anew, on its own validation images, and write its card anew.
 
     For models that an earlier version finished: temperature, threshold, range of referral and
     references of attribution maps are found as `train` finds them now. Reports that are kept in
     the folder are removed, since their numbers were measured at the old operating point.
 
     Args:
-        folder: a finished model folder; it is changed.
+        folder: a saved model folder; it is changed.
         validation: the images that the model was chosen on.
 
     Returns:
@@ -110,24 +111,24 @@ def recalibrate(folder: Path, validation: Dataset) -> dict[str, Any]:
     """
     import torch
 
-    check_finished(folder)
+    check_model_folder(folder)
     run = read_json(folder / RUN_FILE, otherwise={})
     predictor = Predictor.from_pretrained(folder)
-    old = getattr(predictor.model.config, CONFIG_KEY)
+    old = getattr(predictor.network.model.config, CONFIG_KEY)
     # As the network was trained: the prior on the temperature is about that.
-    head = head_of(predictor.model)
+    head = head_of(predictor.network.model)
     with torch.no_grad():
         head.weight *= old["temperature"]
         head.bias *= old["temperature"]
     new = calibrate(predictor, validation, old.get("required_sensitivity"))
-    setattr(predictor.model.config, CONFIG_KEY, new["config"])
+    setattr(predictor.network.model.config, CONFIG_KEY, new["config"])
     run["validation"] = new
     by_file = named_by_file(validation["patient"][:])
-    for part in run["data"]["parts"].values():  # which earlier versions did not say
-        part.setdefault("patients_by_file_name", by_file)
+    for split in run["data"]["parts"].values():  # which earlier versions did not say
+        split.setdefault("patients_by_file_name", by_file)
     unfinished = folder / RECALIBRATED
     try:
-        predictor.model.save_pretrained(unfinished)
+        predictor.network.model.save_pretrained(unfinished)
         shutil.copymode(folder / RUN_FILE, unfinished / "model.safetensors")
         write_json(unfinished / RUN_FILE, run)
         (folder / REPORTS_FILE).unlink(missing_ok=True)

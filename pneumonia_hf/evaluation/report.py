@@ -59,7 +59,7 @@ def write_report(report: Report, folder: Path) -> None:
 
 
 def to_json(report: Report) -> dict[str, Any]:
-    """Return the report's numbers, without the single pictures."""
+    """Return the report's numbers, without the single images."""
     point = report.operating_point
     return {
         "data": report.data,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pneumonia_hf.data.folder_source import OtherImage
-from pneumonia_hf.data.sources import open_pictures
+from pneumonia_hf.data.sources import open_images
 from pneumonia_hf.errors import UserError, XrayError
 from pneumonia_hf.evaluation.metrics import Interval, bootstrap_intervals
 from pneumonia_hf.inference.predictor import Prediction, Predictor
@@ -104,7 +104,7 @@ def predict_rows(
     """Return the predictions, the rows that they are of, and why each other row has none."""
     from tqdm.auto import tqdm
 
-    results = predictor.predict_pictures(open_pictures(data))
+    results = predictor.predict_images(open_images(data))
     results = list(tqdm(results, total=len(data), unit="image", leave=False))
     kept = [row for row, one in enumerate(results) if not isinstance(one, XrayError)]
     unreadable = tuple(str(one) for one in results if isinstance(one, XrayError))

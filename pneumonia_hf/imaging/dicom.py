@@ -1,4 +1,4 @@
-"""A DICOM file -> one 8-bit grey film; the only file that imports pydicom, and late."""
+"""A DICOM file -> one 8-bit gray X-ray; the only file that imports pydicom, and late."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from pneumonia_hf.imaging.modalities import MODALITIES
 if TYPE_CHECKING:
     from pydicom import Dataset
 
-# Those that are no picture of a patient, even where the file holds pixels.
-NOT_PICTURES = {
+# Those that are no image of a patient, even where the file holds pixels.
+NON_IMAGES = {
     "AU": "audio",
     "DOC": "document",
     "FID": "fiducials",
@@ -40,7 +40,7 @@ NOT_PICTURES = {
 _PIXEL_DATA = 0x7FE00010
 _TABLES = (0x00283000, 0x00283010)  # sequences of modality and VOI LUTs
 _MAX_TABLE_BYTES = 1_000_000
-_MAX_READS = 100_000  # two or three for each element; real films have a few hundred
+_MAX_READS = 100_000  # two or three for each element; real X-rays have a few hundred
 _MAX_BYTES = 400_000_000
 _MAX_INFLATED_BYTES = 150_000_000
 # GDCM and Pillow's OpenJPEG hold several copies of a frame: 8 bytes a pixel of 16 bits.
@@ -48,17 +48,17 @@ _MAX_COMPRESSED_PIXELS = 48_000_000
 
 
 @dataclass(frozen=True)
-class Film:
-    """A film as it is to be shown, [H, W] of 0 (black) to 255, and what the file says of it."""
+class DicomImage:
+    """An X-ray as it is to be shown, [H, W] of 0 (black) to 255, and what the file says of it."""
 
-    grey: np.ndarray
+    gray: np.ndarray
     coloured: bool
     mode: str
     modality: str
 
 
-def read_film(name: str, stream: BinaryIO, most_pixels: int) -> Film:
-    """Return the film in a DICOM file.
+def read_dicom(name: str, stream: BinaryIO, most_pixels: int) -> DicomImage:
+    """Return the X-ray in a DICOM file.
 
     Args:
         name: what the messages of errors call the file.
@@ -66,39 +66,39 @@ def read_film(name: str, stream: BinaryIO, most_pixels: int) -> Film:
         most_pixels: bound on rows times columns, held before anything is decoded.
 
     Raises:
-        XrayError: the file holds no picture, or several, or one too large, or in a syntax that
+        XrayError: the file holds no image, or several, or one too large, or in a syntax that
             nothing here decodes.
         Exception: of many kinds, where the file is damaged.
     """
-    film = _read_elements(name, stream)
-    modality = str(film.get("Modality") or "").upper()
+    dataset = _read_elements(name, stream)
+    modality = str(dataset.get("Modality") or "").upper()
     modality = "".join(c for c in modality if c.isascii() and c.isalnum())[:16]
-    if modality in NOT_PICTURES or "PixelData" not in film:
-        raise XrayError(_refuse(name, modality, film))
-    frames = int(film.get("NumberOfFrames") or 1)
+    if modality in NON_IMAGES or "PixelData" not in dataset:
+        raise XrayError(_refuse(name, modality, dataset))
+    frames = int(dataset.get("NumberOfFrames") or 1)
     if frames > 1:
-        raise XrayError(f"{name} holds {frames} frames; give one picture a file.")
-    _check_numbers(film)
-    check_size(name, (film.Columns, film.Rows), most_pixels)
-    kind = str(film.PhotometricInterpretation).strip()
-    film.PhotometricInterpretation = kind
-    pixels, kind_now = _decode(name, film)
+        raise XrayError(f"{name} holds {frames} frames; give one image a file.")
+    _check_numbers(dataset)
+    check_size(name, (dataset.Columns, dataset.Rows), most_pixels)
+    kind = str(dataset.PhotometricInterpretation).strip()
+    dataset.PhotometricInterpretation = kind
+    pixels, kind_now = _decode(name, dataset)
     coloured = False
     if pixels.ndim == 3:
-        grey, coloured = render_samples(pixels, kind_now, int(film.BitsStored))
+        gray, coloured = render_samples(pixels, kind_now, int(dataset.BitsStored))
     elif kind == "PALETTE COLOR":
-        grey, coloured = render_palette(pixels, film)
+        gray, coloured = render_palette(pixels, dataset)
     elif pixels.dtype.itemsize > 2:
-        grey = scale_wide(pixels)
+        gray = scale_wide(pixels)
         if kind == "MONOCHROME1":
-            np.subtract(255, grey, out=grey)
+            np.subtract(255, gray, out=gray)
     else:
-        grey = render_levels(pixels, film)
-    return Film(grey, coloured, f"DICOM {int(film.BitsStored)} bit {kind}", modality)
+        gray = render_levels(pixels, dataset)
+    return DicomImage(gray, coloured, f"DICOM {int(dataset.BitsStored)} bit {kind}", modality)
 
 
 class _Counted:
-    """A stream that gives up after more reads than any film needs.
+    """A stream that gives up after more reads than any X-ray needs.
 
     Nested sequences of empty items would otherwise become millions of objects.
     """
@@ -110,7 +110,7 @@ class _Counted:
     def read(self, size: int = -1) -> bytes:
         self._left -= 1
         if self._left < 0:
-            raise ValueError("it has more elements than any film")
+            raise ValueError("it has more elements than any X-ray")
         return self._stream.read(size)
 
 
@@ -130,12 +130,12 @@ def _read_elements(name: str, stream: BinaryIO) -> Dataset:
         if meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
             stream = _inflate(name, stream)
     stream.seek(0)
-    film = read_partial(_Counted(stream), _stop_after_pixels, force=bare)
-    if film.file_meta.get("TransferSyntaxUID") is None:
-        implicit, little = film.original_encoding
+    dataset = read_partial(_Counted(stream), _stop_after_pixels, force=bare)
+    if dataset.file_meta.get("TransferSyntaxUID") is None:
+        implicit, little = dataset.original_encoding
         syntax = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
-        film.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else syntax
-    return film
+        dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else syntax
+    return dataset
 
 
 def _inflate(name: str, stream: BinaryIO) -> BinaryIO:
@@ -154,27 +154,27 @@ def _inflate(name: str, stream: BinaryIO) -> BinaryIO:
 def _stop_after_pixels(tag: int, vr: str | None, length: int) -> bool:
     most = _MAX_TABLE_BYTES if tag in _TABLES else _MAX_BYTES
     if most < length < 0xFFFFFFFF:
-        raise ValueError("an element is longer than in any film")
+        raise ValueError("an element is longer than in any X-ray")
     return tag > _PIXEL_DATA
 
 
-def _refuse(name: str, modality: str, film: Dataset) -> str:
+def _refuse(name: str, modality: str, dataset: Dataset) -> str:
     from pydicom.uid import UID, UID_dictionary
 
-    known = MODALITIES | NOT_PICTURES
+    known = MODALITIES | NON_IMAGES
     if modality in known:
         what = f"modality {modality} ({known[modality]})"
     else:
         what = f"modality {modality}" if modality else ""
-        storage = UID(str(film.get("SOPClassUID") or ""))
+        storage = UID(str(dataset.get("SOPClassUID") or ""))
         if storage in UID_dictionary:
             storage = storage.name
             what = f"{what} ({storage})" if what else f"the kind {storage}"
     of = f" of {what}" if what else ""
-    return f"{name} is a DICOM file{of}, which holds no picture."
+    return f"{name} is a DICOM file{of}, which holds no image."
 
 
-def _check_numbers(film: Dataset) -> None:
+def _check_numbers(dataset: Dataset) -> None:
     # GDCM ends the process on some that pydicom lets through.
     allowed = {
         "SamplesPerPixel": (1, 3),
@@ -183,16 +183,16 @@ def _check_numbers(film: Dataset) -> None:
         "PixelRepresentation": (0, 1),
     }
     for key in ("Rows", "Columns", "PhotometricInterpretation", *allowed):
-        if film.get(key) is None:
+        if dataset.get(key) is None:
             raise ValueError(f"it does not tell its {key}")
     for key, values in allowed.items():
-        if film[key].value not in values:
-            raise ValueError(f"its {key} is {film[key].value}")
-    if film.BitsStored > film.BitsAllocated:
-        raise ValueError(f"it stores {film.BitsStored} bits in {film.BitsAllocated}")
+        if dataset[key].value not in values:
+            raise ValueError(f"its {key} is {dataset[key].value}")
+    if dataset.BitsStored > dataset.BitsAllocated:
+        raise ValueError(f"it stores {dataset.BitsStored} bits in {dataset.BitsAllocated}")
 
 
-def _decode(name: str, film: Dataset) -> tuple[np.ndarray, str]:
+def _decode(name: str, dataset: Dataset) -> tuple[np.ndarray, str]:
     """Return the stored numbers, [H, W] or [H, W, 3], and which colours they stand for."""
     from pydicom import uid
     from pydicom.encaps import encapsulate, get_frame
@@ -207,45 +207,45 @@ def _decode(name: str, film: Dataset) -> tuple[np.ndarray, str]:
         uid.JPEGLSLossless,
         uid.JPEGLSNearLossless,
     }
-    syntax = film.file_meta.TransferSyntaxUID
-    size = (film.Columns, film.Rows)
+    syntax = dataset.file_meta.TransferSyntaxUID
+    size = (dataset.Columns, dataset.Rows)
     if syntax in uid.AllTransferSyntaxes and syntax.is_encapsulated:
-        samples = film.SamplesPerPixel * max(film.BitsAllocated // 16, 1)
+        samples = dataset.SamplesPerPixel * max(dataset.BitsAllocated // 16, 1)
         check_size(name, size, _MAX_COMPRESSED_PIXELS // samples)
     options = {}
     if syntax == uid.RLELossless:
-        frame = get_frame(film.PixelData, 0, number_of_frames=1)
-        film.PixelData = _unpack_rle(frame, film)
-        film["PixelData"].VR = "OW"
-        film.PlanarConfiguration = 1
+        frame = get_frame(dataset.PixelData, 0, number_of_frames=1)
+        dataset.PixelData = _unpack_rle(frame, dataset)
+        dataset["PixelData"].VR = "OW"
+        dataset.PlanarConfiguration = 1
         syntax = uid.ExplicitVRLittleEndian
-    elif syntax == uid.JPEGExtended12Bit and film.BitsStored > 8:
+    elif syntax == uid.JPEGExtended12Bit and dataset.BitsStored > 8:
         raise XrayError(f"{name} is a DICOM file in JPEG of 12 bits, which cannot be decoded.")
     elif syntax in jpeg | jpeg_2000 | high_throughput | lossless:
-        frame = get_frame(film.PixelData, 0, number_of_frames=1)
+        frame = get_frame(dataset.PixelData, 0, number_of_frames=1)
         frame = check_frame(
-            frame, size, film.SamplesPerPixel, film.BitsAllocated, syntax in lossless
+            frame, size, dataset.SamplesPerPixel, dataset.BitsAllocated, syntax in lossless
         )
-        film.PixelData = encapsulate([frame])
+        dataset.PixelData = encapsulate([frame])
         for key in ("ExtendedOffsetTable", "ExtendedOffsetTableLengths"):
-            if key in film:
-                delattr(film, key)
+            if key in dataset:
+                delattr(dataset, key)
         options["decoding_plugin"] = "gdcm" if syntax in lossless else "pillow"
-        if syntax in lossless and film.BitsAllocated not in (8, 16):
-            raise ValueError(f"its BitsAllocated is {film.BitsAllocated}")
+        if syntax in lossless and dataset.BitsAllocated not in (8, 16):
+            raise ValueError(f"its BitsAllocated is {dataset.BitsAllocated}")
         if syntax in high_throughput:
             syntax = uid.JPEG2000  # Pillow's decoder tells them apart by itself
     elif syntax not in uid.AllTransferSyntaxes:
         raise ValueError("its transfer syntax is unknown")
     elif syntax.is_encapsulated:
         raise XrayError(f"{name} is a DICOM file in {syntax.name}, which cannot be decoded.")
-    film.file_meta.TransferSyntaxUID = syntax
+    dataset.file_meta.TransferSyntaxUID = syntax
     decoder = get_decoder(syntax)
     if not syntax.is_encapsulated:
         # A view: what it leaves undone, _grey_levels does by table.
         options |= {"view_only": True, "correct_unused_bits": False}
     _quiet_gdcm(options)
-    pixels, properties = decoder.as_array(film, index=0, raw=True, **options)
+    pixels, properties = decoder.as_array(dataset, index=0, raw=True, **options)
     return pixels, str(properties["photometric_interpretation"])
 
 
@@ -260,17 +260,17 @@ def _quiet_gdcm(options: dict) -> None:
         gdcm.Trace.ErrorOff()
 
 
-def _unpack_rle(frame: bytes, film: Dataset) -> bytes:
+def _unpack_rle(frame: bytes, dataset: Dataset) -> bytes:
     """Return the numbers of a run-length coded frame, PS3.5 annex G, in planes.
 
-    pydicom's own decoder unpacks whatever a forged file holds, this one no more than the picture.
+    pydicom's own decoder unpacks whatever a forged file holds, this one no more than the image.
     """
-    size, depth = film.Rows * film.Columns, film.BitsAllocated // 8
+    size, depth = dataset.Rows * dataset.Columns, dataset.BitsAllocated // 8
     count, *starts = struct.unpack_from("<16L", frame)
-    if film.BitsAllocated % 8 or count != depth * film.SamplesPerPixel or count > 15:
-        raise ValueError("the run-length coded picture does not fit its header")
+    if dataset.BitsAllocated % 8 or count != depth * dataset.SamplesPerPixel or count > 15:
+        raise ValueError("the run-length coded image does not fit its header")
     starts = [*starts[:count], len(frame)]
-    planes = np.empty((film.SamplesPerPixel, size, depth), np.uint8)
+    planes = np.empty((dataset.SamplesPerPixel, size, depth), np.uint8)
     for index in range(count):
         segment = _unpack_segment(frame[starts[index] : starts[index + 1]], size)
         planes[index // depth, :, depth - 1 - index % depth] = np.frombuffer(segment, np.uint8)
@@ -290,6 +290,6 @@ def _unpack_segment(segment: bytes, size: int) -> bytearray:
                 unpacked += segment[position + 1 : position + 2] * (257 - head)
             position += 2
     if len(unpacked) < size:
-        raise ValueError("the run-length coded picture is cut off")
+        raise ValueError("the run-length coded image is cut off")
     del unpacked[size:]
     return unpacked

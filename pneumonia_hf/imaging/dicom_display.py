@@ -8,9 +8,9 @@ import numpy as np
 
 from pneumonia_hf.imaging.grayscale import (
     COLOUR_DISTANCE,
+    colours_to_gray,
     count_levels,
     find_percentiles,
-    grey_colours,
     look_up,
     scale_levels,
 )
@@ -18,7 +18,7 @@ from pneumonia_hf.imaging.grayscale import (
 if TYPE_CHECKING:
     from pydicom import Dataset
 
-_LEAST_SPREAD = 64  # grey levels that a window must leave between the 1st and 99th percentile
+_LEAST_SPREAD = 64  # gray levels that a window must leave between the 1st and 99th percentile
 
 
 def render_samples(pixels: np.ndarray, kind: str, bits: int) -> tuple[np.ndarray, bool]:
@@ -28,77 +28,77 @@ def render_samples(pixels: np.ndarray, kind: str, bits: int) -> tuple[np.ndarray
         band = (band >> max(bits - 8, 0)).astype(np.uint8)
         return convert_color_space(band, kind, "RGB") if kind.startswith("YBR_FULL") else band
 
-    return grey_colours(pixels, to_rgb)
+    return colours_to_gray(pixels, to_rgb)
 
 
-def render_palette(pixels: np.ndarray, film: Dataset) -> tuple[np.ndarray, bool]:
+def render_palette(pixels: np.ndarray, dataset: Dataset) -> tuple[np.ndarray, bool]:
     from pydicom.pixels import apply_color_lut
 
-    if pixels.dtype.itemsize > 2 or "RedPaletteColorLookupTableData" not in film:
-        # Segmented palettes can be bombs, and are not seen on films.
+    if pixels.dtype.itemsize > 2 or "RedPaletteColorLookupTableData" not in dataset:
+        # Segmented palettes can be bombs, and are not seen on X-rays.
         raise ValueError("its palette is of a kind that is not read")
-    levels, stored = _list_stored(pixels, film)
-    colours = apply_color_lut(stored, film)[:, :3]
+    levels, stored = _list_stored(pixels, dataset)
+    colours = apply_color_lut(stored, dataset)[:, :3]
     if colours.max() > 255:  # some writers put 8-bit palettes into 16 bits, others use them all
         colours = colours >> 8
     colours = colours.astype(np.uint8)
     counts = count_levels(levels)[: len(stored)]
     distance = (np.ptp(colours, axis=1) * counts).sum() / counts.sum()
-    table, _ = grey_colours(colours[np.newaxis])
+    table, _ = colours_to_gray(colours[np.newaxis])
     return look_up(table[0], levels), bool(distance > COLOUR_DISTANCE)
 
 
-def render_levels(pixels: np.ndarray, film: Dataset) -> np.ndarray:
+def render_levels(pixels: np.ndarray, dataset: Dataset) -> np.ndarray:
     """Return numbers of up to 16 bits as they are to be shown: DICOM PS3.4 N.2.
 
     Every step is taken once for each number there can be, not for each pixel.
     """
-    levels, stored = _list_stored(pixels, film)
+    levels, stored = _list_stored(pixels, dataset)
     counts = count_levels(levels)[: len(stored)]
-    padding = _find_padding(stored, film)
+    padding = _find_padding(stored, dataset)
     if counts[~padding].any():
         counts[padding] = 0
     else:
         padding[:] = False
-    values = _rescale(stored, film)
-    table = _apply_window(values, counts, film)
+    values = _rescale(stored, dataset)
+    table = _apply_window(values, counts, dataset)
     if table is None:
         table = scale_levels(values, counts)
-    if film.PhotometricInterpretation == "MONOCHROME1":
+    if dataset.PhotometricInterpretation == "MONOCHROME1":
         table = 255 - table
     table[padding] = 0
     return look_up(table, levels)
 
 
-def _list_stored(pixels: np.ndarray, film: Dataset) -> tuple[np.ndarray, np.ndarray]:
+def _list_stored(pixels: np.ndarray, dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
     """Return `pixels` as unsigned numbers, and what each of those stands for."""
     levels = pixels.view(pixels.dtype.str.replace("i", "u"))
     bits = 8 * pixels.dtype.itemsize
-    signed = film.PixelRepresentation == 1
+    signed = dataset.PixelRepresentation == 1
     stored = np.arange(1 << bits).astype(f"u{bits // 8}").view(f"{'ui'[signed]}{bits // 8}")
-    if not film.file_meta.TransferSyntaxUID.is_encapsulated:
+    if not dataset.file_meta.TransferSyntaxUID.is_encapsulated:
         # The bits above those stored may hold an overlay, or nothing of use.
-        unused = bits - film.BitsStored
+        unused = bits - dataset.BitsStored
         stored = np.right_shift(np.left_shift(stored, unused), unused)
     return levels, stored.astype(np.int32)
 
 
-def _find_padding(stored: np.ndarray, film: Dataset) -> np.ndarray:
-    first = film.get("PixelPaddingValue")
+def _find_padding(stored: np.ndarray, dataset: Dataset) -> np.ndarray:
+    first = dataset.get("PixelPaddingValue")
     if not isinstance(first, int):
         return np.zeros(len(stored), bool)
-    last = film.get("PixelPaddingRangeLimit")
+    last = dataset.get("PixelPaddingRangeLimit")
     last = last if isinstance(last, int) else first
     return (stored >= min(first, last)) & (stored <= max(first, last))
 
 
-def _rescale(stored: np.ndarray, film: Dataset) -> np.ndarray:
-    if film.get("ModalityLUTSequence"):
-        return _apply_table(stored, film, film.ModalityLUTSequence[0])[0]
-    slope, intercept = film.get("RescaleSlope"), film.get("RescaleIntercept")
-    if not slope or intercept is None:  # absent or empty; a slope of 0 would leave no film
-        for key in {"RescaleSlope", "RescaleIntercept"} & set(film.dir()):
-            delattr(film, key)
+def _rescale(stored: np.ndarray, dataset: Dataset) -> np.ndarray:
+    if dataset.get("ModalityLUTSequence"):
+        return _apply_table(stored, dataset, dataset.ModalityLUTSequence[0])[0]
+    slope, intercept = dataset.get("RescaleSlope"), dataset.get("RescaleIntercept")
+    if not slope or intercept is None:  # absent or empty; a slope of 0 would leave no X-ray
+        for key in {"RescaleSlope", "RescaleIntercept"} & set(dataset.dir()):
+            delattr(dataset, key)
         return stored.astype(np.float64)
     values = stored * float(slope) + float(intercept)
     if not np.isfinite(values).all():
@@ -106,35 +106,35 @@ def _rescale(stored: np.ndarray, film: Dataset) -> np.ndarray:
     return values
 
 
-def _apply_window(values: np.ndarray, counts: np.ndarray, film: Dataset) -> np.ndarray | None:
-    """Return the grey of `values` under the film's first VOI LUT or window, if it has a good one.
+def _apply_window(values: np.ndarray, counts: np.ndarray, dataset: Dataset) -> np.ndarray | None:
+    """Return the gray of `values` under the X-ray's first VOI LUT or window, if it has a good one.
 
     Scaled by all that the window can put out, not by what it does: what fills half the range
-    on the film's own workstation fills half of it here.
+    on the X-ray's own workstation fills half of it here.
     """
     from pydicom.pixels import apply_windowing
 
     try:
-        if film.get("VOILUTSequence"):
-            shown, most = _apply_table(values, film, film.VOILUTSequence[0])
+        if dataset.get("VOILUTSequence"):
+            shown, most = _apply_table(values, dataset, dataset.VOILUTSequence[0])
             least = 0.0
-        elif film.get("WindowCenter") is not None and film.get("WindowWidth") is not None:
-            shown = apply_windowing(values, film)
-            least, most = apply_windowing(np.array([-np.inf, np.inf]), film)
+        elif dataset.get("WindowCenter") is not None and dataset.get("WindowWidth") is not None:
+            shown = apply_windowing(values, dataset)
+            least, most = apply_windowing(np.array([-np.inf, np.inf]), dataset)
         else:
             return None
     except Exception:
         # A window of no width, a table of no length: they are common, pydicom raises many kinds
-        # of error on them, and the film can be shown without.
+        # of error on them, and the X-ray can be shown without.
         return None
     shown = np.clip((shown - least) / (most - least), 0, 1) * 255
-    # Some films carry a window so wide that lungs and bones look alike: then their own range
+    # Some X-rays carry a window so wide that lungs and bones look alike: then their own range
     # tells more.
     low, high = find_percentiles(shown, counts, [1, 99])
     return np.round(shown).astype(np.uint8) if high - low >= _LEAST_SPREAD else None
 
 
-def _apply_table(values: np.ndarray, film: Dataset, item: Dataset) -> tuple[np.ndarray, float]:
+def _apply_table(values: np.ndarray, dataset: Dataset, item: Dataset) -> tuple[np.ndarray, float]:
     """Return what a modality or VOI LUT makes of `values`, and the most that it can: C.11.1.
 
     Not pydicom's: `apply_voi` wraps around in tables of more than 256 entries of 8 bits, and
@@ -143,7 +143,7 @@ def _apply_table(values: np.ndarray, film: Dataset, item: Dataset) -> tuple[np.n
     entries, first, bits = (int(number) for number in item.LUTDescriptor)
     entries = entries or 65536
     table = item.LUTData
-    order = "<" if film.original_encoding[1] else ">"
+    order = "<" if dataset.original_encoding[1] else ">"
     if isinstance(table, bytes):
         wide = len(table) >= 2 * entries
         table = np.frombuffer(table[: len(table) // 2 * 2], f"{order}u2" if wide else "u1")

@@ -42,25 +42,25 @@ def check_frame(
         _check_jpeg_2000(frame, size, samples, bits)
         return frame
     if frame[:2] != b"\xff\xd8":
-        raise ValueError("the compressed picture does not start like one")
+        raise ValueError("the compressed image does not start like one")
     return _check_jpeg(frame, size, samples, bits, lossless)
 
 
 def _check_jpeg_2000(frame: bytes, size: tuple[int, int], samples: int, bits: int) -> None:
     if len(frame) < 42 + 3 * samples:
-        raise ValueError("the compressed picture is cut off")
+        raise ValueError("the compressed image is cut off")
     right, bottom, left, top, *tile = struct.unpack_from(">8L", frame, 8)
     _compare((right - left, bottom - top), size)
     _compare(struct.unpack_from(">H", frame, 40), (samples,), "samples")
     width, height, tile_left, tile_top = tile
     if not (width and height and tile_left <= left and tile_top <= top):
-        raise ValueError("the tiles of the compressed picture make no sense")
+        raise ValueError("the tiles of the compressed image make no sense")
     if -(-(right - tile_left) // width) * -(-(bottom - tile_top) // height) > _MAX_TILES:
-        raise ValueError("the compressed picture is cut into too many tiles")
+        raise ValueError("the compressed image is cut into too many tiles")
     for sample in range(samples):
         depth, *step = frame[42 + 3 * sample : 45 + 3 * sample]
         if (depth & 127) + 1 > bits or step != [1, 1]:
-            raise ValueError("the samples of the compressed picture do not fit the header")
+            raise ValueError("the samples of the compressed image do not fit the header")
 
 
 def _check_jpeg(
@@ -73,15 +73,15 @@ def _check_jpeg(
         length = int.from_bytes(frame[position + 2 : position + 4], "big")
         segment = frame[position : position + 2 + length]
         if length < 2 or len(segment) < 2 + length:
-            raise ValueError("the compressed picture is cut off")
+            raise ValueError("the compressed image is cut off")
         body = segment[4:]
         position += len(segment)
         if marker in _FRAMES:
             if kind is not None:
-                raise ValueError("the compressed picture has two headers")
+                raise ValueError("the compressed image has two headers")
             kind = marker
             if kind not in (_LOSSLESS if lossless else _LOSSY):
-                raise ValueError("the compressed picture is of another kind than the header says")
+                raise ValueError("the compressed image is of another kind than the header says")
             _check_start(body, size, samples, bits)
         if kind in _LOSSLESS and marker == _SCAN:
             _check_scan(body, samples, kind)
@@ -89,7 +89,7 @@ def _check_jpeg(
             break
         if marker == _SCAN:
             if kind is None:
-                raise ValueError("the compressed picture has no header")
+                raise ValueError("the compressed image has no header")
             return frame  # Pillow's decoder withstands the rest
         if marker == _HUFFMAN:
             _check_tables(body)
@@ -102,36 +102,36 @@ def _check_jpeg(
 
 def _next_marker(frame: bytes, position: int) -> int:
     if frame[position : position + 1] != b"\xff":
-        raise ValueError("the header of the compressed picture is damaged")
+        raise ValueError("the header of the compressed image is damaged")
     while frame[position + 1 : position + 2] == b"\xff":  # any number of these may fill
         position += 1
     if position + 4 > len(frame):
-        raise ValueError("the compressed picture is cut off")
+        raise ValueError("the compressed image is cut off")
     return position
 
 
 def _check_start(body: bytes, size: tuple[int, int], samples: int, bits: int) -> None:
     if len(body) < 6 or len(body) != 6 + 3 * body[5]:
-        raise ValueError("the header of the compressed picture is damaged")
+        raise ValueError("the header of the compressed image is damaged")
     precision, height, width, components = struct.unpack_from(">BHHB", body)
     _compare((width, height), size)
     _compare((components,), (samples,), "samples")
     if not 2 <= precision <= min(bits, 16):
-        raise ValueError(f"the compressed picture has {precision} bits, the header {bits}")
+        raise ValueError(f"the compressed image has {precision} bits, the header {bits}")
 
 
 def _check_scan(body: bytes, samples: int, kind: int) -> None:
     if len(body) != 4 + 2 * samples or body[0] != samples:
-        raise ValueError("the compressed picture is not in one scan")
+        raise ValueError("the compressed image is not in one scan")
     if kind == 0xC3 and not (1 <= body[-3] <= 7 and body[-1] & 15 < 16):
-        raise ValueError("the compressed picture has an unknown predictor")
+        raise ValueError("the compressed image has an unknown predictor")
 
 
 def _check_tables(body: bytes) -> None:
     while body:
         counts = body[1:17]
         if len(counts) < 16 or sum(counts) > 256 or len(body) < 17 + sum(counts):
-            raise ValueError("the tables of the compressed picture are damaged")
+            raise ValueError("the tables of the compressed image are damaged")
         body = body[17 + sum(counts) :]
 
 
@@ -139,7 +139,7 @@ def _is_preset(marker: int, body: bytes) -> bool:
     return marker == _PRESETS and len(body) == 11 and body[0] == 1
 
 
-def _compare(found: tuple[int, ...], told: tuple[int, ...], what: str = "pixels") -> None:
-    if tuple(found) != tuple(told):
-        text = [" x ".join(map(str, numbers)) for numbers in (found, told)]
-        raise ValueError(f"the compressed picture has {text[0]} {what}, the header {text[1]}")
+def _compare(found: tuple[int, ...], summary: tuple[int, ...], what: str = "pixels") -> None:
+    if tuple(found) != tuple(summary):
+        text = [" x ".join(map(str, numbers)) for numbers in (found, summary)]
+        raise ValueError(f"the compressed image has {text[0]} {what}, the header {text[1]}")

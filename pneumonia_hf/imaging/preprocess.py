@@ -1,6 +1,6 @@
-"""The only file that turns pictures into `pixel_values`.
+"""The only file that turns images into `pixel_values`.
 
-Grey picture -> RGB -> resized straight to the model's square -> scaled and normalised, all by the
+Gray image -> RGB -> resized straight to the model's square -> scaled and normalised, all by the
 image processor that is saved in the model's folder. `resize` and `normalise` are the two halves
 of `to_pixel_values`: training keeps what the first returns, augments it and applies the second.
 """
@@ -22,11 +22,11 @@ STEP = "rescale_and_normalize"  # of the processors that work on tensors
 def make_processor(
     image_size: int, mean: Sequence[float], std: Sequence[float]
 ) -> BaseImageProcessor:
-    """Return a processor for pictures of `image_size` pixels squared.
+    """Return a processor for images of `image_size` pixels squared.
 
     `mean` and `std` are those of the pretraining, for values in 0..1. Any backbone gets this same
     processor, because published ones differ in ways that hurt: ConvNeXt's cuts off an eighth of
-    the picture.
+    the image.
     """
     from transformers import ViTImageProcessor
 
@@ -46,17 +46,17 @@ def to_pixel_values(images: Sequence[Image.Image], processor: BaseImageProcessor
 
 
 def resize(images: Sequence[Image.Image], processor: BaseImageProcessor) -> Tensor:
-    """Return grey `images` at the model's size, as the processor resizes them: uint8 [N, 1, H, W].
+    """Return gray `images` at the model's size, as the processor resizes them: uint8 [N, 1, H, W].
 
     `normalise` of the result equals `to_pixel_values` of the images bit for bit: the three
-    channels of a grey picture are alike, and only one of them is resized here.
+    channels of a gray image are alike, and only one of them is resized here.
     """
     import numpy as np
     import torch
 
-    grey = [torch.from_numpy(np.array(image))[None] for image in images]
+    gray = [torch.from_numpy(np.array(image))[None] for image in images]
     return processor(
-        images=grey,
+        images=gray,
         do_convert_rgb=False,
         do_rescale=False,
         do_normalize=False,
@@ -66,7 +66,7 @@ def resize(images: Sequence[Image.Image], processor: BaseImageProcessor) -> Tens
 
 
 def normalise(pixels: Tensor, processor: BaseImageProcessor) -> Tensor:
-    """Return the model's input for resized grey `pixels` of 0..255: float32 [N, 3, H, W].
+    """Return the model's input for resized gray `pixels` of 0..255: float32 [N, 3, H, W].
 
     Args:
         pixels: [N, 1, H, W], uint8 or float, on any device.
@@ -74,7 +74,7 @@ def normalise(pixels: Tensor, processor: BaseImageProcessor) -> Tensor:
     """
     rgb = pixels.expand(-1, 3, -1, -1)
     if processor.do_rescale and processor.do_normalize and hasattr(processor, STEP):
-        # The processor's own step, without its sorting of pictures by size: half the time.
+        # The processor's own step, without its sorting of images by size: half the time.
         return getattr(processor, STEP)(
             rgb, True, processor.rescale_factor, True, processor.image_mean, processor.image_std
         )

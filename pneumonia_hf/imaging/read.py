@@ -1,4 +1,4 @@
-"""read_xray: a file or bytes, whatever a clinic hands over -> one 8-bit grey picture."""
+"""read_xray: a file or bytes, whatever a clinic hands over -> one 8-bit gray image."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from PIL import Image
 from pneumonia_hf.errors import XrayError
 from pneumonia_hf.imaging.grayscale import (
     check_size,
+    colours_to_gray,
     count_levels,
     cut_bands,
-    grey_colours,
     look_up,
     scale_levels,
     scale_wide,
 )
 
-__all__ = ["IMAGE_SUFFIXES", "XrayError", "is_picture_file", "read_xray"]
+__all__ = ["IMAGE_SUFFIXES", "XrayError", "is_image_file", "read_xray"]
 # Files with these endings are taken for X-rays when a folder is searched.
 IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".dcm", ".dicom"}
@@ -33,7 +33,7 @@ IMAGE_SUFFIXES = frozenset(
 FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP")
 MAX_PIXELS = 64_000_000  # the largest detectors have about 19 megapixels
 MAX_FILE_BYTES = 400_000_000  # 64 megapixels of three 16-bit colours, uncompressed
-# What a decoder may hold of a picture at once; with the grey copy it stays below 500 MB.
+# What a decoder may hold of an image at once; with the gray copy it stays below 500 MB.
 MAX_DECODED_BYTES = 400_000_000
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -59,7 +59,7 @@ _LUMINANCE = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R 601-2, as Pill
 
 
 def read_xray(source: str | Path | bytes, name: str | None = None) -> Image.Image:
-    """Return the picture in `source` as 8-bit grey, upright and not inverted.
+    """Return the image in `source` as 8-bit gray, upright and not inverted.
 
     Args:
         source: the path of a file, or the bytes of one: JPEG, PNG (8 or 16 bit), TIFF, BMP,
@@ -67,16 +67,16 @@ def read_xray(source: str | Path | bytes, name: str | None = None) -> Image.Imag
         name: what the messages of errors call it; the file's own name by default.
 
     Returns:
-        A picture of mode "L": 0 is black (air), 255 white (bone). EXIF rotation is applied,
+        An image of mode "L": 0 is black (air), 255 white (bone). EXIF rotation is applied,
         16-bit values are scaled by their own range, DICOM windows are applied, MONOCHROME1
-        films are inverted. Its `info` has "coloured" (whether the file held more than shades of
-        grey), "format" ("JPEG", "DICOM"), "mode" (as stored: "RGB", "I;16",
+        X-rays are inverted. Its `info` has "coloured" (whether the file held more than shades of
+        gray), "format" ("JPEG", "DICOM"), "mode" (as stored: "RGB", "I;16",
         "DICOM 12 bit MONOCHROME2") and, of DICOM, "modality" ("DX").
 
     Raises:
-        XrayError: the source cannot be read as one picture; the text says why.
+        XrayError: the source cannot be read as one image; the text says why.
     """
-    called = _shorten(name or ("the picture" if isinstance(source, bytes) else Path(source).name))
+    called = _shorten(name or ("the image" if isinstance(source, bytes) else Path(source).name))
     with _open(source, name) as stream:
         start = stream.read(132)
         if not start:
@@ -91,14 +91,14 @@ def read_xray(source: str | Path | bytes, name: str | None = None) -> Image.Imag
                 named = Path(name or called).suffix.lower() in {".dcm", ".dicom"}
                 if not (named and start[:2] in {b"\x08\0", b"\x02\0", b"\0\x08"}):
                     raise XrayError(
-                        f"{called} is not a picture that can be read; "
+                        f"{called} is not an image that can be read; "
                         f"give a JPEG, PNG, TIFF, BMP, WebP or DICOM file."
                     ) from error
         stream.seek(0)
         return _read_dicom(called, stream)
 
 
-def is_picture_file(path: Path) -> bool:
+def is_image_file(path: Path) -> bool:
     """Return whether a file found in a folder is taken for an X-ray, by its name.
 
     DICOM files from a hospital's archive often have no ending: those are known by their start.
@@ -115,7 +115,7 @@ def is_picture_file(path: Path) -> bool:
 
 def _open(source: str | Path | bytes, name: str | None) -> BinaryIO:
     # What is not there is told with its path: the name alone would not help to find it.
-    name = _shorten(name or ("the picture" if isinstance(source, bytes) else str(source)), 120)
+    name = _shorten(name or ("the image" if isinstance(source, bytes) else str(source)), 120)
     if isinstance(source, bytes):
         stream, size = io.BytesIO(source), len(source)
     else:
@@ -130,7 +130,7 @@ def _open(source: str | Path | bytes, name: str | None) -> BinaryIO:
             reason = getattr(error, "strerror", None) or "no file can be called so"
             raise XrayError(f"{name} cannot be opened: {reason}.") from error
         if stream is None:
-            what = "a folder, not a picture" if stat.S_ISDIR(found.st_mode) else "no regular file"
+            what = "a folder, not an image" if stat.S_ISDIR(found.st_mode) else "no regular file"
             raise XrayError(f"{name} is {what}.")
     if size > MAX_FILE_BYTES:
         stream.close()
@@ -144,7 +144,7 @@ def _open(source: str | Path | bytes, name: str | None) -> BinaryIO:
 def _read_image(name: str, stream: BinaryIO) -> Image.Image:
     try:
         with warnings.catch_warnings():
-            # Pillow warns of large pictures and of odd EXIF blocks; the bound below is ours.
+            # Pillow warns of large images and of odd EXIF blocks; the bound below is ours.
             warnings.simplefilter("ignore")
             frames = _count_directories(stream)
             image = Image.open(stream, formats=FORMATS)
@@ -153,17 +153,17 @@ def _read_image(name: str, stream: BinaryIO) -> Image.Image:
             _check_cost(name, image, stream)
             frames = frames or getattr(image, "n_frames", 1)
             if frames > 1:
-                raise XrayError(f"{name} holds {frames} frames; give one picture a file.")
+                raise XrayError(f"{name} holds {frames} frames; give one image a file.")
             raw = _get_raw_mode(image)
             image.load()
             turned = _UPRIGHT.get(_find_orientation(image))
-            grey, coloured = _grey(image)
+            gray, coloured = _to_gray(image)
             if raw in _OTHER_BYTE:
                 del image  # two of 64 megapixels would not fit
-                grey = _grey_deep_colours(stream, raw)
+                gray = _gray_deep_colours(stream, raw)
             elif raw == "LA;16B":
                 del image
-                grey = _grey_deep_alpha(stream)
+                gray = _gray_deep_alpha(stream)
     except (XrayError, Image.UnidentifiedImageError):
         raise
     except Image.DecompressionBombError as error:  # Pillow's own bound, checked while opening
@@ -175,21 +175,21 @@ def _read_image(name: str, stream: BinaryIO) -> Image.Image:
         raise XrayError(
             f"{name} is damaged and cannot be decoded ({_give_reason(error)})."
         ) from error
-    picture = _picture(grey, coloured, mode, form)
+    image = _image(gray, coloured, mode, form)
     if turned is None:
-        return picture
-    upright = picture.transpose(turned)
-    upright.info = picture.info
+        return image
+    upright = image.transpose(turned)
+    upright.info = image.info
     return upright
 
 
 def _read_dicom(name: str, stream: BinaryIO) -> Image.Image:
-    from pneumonia_hf.imaging.dicom import read_film
+    from pneumonia_hf.imaging.dicom import read_dicom
 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # pydicom warns of every small breach of the standard
-            film = read_film(name, stream, MAX_PIXELS)
+            decoded = read_dicom(name, stream, MAX_PIXELS)
     except XrayError:
         raise
     except Exception as error:
@@ -197,16 +197,22 @@ def _read_dicom(name: str, stream: BinaryIO) -> Image.Image:
         raise XrayError(
             f"{name} is a DICOM file that cannot be decoded ({_give_reason(error)})."
         ) from error
-    return _picture(film.grey, film.coloured, film.mode, "DICOM", modality=film.modality)
+    return _image(
+        decoded.gray,
+        decoded.coloured,
+        decoded.mode,
+        "DICOM",
+        modality=decoded.modality,
+    )
 
 
-def _grey(image: Image.Image) -> tuple[np.ndarray, bool]:
-    # Pillow's own conversion clips 16-bit values at 255, which turns films white.
+def _to_gray(image: Image.Image) -> tuple[np.ndarray, bool]:
+    # Pillow's own conversion clips 16-bit values at 255, which turns X-rays white.
     if image.mode in _DEEP_GREY:
         return _scale_deep(image), False
     if image.mode in {"I", "F"}:
         return scale_wide(image), False
-    return grey_colours(image)
+    return colours_to_gray(image)
 
 
 def _scale_deep(levels: Image.Image | np.ndarray) -> np.ndarray:
@@ -221,7 +227,7 @@ def _get_raw_mode(image: Image.Image) -> str | None:
 
 
 def _unpack(stream: BinaryIO, raw: str) -> Image.Image:
-    """Read a picture again, taking its numbers for laid out as `raw` says."""
+    """Read an image again, taking its numbers for laid out as `raw` says."""
     stream.seek(0)
     image = Image.open(stream, formats=FORMATS)
     image.tile = [
@@ -232,7 +238,7 @@ def _unpack(stream: BinaryIO, raw: str) -> Image.Image:
     return image
 
 
-def _grey_deep_colours(stream: BinaryIO, raw: str) -> np.ndarray:
+def _gray_deep_colours(stream: BinaryIO, raw: str) -> np.ndarray:
     levels = alpha = None
     for weight, layout in ((256, raw), (1, _OTHER_BYTE[raw])):
         image = _unpack(stream, layout)
@@ -249,8 +255,8 @@ def _grey_deep_colours(stream: BinaryIO, raw: str) -> np.ndarray:
     return _scale_deep(levels)
 
 
-def _grey_deep_alpha(stream: BinaryIO) -> np.ndarray:
-    # Grey and alpha of 16 bits each have the layout of four colours of 8.
+def _gray_deep_alpha(stream: BinaryIO) -> np.ndarray:
+    # Gray and alpha of 16 bits each have the layout of four colours of 8.
     image = _unpack(stream, "RGBA")
     levels = np.empty(image.size[::-1], np.uint16)
     for rows, band in cut_bands(image):
@@ -260,7 +266,7 @@ def _grey_deep_alpha(stream: BinaryIO) -> np.ndarray:
 
 
 def _count_directories(stream: BinaryIO) -> int | None:
-    """Return how many pictures a TIFF holds, up to 100; None where the stream is none.
+    """Return how many images a TIFF holds, up to 100; None where the stream is none.
 
     Pillow reads all that a directory's tags point to, and they can all point to the same bytes:
     of 300 kB it makes gigabytes. Honest tags do not overlap.
@@ -322,10 +328,10 @@ def _check_cost(name: str, image: Image.Image, stream: BinaryIO) -> None:
         )
 
 
-def _picture(grey: np.ndarray, coloured: bool, mode: str, form: str, **more: str) -> Image.Image:
-    picture = Image.fromarray(grey)
-    picture.info.update(coloured=coloured, mode=mode, format=form, **more)
-    return picture
+def _image(gray: np.ndarray, coloured: bool, mode: str, form: str, **more: str) -> Image.Image:
+    image = Image.fromarray(gray)
+    image.info.update(coloured=coloured, mode=mode, format=form, **more)
+    return image
 
 
 def _shorten(text: str, most: int = 60) -> str:

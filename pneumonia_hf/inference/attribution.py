@@ -16,6 +16,7 @@ from pneumonia_hf.errors import UserError
 from pneumonia_hf.models.backbones import backbone_of
 
 if TYPE_CHECKING:
+    from pneumonia_hf.inference.network import Network
     from pneumonia_hf.inference.predictor import Predictor
 
 # Steps of integrated gradients: more are taken until the map is complete.
@@ -53,35 +54,35 @@ class AttributionMap:
     @property
     def warnings(self) -> tuple[str, ...]:
         """What is to be known of this map, a sentence each."""
-        told = () if self.on_reference else (OWN_SCALE,)
+        summary = () if self.on_reference else (OWN_SCALE,)
         if self.completeness_error is not None and self.completeness_error > COMPLETE:
-            told += (
+            summary += (
                 f"Integrated gradients is not complete here: its parts differ from the score "
                 f"that they should sum to by {self.completeness_error:.0%}, after "
                 f"{INTEGRATION_STEPS[-1]} steps.",
             )
-        return told
+        return summary
 
 
-def gradcam(predictor: Predictor, pixel_values: Tensor, rough: bool = False) -> RawMap:
+def gradcam(network: Network, pixel_values: Tensor, rough: bool = False) -> RawMap:
     """Return Grad-CAM over the last feature map, [1, 3, H, W] -> [h, w] (Selvaraju et al. 2017).
 
     The gradient is that of the log odds. Negative places speak against pneumonia.
     """
     from captum.attr import LayerGradCam
 
-    with _feature_grid(predictor, pixel_values) as layer:
-        method = LayerGradCam(log_odds_of(predictor), layer)
+    with _feature_grid(network, pixel_values) as layer:
+        method = LayerGradCam(network.log_odds_of, layer)
         found = method.attribute(pixel_values)
     if found.ndim != 4:
         raise UserError(
-            f"The last feature map of {predictor.name} is no grid of places; "
+            f"The last feature map of {network.name} is no grid of places; "
             f"use the method occlusion."
         )
     return RawMap(found[0, 0].detach())
 
 
-def integrated_gradients(predictor: Predictor, pixel_values: Tensor, rough: bool = False) -> RawMap:
+def integrated_gradients(network: Network, pixel_values: Tensor, rough: bool = False) -> RawMap:
     """Return integrated gradients from a black image, [1, 3, H, W] -> [H, W].
 
     Sundararajan et al. 2017; summed over the channels, and smoothed over 1/28 of the side, since
@@ -92,8 +93,8 @@ def integrated_gradients(predictor: Predictor, pixel_values: Tensor, rough: bool
     from captum.attr import IntegratedGradients
     from torchvision.transforms.functional import gaussian_blur
 
-    score = log_odds_of(predictor)
-    black = predictor.pixel_values([Image.new("L", pixel_values.shape[-2:])])
+    score = network.log_odds_of
+    black = network.pixel_values([Image.new("L", pixel_values.shape[-2:])])
     with torch.no_grad():
         difference = float(score(pixel_values) - score(black))
     for steps in ROUGH_STEPS if rough else INTEGRATION_STEPS:
@@ -111,7 +112,7 @@ def integrated_gradients(predictor: Predictor, pixel_values: Tensor, rough: bool
     return RawMap(gaussian_blur(values, width)[0].float(), error)
 
 
-def occlusion(predictor: Predictor, pixel_values: Tensor, rough: bool = False) -> RawMap:
+def occlusion(network: Network, pixel_values: Tensor, rough: bool = False) -> RawMap:
     """Return how far the log odds fall when a square is covered, [1, 3, H, W] -> [7, 7].
 
     A square of two cells a side takes the image's mean, and is moved by one cell (Zeiler and
@@ -123,7 +124,7 @@ def occlusion(predictor: Predictor, pixel_values: Tensor, rough: bool = False) -
     channels, side = pixel_values.shape[1], pixel_values.shape[-1]
     cell = max(side // CELLS, 1)
     with torch.no_grad():
-        fall = Occlusion(log_odds_of(predictor)).attribute(
+        fall = Occlusion(network.log_odds_of).attribute(
             pixel_values,
             sliding_window_shapes=(channels, 2 * cell, 2 * cell),
             strides=(channels, cell, cell),
@@ -134,7 +135,7 @@ def occlusion(predictor: Predictor, pixel_values: Tensor, rough: bool = False) -
     return RawMap(nn.functional.adaptive_avg_pool2d(fall.mean(dim=1), CELLS)[0].float())
 
 
-# Each takes the predictor, the pixel values of one image and whether a rough map will do.
+# Each takes a network, the pixel values of one image and whether a rough map will do.
 METHODS: dict[str, Callable[..., RawMap]] = {
     "gradcam": gradcam,
     "occlusion": occlusion,
@@ -146,7 +147,7 @@ def methods_for(predictor: Predictor) -> list[str]:
     """Return the methods that can explain a model, the best one first."""
     able = list(METHODS)
     try:
-        has_grid = all(backbone_of(one.model).features for one in predictor.members)
+        has_grid = all(backbone_of(one.model).features for one in predictor.networks)
     except UserError:  # another family: where its feature map is, nobody knows
         has_grid = False
     if not has_grid:
@@ -154,7 +155,9 @@ def methods_for(predictor: Predictor) -> list[str]:
     return able
 
 
-def explain(predictor: Predictor, image: Image.Image, method: str | None = None) -> AttributionMap:
+def attribute(
+    predictor: Predictor, image: Image.Image, method: str | None = None
+) -> AttributionMap:
     """Return how much each place of `image` speaks for pneumonia, on the model's own scale.
 
     What speaks against it is left out.
@@ -175,7 +178,7 @@ def explain(predictor: Predictor, image: Image.Image, method: str | None = None)
     if method not in able:
         what = "cannot explain this model" if method in METHODS else "is unknown"
         raise UserError(f"The method {method!r} {what}; choose from {able}.")
-    several = [_explain_one(member, image, method) for member in predictor.members]
+    several = [_attribute_one(one, image, method) for one in predictor.networks]
     errors = [one.completeness_error for one in several if one.completeness_error is not None]
     return AttributionMap(
         np.mean([one.values for one in several], axis=0),
@@ -195,11 +198,12 @@ def measure_references(predictor: Predictor, images: Sequence[Image.Image]) -> d
         A reference for each method that the model can be explained with and that finds anything.
     """
     references = {}
-    inputs = [predictor.pixel_values([one]) for one in images]
+    network = predictor.network
+    inputs = [network.pixel_values([one]) for one in images]
     for method in methods_for(predictor):
         try:
             with torch.enable_grad():
-                maps = [METHODS[method](predictor, one, rough=True) for one in inputs]
+                maps = [METHODS[method](network, one, rough=True) for one in inputs]
         except UserError:  # no grid of places in a model of timm
             continue
         maxima = [float(one.values.max()) for one in maps]
@@ -212,47 +216,35 @@ def overlay(image: Image.Image, values: np.ndarray, opacity: float = 0.5) -> Ima
     """Return `image` in RGB with `values` ([H, W] in 0..1) laid over it; no value, no colour."""
     from matplotlib import colormaps
 
-    grey = np.asarray(image.convert("RGB"), dtype=np.float32)
+    gray = np.asarray(image.convert("RGB"), dtype=np.float32)
     colours = colormaps["inferno"](values)[..., :3].astype(np.float32) * 255
     weight = opacity * values[..., None]
-    return Image.fromarray(np.round(grey * (1 - weight) + colours * weight).astype(np.uint8))
+    return Image.fromarray(np.round(gray * (1 - weight) + colours * weight).astype(np.uint8))
 
 
-def _explain_one(predictor: Predictor, image: Image.Image, method: str) -> AttributionMap:
+def _attribute_one(network: Network, image: Image.Image, method: str) -> AttributionMap:
     """Return the map of a single model."""
     with torch.enable_grad():
-        found = METHODS[method](predictor, predictor.pixel_values([image]))
+        found = METHODS[method](network, network.pixel_values([image]))
     width, height = image.size
     values = nn.functional.interpolate(
         found.values[None, None].float(), size=(height, width), mode="bilinear", align_corners=False
     )[0, 0]
-    reference = predictor.attribution_references.get(method)
+    reference = network.attribution_references.get(method)
     scale = reference or float(values.max())
     values = (values / max(scale, 1e-12)).clamp(0, 1)
     return AttributionMap(values.cpu().numpy(), reference is not None, found.completeness_error)
 
 
-def log_odds_of(predictor: Predictor) -> Callable[[Tensor], Tensor]:
-    """Return the function of pixel values that the probability is made of: [N, 3, H, W] -> [N]."""
-    index = predictor.class_index
-
-    def log_odds(pixel_values: Tensor) -> Tensor:
-        logits = predictor.model(pixel_values=pixel_values).logits
-        others = torch.cat([logits[:, :index], logits[:, index + 1 :]], dim=1)
-        return logits[:, index] - others.logsumexp(dim=1)
-
-    return log_odds
-
-
 @contextmanager
-def _feature_grid(predictor: Predictor, pixel_values: Tensor) -> Iterator[nn.Module]:
+def _feature_grid(network: Network, pixel_values: Tensor) -> Iterator[nn.Module]:
     """Give a layer whose output is the last feature map as a [N, C, h, w] grid.
 
     A transformer's tokens are put into the grid of their patches on the way through that layer,
     and back, because captum would average tokens over the wrong axis.
     """
-    backbone = backbone_of(predictor.model)
-    layer = backbone.features(predictor.model)
+    backbone = backbone_of(network.model)
+    layer = backbone.features(network.model)
     if backbone.prefix_tokens is None:
         yield layer
         return
@@ -264,8 +256,8 @@ def _feature_grid(predictor: Predictor, pixel_values: Tensor) -> Iterator[nn.Mod
         first, patches = tokens[:, :prefix], tokens[:, prefix:]
         # Counted, not reckoned from the patch size: Swin merges its patches on the way.
         rows = round((patches.shape[1] * height / width) ** 0.5)
-        picture = patches.transpose(1, 2).unflatten(2, (rows, -1))
-        return torch.cat([first, grid(picture).flatten(2).transpose(1, 2)], dim=1)
+        image = patches.transpose(1, 2).unflatten(2, (rows, -1))
+        return torch.cat([first, grid(image).flatten(2).transpose(1, 2)], dim=1)
 
     hook = layer.register_forward_hook(through_grid)
     try:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from pneumonia_hf.errors import UserError, XrayError
-from pneumonia_hf.imaging.read import IMAGE_SUFFIXES, is_picture_file
+from pneumonia_hf.imaging.read import IMAGE_SUFFIXES, is_image_file
 
 if TYPE_CHECKING:
     from pneumonia_hf.inference.predictor import Predictor
@@ -20,9 +20,9 @@ COLUMNS = ("file", "probability", "threshold", "decision", "warnings")
 
 
 def find_inputs(inputs: Sequence[str | Path]) -> list[Path]:
-    """Return the files to score, in order: those named, and the pictures in folders named.
+    """Return the files to score, in order: those named, and the images in folders named.
 
-    A folder is searched through, sorted by name; only files that end like pictures count in it,
+    A folder is searched through, sorted by name; only files that end like images count in it,
     while a file that is named itself always does.
 
     An input that does not exist is returned too: it gets its row like any that cannot be read.
@@ -33,12 +33,12 @@ def find_inputs(inputs: Sequence[str | Path]) -> list[Path]:
     found = []
     for one in map(Path, inputs):
         if one.is_dir():
-            found += sorted(path for path in one.rglob("*") if is_picture_file(path))
+            found += sorted(path for path in one.rglob("*") if is_image_file(path))
         else:
             found.append(one)
     if not found:
         endings = " ".join(sorted(IMAGE_SUFFIXES))
-        raise UserError(f"No pictures in {', '.join(map(str, inputs))} (endings: {endings}).")
+        raise UserError(f"No images in {', '.join(map(str, inputs))} (endings: {endings}).")
     return found
 
 

@@ -1,4 +1,4 @@
-"""A finished model -> one ONNX file that other programs run without any of our libraries."""
+"""A saved model -> one ONNX file that other programs run without any of our libraries."""
 
 from __future__ import annotations
 
@@ -43,8 +43,7 @@ def export_onnx(predictor: Predictor, path: str | Path, overwrite: bool = False)
     """
     _check_packages()
     path = Path(path)
-    if len(predictor.members) > 1:
-        raise UserError(f"{predictor.name} is an ensemble; export its members one by one.")
+    network = predictor.network
     if not path.parent.is_dir():
         raise UserError(f"The folder {path.parent} does not exist; check --output.")
     if path.is_dir():
@@ -54,19 +53,19 @@ def export_onnx(predictor: Predictor, path: str | Path, overwrite: bool = False)
     import torch
 
     # A copy on the CPU: the predictor's own model stays where and as it is.
-    model = copy.deepcopy(predictor.model).cpu().eval()
+    model = copy.deepcopy(network.model).cpu().eval()
     model = model.to(memory_format=torch.contiguous_format)
-    size = predictor.processor.size
-    crops = getattr(predictor.processor, "do_center_crop", False)
-    if "height" not in size or crops or predictor.processor.resample != BICUBIC:
+    size = network.processor.size
+    crops = getattr(network.processor, "do_center_crop", False)
+    if "height" not in size or crops or network.processor.resample != BICUBIC:
         raise UserError(
-            f"{predictor.name} prepares its pictures in another way than models of this project; "
+            f"{predictor.name} prepares its images in another way than models of this project; "
             f"only those can be exported."
         )
     shape = (3, size["height"], size["width"])
     unfinished = path.with_name(f".{path.name}.unfinished")
     try:
-        program = _trace(model, predictor.class_index, torch.zeros(2, *shape))
+        program = _trace(model, network.class_index, torch.zeros(2, *shape))
         program.model.metadata_props.update(_describe(predictor))
         program.save(unfinished, external_data=False)  # one file
         _check_equal(model, unfinished, shape)
@@ -116,9 +115,9 @@ def _trace(model: nn.Module, class_index: int, pixel_values: torch.Tensor):
 
 def _describe(predictor: Predictor) -> dict[str, str]:
     """Return the metadata of the file: ONNX holds text only."""
-    processor, point = predictor.processor, predictor.operating_point
-    labels = predictor.model.config.id2label
-    told = {
+    processor, point = predictor.network.processor, predictor.operating_point
+    labels = predictor.network.model.config.id2label
+    summary = {
         "labels": json.dumps([labels[index] for index in sorted(labels)]),
         "image_size": str(processor.size["height"]),
         "image_mean": json.dumps(list(processor.image_mean)),
@@ -127,16 +126,16 @@ def _describe(predictor: Predictor) -> dict[str, str]:
         "version": __version__,
     }
     if predictor.has_threshold:
-        told |= {
+        summary |= {
             "threshold": str(point.threshold),
             "refer_low": str(point.low),
             "refer_high": str(point.high),
         }
-    return told
+    return summary
 
 
 def _check_equal(model: nn.Module, path: Path, shape: tuple[int, int, int]) -> None:
-    """Raise a UserError if the file's logits of random pictures are not the model's."""
+    """Raise a UserError if the file's logits of random images are not the model's."""
     import onnxruntime
     import torch
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -12,8 +13,14 @@ class OperatingPoint:
     """A threshold on P(pneumonia) and the range in which resampling moves it."""
 
     threshold: float
-    low: float
+    low: float  # from here on up to `high` the decision is REFER
     high: float
+
+    @classmethod
+    def from_settings(cls, settings: dict[str, Any]) -> OperatingPoint:
+        """Return the operating point in the settings of a config.json or ensemble.json."""
+        keys = ("threshold", "refer_low", "refer_high")
+        return cls(*(float(settings[key]) for key in keys))
 
 
 def to_logit(probabilities: np.ndarray) -> np.ndarray:

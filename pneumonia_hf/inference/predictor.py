@@ -1,4 +1,4 @@
-"""Predictor: a model folder and everything that turns a picture into a decision."""
+"""Predictor: one or several networks and everything that turns an image into a decision."""
 
 from __future__ import annotations
 
@@ -7,90 +7,109 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from pneumonia_hf.errors import UserError, XrayError
-from pneumonia_hf.imaging import input_checks as gate
-from pneumonia_hf.imaging.preprocess import to_pixel_values
+from pneumonia_hf.files import read_json
+from pneumonia_hf.imaging.input_checks import input_warnings
 from pneumonia_hf.imaging.read import read_xray
-from pneumonia_hf.inference.operating_point import OperatingPoint, to_probability
-from pneumonia_hf.inference.tta import VIEWS, make_view, tta_caveats
+from pneumonia_hf.inference.network import Network
+from pneumonia_hf.inference.operating_point import OperatingPoint, to_logit, to_probability
+from pneumonia_hf.inference.tta import tta_caveats
+from pneumonia_hf.models.model_folder import ENSEMBLE_FILE
 
 if TYPE_CHECKING:
-    import torch
     from PIL import Image
-    from transformers import BaseImageProcessor, PreTrainedModel
 
-# The key of config.json that holds what is ours; transformers keeps unknown keys as they are.
-CONFIG_KEY = "pneumonia_hf"
 CHUNK = 32  # files in memory at a time
 NO_THRESHOLD = "This model carries no chosen threshold: 0.5 is used."
+NO_COMMON_THRESHOLD = (
+    "No threshold was chosen for these models together: the mean of their own is used."
+)
+NO_OWN_THRESHOLD = "Some of these models carry no chosen threshold: 0.5 stands in for theirs."
+
 Decision = Literal["PNEUMONIA", "NORMAL", "REFER"]
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the model says of one picture."""
+    """The decision on one image."""
 
     label: str  # PNEUMONIA or NORMAL: the side of the threshold
     probability: float  # calibrated P(pneumonia), 0..1
-    threshold: float  # from here on up the label is PNEUMONIA
+    threshold: float  # the label is PNEUMONIA at or above it
     decision: Decision  # the label, or REFER where a person must look
-    warnings: tuple[str, ...]  # why it is referred, and other doubts; a sentence each
+    warnings: tuple[str, ...]  # reasons for REFER and other reservations, a sentence each
 
 
 class Predictor:
-    """A model with its processor and its operating point, ready to score images.
+    """One or several networks with an operating point, ready to score images.
 
-    For 8-bit grayscale files a plain transformers pipeline gives the same probability; other files
-    (16-bit, coloured, DICOM) are read by `read_xray` alone as they should be.
+    Several networks form an ensemble: its log odds are the mean of those of its networks, which
+    are calibrated one by one and may be of different families and sizes.
+
+    For 8-bit grayscale files a plain transformers pipeline gives the same probability as a
+    predictor of one network; 16-bit, coloured and DICOM files need `read_xray`.
     """
 
     def __init__(
         self,
-        model: PreTrainedModel,
-        processor: BaseImageProcessor,
-        name: str = "model",
+        *networks: Network,
+        name: str | None = None,
         path: Path | None = None,
         tta: bool = False,
+        settings: dict[str, Any] | None = None,
     ) -> None:
-        """Take a model and processor that are already loaded.
+        """Take networks that are already loaded.
 
         Args:
-            model, processor: as transformers loads them.
-            name: for people to read.
-            path: the folder that they come from, if any.
-            tta: test-time augmentation: the margin of a picture is the mean of its own and those
-                of its VIEWS. It takes five times as long. The threshold stays the model's own,
-                which was chosen without, unless `tta` stands beside it in config.json.
-
-        Raises:
-            UserError: none of the model's labels is PNEUMONIA.
+            networks: one, or the members of an ensemble.
+            name: for messages and reports; by default made of the networks' names.
+            path: the folder they were loaded from, if any.
+            tta: test-time augmentation: log odds are a mean over the image and its
+                TTA_TRANSFORMS, at five times the cost. The threshold stays the one of the model,
+                which was chosen without, unless its settings hold `tta`.
+            settings: of an ensemble: `threshold`, `refer_low`, `refer_high` and, where the mean
+                of the log odds is to be divided by one, `temperature`. By default the operating
+                point is the mean of those of the networks, on the logit scale.
         """
-        self.model = model.eval()
-        self.processor = processor
-        self.name = name
-        self.path = path
+        self.networks = networks
+        names = [networks[0].name] if len(networks) == 1 else [Path(n.name).name for n in networks]
+        self.name = name or " + ".join(names)
+        self.path = path or (networks[0].path if len(networks) == 1 else None)
         self.tta = tta
-        self.class_index = _pneumonia_index(model, name)
-        settings = getattr(model.config, CONFIG_KEY, None)
-        self.has_threshold = bool(settings)
-        settings = settings or {"threshold": 0.5, "refer_low": 0.5, "refer_high": 0.5}
-        self.operating_point = OperatingPoint(
-            settings["threshold"], settings["refer_low"], settings["refer_high"]
+        chosen = networks[0].settings if len(networks) == 1 else settings
+        self.has_threshold = bool(chosen)
+        self.temperature = float((settings or {}).get("temperature", 1))
+        self.operating_point = (
+            OperatingPoint.from_settings(chosen)
+            if chosen
+            else _mean_point([n.operating_point for n in networks])
         )
-        # What full brightness of an attribution map stands for, by method.
-        self.attribution_references: dict[str, float] = settings.get("attribution_references", {})
-        # What is to be known of every answer, a sentence each.
-        self.caveats = () if self.has_threshold else (NO_THRESHOLD,)
-        self.caveats += tta_caveats(tta, self.has_threshold, bool(settings.get("tta")))
+        # What applies to every answer, a sentence each.
+        self.caveats = self._list_caveats(bool((chosen or {}).get("tta")))
+
+    def _list_caveats(self, chosen_with_tta: bool) -> tuple[str, ...]:
+        if len(self.networks) == 1:
+            found = () if self.has_threshold else (NO_THRESHOLD,)
+            return found + tta_caveats(self.tta, self.has_threshold, chosen_with_tta)
+        found = () if self.has_threshold else (NO_COMMON_THRESHOLD,)
+        if found and not all(one.settings for one in self.networks):
+            found += (NO_OWN_THRESHOLD,)
+        return found + tta_caveats(self.tta, True, chosen_with_tta)
 
     @property
-    def members(self) -> tuple[Predictor, ...]:
-        """The single models that score: this one; those of an ensemble."""
-        return (self,)
+    def network(self) -> Network:
+        """The only network.
+
+        Raises:
+            UserError: this is an ensemble.
+        """
+        if len(self.networks) > 1:
+            raise UserError(f"{self.name} is an ensemble; give one of its members by itself.")
+        return self.networks[0]
 
     @classmethod
     def from_pretrained(
@@ -104,97 +123,61 @@ class Predictor:
 
         Args:
             path_or_id: a local folder, `owner/name` or `owner/name@revision`; a folder with an
-                `ensemble.json`; or several models, whose margins are averaged.
+                `ensemble.json`; or several models, whose log odds are averaged.
             revision: a branch, tag or commit of the Hub, for one model only.
-            device: a torch device; left out, the accelerator if there is one.
+            device: a torch device; by default the accelerator if there is one.
             tta: test-time augmentation, as in the constructor.
 
         Raises:
-            UserError: no such model, an unreachable Hub, or a folder without a usable model.
+            UserError: no such model, an unreachable Hub, a folder without a usable model, an
+                ensemble within a list, or one revision for several models.
         """
-        import torch
-        from transformers import AutoImageProcessor, AutoModelForImageClassification
-
         from pneumonia_hf.hub import fetch_folder
-        from pneumonia_hf.inference.ensemble import load_ensemble, load_several
-        from pneumonia_hf.models import xray_cnn  # noqa: F401  # registers its classes
-        from pneumonia_hf.models.model_folder import ENSEMBLE_FILE
 
         if not isinstance(path_or_id, str | Path):
-            if len(path_or_id) != 1:
-                return load_several(path_or_id, revision, device, tta)
-            path_or_id = path_or_id[0]
+            if len(path_or_id) == 1:
+                return cls.from_pretrained(path_or_id[0], revision, device, tta)
+            if not path_or_id:
+                raise UserError("An ensemble needs models; give one or more.")
+            if revision is not None:
+                raise UserError(
+                    "One revision cannot be that of several models; give each its own, as "
+                    "owner/name@v1."
+                )
+            members = [cls.from_pretrained(one, None, device) for one in path_or_id]
+            for one, member in zip(path_or_id, members, strict=True):
+                if len(member.networks) > 1:
+                    raise UserError(f"{one} is an ensemble itself; give its members in its place.")
+            return cls(*(member.network for member in members), tta=tta)
         folder = fetch_folder(path_or_id, revision)
+        name = str(path_or_id)
         if revision and folder != Path(path_or_id).expanduser():
-            # So that people see which one it is.
-            path_or_id = f"{str(path_or_id).partition('@')[0]}@{revision}"
-        if (folder / ENSEMBLE_FILE).exists():
-            return load_ensemble(folder, str(path_or_id), device, tta)
-        for name in ("config.json", "preprocessor_config.json"):
-            if not (folder / name).exists():
-                raise UserError(f"{path_or_id} holds no finished model: {name} is missing.")
-        try:
-            # No trust: a model folder must not run code.
-            model = AutoModelForImageClassification.from_pretrained(
-                folder, dtype=torch.float32, trust_remote_code=False
-            )
-            processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
-        except Exception as error:
-            # transformers, safetensors and json each raise their own on damaged files.
-            raise UserError(
-                f"The model in {path_or_id} cannot be loaded: {str(error).splitlines()[0]}"
-            ) from error
-        if device is None:
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        return cls(model.to(device), processor, name=str(path_or_id), path=folder, tta=tta)
+            name = f"{name.partition('@')[0]}@{revision}"
+        if not (folder / ENSEMBLE_FILE).exists():
+            return cls(Network.load(folder, name, device), tta=tta)
+        settings = _read_ensemble(folder, name)
+        members = [folder / member for member in settings["members"]]
+        networks = [Network.load(member, str(member), device) for member in members]
+        return cls(*networks, name=name, path=folder, tta=tta, settings=settings)
 
-    def pixel_values(self, images: Sequence[Image.Image]) -> torch.Tensor:
-        """Return the model's input for `images`, on its device: float32 [N, 3, H, W]."""
-        return to_pixel_values(images, self.processor).to(self.model.device)
+    def log_odds(self, images: Sequence[Image.Image], batch_size: int = 32) -> np.ndarray:
+        """Return the log odds of pneumonia of each image: float64 [N].
 
-    def margins(self, images: Sequence[Image.Image], batch_size: int = 32) -> np.ndarray:
-        """Return logit(PNEUMONIA) less that of all else, of each image: float64 [N].
-
-        With test-time augmentation, the mean over the image itself and its VIEWS.
+        Those of an ensemble are the mean over its networks, divided by its temperature.
         """
-        import torch
-
-        margins = []
-        for start in range(0, len(images), batch_size):
-            with torch.inference_mode():
-                pixel_values = self.pixel_values(images[start : start + batch_size])
-                margin = self._margins_of(pixel_values)
-                if self.tta:
-                    views = [self._margins_of(view) for view in self._make_views(pixel_values)]
-                    margin = np.mean([margin, *views], axis=0)
-            margins.append(margin)
-        return np.concatenate(margins) if margins else np.zeros(0)
-
-    def _margins_of(self, pixel_values: torch.Tensor) -> np.ndarray:
-        import torch
-
-        logits = self.model(pixel_values=pixel_values).logits.cpu().double()
-        others = torch.ones(logits.shape[1], dtype=torch.bool)
-        others[self.class_index] = False
-        return (logits[:, self.class_index] - logits[:, others].logsumexp(dim=1)).numpy()
-
-    def _make_views(self, pixel_values: torch.Tensor) -> Iterator[torch.Tensor]:
-        from PIL import Image
-
-        # What black is once normalised: it is the same everywhere, [1, 3, 1, 1].
-        black = self.pixel_values([Image.new("L", (64, 64))])[..., :1, :1]
-        return (make_view(pixel_values, view, black) for view in VIEWS)
+        scores = [one.log_odds(images, batch_size, self.tta) for one in self.networks]
+        return np.mean(scores, axis=0) / self.temperature
 
     def probabilities(self, images: Sequence[Image.Image], batch_size: int = 32) -> np.ndarray:
         """Return the calibrated P(pneumonia) of each image, in input order: float64 [N]."""
-        return to_probability(self.margins(images, batch_size))
+        return to_probability(self.log_odds(images, batch_size))
 
     def predict(self, image: Image.Image) -> Prediction:
-        """Return the decision on one picture, as `read_xray` returns it."""
+        """Return the decision on one image, as `read_xray` returns it."""
         return self.predict_all([image])[0]
 
     def predict_all(self, images: Sequence[Image.Image]) -> list[Prediction]:
-        """Return the decision on each picture, in input order."""
+        """Return the decision on each image, in input order."""
         return [
             self._decide(image, float(probability))
             for image, probability in zip(images, self.probabilities(images), strict=True)
@@ -202,64 +185,64 @@ class Predictor:
 
     def predict_files(self, paths: Sequence[Path]) -> Iterator[Prediction | XrayError]:
         """Yield the decision on each file, in order, or the error of one that cannot be read."""
-        return self.predict_pictures((None, path) for path in paths)
+        return self.predict_images((None, path) for path in paths)
 
-    def predict_pictures(
-        self, pictures: Iterable[tuple[str | None, Path | bytes | XrayError]]
+    def predict_images(
+        self, images: Iterable[tuple[str | None, Path | bytes | XrayError]]
     ) -> Iterator[Prediction | XrayError]:
-        """Yield the decision on each picture, in order, or the error of one that cannot be read.
+        """Yield the decision on each image, in order, or the error of one that cannot be read.
 
-        Pictures are read in parallel, a few dozen in memory at a time.
+        Images are decoded in parallel, CHUNK of them in memory at a time.
 
         Args:
-            pictures: names and undecoded pictures, as `open_pictures` yields them.
+            images: names and undecoded images, as `open_images` yields them.
         """
-        for readings in _read_in_chunks(pictures):
-            readable = [one for one in readings if not isinstance(one, XrayError)]
+        for decoded in _read_in_chunks(images):
+            readable = [one for one in decoded if not isinstance(one, XrayError)]
             predictions = iter(self.predict_all(readable))
-            for one in readings:
+            for one in decoded:
                 yield one if isinstance(one, XrayError) else next(predictions)
 
-    def margins_of_pictures(
-        self, pictures: Iterable[tuple[str | None, Path | bytes | XrayError]]
+    def log_odds_of_images(
+        self, images: Iterable[tuple[str | None, Path | bytes | XrayError]]
     ) -> np.ndarray:
-        """Return the margin of each picture, as `margins` does, a few dozen in memory at a time.
+        """Return the log odds of each undecoded image, CHUNK of them in memory at a time: [N].
 
         Raises:
-            XrayError: a picture cannot be read.
+            XrayError: an image cannot be read.
         """
-        margins = []
-        for readings in _read_in_chunks(pictures):
-            for one in readings:
+        chunks = []
+        for decoded in _read_in_chunks(images):
+            for one in decoded:
                 if isinstance(one, XrayError):
                     raise one
-            margins.append(self.margins(readings))
-        return np.concatenate(margins)
+            chunks.append(self.log_odds(decoded))
+        return np.concatenate(chunks)
 
     def _decide(self, image: Image.Image, probability: float) -> Prediction:
         point = self.operating_point
         label = "PNEUMONIA" if probability >= point.threshold else "NORMAL"
-        reasons = list(gate.doubts(image))
+        reasons = list(input_warnings(image))
         if point.low <= probability < point.high:
             reasons.append(
-                f"Too close to the threshold: which side of it a probability from "
-                f"{point.low:.3f} to {point.high:.3f} is on hangs on a few validation pictures."
+                f"Too close to the threshold: whether a probability from {point.low:.3f} to "
+                f"{point.high:.3f} is above or below it depends on a few validation images."
             )
         decision = "REFER" if reasons else label
         return Prediction(label, probability, point.threshold, decision, (*reasons, *self.caveats))
 
 
 def _read_in_chunks(
-    pictures: Iterable[tuple[str | None, Path | bytes | XrayError]],
+    images: Iterable[tuple[str | None, Path | bytes | XrayError]],
 ) -> Iterator[list[Image.Image | XrayError]]:
-    pictures = iter(pictures)
+    images = iter(images)
     with ThreadPoolExecutor() as pool:
-        while chunk := list(islice(pictures, CHUNK)):
+        while chunk := list(islice(images, CHUNK)):
             yield list(pool.map(_try_to_read, chunk))
 
 
-def _try_to_read(picture: tuple[str | None, Path | bytes | XrayError]) -> Image.Image | XrayError:
-    name, source = picture
+def _try_to_read(image: tuple[str | None, Path | bytes | XrayError]) -> Image.Image | XrayError:
+    name, source = image
     if isinstance(source, XrayError):
         return source
     try:
@@ -268,13 +251,54 @@ def _try_to_read(picture: tuple[str | None, Path | bytes | XrayError]) -> Image.
         return error
 
 
-def _pneumonia_index(model: PreTrainedModel, name: str) -> int:
-    """Return the class number of PNEUMONIA: public models of this task differ in their order."""
-    labels = model.config.id2label
-    for index, label in labels.items():
-        if label.upper() == "PNEUMONIA":
-            return int(index)
-    raise UserError(
-        f"{name} has no class named PNEUMONIA (its classes: {', '.join(labels.values())}); "
-        f"give a model of this task."
+def _mean_point(points: Sequence[OperatingPoint | None]) -> OperatingPoint:
+    """Return the mean of operating points on the logit scale; 0.5 stands in for a missing one."""
+    known = [one or OperatingPoint(0.5, 0.5, 0.5) for one in points]
+
+    def mean(values: list[float]) -> float:
+        return float(to_probability(np.mean(to_logit(np.array(values)))))
+
+    if len(known) == 1:
+        return known[0]
+    return OperatingPoint(
+        mean([one.threshold for one in known]),
+        mean([one.low for one in known]),
+        mean([one.high for one in known]),
     )
+
+
+def _read_ensemble(folder: Path, name: str) -> dict[str, Any]:
+    """Return the contents of `ensemble.json` in `folder`.
+
+    Raises:
+        UserError: a damaged file, or a member that is missing or an ensemble itself.
+    """
+    file = folder / ENSEMBLE_FILE
+    settings = read_json(file, otherwise=None)
+    try:
+        point, members = OperatingPoint.from_settings(settings), settings["members"]
+        sound = 0 <= point.low <= point.threshold <= point.high <= 1
+        sound = sound and 0 < float(settings.get("temperature", 1)) < np.inf
+        sound = sound and isinstance(members, list) and len(members) > 0
+        sound = sound and all(isinstance(member, str) for member in members)
+    except (KeyError, TypeError, ValueError):
+        sound = False
+    if not sound:
+        raise UserError(
+            f"{file} is damaged: it must hold members, threshold, refer_low and refer_high; "
+            f"restore it, or give the members one by one."
+        )
+    for member in members:
+        # By its files and not by its name: a name that is no folder would be looked up on the
+        # Hub, and an ensemble could be a member of itself.
+        if not (folder / member / "config.json").exists():
+            raise UserError(
+                f"The member {member} of the ensemble {name} is no saved model; train it again, "
+                f"or give the others by themselves."
+            )
+        if (folder / member / ENSEMBLE_FILE).exists():
+            raise UserError(
+                f"The member {member} of the ensemble {name} is an ensemble itself; "
+                f"{ENSEMBLE_FILE} must name single models."
+            )
+    return settings

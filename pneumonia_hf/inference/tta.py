@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-TTA_ON = "Test-time augmentation is on: the score is a mean over several views of the picture."
+TTA_ON = "Test-time augmentation is on: the score is a mean over several views of the image."
 TTA_STRANGE = "The threshold was chosen without test-time augmentation."
 TTA_MISSED = "The threshold was chosen with test-time augmentation, which is off."
 
 
 @dataclass(frozen=True)
-class View:
-    """A small change of how a film lies, which no radiologist would mind."""
+class TtaTransform:
+    """A small change of how an X-ray lies, which no radiologist would mind."""
 
     degrees: float = 0.0  # turned clockwise
     zoom: float = 1.0  # magnified
@@ -24,20 +24,22 @@ class View:
     down: float = 0.0  # shifted, as a share of the height
 
 
-# What test-time augmentation scores beside the picture itself: less than training does to it, and
+# What test-time augmentation scores beside the image itself: less than training does to it, and
 # as much one way as the other. No flip: the heart has a side.
-VIEWS = (
-    View(degrees=3, right=-0.02),
-    View(degrees=-3, right=0.02),
-    View(zoom=1.05, down=-0.02),
-    View(zoom=0.95, down=0.02),
+TTA_TRANSFORMS = (
+    TtaTransform(degrees=3, right=-0.02),
+    TtaTransform(degrees=-3, right=0.02),
+    TtaTransform(zoom=1.05, down=-0.02),
+    TtaTransform(zoom=0.95, down=0.02),
 )
 
 
-def make_view(pixel_values: torch.Tensor, view: View, black: torch.Tensor) -> torch.Tensor:
-    """Return the pictures as `view` has them: sampled once, bilinearly, black from outside.
+def apply_transform(
+    pixel_values: torch.Tensor, view: TtaTransform, black: torch.Tensor
+) -> torch.Tensor:
+    """Return the images as `view` has them: sampled once, bilinearly, black from outside.
 
-    Training's augmentation moves pictures so too, on the same resized pixels.
+    Training's augmentation moves images so too, on the same resized pixels.
 
     Args:
         pixel_values: [N, C, H, W].
@@ -49,8 +51,8 @@ def make_view(pixel_values: torch.Tensor, view: View, black: torch.Tensor) -> to
 
     height, width = pixel_values.shape[-2:]
     angle = math.radians(view.degrees)
-    # From a place in the view to that in the picture; both axes have a length of 2 whatever the
-    # picture's shape, so that pixels need not be square in them.
+    # From a place in the view to that in the image; both axes have a length of 2 whatever the
+    # image's shape, so that pixels need not be square in them.
     turn = torch.tensor(
         [
             [math.cos(angle), math.sin(angle) * height / width],
@@ -63,7 +65,7 @@ def make_view(pixel_values: torch.Tensor, view: View, black: torch.Tensor) -> to
     grid = affine_grid(
         matrix.expand(len(pixel_values), 2, 3), pixel_values.shape, align_corners=False
     )
-    # Outside of a picture grid_sample finds zeros.
+    # Outside of an image grid_sample finds zeros.
     return grid_sample(pixel_values - black, grid, align_corners=False) + black
 
 

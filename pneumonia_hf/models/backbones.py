@@ -1,4 +1,4 @@
-"""BACKBONES: the model families, where their feature maps are, how they split into stages."""
+"""BACKBONES: the model families, where their feature maps are, how they split into layer groups."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ class Backbone:
     features: Callable[[PreTrainedModel], nn.Module] | None
     # From the input upwards: what is frozen first comes first. With the head they hold every
     # parameter of the model, each once; none is a normalisation layer alone.
-    stages: Callable[[PreTrainedModel], list[nn.Module]]
+    layer_groups: Callable[[PreTrainedModel], list[nn.Module]]
     license: str = "apache-2.0"  # of the pretrained weights, and so of what is made from them
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
     # Tokens before those of the patches; None where the feature map is a [N, C, h, w] grid.
     prefix_tokens: int | None = None
-    resizable: bool = True  # takes pictures of another size than it was pretrained on
+    resizable: bool = True  # takes images of another size than it was pretrained on
     # The published size, as settings of the family's config that differ from its defaults.
     config: dict[str, Any] = field(default_factory=dict)
     # Which setting of its config each of ModelConfig's regularisers is; none if left out.
@@ -47,7 +47,7 @@ def _timm_features(model: PreTrainedModel) -> nn.Module:
     if _timm_prefix_tokens(own) is not None:
         return own.blocks[-1].norm1
     if hasattr(own, "conv_head") and hasattr(own, "bn2"):
-        return own.bn2  # the EfficientNets widen the last stage's map once more
+        return own.bn2  # the EfficientNets widen the last layer group's map once more
     info = getattr(own, "feature_info", None)
     if not isinstance(info, list) or getattr(own, "output_fmt", "NCHW") not in ("NCHW", None):
         raise UserError(
@@ -62,7 +62,7 @@ def _timm_prefix_tokens(own: nn.Module) -> int | None:
     return getattr(own, "num_prefix_tokens", None) if hasattr(own, "blocks") else None
 
 
-def _timm_stages(model: PreTrainedModel) -> list[nn.Module]:
+def _timm_layer_groups(model: PreTrainedModel) -> list[nn.Module]:
     """Return the parts of any timm model in the order of its layers, without the head."""
     from torch import nn
 
@@ -83,29 +83,29 @@ def _timm_stages(model: PreTrainedModel) -> list[nn.Module]:
     return _join_norms(list(split(model.timm_model, is_top=True)))
 
 
-def _join_norms(stages: list[nn.Module]) -> list[nn.Module]:
-    """Return `stages` with bare normalisation layers joined to the one before, or else after.
+def _join_norms(groups: list[nn.Module]) -> list[nn.Module]:
+    """Return `layer groups` with bare normalisation layers joined to the one before, or else after.
 
-    "The last stage" would else be a few hundred weights that learn next to nothing.
+    "The last layer group" would else be a few hundred weights that learn next to nothing.
     """
     from torch import nn
 
     joined: list[list[nn.Module]] = []
     leading: list[nn.Module] = []  # norms before anything else
-    for stage in stages:
-        if not _is_norm(stage):
-            joined.append([*leading, stage])
+    for group in groups:
+        if not _is_norm(group):
+            joined.append([*leading, group])
             leading = []
         elif joined:
-            joined[-1].append(stage)
+            joined[-1].append(group)
         else:
-            leading.append(stage)
-    return [group[0] if len(group) == 1 else nn.ModuleList(group) for group in joined]
+            leading.append(group)
+    return [one[0] if len(one) == 1 else nn.ModuleList(one) for one in joined]
 
 
-def _is_norm(stage: nn.Module) -> bool:
+def _is_norm(group: nn.Module) -> bool:
     """Return whether all parameters of a module belong to normalisation layers."""
-    owners = [one for one in stage.modules() if list(one.parameters(recurse=False))]
+    owners = [one for one in group.modules() if list(one.parameters(recurse=False))]
     return bool(owners) and all("Norm" in type(one).__name__ for one in owners)
 
 
@@ -116,7 +116,7 @@ def _timm(hub_id: str | None, classifier: str, **others) -> Backbone:
         model_type="timm_wrapper",
         head=f"timm_model.{classifier}",
         features=_timm_features,
-        stages=_timm_stages,
+        layer_groups=_timm_layer_groups,
         **others,
     )
 
@@ -130,7 +130,7 @@ BACKBONES = {
         head="classifier",
         # The last block's patch tokens get no gradient from a class-token head: its input does.
         features=lambda model: model.vit.layers[-1].layernorm_before,
-        stages=lambda model: _join_norms(
+        layer_groups=lambda model: _join_norms(
             [model.vit.embeddings, *model.vit.layers, model.vit.layernorm]
         ),
         mean=HALF,
@@ -143,7 +143,7 @@ BACKBONES = {
         model_type="deit",
         head="classifier",  # on the class token; the distillation token's own head is left out
         features=lambda model: model.deit.layers[-1].layernorm_before,
-        stages=lambda model: _join_norms(
+        layer_groups=lambda model: _join_norms(
             [model.deit.embeddings, *model.deit.layers, model.deit.layernorm]
         ),
         prefix_tokens=2,
@@ -157,7 +157,7 @@ BACKBONES = {
         # Its head takes class token and mean of the patches. Fine-tuned, on 20 X-rays, Grad-CAM
         # agrees with occlusion at 0.03 to 0.26 (Spearman) in whichever of seven layers.
         features=None,
-        stages=lambda model: _join_norms(
+        layer_groups=lambda model: _join_norms(
             [model.dinov2.embeddings, *model.dinov2.encoder.layer, model.dinov2.layernorm]
         ),
         prefix_tokens=1,
@@ -174,7 +174,7 @@ BACKBONES = {
         model_type="swin",
         head="classifier",
         features=lambda model: model.swin.layernorm,
-        stages=lambda model: _join_norms(
+        layer_groups=lambda model: _join_norms(
             [model.swin.embeddings, *model.swin.encoder.layers, model.swin.layernorm]
         ),
         # By github.com/microsoft/Swin-Transformer; the Hub's card says Apache-2.0.
@@ -187,7 +187,7 @@ BACKBONES = {
         model_type="convnext",
         head="classifier",
         features=lambda model: model.convnext.encoder.stages[-1],
-        stages=lambda model: _join_norms(
+        layer_groups=lambda model: _join_norms(
             [model.convnext.embeddings, *model.convnext.encoder.stages, model.convnext.layernorm]
         ),
         regularisers=DROP_PATH,
@@ -197,7 +197,7 @@ BACKBONES = {
         model_type="convnextv2",
         head="classifier",
         features=lambda model: model.convnextv2.encoder.stages[-1],
-        stages=lambda model: _join_norms(
+        layer_groups=lambda model: _join_norms(
             [
                 model.convnextv2.embeddings,
                 *model.convnextv2.encoder.stages,
@@ -213,7 +213,7 @@ BACKBONES = {
         model_type="mobilevit",
         head="classifier",
         features=lambda model: model.mobilevit.conv_1x1_exp,
-        stages=lambda model: [
+        layer_groups=lambda model: [
             model.mobilevit.conv_stem,
             *model.mobilevit.encoder.layer,
             model.mobilevit.conv_1x1_exp,
@@ -263,8 +263,8 @@ BACKBONES = {
         model_type="xray_cnn",
         head="classifier",
         features=lambda model: model.blocks[-1],
-        stages=lambda model: list(model.blocks),
-        # What films are: measured on 200 of the Kermany set, rounded.
+        layer_groups=lambda model: list(model.blocks),
+        # What X-rays are: measured on 200 of the Kermany set, rounded.
         mean=HALF,
         std=(0.25, 0.25, 0.25),
         regularisers={"dropout": "dropout"},
@@ -311,14 +311,14 @@ def backbone_of(model: PreTrainedModel) -> Backbone:
     raise UserError(f"Models of type {config.model_type!r} are not known here; known are {known}.")
 
 
-def freeze(model: PreTrainedModel, trainable_stages: int | None) -> None:
-    """Leave gradients to the last `trainable_stages` stages and the head only; None: to all."""
+def freeze(model: PreTrainedModel, trainable_layer_groups: int | None) -> None:
+    """Let only the last `trainable_layer_groups` groups and the head learn; None: everything."""
     for parameter in model.parameters():
-        parameter.requires_grad = trainable_stages is None
-    if trainable_stages is None:
+        parameter.requires_grad = trainable_layer_groups is None
+    if trainable_layer_groups is None:
         return
-    stages = backbone_of(model).stages(model)
-    for module in [*stages[max(0, len(stages) - trainable_stages) :], head_of(model)]:
+    groups = backbone_of(model).layer_groups(model)
+    for module in [*groups[max(0, len(groups) - trainable_layer_groups) :], head_of(model)]:
         for parameter in module.parameters():
             parameter.requires_grad = True
 

@@ -32,9 +32,9 @@ class ModelConfig:
     image_size: int | None = field(
         default=None, metadata={"help": "Pixels a side; left out, 224 or the weights' own size."}
     )
-    trainable_stages: int | None = field(
+    trainable_layer_groups: int | None = field(
         default=None,
-        metadata={"help": "Train only the last N stages and the head (0: the head alone)."},
+        metadata={"help": "Train only the last N layer groups and the head (0: the head alone)."},
     )
     channels_last: bool | None = field(
         default=None,
@@ -49,7 +49,7 @@ class ModelConfig:
     drop_path: float | None = field(
         default=None,
         metadata={
-            "help": "Share of the pictures that skip a block in training (stochastic depth), "
+            "help": "Share of the images that skip a block in training (stochastic depth), "
             "growing up to it with the depth. Left out, the family's own."
         },
     )
@@ -64,8 +64,10 @@ class ModelConfig:
     def __post_init__(self) -> None:
         if self.image_size is not None and self.image_size < 1:
             raise UserError(f"image_size is {self.image_size}; give a number of pixels.")
-        if self.trainable_stages is not None and self.trainable_stages < 0:
-            raise UserError(f"trainable_stages is {self.trainable_stages}; give 0 or more.")
+        if self.trainable_layer_groups is not None and self.trainable_layer_groups < 0:
+            raise UserError(
+                f"trainable_layer_groups is {self.trainable_layer_groups}; give 0 or more."
+            )
         for name in ("drop_path", "dropout"):
             rate = getattr(self, name)
             if rate is not None and not 0 <= rate < 1:
@@ -105,12 +107,12 @@ def build_model(config: ModelConfig) -> tuple[PreTrainedModel, BaseImageProcesso
         native = model.config.image_size
         if config.image_size not in (None, native):
             raise UserError(
-                f"{config.backbone} takes pictures of {native} pixels only; leave --image_size out."
+                f"{config.backbone} takes images of {native} pixels only; leave --image_size out."
             )
         image_size = native
     _check_size(model, config.backbone, image_size)
     grow_drop_path(model)
-    freeze(model, config.trainable_stages)
+    freeze(model, config.trainable_layer_groups)
     if config.channels_last:
         import torch
 
@@ -148,13 +150,13 @@ def _draw_model(backbone: Backbone, rates: dict[str, float]) -> PreTrainedModel:
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d) and backbone.model_type == "mobilevit":
             # transformers draws these around 0, so that each layer lets a fiftieth through and
-            # the network says the same of all pictures.
+            # the network says the same of all images.
             nn.init.ones_(module.weight)
     return model.eval()  # as a loaded one is
 
 
 def _check_size(model: PreTrainedModel, name: str, image_size: int) -> None:
-    """Raise a UserError if the model cannot take pictures of this size."""
+    """Raise a UserError if the model cannot take images of this size."""
     import torch
 
     try:
@@ -163,6 +165,6 @@ def _check_size(model: PreTrainedModel, name: str, image_size: int) -> None:
     except (RuntimeError, ValueError, AssertionError) as error:
         reason = " ".join(str(error).split())
         raise UserError(
-            f"{name} cannot take pictures of {image_size} pixels ({reason}); "
+            f"{name} cannot take images of {image_size} pixels ({reason}); "
             f"give another --image_size."
         ) from error

@@ -46,7 +46,7 @@ def make_card(folder: Path) -> ModelCard:
     run = read_json(folder / RUN_FILE, otherwise=None)
     reports = read_json(folder / REPORTS_FILE, otherwise=[])
     if run is None:
-        raise UserError(f"{folder} holds no finished model: {RUN_FILE} is missing.")
+        raise UserError(f"{folder} holds no saved model: {RUN_FILE} is missing.")
     results = [
         EvalResult(
             task_type="image-classification",

@@ -43,11 +43,11 @@ def push_model(folder: str | Path, repo_id: str, private: bool = True) -> str:
         UserError: not a saved model, a card that the Hub refuses, no permission, no network.
     """
     folder = Path(folder)
-    check_finished(folder)
+    check_model_folder(folder)
     return push_folder(folder, repo_id, MODEL_FILES, CARD_FILE, private)
 
 
-def check_finished(folder: Path) -> None:
+def check_model_folder(folder: Path) -> None:
     """Raise a UserError unless `folder` holds a model that `train` has finished."""
     if not folder.is_dir():
         raise UserError(f"The model folder {folder} does not exist; check --model.")
@@ -55,11 +55,11 @@ def check_finished(folder: Path) -> None:
         raise UserError(f"{folder} is an ensemble; give one of its members, one after the other.")
     for name in sorted(set(MODEL_FILES) - NOT_IN_EACH):
         if not (folder / name).exists():
-            raise UserError(f"{folder} holds no finished model: {name} is missing.")
+            raise UserError(f"{folder} holds no saved model: {name} is missing.")
 
 
-def put_in_place(unfinished: Path, folder: Path) -> None:
-    """Move the files of a finished model into `folder`, over those of an older one."""
+def install_model_folder(unfinished: Path, folder: Path) -> None:
+    """Move the files of a saved model into `folder`, over those of an older one."""
     # The model that is being replaced goes first by its config, without which nothing loads a
     # folder, and the new config comes last: a folder caught in between is no model at all.
     for name in ("config.json", REPORTS_FILE, ENSEMBLE_FILE, CODE_FILE):

@@ -111,10 +111,10 @@ def timm_statistics(folder: Path, architecture: str) -> tuple[Sequence[float], S
     processor = read_json(folder / "preprocessor_config.json", otherwise={})
     if "image_mean" in processor:
         return processor["image_mean"], processor["image_std"]
-    told = read_json(folder / "config.json", otherwise={}).get("pretrained_cfg") or {}
+    summary = read_json(folder / "config.json", otherwise={}).get("pretrained_cfg") or {}
     known = get_pretrained_cfg(architecture)
-    mean = told.get("mean") or (known.mean if known else IMAGENET_MEAN)
-    std = told.get("std") or (known.std if known else IMAGENET_STD)
+    mean = summary.get("mean") or (known.mean if known else IMAGENET_MEAN)
+    std = summary.get("std") or (known.std if known else IMAGENET_STD)
     return mean, std
 
 

@@ -22,10 +22,10 @@ class XrayCnnConfig(PretrainedConfig):
 
     Args:
         widths: channels of each block, from the input up; each block but the last halves the
-            picture's side.
+            image's side.
         depths: convolutions of each block.
         dropout: share of the pooled features that are left out in training.
-        num_channels: of the picture.
+        num_channels: of the image.
     """
 
     model_type = "xray_cnn"
@@ -50,8 +50,8 @@ class XrayCnnConfig(PretrainedConfig):
 class XrayCnnForImageClassification(PreTrainedModel):
     """Blocks of convolution, batch norm and ReLU with max-pooling between, and a linear head.
 
-    The mean over the last feature map, a 16th of the picture's side, goes to the head, so that
-    pictures of any size from 16 pixels on are taken.
+    The mean over the last feature map, a 16th of the image's side, goes to the head, so that
+    images of any size from 16 pixels on are taken.
     """
 
     config_class = XrayCnnConfig
@@ -90,7 +90,7 @@ class XrayCnnForImageClassification(PreTrainedModel):
     def forward(
         self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None, **_
     ) -> ImageClassifierOutput:
-        """Return the logits [N, labels] of pictures [N, 3, H, W], and with labels [N] the loss."""
+        """Return the logits [N, labels] of images [N, 3, H, W], and with labels [N] the loss."""
         features = pixel_values
         for block in self.blocks:
             features = block(features)

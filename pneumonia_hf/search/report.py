@@ -58,7 +58,7 @@ def write_search(
 
     Args:
         folder: of the search.
-        study: its trials; `seconds`, `epochs` and `trouble` are attributes of each.
+        study: its trials; `seconds`, `epochs` and `issue` are attributes of each.
         recipe, arguments: with the values of the best trial.
     """
     trials = sorted(study.get_trials(deepcopy=False), key=lambda one: _rank(study, one))
@@ -230,10 +230,12 @@ def _to_markdown(
 ) -> str:
     metric, names = arguments.metric_for_best_model, list(trials[0].params) if trials else []
     number = best.number if best else None
-    counts = {told: sum(one.state == state for one in trials) for state, told in STATES.items()}
-    told = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
+    counts = {
+        summary: sum(one.state == state for one in trials) for state, summary in STATES.items()
+    }
+    summary = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
     lines = [f"# A search of {len(trials)} trials", "", "Research software, not a medical device."]
-    lines += ["", f"{told[:1].upper()}{told[1:]}."]
+    lines += ["", f"{summary[:1].upper()}{summary[1:]}."]
     if best is not None:
         folder = trial_folder(Path(), best.number)
         lines[-1] += (
@@ -242,11 +244,11 @@ def _to_markdown(
         )
     lines += [
         "",
-        f"The values are of the validation part alone. Being the best of {counts['finished']}, "
+        f"The values are of the validation split alone. Being the best of {counts['finished']}, "
         f"the best one flatters: part of its lead is luck (the winner's curse), the more so the "
         f"more trials there are and the fewer patients. Each trial was trained once, with seed "
         f"{arguments.seed}. What the model is worth, only data says that was not chosen on: score "
-        f"the test part, once; and train with several seeds before a small lead is believed.",
+        f"the test split, once; and train with several seeds before a small lead is believed.",
         "",
         f"| trial | {metric} | state | {' | '.join(names)} | epochs | seconds |",
         f"|---|---|---|{'---|' * len(names)}---|---|",
@@ -281,12 +283,14 @@ def _to_markdown(
 
 
 def _to_row(trial: FrozenTrial, names: Sequence[str], is_best: bool) -> str:
-    told = _describe(trial)
+    summary = _describe(trial)
     value = "-" if trial.value is None else f"{trial.value:.4f}"
     number = f"**{trial.number}**" if is_best else str(trial.number)
-    ended = ("-" if told[key] is None else f"{told[key]:.3g}" for key in ("epochs", "seconds"))
+    ended = (
+        "-" if summary[key] is None else f"{summary[key]:.3g}" for key in ("epochs", "seconds")
+    )
     values = [to_text(trial.params[name]) for name in names]
-    return f"| {' | '.join([number, value, told['state'], *values, *ended])} |"
+    return f"| {' | '.join([number, value, summary['state'], *values, *ended])} |"
 
 
 def _describe_range(drawn_from: BaseDistribution) -> str:
@@ -300,9 +304,9 @@ def _to_recipe(recipe: Recipe, arguments: XrayTrainingArguments) -> str:
     import yaml
 
     keys = {"backbone": recipe.model.backbone}
-    for part in (recipe.data, recipe.model, recipe.augment):
-        for one in fields(part):
-            value = getattr(part, one.name)
+    for split in (recipe.data, recipe.model, recipe.augment):
+        for one in fields(split):
+            value = getattr(split, one.name)
             if value != one.default and value is not None:
                 keys[one.name] = value
     usual = XrayTrainingArguments(output_dir=".", cpu_threads=arguments.cpu_threads).to_dict()

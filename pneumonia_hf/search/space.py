@@ -61,11 +61,11 @@ def read_ranges(
     if not isinstance(lines, dict) or not lines:
         raise UserError(f"{path} must hold lines such as `learning_rate: [1.0e-5, 1.0e-3, log]`.")
     ranges = {}
-    for name, told in lines.items():
+    for name, entry in lines.items():
         if name not in _searchable():
             raise UserError(f"{path} names {name!r}, which cannot be searched{_similar(name)}")
         try:
-            ranges[name] = _read_range(told, *_searchable()[name])
+            ranges[name] = _read_range(entry, *_searchable()[name])
             for value in _extremes(ranges[name]):
                 apply_values({name: value}, recipe, arguments)
         except UserError as error:
@@ -108,12 +108,12 @@ def apply_values(
 
 
 def _check_effect(ranges: dict[str, BaseDistribution], arguments: XrayTrainingArguments) -> None:
-    """Raise a UserError if what is searched has no effect beside the stages."""
+    """Raise a UserError if what is searched has no effect beside the phases."""
     searched = ranges.get("stages")
-    are_there = None not in searched.choices if searched else arguments.stages is not None
+    are_there = None not in searched.choices if searched else arguments.phases is not None
     idle = sorted({"learning_rate", "num_train_epochs", "trainable_stages"} & set(ranges))
     if are_there and idle:
-        raise UserError(f"The stages tell {' and '.join(idle)}; leave that out of the ranges.")
+        raise UserError(f"The phases tell {' and '.join(idle)}; leave that out of the ranges.")
 
 
 @cache
@@ -124,8 +124,8 @@ def _searchable() -> dict[str, tuple[type, bool]]:
         hints = get_type_hints(kind)
         for one in fields(kind):
             hint = hints[one.name]
-            parts = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
-            plain = {get_origin(part) or part for part in parts}
+            splits = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+            plain = {get_origin(split) or split for split in splits}
             types = [able for able in (list, float, int, bool, str) if able in plain]
             if one.init and types and not one.name.startswith("hub_"):
                 found[one.name] = types[0], NoneType in plain
@@ -139,24 +139,24 @@ def _similar(name: str) -> str:
     return f"; did you mean {close[0]}?" if close else "; give names as they stand in a recipe."
 
 
-def _read_range(told: Any, kind: type, may_be_null: bool) -> BaseDistribution:
-    if isinstance(told, dict) and set(told) == {"choices"} and isinstance(told["choices"], list):
-        if len(told["choices"]) < 2:
+def _read_range(entry: Any, kind: type, may_be_null: bool) -> BaseDistribution:
+    if isinstance(entry, dict) and set(entry) == {"choices"} and isinstance(entry["choices"], list):
+        if len(entry["choices"]) < 2:
             raise UserError("give two choices or more.")
         return CategoricalDistribution(
-            [_convert(one, kind, may_be_null) for one in told["choices"]]
+            [_convert(one, kind, may_be_null) for one in entry["choices"]]
         )
-    if not isinstance(told, list) or not (len(told) == 2 or told[2:] == ["log"]):
-        raise UserError(f"{told!r} is not [low, high], [low, high, log] or {{choices: [...]}}.")
+    if not isinstance(entry, list) or not (len(entry) == 2 or entry[2:] == ["log"]):
+        raise UserError(f"{entry!r} is not [low, high], [low, high, log] or {{choices: [...]}}.")
     if kind not in (int, float):
         raise UserError("it is no number; give {choices: [...]}.")
-    low, high = (_convert(one, kind, may_be_null=False) for one in told[:2])
+    low, high = (_convert(one, kind, may_be_null=False) for one in entry[:2])
     if not low < high:
         raise UserError(f"low is {low} and high is {high}; give the lower one first.")
-    if len(told) == 3 and low <= 0:
+    if len(entry) == 3 and low <= 0:
         raise UserError(f"low is {low}; a range in log begins above 0.")
     drawn_from = IntDistribution if kind is int else FloatDistribution
-    return drawn_from(low, high, log=len(told) == 3)
+    return drawn_from(low, high, log=len(entry) == 3)
 
 
 def _convert(value: Any, kind: type, may_be_null: bool) -> Any:

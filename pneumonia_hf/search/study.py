@@ -27,8 +27,8 @@ from sqlalchemy import URL
 from sqlalchemy.exc import DatabaseError
 from transformers import TrainerCallback
 
-from pneumonia_hf.cli import explain
-from pneumonia_hf.data.file_hashes import hash_pictures, to_hex
+from pneumonia_hf.cli import format_error
+from pneumonia_hf.data.file_hashes import hash_images, to_hex
 from pneumonia_hf.data.load import load_xrays
 from pneumonia_hf.errors import UserError
 from pneumonia_hf.files import read_json
@@ -50,9 +50,9 @@ from pneumonia_hf.training.run_record import (
     STUDY_FILE,
     check_output_folder,
     clear,
+    create_run_record,
     describe_run,
     fingerprint,
-    keep_recipe,
 )
 from pneumonia_hf.training.runs import run_recipe
 
@@ -110,7 +110,7 @@ def search_recipe(recipe: Recipe, arguments: XrayTrainingArguments, config: Sear
 
     Each trial is a whole run by `run_recipe` in a folder of its own. What is proposed next
     (Bergstra et al. 2011, the tree-structured Parzen estimator) and which trial is the best
-    follow from the validation metric that `arguments` names; the test part is not scored.
+    follow from the validation metric that `arguments` names; the test split is not scored.
 
     With `arguments.resume` a search goes on where it was cut off, within a trial too, and comes
     to the trials that it would have come to without the cut.
@@ -131,14 +131,14 @@ def search_recipe(recipe: Recipe, arguments: XrayTrainingArguments, config: Sear
     check_output_folder(arguments)
     if (folder / "config.json").exists():
         raise UserError(f"{folder} holds a model; choose another --output_dir for the search.")
-    made_of = describe_run(recipe, _fingerprint_parts(recipe), arguments) | {
+    made_of = describe_run(recipe, _fingerprint_splits(recipe), arguments) | {
         "pruner": config.pruner
     }
     made_of |= {name: f"searched, {distribution_to_json(ranges[name])}" for name in ranges}
     with heed_sigterm(), _only_search(folder):
         if arguments.overwrite:
             _remove_search(folder)
-        keep_recipe(folder, made_of, arguments.resume)
+        create_run_record(folder, made_of, arguments.resume)
         with _open_study(folder, arguments, config) as study:
             return _Search(study, ranges, recipe, arguments, config).run()
 
@@ -155,12 +155,12 @@ def _check_arguments(arguments: XrayTrainingArguments) -> None:
         raise UserError("A search needs evaluations; set --eval_strategy epoch.")
 
 
-def _fingerprint_parts(recipe: Recipe) -> dict[str, str]:
-    """Return the fingerprints of the parts that a search sees: not of the test part."""
+def _fingerprint_splits(recipe: Recipe) -> dict[str, str]:
+    """Return the fingerprints of the parts that a search sees: not of the test split."""
     data = load_xrays(recipe.data)
     return {
         name: fingerprint(
-            to_hex(hash_pictures(data[name], recipe.data.cache_dir)), data[name]["label"][:]
+            to_hex(hash_images(data[name], recipe.data.cache_dir)), data[name]["label"][:]
         )
         for name in ("train", "validation")
     }
@@ -303,36 +303,36 @@ class _Search:
 
     def _run_trial(self, begun: FrozenTrial) -> None:
         """Run a trial to its end, from wherever it is, and note how it ended."""
-        told = ", ".join(f"{name} {to_text(value)}" for name, value in begun.params.items())
+        summary = ", ".join(f"{name} {to_text(value)}" for name, value in begun.params.items())
         count = f"{begun.number + 1} of {self.config.n_trials}"
-        print(f"Trial {begun.number} ({count}): {told}.", flush=True)
+        print(f"Trial {begun.number} ({count}): {summary}.", flush=True)
         trial, started = Trial(self.study, begun._trial_id), time.monotonic()
         report = _Report(trial)
-        value, trouble = None, None
+        value, issue = None, None
         try:
             value = self._train(trial, report)
             state = TrialState.COMPLETE
         except optuna.TrialPruned:
             state = TrialState.PRUNED
         except (UserError, torch.OutOfMemoryError) as error:
-            state, trouble = TrialState.FAIL, explain(error)
+            state, issue = TrialState.FAIL, format_error(error)
         _free_memory()
         trial.set_user_attr("seconds", round(time.monotonic() - started))
         trial.set_user_attr("epochs", report.epochs)
-        if trouble:
-            trial.set_user_attr("trouble", trouble)
+        if issue:
+            trial.set_user_attr("trouble", issue)
         self.study.tell(trial, value, state)
         self._print_end(begun.number)
 
     def _print_end(self, number: int) -> None:
         ended, best = self.study.get_trials(deepcopy=False)[number], choose_best(self.study)
-        told = {
+        summary = {
             TrialState.COMPLETE: f"{self.metric} {ended.value or 0:.4f}",
             TrialState.PRUNED: "stopped, being below the median of the others",
             TrialState.FAIL: f"failed: {ended.user_attrs.get('trouble')}",
         }[ended.state]
         of_best = f" The best so far: trial {best.number}, {best.value:.4f}." if best else ""
-        print(f"Trial {number}: {told.rstrip('.')}.{of_best}", flush=True)
+        print(f"Trial {number}: {summary.rstrip('.')}.{of_best}", flush=True)
 
     def _train(self, trial: Trial, report: _Report) -> float:
         """Return the validation metric of a trial's model, after making it."""
@@ -355,7 +355,7 @@ class _Search:
         if not arguments.load_best_model_at_end:  # what counts is the model that came out
             value = training["history"][-1][f"eval_{self.metric}"]
         if value is None or not math.isfinite(value):
-            raise UserError(f"{self.metric} is not defined on the validation part.")
+            raise UserError(f"{self.metric} is not defined on the validation split.")
         return value
 
     def _tell(self) -> None:
@@ -366,7 +366,7 @@ class _Search:
         if self.config.keep == "all":
             return
         for trial in self.study.get_trials(deepcopy=False):
-            if trial.state.is_finished() and (best is None or trial.number != best.number):
+            if trial.state.is_complete() and (best is None or trial.number != best.number):
                 _remove_weights(trial_folder(self.folder, trial.number))
 
     def _give_up_if_hopeless(self, trials: Sequence[FrozenTrial]) -> None:
@@ -386,10 +386,10 @@ class _Report(TrainerCallback):
         self.pruned = False
 
     def on_evaluate(self, args, state, control, metrics, **kwargs):
-        # Evaluations are counted on over the stages: from what they left behind and the log, so
+        # Evaluations are counted on over the phases: from what they left behind and the log, so
         # that a resumed run counts the same. Steps would not do: trials may differ in batch size.
         key = f"eval_{args.metric_for_best_model}"
-        before = _earlier_stages(Path(args.output_dir))
+        before = _earlier_phases(Path(args.output_dir))
         logs = [*(outcome.log for outcome in before), state.log_history]
         number = sum(key in entry for log in logs for entry in log)
         self.epochs = sum(outcome.epochs for outcome in before) + state.epoch
@@ -412,14 +412,14 @@ def _reported(trial: Trial) -> dict[int, float]:
     return trial.study.get_trials(deepcopy=False)[trial.number].intermediate_values
 
 
-def _earlier_stages(folder: Path) -> list[Any]:
-    number = int(folder.name.removeprefix("stage-"))
-    outcomes = [read_outcome(folder.with_name(f"stage-{one}")) for one in range(1, number)]
+def _earlier_phases(folder: Path) -> list[Any]:
+    number = int(folder.name.removeprefix("phase-"))
+    outcomes = [read_outcome(folder.with_name(f"phase-{one}")) for one in range(1, number)]
     return [outcome for outcome in outcomes if outcome is not None]
 
 
 def _free_memory() -> None:
-    from accelerate.utils.memory import clear_device_cache
+    from accelerate.utils.hash_cache import clear_device_cache
 
     clear_device_cache(garbage_collection=True)  # models and trainers refer to each other
 
@@ -428,5 +428,5 @@ def _remove_weights(folder: Path) -> None:
     """Remove what is large in the folder of a trial; how it went stays, with its logs."""
     for name in set(MODEL_FILES) - {RUN_FILE, CURVES_FILE}:
         (folder / name).unlink(missing_ok=True)
-    for checkpoint in folder.glob(f"{CHECKPOINTS}/stage-*/checkpoint-*"):
+    for checkpoint in folder.glob(f"{CHECKPOINTS}/phase-*/checkpoint-*"):
         shutil.rmtree(checkpoint, ignore_errors=True)

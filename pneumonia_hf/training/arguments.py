@@ -11,12 +11,12 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from pneumonia_hf.errors import UserError
 from pneumonia_hf.evaluation.metrics import METRICS
-from pneumonia_hf.training.phases import read_stages
+from pneumonia_hf.training.phases import read_phases
 
 PRECISIONS = {"auto", "fp32", "bf16", "fp16"}
 IMBALANCES = {"weights", "sampler", "focal", "none"}
 # By what the best checkpoint may be chosen, and whether more of it is better.
-CRITERIA = {name: name not in ("brier", "ece") for name in METRICS} | {"loss": False}
+CRITERIA = {name: metric.greater_is_better for name, metric in METRICS.items()} | {"loss": False}
 PLATEAU = "reduce_lr_on_plateau"
 # transformers' own arguments that would break what this project promises, and what to do instead.
 REFUSED = {
@@ -25,10 +25,10 @@ REFUSED = {
     "resume_from_checkpoint": "use --resume",
     "push_to_hub": "use push_to_hub.py when the model is finished",
     "save_only_model": "such a checkpoint cannot be resumed",
-    "ignore_data_skip": "a resumed run would see other pictures",
+    "ignore_data_skip": "a resumed run would see other images",
     "enable_jit_checkpoint": "SIGTERM saves a checkpoint in any case",
     "batch_eval_metrics": "validation is scored as a whole",
-    "remove_unused_columns": "it would remove the pictures",
+    "remove_unused_columns": "it would remove the images",
     "use_liger_kernel": "it is for language models",
     "neftune_noise_alpha": "it is for language models",
     "deepspeed": "use FSDP, train_scripts/accelerate/fsdp.yaml",
@@ -40,7 +40,7 @@ class XrayTrainingArguments(TrainingArguments):
     """transformers' TrainingArguments with this task's defaults, and a few of our own."""
 
     output_dir: str | None = field(
-        default=None, metadata={"help": "Folder that becomes the finished model folder."}
+        default=None, metadata={"help": "Folder that becomes the saved model folder."}
     )
     per_device_train_batch_size: int = 16
     per_device_eval_batch_size: int = 32
@@ -76,7 +76,7 @@ class XrayTrainingArguments(TrainingArguments):
     project: str = field(
         default="pneumonia-hf", metadata={"help": "trackio: the project that runs belong to."}
     )
-    remove_unused_columns: bool | None = False  # else the Trainer drops the pictures
+    remove_unused_columns: bool | None = False  # else the Trainer drops the images
     seed: int = 13
     seeds: list[int] | None = field(
         default=None,
@@ -86,27 +86,27 @@ class XrayTrainingArguments(TrainingArguments):
         default="auto",
         metadata={"help": "fp32, bf16, fp16, or auto: what a short measurement finds quickest."},
     )
-    stages: list[str] | None = field(
+    phases: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Staged fine-tuning, each stage PART:EPOCHS:RATE with PART head, lastN (stages "
+            "help": "Staged fine-tuning, each phase PART:EPOCHS:RATE with PART head, lastN (phases "
             "of the network) or all, such as: head:1:1e-3 last2:2:1e-4 all:5:3e-5. "
-            "Takes the place of num_train_epochs, learning_rate and trainable_stages."
+            "Takes the place of num_train_epochs, learning_rate and trainable_layer_groups."
         },
     )
     layer_decay: float = field(
         default=1.0,
-        metadata={"help": "Each stage of the network learns at this times the rate of the next."},
+        metadata={"help": "Each phase of the network learns at this times the rate of the next."},
     )
     imbalance: str = field(
         default="weights",
         metadata={
             "help": "How both classes come to count alike: weights (in the loss), sampler (as many "
-            "pictures of each), focal (weights and focal loss), none."
+            "images of each), focal (weights and focal loss), none."
         },
     )
     focal_gamma: float = field(
-        default=2.0, metadata={"help": "Focal loss: how much less easy pictures count."}
+        default=2.0, metadata={"help": "Focal loss: how much less easy images count."}
     )
     mixup: float = field(
         default=0.0, metadata={"help": "Mixup: the Beta distribution's alpha; 0 is off."}
@@ -122,15 +122,13 @@ class XrayTrainingArguments(TrainingArguments):
     )
     teacher: str | None = field(
         default=None,
-        metadata={
-            "help": "Distil this finished model, a folder or a Hub id, into the one trained."
-        },
+        metadata={"help": "Distil this saved model, a folder or a Hub id, into the one trained."},
     )
     distil_weight: float = field(
         default=0.5, metadata={"help": "Share of the teacher's part in the loss, 0..1."}
     )
     distil_temperature: float = field(
-        default=2.0, metadata={"help": "Softens what teacher and student say of a picture."}
+        default=2.0, metadata={"help": "Softens what teacher and student say of an image."}
     )
     plateau_patience: int = field(
         default=1,
@@ -171,7 +169,7 @@ class XrayTrainingArguments(TrainingArguments):
             raise UserError("Say it with --precision bf16 or --precision fp16.")
         self._check_ranges()
         self._check_choices()
-        read_stages(self, None)  # for its complaints
+        read_phases(self.phases, self.num_train_epochs, self.learning_rate)  # for its errors
         if not torch.accelerator.is_available():
             self.use_cpu = True  # bf16 is refused on a CPU that was not asked for
             self.dataloader_pin_memory = False
@@ -233,7 +231,7 @@ class XrayTrainingArguments(TrainingArguments):
         if self.lr_scheduler_type == "greedy":
             raise UserError(f"Leave the greedy schedule out; {PLATEAU} does what it is for.")
         if self.imbalance == "sampler" and self.train_sampling_strategy != "random":
-            raise UserError("--imbalance sampler draws the pictures; leave the other order out.")
+            raise UserError("--imbalance sampler draws the images; leave the other order out.")
         for name, choices in {
             "precision": PRECISIONS,
             "imbalance": IMBALANCES,

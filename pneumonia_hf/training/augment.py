@@ -2,7 +2,7 @@
 
 A new operation is one function, one entry of `MOVES` or `CHANGES`, and one field of
 `AugmentConfig`. kornia does the work where it has a cheap way; each change is made to the
-drawn pictures only.
+drawn images only.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class AugmentConfig:
-    """How strongly pictures are changed in training: 1 as usual, 0 not at all."""
+    """How strongly images are changed in training: 1 as usual, 0 not at all."""
 
     augment_strength: float = field(
         default=1.0, metadata={"help": "Multiplies all strengths below: 1 as usual, 0 none."}
@@ -34,10 +34,10 @@ class AugmentConfig:
     )
     augment_flip: float = field(
         default=0.0,
-        metadata={"help": "1: half of the pictures are mirrored; the heart has a side, so 0."},
+        metadata={"help": "1: half of the images are mirrored; the heart has a side, so 0."},
     )
     augment_brightness: float = field(
-        default=1.0, metadata={"help": "1: up to 38 of 255 greys lighter or darker."}
+        default=1.0, metadata={"help": "1: up to 38 of 255 grays lighter or darker."}
     )
     augment_contrast: float = field(
         default=1.0, metadata={"help": "1: up to a quarter more or less."}
@@ -47,14 +47,14 @@ class AugmentConfig:
         default=1.0, metadata={"help": "1: a Gaussian of up to 1.6 pixels."}
     )
     augment_noise: float = field(
-        default=1.0, metadata={"help": "1: a standard deviation of 7.6 of 255 greys."}
+        default=1.0, metadata={"help": "1: a standard deviation of 7.6 of 255 grays."}
     )
     augment_clahe: float = field(
         default=1.0, metadata={"help": "Local contrast; 1: a clip limit of 1 to 3."}
     )
     augment_jpeg: float = field(default=1.0, metadata={"help": "1: a JPEG quality of 90 to 30."})
     augment_erasing: float = field(
-        default=1.0, metadata={"help": "1: a rectangle of 0.02 to 0.08 of the picture."}
+        default=1.0, metadata={"help": "1: a rectangle of 0.02 to 0.08 of the image."}
     )
 
     def __post_init__(self) -> None:
@@ -64,7 +64,7 @@ class AugmentConfig:
                 raise UserError(f"{one.name} is {value}; give 0 (off), 1 (as usual) or more.")
         if self.augment_flip > 1:
             raise UserError(
-                f"augment_flip is {self.augment_flip}; 1 mirrors half of the pictures, give 0..1."
+                f"augment_flip is {self.augment_flip}; 1 mirrors half of the images, give 0..1."
             )
 
     def strengths(self) -> dict[str, float]:
@@ -78,11 +78,11 @@ def augment(pixels: Tensor, config: AugmentConfig) -> Tensor:
     """Return `pixels` with small random changes that leave the diagnosis as it was.
 
     Rotation, zoom and shift (how a child was laid), brightness, contrast and gamma (exposure),
-    blur and noise (the detector), CLAHE and JPEG (what became of the picture since), and a
+    blur and noise (the detector), CLAHE and JPEG (what became of the image since), and a
     rectangle erased (markers, tubes). No flip unless asked for: the heart has a side.
 
     Args:
-        pixels: grey pictures of 0..255, [N, 1, H, W], uint8 or float.
+        pixels: gray images of 0..255, [N, 1, H, W], uint8 or float.
         config: how strong each operation is.
 
     Returns:
@@ -94,7 +94,7 @@ def augment(pixels: Tensor, config: AugmentConfig) -> Tensor:
 
 
 def _apply(pixels: Tensor, strengths: dict[str, float], always: bool = False) -> Tensor:
-    """Apply the operations of these strengths, each to its share of the pictures or to all."""
+    """Apply the operations of these strengths, each to its share of the images or to all."""
     if not strengths:
         return pixels.float()
     pixels = pixels.float() / 255  # a copy, which is written over from here on
@@ -109,16 +109,16 @@ def _apply(pixels: Tensor, strengths: dict[str, float], always: bool = False) ->
     return pixels.mul_(255)
 
 
-# The number of drawn pictures is known on the CPU, so that a GPU is never waited for.
+# The number of drawn images is known on the CPU, so that a GPU is never waited for.
 def _draw_rows(pixels: Tensor, share: float) -> Tensor:
-    """Return the numbers of the pictures drawn, each with a probability of `share`: on the CPU."""
+    """Return the numbers of the images drawn, each with a probability of `share`: on the CPU."""
     import torch
 
     return (torch.rand(len(pixels)) < share).nonzero().flatten()
 
 
 def _replace(pixels: Tensor, rows: Tensor, function: Callable, *arguments: float) -> Tensor:
-    """Put what `function` makes of the pictures in `rows` into their places in `pixels`."""
+    """Put what `function` makes of the images in `rows` into their places in `pixels`."""
     if len(rows) == 0:
         return pixels
     if len(rows) == len(pixels):
@@ -129,7 +129,7 @@ def _replace(pixels: Tensor, rows: Tensor, function: Callable, *arguments: float
 
 
 def _draw(pixels: Tensor, low: float, high: float) -> Tensor:
-    """Return a number in `low`..`high` for each picture: [N], on the CPU."""
+    """Return a number in `low`..`high` for each image: [N], on the CPU."""
     import torch
 
     return torch.empty(len(pixels)).uniform_(low, high)
@@ -150,7 +150,7 @@ def rotate(pixels: Tensor, strength: float) -> Tensor:
     angle = _draw(pixels, -limit, limit)
     turn = torch.eye(3).repeat(len(pixels), 1, 1)
     turn[:, 0, 0] = turn[:, 1, 1] = angle.cos()
-    # Both axes have a length of 2 whatever the picture's shape: pixels are not square in them.
+    # Both axes have a length of 2 whatever the image's shape: pixels are not square in them.
     turn[:, 0, 1] = -angle.sin() * height / width
     turn[:, 1, 0] = angle.sin() * width / height
     return turn
@@ -193,7 +193,7 @@ def _warp(pixels: Tensor, moves: dict[str, float]) -> Tensor:
 
 
 def mirror(pixels: Tensor, strength: float) -> Tensor:
-    """Mirror pictures left to right, with a probability of `strength`."""
+    """Mirror images left to right, with a probability of `strength`."""
     import torch
 
     mirrored = _send(_draw(pixels, 0, 1) < strength, pixels)
@@ -207,7 +207,7 @@ def change_brightness(pixels: Tensor, strength: float) -> Tensor:
 
 
 def change_contrast(pixels: Tensor, strength: float) -> Tensor:
-    """Stretch the greys about the picture's mean, by a factor of 0.75 to 1.25."""
+    """Stretch the grays about the image's mean, by a factor of 0.75 to 1.25."""
     # About black, as kornia's RandomContrast does it, a factor of 1.25 would make consolidation,
     # heart and bone the same white.
     width = min(0.25 * strength, 0.75)
@@ -217,7 +217,7 @@ def change_contrast(pixels: Tensor, strength: float) -> Tensor:
 
 
 def change_gamma(pixels: Tensor, strength: float) -> Tensor:
-    """Raise the greys to a power of 0.65 to 1.35."""
+    """Raise the grays to a power of 0.65 to 1.35."""
     # Not kornia's adjust_gamma: it makes a GPU wait for a number from the CPU.
     width = min(0.35 * strength, 0.75)
     return pixels.pow_(_send(_draw(pixels, 1 - width, 1 + width), pixels)[:, None, None, None])
@@ -292,7 +292,7 @@ def compress(pixels: Tensor, strength: float) -> Tensor:
 
 
 def erase(pixels: Tensor, strength: float) -> Tensor:
-    """Black out a rectangle of 2% to 8% of the picture."""
+    """Black out a rectangle of 2% to 8% of the image."""
     from kornia.augmentation import RandomErasing
 
     return RandomErasing(scale=(0.02, min(0.02 + 0.06 * strength, 0.3)), p=1.0)(pixels)
@@ -300,20 +300,20 @@ def erase(pixels: Tensor, strength: float) -> Tensor:
 
 @dataclass(frozen=True)
 class Change:
-    """A change of the pixels, and the share of the pictures that it is made to."""
+    """A change of the pixels, and the share of the images that it is made to."""
 
     function: Callable[[Tensor, float], Tensor]
     share: float
 
 
-MOVED_SHARE = 0.9  # the rest shows what a picture looks like that no interpolation has softened
+MOVED_SHARE = 0.9  # the rest shows what an image looks like that no interpolation has softened
 # The shift comes last, so that it is no further than it says, whatever the zoom.
 MOVES: dict[str, Callable[[Tensor, float], Tensor]] = {
     "rotation": rotate,
     "zoom": zoom,
     "translation": translate,
 }
-# In the order in which it happens to a picture: exposure, detector, software, storage.
+# In the order in which it happens to an image: exposure, detector, software, storage.
 CHANGES: dict[str, Change] = {
     "flip": Change(mirror, 0.5),
     "brightness": Change(change_brightness, 0.5),
@@ -329,15 +329,15 @@ AUGMENTATIONS = MOVES | CHANGES
 
 
 def draw_preview(pixels: Tensor, config: AugmentConfig, columns: int = 6, seed: int = 13) -> Figure:
-    """Return a sheet of what `config` does to pictures: a row an operation, then all together.
+    """Return a sheet of what `config` does to images: a row an operation, then all together.
 
     A single operation is made to happen in every column; all together happen as in training.
-    The first column is the picture as it was.
+    The first column is the image as it was.
 
     Args:
-        pixels: grey pictures of 0..255, [N, 1, H, W]; the rows take them in turn.
+        pixels: gray images of 0..255, [N, 1, H, W]; the rows take them in turn.
         config: how strong each operation is; those of strength 0 get no row.
-        columns: pictures in a row, the untouched one included.
+        columns: images in a row, the untouched one included.
         seed: of the changes. A row's do not depend on the other rows.
     """
     import torch
@@ -350,12 +350,12 @@ def draw_preview(pixels: Tensor, config: AugmentConfig, columns: int = 6, seed: 
     figure = Figure(figsize=(1.5 * columns + 0.4, 1.5 * len(titles) + 0.5), layout="constrained")
     grid = figure.subplots(len(titles), columns, squeeze=False)
     for row, title in enumerate(titles):
-        picture = pixels[row % len(pixels)].cpu()  # [1, H, W]
+        image = pixels[row % len(pixels)].cpu()  # [1, H, W]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            copies = picture.repeat(columns - 1, 1, 1, 1)
+            copies = image.repeat(columns - 1, 1, 1, 1)
             changed = _apply(copies, changes[row], always=row < len(titles) - 1)
-        for axes, one in zip(grid[row], [picture, *changed], strict=True):
+        for axes, one in zip(grid[row], [image, *changed], strict=True):
             axes.imshow(one[0].numpy(), cmap="gray", vmin=0, vmax=255)
             axes.set(xticks=[], yticks=[])
         grid[row, 0].set_ylabel(title)

@@ -1,9 +1,9 @@
 """What a run keeps on disk while it goes on, so that nothing is lost and nothing torn is used.
 
 OUTPUT/checkpoints/recipe.json       what the run is made of; a resumed one must be the same
-OUTPUT/checkpoints/stage-1/          the Trainer's folder of a stage
+OUTPUT/checkpoints/phase-1/          the Trainer's folder of a phase
     checkpoint-93/                   the Trainer's checkpoint, and seal.json, which is written last
-    outcome.json                     when the stage is over: its best checkpoint and its log
+    outcome.json                     when the phase is over: its best checkpoint and its log
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ STATE_FILE = "trainer_state.json"
 AVERAGE_FILE = "average.safetensors"  # the averaged weights, where a run averages them
 
 
-def stage_folder(output: Path, number: int) -> Path:
-    """Return the Trainer's folder of a stage of the run in `output`; the first has number 1."""
-    return output / CHECKPOINTS / f"stage-{number}"
+def phase_folder(output: Path, number: int) -> Path:
+    """Return the Trainer's folder of a phase of the run in `output`; the first has number 1."""
+    return output / CHECKPOINTS / f"phase-{number}"
 
 
 def read_outcome(folder: Path) -> Outcome | None:
-    """Return how the stage in `folder` ended, or None if it has not."""
-    told = read_json(folder / OUTCOME_FILE, otherwise=None)
-    if told is None or not is_whole(folder / told["checkpoint"]):
+    """Return how the phase in `folder` ended, or None if it has not."""
+    summary = read_json(folder / OUTCOME_FILE, otherwise=None)
+    if summary is None or not is_whole(folder / summary["checkpoint"]):
         return None
-    return Outcome(**told)
+    return Outcome(**summary)
 
 
 def write_outcome(folder: Path, outcome: Outcome) -> None:
-    """Note that the stage in `folder` is over."""
+    """Note that the phase in `folder` is over."""
     write_json(folder / OUTCOME_FILE, asdict(outcome))
 
 
@@ -74,7 +74,7 @@ def is_whole(checkpoint: Path) -> bool:
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """Return the whole checkpoints in the folder of a stage, oldest first.
+    """Return the whole checkpoints in the folder of a phase, oldest first.
 
     What a kill or a full disk cut off has no seal, and is passed over.
     """
@@ -87,7 +87,7 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 
 def last_whole_checkpoint(folder: Path) -> Path | None:
-    """Return the newest checkpoint in the folder of a stage that is whole, or None."""
+    """Return the newest checkpoint in the folder of a phase that is whole, or None."""
     return (list_checkpoints(folder) or [None])[-1]
 
 
@@ -102,7 +102,7 @@ def best_beside(checkpoint: Path) -> Path | None:
 
 
 def remove_old(folder: Path, keep: int | None, best: str | None) -> None:
-    """Remove the oldest checkpoints of a stage but `keep`; the best and the newest stay."""
+    """Remove the oldest checkpoints of a phase but `keep`; the best and the newest stay."""
     if keep is None:
         return
     *older, newest = list_checkpoints(folder)

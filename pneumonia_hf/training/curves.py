@@ -18,7 +18,7 @@ def draw_curves(path: Path, outcomes: Sequence[Outcome], arguments: XrayTraining
 
     Args:
         path: the PNG to write.
-        outcomes: of each stage, in order; their steps are counted on.
+        outcomes: of each phase, in order; their steps are counted on.
         arguments: `metric_for_best_model` is what the checkpoint was chosen by.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -48,13 +48,13 @@ def draw_curves(path: Path, outcomes: Sequence[Outcome], arguments: XrayTraining
         if number < len(outcomes):
             for axes in (losses, metrics, rates):
                 axes.axvline(before, color="black", linewidth=0.8)
-    stages = "" if len(outcomes) == 1 else f" in {len(outcomes)} stages (black lines)"
-    losses.set_title(f"{before} steps{stages}; dotted: the checkpoint kept", fontsize=10)
+    phases = "" if len(outcomes) == 1 else f" in {len(outcomes)} phases (black lines)"
+    losses.set_title(f"{before} steps{phases}; dotted: the checkpoint kept", fontsize=10)
     figure.savefig(path, dpi=110, metadata={"Software": None})
 
 
 def _plot(axes: Any, outcomes: Sequence[Outcome], key: str, colour: str, name: str, mark: str):
-    """Draw one quantity of the log; stages are not joined, since each begins anew."""
+    """Draw one quantity of the log; phases are not joined, since each begins anew."""
     before = 0
     for outcome in outcomes:
         points = [(before + entry["step"], entry[key]) for entry in outcome.log if key in entry]

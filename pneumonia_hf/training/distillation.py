@@ -1,4 +1,4 @@
-"""Teacher: a finished model from which a smaller one learns."""
+"""Teacher: a saved model from which a smaller one learns."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pneumonia_hf.models.model_folder import RUN_FILE
 
 
 class Teacher:
-    """A finished model that says what it thinks of the very batch that the student sees."""
+    """A saved model that says what it thinks of the very batch that the student sees."""
 
     def __init__(self, predictor: Predictor) -> None:
         """Take a predictor; its parameters are frozen.
@@ -24,13 +24,10 @@ class Teacher:
         Raises:
             UserError: an ensemble, or a model that has more classes than two.
         """
-        if len(predictor.members) > 1:
-            raise UserError(
-                f"{predictor.name} is an ensemble; a teacher is one model: give one of its members."
-            )
-        self.model = predictor.model.eval().requires_grad_(False)
-        self.processor = predictor.processor
-        self.pneumonia = predictor.class_index
+        network = predictor.network
+        self.model = network.model.eval().requires_grad_(False)
+        self.processor = network.processor
+        self.pneumonia = network.class_index
         if self.model.config.num_labels != 2:
             raise UserError(
                 f"{predictor.name} has {self.model.config.num_labels} classes; "
@@ -39,7 +36,7 @@ class Teacher:
 
     @torch.no_grad()
     def logits(self, pixels: Tensor) -> Tensor:
-        """Return the teacher's logits, NORMAL first, for grey pixels of 0..255: [N, 2].
+        """Return the teacher's logits, NORMAL first, for gray pixels of 0..255: [N, 2].
 
         Args:
             pixels: [N, 1, H, W] as they come out of the augmentation; they are resized to the
@@ -57,27 +54,27 @@ class Teacher:
 
 
 def load_teacher(name: str, hashes: dict[str, list[str]]) -> Teacher:
-    """Return the teacher `name`, a finished model's folder or Hub id.
+    """Return the teacher `name`, a saved model's folder or Hub id.
 
     Raises:
-        UserError: no such model; or one that was trained on pictures of our validation or test
+        UserError: no such model; or one that was trained on images of our validation or test
             part, of which the student would then learn through it.
     """
     predictor = Predictor.from_pretrained(name)
     folder = predictor.path or Path(name)
-    parts = read_json(folder / RUN_FILE, otherwise={}).get("hashes", {})
-    if not parts:
+    splits = read_json(folder / RUN_FILE, otherwise={}).get("hashes", {})
+    if not splits:
         logging.getLogger(__name__).warning(
-            f"The teacher {name} does not tell which pictures it has learnt from: "
-            f"if validation or test pictures are among them, the numbers of its student flatter."
+            f"The teacher {name} does not tell which images it has learnt from: "
+            f"if validation or test images are among them, the numbers of its student flatter."
         )
-    learnt, chosen = (set(parts.get(part, [])) for part in ("train", "validation"))
-    # A teacher that was chosen on the student's validation part only shares its choice with it.
-    for part, known in (("validation", learnt), ("test", learnt | chosen)):
-        seen = known & set(hashes.get(part, []))
+    learnt, chosen = (set(splits.get(split, [])) for split in ("train", "validation"))
+    # A teacher that was chosen on the student's validation split only shares its choice with it.
+    for split, known in (("validation", learnt), ("test", learnt | chosen)):
+        seen = known & set(hashes.get(split, []))
         if seen:
             raise UserError(
-                f"The teacher {name} was made with {len(seen)} pictures of the {part} part; "
+                f"The teacher {name} was made with {len(seen)} images of the {split} part; "
                 f"train it on the same parts as the student (the same data and --split_seed)."
             )
     return Teacher(predictor)

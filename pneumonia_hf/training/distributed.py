@@ -9,7 +9,7 @@ from pneumonia_hf.errors import UserError
 from pneumonia_hf.training.arguments import XrayTrainingArguments
 
 
-def ask_all(arguments: XrayTrainingArguments, found: Any) -> list[Any]:
+def gather(arguments: XrayTrainingArguments, found: Any) -> list[Any]:
     """Return what each process has found, in all processes."""
     if arguments.world_size == 1:
         return [found]
@@ -18,7 +18,7 @@ def ask_all(arguments: XrayTrainingArguments, found: Any) -> list[Any]:
     return gather_object([found])
 
 
-def agree(arguments: XrayTrainingArguments, find) -> Any:
+def broadcast_from_main(arguments: XrayTrainingArguments, find) -> Any:
     """Return what the first process finds with `find`, in all processes."""
     if arguments.world_size == 1:
         return find()
@@ -28,8 +28,8 @@ def agree(arguments: XrayTrainingArguments, find) -> Any:
     if arguments.process_index == 0:
         try:
             found = find()
-        except UserError as told:  # the others must not wait for it in vain
-            error = str(told)
+        except UserError as summary:  # the others must not wait for it in vain
+            error = str(summary)
     found, error = broadcast_object_list([found, error])
     if error is not None:
         raise UserError(error)

@@ -14,9 +14,10 @@ from pneumonia_hf import __version__
 from pneumonia_hf.data.sources import parse_source
 from pneumonia_hf.evaluation.recalibrate import calibrate
 from pneumonia_hf.files import write_json
-from pneumonia_hf.inference.predictor import CONFIG_KEY, Predictor
+from pneumonia_hf.inference.network import CONFIG_KEY
+from pneumonia_hf.inference.predictor import Predictor
 from pneumonia_hf.models.model_card import write_card
-from pneumonia_hf.models.model_folder import CURVES_FILE, RUN_FILE, check_finished
+from pneumonia_hf.models.model_folder import CURVES_FILE, RUN_FILE, check_model_folder
 from pneumonia_hf.training.curves import draw_curves
 from pneumonia_hf.training.manifest import (
     ENDED,
@@ -32,40 +33,39 @@ from pneumonia_hf.training.manifest import (
 from pneumonia_hf.training.recipe import Recipe
 
 if TYPE_CHECKING:
-    from datasets import DatasetDict
-
+    from pneumonia_hf.data.table import XrayData
     from pneumonia_hf.training.arguments import XrayTrainingArguments
-    from pneumonia_hf.training.phases import Outcome, Stage
+    from pneumonia_hf.training.phases import Outcome, Phase
     from pneumonia_hf.training.probe import Speed
 
 
 def finish_model(
     folder: Path,
-    data: DatasetDict,
+    data: XrayData,
     recipe: Recipe,
     arguments: XrayTrainingArguments,
     hashes: dict[str, list[str]],
     fingerprints: dict[str, str],
-    stages: Sequence[Stage],
+    phases: Sequence[Phase],
     outcomes: Sequence[Outcome],
     speed: Speed,
     progress: dict[str, Any],
 ) -> None:
-    """Make the weights in `folder` a finished model: calibrated, described, with its card.
+    """Make the weights in `folder` a saved model: calibrated, described, with its card.
 
     Args:
-        folder: weights and processor; it becomes the finished model folder.
-        data: the parts; the raw pictures of `validation` are scored.
+        folder: weights and processor; it becomes the saved model folder.
+        data: the parts; the raw images of `validation` are scored.
         recipe, arguments: what the run was told.
-        hashes: of each part's pictures.
+        hashes: of each part's images.
         fingerprints: of each part as a whole.
-        stages, outcomes: what was trained, and how each ended.
+        phases, outcomes: what was trained, and how each ended.
         speed: the precision and memory format it was trained in.
         progress: `run_id`, `seconds`, `best_checkpoint` and the like, for the manifest.
     """
-    print("Calibrating and choosing the threshold on the validation part.", flush=True)
+    print("Calibrating and choosing the threshold on the validation split.", flush=True)
     predictor = Predictor.from_pretrained(folder)
-    model = predictor.model
+    model = predictor.network.model
     validation = calibrate(
         predictor,
         data["validation"],
@@ -85,8 +85,8 @@ def finish_model(
                 **describe_origin(recipe.model, arguments.teacher),
                 "model_type": model.config.model_type,
                 "parameters": model.num_parameters(),
-                "image_size": predictor.processor.size["height"],
-                "trainable_stages": recipe.model.trainable_stages,
+                "image_size": predictor.network.processor.size["height"],
+                "trainable_stages": recipe.model.trainable_layer_groups,
                 "channels_last": recipe.model.channels_last,
                 "drop_path": recipe.model.drop_path,
                 "dropout": recipe.model.dropout,
@@ -96,17 +96,20 @@ def finish_model(
                 # Where data lies is the user's own affair.
                 "data_dir": " + ".join(parse_source(one).name for one in recipe.data.data_dir),
                 "cache_dir": None,
-                "parts": {name: describe_split(part, data) for name, part in data.items()},
+                "parts": {name: describe_split(split, data) for name, split in data.items()},
                 "sha256": fingerprints,
             },
             "augmentation": asdict(recipe.augment),
             "training": describe_training(arguments, speed)
             | {
                 "stages": [
-                    asdict(stage)
-                    | {"part": stage.part, "share_of_weights": share_of_weights(model, stage)}
+                    asdict(phase)
+                    | {
+                        "part": phase.split,
+                        "share_of_weights": share_of_weights(model, phase),
+                    }
                     | {name: getattr(outcome, name) for name in ENDED}
-                    for stage, outcome in zip(stages, outcomes, strict=True)
+                    for phase, outcome in zip(phases, outcomes, strict=True)
                 ],
                 "epochs_run": sum(outcome.epochs for outcome in outcomes),
                 "steps_run": sum(outcome.steps for outcome in outcomes),
@@ -132,4 +135,4 @@ def finish_model(
         },
     )
     write_card(folder)
-    check_finished(folder)
+    check_model_folder(folder)

@@ -46,12 +46,12 @@ def heed_sigterm() -> Iterator[Notice]:
         yield notice  # Python handles signals in the main thread alone
         return
 
-    told = "Stopped by SIGTERM; give the same command with --resume to go on."
+    summary = "Stopped by SIGTERM; give the same command with --resume to go on."
 
     def receive(_number: int, _frame: object) -> None:
         notice.given = True
         if not notice.may_wait:
-            raise Stopped(told)
+            raise Stopped(summary)
 
     before = signal.signal(signal.SIGTERM, receive)
     try:
@@ -59,7 +59,7 @@ def heed_sigterm() -> Iterator[Notice]:
     finally:
         signal.signal(signal.SIGTERM, before)
         if notice.given and sys.exception() is None:
-            raise Stopped(told)  # it came in the last moment; whoever goes on now must not
+            raise Stopped(summary)  # it came in the last moment; whoever goes on now must not
         if notice.given and not isinstance(sys.exception(), Stopped) and callable(before):
             signal.raise_signal(signal.SIGTERM)  # for the search around this run
 

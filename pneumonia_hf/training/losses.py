@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class Targets:
     """What a batch is taught: shares of the classes, and maybe what a teacher says of it."""
 
-    classes: Tensor  # [N, 2], summing to 1; mixed pictures have a share of each
+    classes: Tensor  # [N, 2], summing to 1; mixed images have a share of each
     teacher_logits: Tensor | None = None  # [N, 2]
 
 
@@ -48,9 +48,9 @@ class XrayLoss:
     def __call__(
         self, outputs: Any, labels: Tensor | Targets, num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
-        """Return the loss of a batch: its pictures' losses, summed and divided.
+        """Return the loss of a batch: its images' losses, summed and divided.
 
-        Divided by the pictures of the whole step, so that accumulated steps, and several
+        Divided by the images of the whole step, so that accumulated steps, and several
         processes, equal a large batch.
         """
         logits = outputs.logits.float()
@@ -58,8 +58,8 @@ class XrayLoss:
             labels = Targets(nn.functional.one_hot(labels, len(LABELS)).float())
         losses = self._of_classes(logits, labels.classes)
         if labels.teacher_logits is not None:
-            told = self._of_teacher(logits, labels.teacher_logits.float())
-            losses = (1 - self.teacher_share) * losses + self.teacher_share * told
+            summary = self._of_teacher(logits, labels.teacher_logits.float())
+            losses = (1 - self.teacher_share) * losses + self.teacher_share * summary
         count = len(logits) if num_items_in_batch is None else num_items_in_batch
         return losses.sum() / count
 

@@ -18,11 +18,12 @@ from pneumonia_hf.models.build import NO_WEIGHTS, ModelConfig
 from pneumonia_hf.models.model_folder import RUN_FILE
 
 if TYPE_CHECKING:
-    from datasets import Dataset, DatasetDict
+    from datasets import Dataset
     from transformers import PreTrainedModel
 
+    from pneumonia_hf.data.table import XrayData
     from pneumonia_hf.training.arguments import XrayTrainingArguments
-    from pneumonia_hf.training.phases import Stage
+    from pneumonia_hf.training.phases import Phase
     from pneumonia_hf.training.probe import Speed
 
 OUR_LICENCE = "apache-2.0"  # of what owes nothing to other weights
@@ -47,15 +48,15 @@ TOLD = (
     "early_stopping_patience",
     "seed",
 )
-ENDED = ("checkpoint", "metric", "steps", "epochs", "images_per_second")  # of each stage
+ENDED = ("checkpoint", "metric", "steps", "epochs", "images_per_second")  # of each phase
 NAMED_PACKAGES = ("torch", "torchvision", "transformers", "accelerate", "datasets", "timm")
 # Where things lie is the user's own affair.
 PLACES = ("output_dir", "teacher", "trackio_space_id", "run_name", "project", "overwrite", "resume")
 
 
-def share_of_weights(model: PreTrainedModel, stage: Stage) -> float:
-    """Return the share of the network's weights that learn in a stage."""
-    freeze(model, stage.trainable_stages)
+def share_of_weights(model: PreTrainedModel, phase: Phase) -> float:
+    """Return the share of the network's weights that learn in a phase."""
+    freeze(model, phase.trainable_layer_groups)
     learning, weights = count_trainable(model)
     return round(learning / weights, 5)
 
@@ -103,9 +104,9 @@ def find_commit() -> str | None:
         return None
 
 
-def describe_split(part: Dataset, data: DatasetDict) -> dict[str, int | float | bool]:
+def describe_split(split: Dataset, data: XrayData) -> dict[str, int | float | bool]:
     """Return what a split holds, and its share of all images."""
-    labels, patients = part["label"][:], set(part["patient"][:])
+    labels, patients = split["label"][:], set(split["patient"][:])
     return {
         "images": len(labels),
         "share": round(len(labels) / sum(len(one) for one in data.values()), 4),
@@ -125,18 +126,18 @@ def describe_hardware() -> str:
 def describe_origin(config: ModelConfig, teacher: str | None = None) -> dict[str, str | None]:
     """Return which weights the model comes from, and under which licence they are."""
     backbone = BACKBONES[config.backbone]
-    told = {"backbone": config.backbone, "base_model": backbone.hub_id, "weights": None}
+    summary = {"backbone": config.backbone, "base_model": backbone.hub_id, "weights": None}
     licence = backbone.license
     if config.weights == NO_WEIGHTS or (config.weights is None and backbone.hub_id is None):
-        told["base_model"], licence = None, OUR_LICENCE
+        summary["base_model"], licence = None, OUR_LICENCE
     elif config.weights is None or config.weights.partition("@")[0] == backbone.hub_id:
         pass
     elif Path(config.weights).expanduser().exists():
         # Taken for a copy of the backbone's own: the card says where they come from.
-        told["weights"] = _public_name(config.weights)
+        summary["weights"] = _public_name(config.weights)
     else:
-        licence, told["base_model"] = "other", config.weights.partition("@")[0]
-    return told | {"license": licence if teacher is None else _teacher_licence(licence, teacher)}
+        licence, summary["base_model"] = "other", config.weights.partition("@")[0]
+    return summary | {"license": licence if teacher is None else _teacher_licence(licence, teacher)}
 
 
 def _teacher_licence(licence: str, teacher: str) -> str:

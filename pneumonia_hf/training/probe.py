@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from pneumonia_hf.training.arguments import XrayTrainingArguments
-    from pneumonia_hf.training.phases import Stage
+    from pneumonia_hf.training.phases import Phase
 
 SPEEDS_FOLDER = "speeds"  # in the cache folder: what was measured, so that it stays the same
 ROUNDS = range(3, 20)  # steps of each way: at least, at most; the first is not counted
@@ -50,13 +50,13 @@ def choose_speed(
     model: PreTrainedModel,
     image_size: int,
     channels_last: bool | None,
-    stage: Stage,
+    phase: Phase,
     arguments: XrayTrainingArguments,
     cache_dir: str | Path | None = None,
 ) -> Speed:
     """Return the quickest way to train `model`, among those that are left open.
 
-    A few steps of each on pictures of noise, in turn; another way than fp32 in torch's own format
+    A few steps of each on images of noise, in turn; another way than fp32 in torch's own format
     must be a tenth quicker. What was measured is kept in the cache folder for this machine, model
     and batch, so that a later run of the same recipe computes the same bits.
 
@@ -64,7 +64,7 @@ def choose_speed(
         model: as it will be trained; it is not touched.
         image_size: pixels a side.
         channels_last: the memory format, or None to measure.
-        stage: whose part of the network learns.
+        phase: whose part of the network learns.
         arguments: `precision` may be auto, to measure.
         cache_dir: of the data's cache.
     """
@@ -80,11 +80,11 @@ def choose_speed(
     ways = list(product(precisions, formats))
     if len(ways) == 1:
         return Speed(*ways[0])
-    task = _describe_task(model, image_size, stage, arguments, ways)
+    task = _describe_task(model, image_size, phase, arguments, ways)
     path = cache_folder(cache_dir) / SPEEDS_FOLDER / f"{task}.json"
     speeds = read_json(path, otherwise=None)
     if speeds is None:
-        speeds = _measure(model, image_size, stage, arguments, ways)
+        speeds = _measure(model, image_size, phase, arguments, ways)
         path.parent.mkdir(parents=True, exist_ok=True)
         with suppress(FileNotFoundError):  # another run has just measured the same
             write_json(path, speeds)
@@ -103,7 +103,7 @@ def name_way(precision: str, channels_last: bool) -> str:
 def _measure(
     model: PreTrainedModel,
     image_size: int,
-    stage: Stage,
+    phase: Phase,
     arguments: XrayTrainingArguments,
     ways: list[tuple[str, bool]],
 ) -> dict[str, float]:
@@ -112,7 +112,7 @@ def _measure(
     state = torch.random.get_rng_state()
     try:
         trial = copy.deepcopy(model).to(device).train()
-        freeze(trial, stage.trainable_stages)
+        freeze(trial, phase.trainable_layer_groups)
         if arguments.activation_checkpointing and trial.supports_gradient_checkpointing:
             trial.activation_checkpointing_enable()
         pixels = torch.rand(batch, 3, image_size, image_size, device=device)
@@ -172,7 +172,7 @@ def _count_convolutions(model: nn.Module) -> int:
     return sum(isinstance(module, nn.Conv2d) for module in model.modules())
 
 
-def _describe_task(model, image_size: int, stage: Stage, arguments, ways: list) -> str:
+def _describe_task(model, image_size: int, phase: Phase, arguments, ways: list) -> str:
     """Return the key of a measurement: whatever may change which way is quickest."""
     shapes = [(name, tuple(value.shape)) for name, value in model.named_parameters()]
     task = {
@@ -180,7 +180,7 @@ def _describe_task(model, image_size: int, stage: Stage, arguments, ways: list) 
         "model": hashlib.sha256(repr(shapes).encode()).hexdigest(),
         "image_size": image_size,
         "batch": arguments.per_device_train_batch_size,
-        "learns": stage.trainable_stages,
+        "learns": phase.trainable_layer_groups,
         "checkpointing": bool(arguments.activation_checkpointing),
         "ways": [name_way(*way) for way in ways],
     }

@@ -59,7 +59,7 @@ def check_output_folder(arguments: XrayTrainingArguments) -> None:
         return
     held = sorted(name for name in (*MODEL_FILES, ENSEMBLE_FILE) if (folder / name).exists())
     if held and not (arguments.resume and arguments.seeds and held == [ENSEMBLE_FILE]):
-        what = "a finished model" if "model.safetensors" in held else " and ".join(held)
+        what = "a saved model" if "model.safetensors" in held else " and ".join(held)
         raise UserError(
             f"{folder} holds {what}; choose another --output_dir, "
             f"or give --overwrite to replace it."
@@ -77,7 +77,7 @@ def has_progress(output: Path) -> bool:
     older = any(checkpoints.glob("checkpoint-*"))  # of version 0.2 and before
     if older or (output / STUDY_FILE).exists():
         return True
-    return any(list_checkpoints(stage) for stage in checkpoints.glob("stage-*"))
+    return any(list_checkpoints(phase) for phase in checkpoints.glob("phase-*"))
 
 
 def clear(output: Path) -> None:
@@ -132,8 +132,8 @@ def describe_run(
     """Return all that decides which weights a run ends with; `fingerprints` are of its parts."""
     made_of = asdict(recipe.model) | asdict(recipe.augment)
     made_of |= {name: value for name, value in _plain(arguments).items() if name not in FREE}
-    made_of |= {f"{name} pictures": content for name, content in fingerprints.items()}
-    # Between minor versions the same settings may mean other stages or other augmentation.
+    made_of |= {f"{name} images": content for name, content in fingerprints.items()}
+    # Between minor versions the same settings may mean other phases or other augmentation.
     version = ".".join(__version__.split(".")[:2])
     return made_of | {
         "version of pneumonia_hf": version,
@@ -143,7 +143,7 @@ def describe_run(
 
 
 def fingerprint(hashes: Sequence[str], labels: Sequence[int]) -> str:
-    """Return the SHA-256 of a part: of its pictures' hashes and labels, in order."""
+    """Return the SHA-256 of a part: of its images' hashes and labels, in order."""
     lines = "".join(f"{one} {label}\n" for one, label in zip(hashes, labels, strict=True))
     return hashlib.sha256(lines.encode()).hexdigest()
 
@@ -157,7 +157,7 @@ def _plain(arguments: XrayTrainingArguments) -> dict[str, Any]:
     }
 
 
-def keep_recipe(output: Path, made_of: dict[str, Any], resume: bool) -> dict[str, Any]:
+def create_run_record(output: Path, made_of: dict[str, Any], resume: bool) -> dict[str, Any]:
     """Note what a run is made of beside its checkpoints, and return what is noted.
 
     The note of a resumed run stays; it also holds what the run has found out since.
@@ -169,9 +169,9 @@ def keep_recipe(output: Path, made_of: dict[str, Any], resume: bool) -> dict[str
     before = read_json(path, otherwise=None) if resume and has_progress(output) else None
     if before is None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        noted = {"made_of": made_of, "run_id": uuid4().hex}
-        write_json(path, noted)
-        return noted
+        run_record = {"made_of": made_of, "run_id": uuid4().hex}
+        write_json(path, run_record)
+        return run_record
     was = before.get("made_of", {})
     different = sorted(
         name for name in {*was, *made_of} if was.get(name, None) != made_of.get(name, None)
@@ -190,8 +190,8 @@ def note(output: Path, **found: Any) -> None:
     write_json(path, read_json(path, otherwise={}) | found)
 
 
-def is_finished(output: Path, run_id: str) -> bool:
-    """Return whether `output` holds the finished model of this very run."""
+def is_complete(output: Path, run_id: str) -> bool:
+    """Return whether `output` holds the saved model of this very run."""
     run = read_json(output / RUN_FILE, otherwise={})
     whole = all((output / name).exists() for name in ("config.json", "model.safetensors"))
     return whole and run.get("run_id") == run_id

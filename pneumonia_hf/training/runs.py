@@ -1,4 +1,4 @@
-"""A recipe -> a finished model, or one for each of several seeds and their ensemble."""
+"""A recipe -> a saved model, or one for each of several seeds and their ensemble."""
 
 from __future__ import annotations
 
@@ -14,13 +14,12 @@ from pneumonia_hf.files import read_json
 from pneumonia_hf.models.build import build_model
 from pneumonia_hf.models.model_folder import ENSEMBLE_FILE, MODEL_FILES, RUN_FILE
 from pneumonia_hf.training.arguments import XrayTrainingArguments
-from pneumonia_hf.training.distributed import agree, barrier
+from pneumonia_hf.training.distributed import barrier, broadcast_from_main
 from pneumonia_hf.training.run_record import check_output_folder, clear
 from pneumonia_hf.training.train import train
 
 if TYPE_CHECKING:
-    from datasets import DatasetDict
-
+    from pneumonia_hf.data.table import XrayData
     from pneumonia_hf.training.recipe import Recipe
 
 
@@ -29,14 +28,14 @@ def run_recipe(
 ) -> Path:
     """Load the data, train, and return the folder of what came out.
 
-    With `arguments.seeds` it is an ensemble: a finished model for each seed in `seed-N/`, and
-    beside them how far their numbers differ. Which pictures belong to which part does not change
+    With `arguments.seeds` it is an ensemble: a saved model for each seed in `seed-N/`, and
+    beside them how far their numbers differ. Which images belong to which part does not change
     with the seed.
 
     Raises:
         UserError: as `train`, `load_xrays` and `build_model` raise it.
     """
-    agree(arguments, lambda: check_output_folder(arguments))
+    broadcast_from_main(arguments, lambda: check_output_folder(arguments))
     data = load_xrays(recipe.data)
     if arguments.seeds is None:
         return _train_once(data, recipe, arguments, callbacks)
@@ -44,7 +43,7 @@ def run_recipe(
 
 
 def _train_seeds(
-    data: DatasetDict,
+    data: XrayData,
     recipe: Recipe,
     arguments: XrayTrainingArguments,
     callbacks: Sequence[TrainerCallback],
@@ -82,7 +81,7 @@ def _is_summarised(folder: Path, members: Sequence[Path]) -> bool:
 
 
 def _train_once(
-    data: DatasetDict,
+    data: XrayData,
     recipe: Recipe,
     arguments: XrayTrainingArguments,
     callbacks: Sequence[TrainerCallback],

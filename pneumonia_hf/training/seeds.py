@@ -9,15 +9,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pneumonia_hf import __version__
-from pneumonia_hf.data.file_hashes import hash_pictures, to_hex
-from pneumonia_hf.data.sources import open_pictures
+from pneumonia_hf.data.file_hashes import hash_images, to_hex
+from pneumonia_hf.data.sources import open_images
 from pneumonia_hf.errors import UserError
 from pneumonia_hf.evaluation.calibration import calibrate_scores
 from pneumonia_hf.evaluation.metrics import METRICS
 from pneumonia_hf.files import read_json, replace_text, write_json
-from pneumonia_hf.inference.ensemble import EnsemblePredictor
 from pneumonia_hf.inference.predictor import Predictor
-from pneumonia_hf.models.model_folder import ENSEMBLE_FILE, RUN_FILE, check_finished
+from pneumonia_hf.models.model_folder import ENSEMBLE_FILE, RUN_FILE, check_model_folder
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -34,14 +33,14 @@ def summarise_seeds(
 ) -> dict[str, Any]:
     """Write how far the runs of several seeds scatter, and make an ensemble of them.
 
-    The ensemble is scored on the raw validation pictures, as `Predictor` serves it; its
+    The ensemble is scored on the raw validation images, as `Predictor` serves it; its
     temperature and its operating point come from them, as those of a single model do.
 
     Args:
         folder: gets `seeds.json`, `seeds.md` and `ensemble.json`, by which it is a model to
             `Predictor.from_pretrained`.
-        members: finished model folders inside `folder`.
-        validation: the validation part that all of them were chosen on; of its pictures, those
+        members: saved model folders inside `folder`.
+        validation: the validation split that all of them were chosen on; of its images, those
             that they could not read are passed over.
         required_sensitivity: as for a single model.
 
@@ -52,7 +51,7 @@ def summarise_seeds(
 
     Raises:
         UserError: no members, one that is not finished or lies elsewhere, or one that was chosen
-            on other pictures.
+            on other images.
     """
     folder = Path(folder)
     if not members:
@@ -95,28 +94,28 @@ def _name_in(folder: Path, member: Path) -> str:
 
 
 def _read_run(member: Path) -> dict[str, Any]:
-    check_finished(member)
+    check_model_folder(member)
     return read_json(member / RUN_FILE, otherwise={})
 
 
 def _select_common(
     names: Sequence[str], runs: Sequence[dict[str, Any]], validation: Dataset
 ) -> Dataset:
-    """Return the pictures of `validation` that all runs kept apart to choose on.
+    """Return the images of `validation` that all runs kept apart to choose on.
 
     Of others, some member may have been trained on: the ensemble would flatter itself.
     """
     common = set(runs[0]["hashes"]["validation"])
-    hashes = to_hex(hash_pictures(validation))
+    hashes = to_hex(hash_images(validation))
     for name, run in zip(names, runs, strict=True):
         if set(run["hashes"]["validation"]) != common:
             raise UserError(
-                f"{names[0]} and {name} were chosen on different validation pictures; "
+                f"{names[0]} and {name} were chosen on different validation images; "
                 f"train all seeds on the same data with the same --split_seed."
             )
     if not common <= set(hashes):
         raise UserError(
-            f"{names[0]} was chosen on other validation pictures than those given now; "
+            f"{names[0]} was chosen on other validation images than those given now; "
             f"train it again on this data."
         )
     return validation.select([row for row, one in enumerate(hashes) if one in common])
@@ -127,10 +126,10 @@ def _calibrate(
 ) -> dict[str, Any]:
     """Return the temperature and operating point of an ensemble, and what it scores with them."""
     labels, patients = validation["label"][:], validation["patient"][:]
-    predictor = EnsemblePredictor([Predictor.from_pretrained(member) for member in members])
-    margins = predictor.margins_of_pictures(open_pictures(validation))
+    predictor = Predictor.from_pretrained(members)
+    log_odds = predictor.log_odds_of_images(open_images(validation))
     # Members that err on different images are less sure together than each should be.
-    found = calibrate_scores(labels, margins, patients, required_sensitivity)
+    found = calibrate_scores(labels, log_odds, patients, required_sensitivity)
     return found.settings | found.remarks | {"metrics": found.metrics}
 
 
@@ -169,7 +168,7 @@ def _to_markdown(summary: dict[str, Any]) -> str:
             "",
             "Research software, not a medical device.",
             "",
-            "All numbers are of the validation part, on which checkpoints, temperatures and "
+            "All numbers are of the validation split, on which checkpoints, temperatures and "
             "thresholds were chosen: they flatter. Each row is at its own threshold. The "
             "standard deviation is that of the seeds, over one and the same split: it says how "
             "far training scatters, and nothing of other patients.",
@@ -181,7 +180,7 @@ def _to_markdown(summary: dict[str, Any]) -> str:
                 for title, values in rows
             ),
             "",
-            "The ensemble's margin is the mean of its members' margins, divided by a temperature "
+            "The log odds of the ensemble are the mean of its members', divided by a temperature "
             f"of {ensemble['temperature']:.3f}. The 95% bootstrap interval of its AUROC over "
             f"patients is {_to_text(auroc['low'])} to {_to_text(auroc['high'])}.",
             "",

@@ -1,4 +1,4 @@
-"""train(): from decoded parts, stage by stage, to the finished model folder."""
+"""train(): from decoded parts, phase by phase, to the saved model folder."""
 
 from __future__ import annotations
 
@@ -23,46 +23,46 @@ from transformers import (
 )
 
 from pneumonia_hf.audit.run import audit_briefly
-from pneumonia_hf.data.cache import read_parts
+from pneumonia_hf.data.cache import decode_splits
 from pneumonia_hf.data.file_hashes import to_hex
 from pneumonia_hf.errors import UserError
-from pneumonia_hf.evaluation.metrics import compute_metrics
 from pneumonia_hf.inference.operating_point import to_probability
 from pneumonia_hf.models.backbones import count_trainable, freeze, grow_drop_path
-from pneumonia_hf.models.model_folder import put_in_place
+from pneumonia_hf.models.model_folder import install_model_folder
 from pneumonia_hf.training.arguments import XrayTrainingArguments
 from pneumonia_hf.training.checkpoints import (
     CHECKPOINTS,
     STATE_FILE,
     best_beside,
     last_whole_checkpoint,
+    phase_folder,
     read_outcome,
-    stage_folder,
     write_outcome,
 )
 from pneumonia_hf.training.distillation import Teacher, load_teacher
-from pneumonia_hf.training.distributed import agree, ask_all, barrier, is_sharded
+from pneumonia_hf.training.distributed import barrier, broadcast_from_main, gather, is_sharded
 from pneumonia_hf.training.finalize import finish_model
 from pneumonia_hf.training.interruption import Notice, SaveAndStop, heed_sigterm
 from pneumonia_hf.training.losses import XrayLoss, weigh_classes
-from pneumonia_hf.training.phases import Outcome, Stage, rate_of_parameters, read_stages
+from pneumonia_hf.training.phases import Outcome, Phase, rate_of_parameters, read_phases
 from pneumonia_hf.training.probe import Speed, choose_speed
 from pneumonia_hf.training.recipe import Recipe
 from pneumonia_hf.training.run_record import (
     check_output_folder,
     clear,
+    create_run_record,
     describe_run,
     fingerprint,
-    is_finished,
-    keep_recipe,
+    is_complete,
     note,
     only_run,
 )
 from pneumonia_hf.training.trainer import DIVERGED, XrayTrainer, is_exhausted, load_best
 
 if TYPE_CHECKING:
-    from datasets import DatasetDict
     from transformers import EvalPrediction
+
+    from pneumonia_hf.data.table import XrayData
 
 UNFINISHED = ".unfinished"  # where the model folder is put together
 TOLD: set[tuple] = set()  # the data of which this process has told what the audit says
@@ -71,15 +71,15 @@ TOLD: set[tuple] = set()  # the data of which this process has told what the aud
 def train(
     model: PreTrainedModel,
     processor: BaseImageProcessor,
-    data: DatasetDict,
+    data: XrayData,
     recipe: Recipe,
     arguments: XrayTrainingArguments,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> Path:
     """Fine-tune `model` and return the folder of the finished one.
 
-    Stage by stage, each from the best weights of the one before. The best checkpoint of all
-    stages by its validation metric is calibrated, given its threshold and saved in
+    Phase by phase, each from the best weights of the one before. The best checkpoint of all
+    phases by its validation metric is calibrated, given its threshold and saved in
     `arguments.output_dir`; what the Trainer keeps stays in `checkpoints/` inside it. The test
     part is not scored.
 
@@ -94,18 +94,18 @@ def train(
         callbacks: more callbacks for the Trainer.
 
     Raises:
-        UserError: a class without readable pictures, an output folder that holds something,
+        UserError: a class without readable images, an output folder that holds something,
             a loss of NaN, a resumed run that was begun with something else.
         Stopped: SIGTERM came, and a checkpoint was saved.
     """
     # The first process alone looks: what it finds may be what it has just begun itself.
-    agree(arguments, lambda: check_output_folder(arguments))
+    broadcast_from_main(arguments, lambda: check_output_folder(arguments))
     with heed_sigterm() as notice, ExitStack() as locks:
         if arguments.process_index == 0:
             lock = only_run(Path(arguments.output_dir))
-            agree(arguments, lambda: locks.enter_context(lock))
+            broadcast_from_main(arguments, lambda: locks.enter_context(lock))
         else:
-            agree(arguments, None)
+            broadcast_from_main(arguments, None)
         return _Run(model, processor, data, recipe, arguments, callbacks, notice).finish()
 
 
@@ -121,23 +121,29 @@ class _Run:
         self.callbacks: Sequence[TrainerCallback] = callbacks
         self.notice: Notice = notice
         self.is_main: bool = arguments.process_index == 0
-        self.stages: list[Stage] = read_stages(arguments, recipe.model.trainable_stages)
+        self.phases: list[Phase] = read_phases(
+            arguments.phases,
+            arguments.num_train_epochs,
+            arguments.learning_rate,
+            recipe.model.trainable_layer_groups,
+        )
         self._prepare_folder()
         config = recipe.data
-        data, self.parts = read_parts(data, processor, config.cache_dir, config.strict)
-        self.data: DatasetDict = data
-        self.hashes = {name: to_hex(part.hashes) for name, part in self.parts.items()}
+        data, self.splits = decode_splits(data, processor, config.cache_dir, config.strict)
+        self.data: XrayData = data
+        self.hashes = {name: to_hex(split.hashes) for name, split in self.splits.items()}
         self.teacher: Teacher | None = (
             load_teacher(arguments.teacher, self.hashes) if arguments.teacher else None
         )
         self.fingerprints = {
-            name: fingerprint(self.hashes[name], part.labels) for name, part in self.parts.items()
+            name: fingerprint(self.hashes[name], split.labels)
+            for name, split in self.splits.items()
         }
-        self._check_same_pictures()
+        self._check_same_images()
         self._tell_audit()
         made_of = describe_run(recipe, self.fingerprints, arguments)
-        self.noted: dict[str, Any] = agree(
-            arguments, lambda: keep_recipe(self.folder, made_of, arguments.resume)
+        self.run_record: dict[str, Any] = broadcast_from_main(
+            arguments, lambda: create_run_record(self.folder, made_of, arguments.resume)
         )
         self.recipe: Recipe = recipe
 
@@ -146,7 +152,7 @@ class _Run:
         seen = tuple(sorted(self.fingerprints.items()))
         if self.is_main and seen not in TOLD:
             TOLD.add(seen)
-            print(audit_briefly(self.data, self.parts), flush=True)
+            print(audit_briefly(self.data, self.splits), flush=True)
 
     def _prepare_folder(self) -> None:
         if self.is_main:
@@ -159,15 +165,17 @@ class _Run:
 
     def finish(self) -> Path:
         """Train what is not trained yet, and finish the model."""
-        if agree(self.arguments, lambda: is_finished(self.folder, self.noted["run_id"])):
+        if broadcast_from_main(
+            self.arguments, lambda: is_complete(self.folder, self.run_record["run_id"])
+        ):
             if self.is_main:
                 print(f"The run in {self.folder} is finished already.")
             return self.folder
         self._choose_speed()
         outcomes = []
-        for number, stage in enumerate(self.stages, start=1):
-            outcomes.append(self._take_stage(number, stage))
-            if number < len(self.stages):
+        for number, phase in enumerate(self.phases, start=1):
+            outcomes.append(self._take_phase(number, phase))
+            if number < len(self.phases):
                 self._continue_from(number, outcomes[-1])
         if self.is_main:
             self._finish_model(outcomes)
@@ -176,39 +184,41 @@ class _Run:
 
     def _choose_speed(self) -> None:
         """Fix precision and memory format, as noted or as measured now."""
-        told = self.noted.get("speed")
-        if told is None:
-            told = agree(
+        summary = self.run_record.get("speed")
+        if summary is None:
+            summary = broadcast_from_main(
                 self.arguments,
                 lambda: vars(
                     choose_speed(
                         self.model,
                         self.processor.size["height"],
                         self.recipe.model.channels_last,
-                        self.stages[-1],
+                        self.phases[-1],
                         self.arguments,
                         self.recipe.data.cache_dir,
                     )
                 ),
             )
             if self.is_main:
-                note(self.folder, speed=told)
-        self.speed = Speed(**told)
+                note(self.folder, speed=summary)
+        self.speed = Speed(**summary)
         self.recipe = replace(
             self.recipe, model=replace(self.recipe.model, channels_last=self.speed.channels_last)
         )
 
-    def _take_stage(self, number: int, stage: Stage) -> Outcome:
-        """Return how a stage ended, after training what is left of it."""
-        folder = stage_folder(self.folder, number)
+    def _take_phase(self, number: int, phase: Phase) -> Outcome:
+        """Return how a phase ended, after training what is left of it."""
+        folder = phase_folder(self.folder, number)
         resume = self.arguments.resume
-        outcome = agree(self.arguments, lambda: read_outcome(folder) if resume else None)
+        outcome = broadcast_from_main(
+            self.arguments, lambda: read_outcome(folder) if resume else None
+        )
         if outcome is not None:
             return outcome
-        if len(self.stages) > 1 and self.is_main:
-            told = f"{stage.part}, {stage.epochs:g} epochs at a rate of {stage.learning_rate:g}"
-            print(f"Stage {number} of {len(self.stages)}: {told}.", flush=True)
-        freeze(self.model, stage.trainable_stages)
+        if len(self.phases) > 1 and self.is_main:
+            summary = f"{phase.split}, {phase.epochs:g} epochs at a rate of {phase.learning_rate:g}"
+            print(f"Phase {number} of {len(self.phases)}: {summary}.", flush=True)
+        freeze(self.model, phase.trainable_layer_groups)
         learning, weights = count_trainable(self.model)
         if self.is_main:
             share = f"{learning / weights:.2%}" if learning < weights else "All"
@@ -217,8 +227,8 @@ class _Run:
             import torch
 
             self.model.to(memory_format=torch.channels_last)
-        trainer = self._make_trainer(number, stage)
-        checkpoint = agree(
+        trainer = self._make_trainer(number, phase)
+        checkpoint = broadcast_from_main(
             self.arguments, lambda: last_whole_checkpoint(folder) if resume else None
         )
         if checkpoint is not None:
@@ -230,25 +240,25 @@ class _Run:
         trainer.accelerator.free_memory()
         return outcome
 
-    def _make_trainer(self, number: int, stage: Stage) -> XrayTrainer:
+    def _make_trainer(self, number: int, phase: Phase) -> XrayTrainer:
         arguments = copy.copy(self.arguments)
-        arguments.output_dir = str(stage_folder(self.folder, number))
-        arguments.num_train_epochs = stage.epochs
-        arguments.learning_rate = stage.learning_rate
+        arguments.output_dir = str(phase_folder(self.folder, number))
+        arguments.num_train_epochs = phase.epochs
+        arguments.learning_rate = phase.learning_rate
         arguments.seed = (self.arguments.seed + number - 1) % 2**32
         arguments.load_best_model_at_end = False  # which is done afterwards, exactly
         arguments.use_precision(self.speed.precision)
         arguments.run_name = self._name_run(number)
         if "trackio" in arguments.report_to:
             keep_dashboard_closed(arguments)
-        labels = self.parts["train"].labels
+        labels = self.splits["train"].labels
         try:
             trainer = XrayTrainer(
                 model=self.model,
                 args=arguments,
                 processing_class=self.processor,
-                train_dataset=self.parts["train"],
-                eval_dataset=self.parts["validation"],
+                train_dataset=self.splits["train"],
+                eval_dataset=self.splits["validation"],
                 data_collator=take_batch,
                 recipe=self.recipe,
                 rates=rate_of_parameters(self.model, arguments.layer_decay),
@@ -267,16 +277,16 @@ class _Run:
         return trainer
 
     def _name_run(self, number: int) -> str:
-        """Return what trackers call a stage: the same again when resumed, and never otherwise.
+        """Return what trackers call a phase: the same again when resumed, and never otherwise.
 
         trackio adds to a run of the same name, also to that of another model.
         """
         name = self.arguments.run_name or self.folder.resolve().name
-        name = f"{name}-{self.noted['run_id'][:6]}"
-        return name if len(self.stages) == 1 else f"{name}-stage-{number}"
+        name = f"{name}-{self.run_record['run_id'][:6]}"
+        return name if len(self.phases) == 1 else f"{name}-phase-{number}"
 
     def _run_trainer(self, trainer: XrayTrainer, checkpoint: Path | None) -> None:
-        """Train, from `checkpoint` on if there is one; not at all if that is the stage's last."""
+        """Train, from `checkpoint` on if there is one; not at all if that is the phase's last."""
         if checkpoint is not None:
             state = TrainerState.load_from_json(str(checkpoint / STATE_FILE))
             if state.global_step >= state.max_steps or is_exhausted(
@@ -317,27 +327,27 @@ class _Run:
         )
 
     def _continue_from(self, number: int, outcome: Outcome) -> None:
-        """Take the best weights of a stage for the next one."""
-        checkpoint = stage_folder(self.folder, number) / outcome.checkpoint
+        """Take the best weights of a phase for the next one."""
+        checkpoint = phase_folder(self.folder, number) / outcome.checkpoint
         if self.arguments.world_size == 1:
             self.model = load_best(checkpoint)
             grow_drop_path(self.model)
             return
         # Handed out by the first process: the others may not see its disk.
-        weights = agree(self.arguments, lambda: load_best(checkpoint).state_dict())
+        weights = broadcast_from_main(self.arguments, lambda: load_best(checkpoint).state_dict())
         self.model = AutoModelForImageClassification.from_config(self.model.config)
         self.model.load_state_dict(weights, strict=True)
         grow_drop_path(self.model)
 
     def _finish_model(self, outcomes: list[Outcome]) -> None:
         best = choose_outcome(outcomes, self.arguments)
-        checkpoint = stage_folder(self.folder, best + 1) / outcomes[best].checkpoint
+        checkpoint = phase_folder(self.folder, best + 1) / outcomes[best].checkpoint
         unfinished = self.folder / UNFINISHED
         try:
             load_best(checkpoint).save_pretrained(unfinished)
             self.processor.save_pretrained(unfinished)
             progress = {
-                "best_checkpoint": f"stage-{best + 1}/{outcomes[best].checkpoint}",
+                "best_checkpoint": f"phase-{best + 1}/{outcomes[best].checkpoint}",
                 "best_validation_metric": outcomes[best].metric,
                 "seconds": round(time.monotonic() - self.started),
                 "resumed": self.arguments.resume,
@@ -349,12 +359,12 @@ class _Run:
                 self.arguments,
                 self.hashes,
                 self.fingerprints,
-                self.stages,
+                self.phases,
                 outcomes,
                 self.speed,
-                progress | {"run_id": self.noted["run_id"]},
+                progress | {"run_id": self.run_record["run_id"]},
             )
-            put_in_place(unfinished, self.folder)
+            install_model_folder(unfinished, self.folder)
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
 
@@ -363,25 +373,25 @@ class _Run:
         if self.arguments.world_size > 1:
             names.append(f"rng_state_{self.arguments.process_index}.pth")
         there = all((checkpoint / name).exists() for name in names)
-        if not all(ask_all(self.arguments, there)):
+        if not all(gather(self.arguments, there)):
             raise UserError(
                 f"{checkpoint} is not whole on every machine; put --output_dir on a disk that all "
                 f"machines share, or copy the folder of machine 0 into that of each other one."
             )
 
-    def _check_same_pictures(self) -> None:
-        told = ask_all(self.arguments, self.fingerprints)
-        other = [number for number, one in enumerate(told) if one != told[0]]
+    def _check_same_images(self) -> None:
+        summary = gather(self.arguments, self.fingerprints)
+        other = [number for number, one in enumerate(summary) if one != summary[0]]
         if other:
             # Else the processes would wait for each other's batches without end.
             raise UserError(
-                f"Process {other[0]} sees other pictures than process 0 does; "
+                f"Process {other[0]} sees other images than process 0 does; "
                 f"give all machines the same data."
             )
 
 
 def choose_outcome(outcomes: Sequence[Outcome], arguments: XrayTrainingArguments) -> int:
-    """Return which stage has the best checkpoint: the first of equals, or the last stage."""
+    """Return which phase has the best checkpoint: the first of equals, or the last phase."""
     values = [outcome.metric for outcome in outcomes]
     if not arguments.load_best_model_at_end or None in values:
         return len(outcomes) - 1
@@ -423,7 +433,10 @@ def _compute_trainer_metrics(prediction: EvalPrediction) -> dict[str, float]:
     logits = prediction.predictions.astype(np.float64)
     if not np.isfinite(logits).all():
         raise UserError(DIVERGED)
-    labels, margins = prediction.label_ids, logits[:, 1] - logits[:, 0]
-    losses = np.logaddexp(0, np.where(labels == 1, -margins, margins))
-    metrics = compute_metrics(labels, to_probability(margins), threshold=0.5)
+    labels, log_odds = prediction.label_ids, logits[:, 1] - logits[:, 0]
+    losses = np.logaddexp(0, np.where(labels == 1, -log_odds, log_odds))
+    # Here, and not above: the evaluate library takes seconds to import.
+    from pneumonia_hf.evaluation.hf_metric import compute_with_evaluate
+
+    metrics = compute_with_evaluate(labels, to_probability(log_odds), threshold=0.5)
     return metrics | {"loss": float(np.mean(losses * weigh_classes(labels).numpy()[labels]))}

@@ -114,7 +114,7 @@ class XrayTrainer(Trainer):
     def prediction_step(self, *args, **kwargs) -> tuple[None, Tensor | None, Tensor | None]:
         """Return the logits without a loss.
 
-        The Trainer's mean over batches of a loss counts the pictures that pad the last batch;
+        The Trainer's mean over batches of a loss counts the images that pad the last batch;
         `compute_metrics` has the exact one.
         """
         _, logits, labels = super().prediction_step(*args, **kwargs)
@@ -282,14 +282,14 @@ def load_best(checkpoint: Path) -> nn.Module:
 
 
 class BalancedSampler(Sampler[int]):
-    """As many pictures of each class, drawn with replacement; an epoch is as long as the data.
+    """As many images of each class, drawn with replacement; an epoch is as long as the data.
 
     torch's WeightedRandomSampler draws from a generator that a run cut within an epoch would
     find elsewhere; here the draws follow from seed and epoch.
     """
 
     def __init__(self, labels: np.ndarray, seed: int) -> None:
-        """Take the labels of all pictures [N], and the seed."""
+        """Take the labels of all images [N], and the seed."""
         self.rows = [torch.from_numpy(np.flatnonzero(labels == label)) for label in range(2)]
         self.seed = seed
         self.epoch = 0

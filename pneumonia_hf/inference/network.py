@@ -1,0 +1,139 @@
+"""Network: one loaded model with its processor and the settings of its folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pneumonia_hf.errors import UserError
+from pneumonia_hf.imaging.preprocess import to_pixel_values
+from pneumonia_hf.inference.operating_point import OperatingPoint
+from pneumonia_hf.inference.tta import TTA_TRANSFORMS, apply_transform
+
+if TYPE_CHECKING:
+    import torch
+    from PIL import Image
+    from transformers import BaseImageProcessor, PreTrainedModel
+
+# The key of config.json that holds our settings; transformers keeps unknown keys as they are.
+CONFIG_KEY = "pneumonia_hf"
+
+
+class Network:
+    """One model with its processor: images -> log odds of pneumonia."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        processor: BaseImageProcessor,
+        name: str = "model",
+        path: Path | None = None,
+    ) -> None:
+        """Take a model and processor that are already loaded.
+
+        Args:
+            model, processor: as transformers loads them.
+            name: for messages and reports.
+            path: the folder they were loaded from, if any.
+
+        Raises:
+            UserError: none of the model's labels is PNEUMONIA.
+        """
+        self.model = model.eval()
+        self.processor = processor
+        self.name = name
+        self.path = path
+        self.class_index = _pneumonia_index(model, name)
+        self.settings: dict[str, Any] = getattr(model.config, CONFIG_KEY, None) or {}
+        # The attribution value shown at full brightness, by method.
+        self.attribution_references: dict[str, float] = self.settings.get(
+            "attribution_references", {}
+        )
+
+    @classmethod
+    def load(cls, folder: Path, name: str, device: str | None = None) -> Network:
+        """Return the network of a model folder; `device` defaults to the accelerator, if any.
+
+        Raises:
+            UserError: the folder holds no usable model.
+        """
+        import torch
+        from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+        from pneumonia_hf.models import xray_cnn  # noqa: F401  # registers its classes
+
+        for file in ("config.json", "preprocessor_config.json"):
+            if not (folder / file).exists():
+                raise UserError(f"{name} holds no saved model: {file} is missing.")
+        try:
+            # No remote code: a model folder must not run its own.
+            model = AutoModelForImageClassification.from_pretrained(
+                folder, dtype=torch.float32, trust_remote_code=False
+            )
+            processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
+        except Exception as error:
+            # transformers, safetensors and json each raise their own on damaged files.
+            raise UserError(
+                f"The model in {name} cannot be loaded: {str(error).splitlines()[0]}"
+            ) from error
+        if device is None:
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        return cls(model.to(device), processor, name, folder)
+
+    @property
+    def operating_point(self) -> OperatingPoint | None:
+        """The operating point that was chosen for this network, or None."""
+        return OperatingPoint.from_settings(self.settings) if self.settings else None
+
+    def pixel_values(self, images: Sequence[Image.Image]) -> torch.Tensor:
+        """Return the model's input for `images`, on its device: float32 [N, 3, H, W]."""
+        return to_pixel_values(images, self.processor).to(self.model.device)
+
+    def log_odds_of(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Return logit(PNEUMONIA) minus the log-sum-exp of the other logits: float64 [N]."""
+        import torch
+
+        logits = self.model(pixel_values=pixel_values).logits.double()
+        index = self.class_index
+        others = torch.cat([logits[:, :index], logits[:, index + 1 :]], dim=1)
+        return logits[:, index] - others.logsumexp(dim=1)
+
+    def log_odds(
+        self, images: Sequence[Image.Image], batch_size: int = 32, tta: bool = False
+    ) -> np.ndarray:
+        """Return the log odds of pneumonia of each image: float64 [N].
+
+        With `tta`, the mean over the image itself and its TTA_TRANSFORMS.
+        """
+        import torch
+
+        batches = []
+        for start in range(0, len(images), batch_size):
+            with torch.inference_mode():
+                pixel_values = self.pixel_values(images[start : start + batch_size])
+                versions = [pixel_values, *(self._transformed(pixel_values) if tta else ())]
+                scores = [self.log_odds_of(one).cpu().numpy() for one in versions]
+            batches.append(np.mean(scores, axis=0))
+        return np.concatenate(batches) if batches else np.zeros(0)
+
+    def _transformed(self, pixel_values: torch.Tensor) -> Iterator[torch.Tensor]:
+        from PIL import Image
+
+        # The normalised value of black, the same everywhere: [1, 3, 1, 1].
+        black = self.pixel_values([Image.new("L", (64, 64))])[..., :1, :1]
+        return (apply_transform(pixel_values, one, black) for one in TTA_TRANSFORMS)
+
+
+def _pneumonia_index(model: PreTrainedModel, name: str) -> int:
+    """Return the class number of PNEUMONIA: public models of this task differ in their order."""
+    labels = model.config.id2label
+    for index, label in labels.items():
+        if label.upper() == "PNEUMONIA":
+            return int(index)
+    raise UserError(
+        f"{name} has no class named PNEUMONIA (its classes: {', '.join(labels.values())}); "
+        f"give a model of this task."
+    )
