@@ -31,21 +31,21 @@ demo: $(VENV)/run-installed  ## Serve the app with the default model, or with MO
 	@echo "Starting the app; it will be on http://127.0.0.1:$(PORT)"
 	@GRADIO_SERVER_PORT=$(PORT) GRADIO_NUM_PORTS=1 $(BIN)/python app.py
 
-train: $(VENV)/run-installed  ## Fine-tune a model
+train: $(VENV)/train-installed  ## Fine-tune a model
 	@echo "Training with $(CONFIG) on $(DATA) into $(OUTPUT)"
 	@$(BIN)/python train_scripts/train.py --config $(CONFIG) --data_dir $(DATA) \
 		--output_dir $(OUTPUT) $(ARGS)
 
-search: $(VENV)/run-installed  ## Search the hyper-parameters of a recipe
+search: $(VENV)/train-installed  ## Search the hyper-parameters of a recipe
 	@echo "Searching around $(CONFIG) in $(RANGES), on $(DATA), into $(OUTPUT)"
 	@$(BIN)/python train_scripts/search.py --config $(CONFIG) --ranges $(RANGES) \
 		--data_dir $(DATA) --output_dir $(OUTPUT) --resume $(ARGS)
 
-audit: $(VENV)/run-installed  ## Say what is wrong with a data set
+audit: $(VENV)/train-installed  ## Say what is wrong with a data set
 	@echo "Auditing $(DATA)"
 	@$(BIN)/python train_scripts/audit_data.py --data_dir $(DATA) --output_dir $(OUTPUT) $(ARGS)
 
-augment-preview: $(VENV)/run-installed  ## Draw what a recipe's augmentation does
+augment-preview: $(VENV)/train-installed  ## Draw what a recipe's augmentation does
 	@$(BIN)/python train_scripts/preview_augmentation.py --config $(CONFIG) --data_dir $(DATA) \
 		--output $(PREVIEW) $(ARGS)
 
@@ -66,12 +66,18 @@ $(VENV)/created:
 		echo "Python's venv module is missing; on Debian: apt install python3-venv"; exit 2; }
 	@touch $@
 
-$(VENV)/run-installed: requirements.txt constraints.txt | $(VENV)/created
+$(VENV)/run-installed: requirements.txt constraints.txt pyproject.toml | $(VENV)/created
 	@echo "Installing requirements.txt (PyTorch is large: some minutes, once)"
 	@$(PIP) -r requirements.txt
+	@$(PIP) --no-deps --editable .
 	@touch $@
 
-$(VENV)/dev-installed: requirements-dev.txt $(VENV)/run-installed
+$(VENV)/train-installed: requirements-train.txt $(VENV)/run-installed
+	@echo "Installing requirements-train.txt"
+	@$(PIP) -r requirements-train.txt
+	@touch $@
+
+$(VENV)/dev-installed: requirements-dev.txt $(VENV)/train-installed
 	@echo "Installing requirements-dev.txt"
 	@$(PIP) -r requirements-dev.txt
 	@touch $@

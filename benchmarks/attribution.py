@@ -16,10 +16,7 @@ Prints tables in Markdown.
 """
 
 import logging
-import sys
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 

@@ -9,12 +9,9 @@ lie ready in memory, in the precision that the machine is fastest in. Prints a t
 """
 
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pneumonia_hf.cli import make_parser, run_script
 

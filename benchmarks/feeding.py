@@ -19,13 +19,10 @@ does not depend on them. Prints tables in Markdown.
 import logging
 import os
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks._shared import MODELS, describe_machine, describe_speed, make_example, wait
 from pneumonia_hf.cli import make_parser, run_script

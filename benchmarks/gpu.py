@@ -10,11 +10,7 @@ figure. Prints a table in Markdown. Works on a CPU too, which shows only that it
 """
 
 import statistics
-import sys
 import time
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pneumonia_hf.cli import make_parser, run_script
 

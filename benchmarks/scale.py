@@ -18,8 +18,6 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from pneumonia_hf.cli import make_parser, run_script
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -18,14 +18,11 @@ import logging
 import os
 import shutil
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks._shared import MODELS, describe_machine, describe_speed, make_example, wait
 from pneumonia_hf.cli import make_parser, run_script

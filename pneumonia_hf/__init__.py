@@ -1,23 +1,42 @@
-"""Find pneumonia in chest X-rays, and tell how far the answer is to be believed.
+"""Find pneumonia in chest X-rays, and measure how far the answer can be trusted.
 
 Research software, not a medical device.
 """
 
 from importlib import import_module
 
-__version__ = "0.4.0"
-__all__ = ["Prediction", "Predictor", "XrayError", "__version__", "read_xray"]
+__version__ = "0.5.0"
 
-_PLACES = {
-    "Prediction": "pneumonia_hf.predictor",
-    "Predictor": "pneumonia_hf.predictor",
-    "XrayError": "pneumonia_hf.errors",
-    "read_xray": "pneumonia_hf.xray",
+# The public names and their modules; each is imported when it is first used, so that importing
+# the package is quick.
+_MODULES = {
+    "AttributionMap": "inference.attribution",
+    "DataConfig": "data.load",
+    "Prediction": "inference.predictor",
+    "Predictor": "inference.predictor",
+    "UserError": "errors",
+    "XrayError": "errors",
+    "attribute": "inference.attribution",
+    "audit_sources": "audit.run",
+    "build_demo": "demo.app",
+    "evaluate_predictor": "evaluation.evaluate",
+    "export_onnx": "inference.onnx_export",
+    "load_xrays": "data.load",
+    "push_model": "models.model_folder",
+    "read_xray": "imaging.read",
+    "run_recipe": "training.runs",
+    "train": "training.train",
 }
+
+__all__ = [*_MODULES, "__version__"]
 
 
 def __getattr__(name: str):
-    """Import a public name when it is first asked for, so that the import itself is quick."""
-    if name in _PLACES:
-        return getattr(import_module(_PLACES[name]), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    """Import a public name on first use."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"pneumonia_hf.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -2,7 +2,8 @@
 
     python tests/fuzz_xray.py --count 2000 --seed 13 [--xrays FOLDER] [--keep FOLDER]
 
-Damage depends on the seed and the number of the case alone: `--first N --count 1` repeats case N. A child process reads the X-rays; its death or silence is a breach like a wrong exception.
+Damage depends on the seed and the number of the case alone: `--first N --count 1` repeats case N. A
+child process reads the files; its death or silence is a breach like a wrong exception.
 """
 
 from __future__ import annotations

@@ -22,6 +22,11 @@ def make_predictor(name: str, body: object, size: int | None = None) -> Predicto
     return Predictor(Network(*build_model(ModelConfig(name, str(body), size or TINY_SIZES[name]))))
 
 
+def gradcam_of(predictor: Predictor) -> torch.Tensor:
+    network = predictor.network
+    return METHODS["gradcam"](network, network.pixel_values([IMAGE])).values
+
+
 @pytest.fixture
 def predictor(tiny_body, backbone_name) -> Predictor:
     return make_predictor(backbone_name, tiny_body)
@@ -64,15 +69,11 @@ def test_gradcam_is_offered_for_every_family_but_dinov2(predictor, backbone_name
 
 @with_gradcam
 def test_gradcam_has_one_value_a_place_of_the_feature_map(predictor, backbone_name):
-    attribution_map = METHODS["gradcam"](
-        predictor.network, predictor.network.pixel_values([IMAGE])
-    ).values
+    attribution_map = gradcam_of(predictor)
     side = TINY_SIZES[backbone_name] // STRIDES[backbone_name]
     assert attribution_map.shape == (side, side)
     score_more(predictor, Image.new("L", (64, 64), 90), IMAGE)
-    attribution_map = METHODS["gradcam"](
-        predictor.network, predictor.network.pixel_values([IMAGE])
-    ).values
+    attribution_map = gradcam_of(predictor)
     assert attribution_map.max() > 0
     assert attribution_map.std() > 0.01 * attribution_map.max()
 
@@ -117,9 +118,8 @@ def test_gradcam_finds_what_was_planted(tiny_body, backbone_name):
     score_more(predictor, plant(None), *map(plant, range(4)))
 
     def heat_of(quarter: int | None) -> np.ndarray:
-        found = METHODS["gradcam"](
-            predictor.network, predictor.network.pixel_values([plant(quarter)])
-        )
+        network = predictor.network
+        found = METHODS["gradcam"](network, network.pixel_values([plant(quarter)]))
         return found.values.clamp(min=0).numpy()
 
     for quarter in range(4):
@@ -138,9 +138,7 @@ def test_any_model_of_timm_is_explained(tmp_path, architecture, side):
     settings = {"img_size": 64} if architecture == "test_vit" else None
     save_timm(architecture, settings, tmp_path)
     predictor = make_predictor("timm", tmp_path)
-    attribution_map = METHODS["gradcam"](
-        predictor.network, predictor.network.pixel_values([IMAGE])
-    ).values
+    attribution_map = gradcam_of(predictor)
     assert attribution_map.shape == (side, side)
 
 
@@ -161,9 +159,7 @@ def save_timm(architecture: str, settings: dict | None, folder: object) -> None:
 
 def test_model_of_an_earlier_release_is_explained():
     predictor = Predictor.from_pretrained(DEFAULT_MODEL, device="cpu")
-    attribution_map = METHODS["gradcam"](
-        predictor.network, predictor.network.pixel_values([IMAGE])
-    ).values
+    attribution_map = gradcam_of(predictor)
     assert attribution_map.shape == (7, 7)
 
 

@@ -145,7 +145,7 @@ def test_any_size_and_strength_stays_within_the_range(name, strength, size):
 
 
 @every_operation
-@pytest.mark.parametrize("grey", [0, 128, 255])
+@pytest.mark.parametrize("gray", [0, 128, 255])
 @pytest.mark.parametrize("strength", [1.0, 3.0])
 def test_images_of_one_gray_stay_finite(name, gray, strength):
     flat = torch.full((4, 1, 40, 40), gray, dtype=torch.uint8)

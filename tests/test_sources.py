@@ -213,11 +213,11 @@ def test_metadata_and_folders_that_disagree_are_named(tmp_path, caplog):
         load_splits(folder, strict=True)
 
 
-@pytest.mark.parametrize("place", ["root", "part", "class"])
+@pytest.mark.parametrize("place", ["root", "split", "class"])
 def test_metadata_beside_the_splits_or_in_them_tells_the_patient(tmp_path, place):
     for split in ("train", "test"):
         folder = draw_folder(tmp_path / split, patients=2)
-        if place == "part":
+        if place == "split":
             names = [path.relative_to(folder) for path in sorted(folder.rglob("*.png"))]
             write_metadata(folder, "file_name,Patient_ID", *(f"{name},p" for name in names))
         if place == "class":

@@ -42,7 +42,7 @@ def test_linear_probe_and_full_fine_tuning_are_the_two_ends():
 
 
 @pytest.mark.parametrize(
-    "stage",
+    "phase",
     ["body:1:1e-3", "head:1", "head:0:1e-3", "head:1:-1", "last0:1:1e-3", "last:1:1", "all:x:1",
      "all:1:nan", "all:inf:1", "1:1:1", 61],
 )  # fmt: skip

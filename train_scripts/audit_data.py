@@ -3,10 +3,7 @@
 python train_scripts/audit_data.py --data_dir DATA --output_dir eval_reports/audit-NAME
 """
 
-import sys
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pneumonia_hf.cli import make_parser, run_script
 

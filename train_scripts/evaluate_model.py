@@ -4,10 +4,7 @@ python train_scripts/evaluate_model.py --model runs/NAME --data_dir DATA --split
     --output_dir eval_reports/NAME
 """
 
-import sys
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pneumonia_hf.cli import make_parser, run_script
 

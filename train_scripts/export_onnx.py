@@ -3,10 +3,7 @@
 python train_scripts/export_onnx.py --model runs/NAME --output model.onnx
 """
 
-import sys
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pneumonia_hf.cli import make_parser, run_script
 

@@ -4,9 +4,6 @@ python train_scripts/predict.py --model runs/NAME --input FILE_OR_FOLDER ... --o
 """
 
 import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pneumonia_hf.cli import EXIT_FAULT, make_parser, run_script
 

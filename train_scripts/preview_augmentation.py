@@ -5,12 +5,9 @@ python train_scripts/preview_augmentation.py --data_dir DATA --output augment.pn
 """
 
 import random
-import sys
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pneumonia_hf.cli import parse_recipe, run_script
 from pneumonia_hf.errors import UserError, XrayError

@@ -3,10 +3,7 @@
 python train_scripts/push_to_hub.py --model runs/NAME --repo_id me/NAME
 """
 
-import sys
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pneumonia_hf.cli import make_parser, run_script
 

@@ -7,10 +7,7 @@ scale of attribution maps are found as training finds them now; the weights belo
 Reports in the model's card are removed: measure it again with evaluate_model.py --add_to_card.
 """
 
-import sys
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pneumonia_hf.cli import make_parser, run_script
 

@@ -4,10 +4,7 @@ python train_scripts/search.py --config train_scripts/configs/dinov2-small.yaml 
     --ranges train_scripts/configs/search.yaml --data_dir DATA --output_dir runs/search
 """
 
-import sys
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pneumonia_hf.cli import parse_recipe, run_script
 

@@ -4,11 +4,6 @@ accelerate launch train_scripts/train.py --config train_scripts/configs/dinov2-s
     --data_dir DATA --output_dir runs/NAME
 """
 
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from pneumonia_hf.cli import parse_recipe, run_script
 
 
