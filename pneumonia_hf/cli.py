@@ -23,6 +23,8 @@ PEER_IS_GONE = (
     "Connection reset by peer",
     "NCCL communicator was aborted",
 )
+# Names of flags and recipe keys in earlier versions, which are still read.
+OLD_NAMES = {"stages": "phases", "trainable_stages": "trainable_layer_groups"}
 EXIT_STOPPED = 143  # 128 + SIGTERM, as the shell has it
 
 
@@ -152,7 +154,7 @@ def parse_recipe(
     parser = Parser(dataclasses, allow_abbrev=False)
     parser.add_argument("--config", help="Recipe: a YAML file of the flags below.")
     known = {name for action in parser._actions for name in action.option_strings}
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    arguments = [_rename_flag(one) for one in (sys.argv[1:] if arguments is None else arguments)]
     for flag in arguments:
         name = flag.partition("=")[0]
         if name.startswith("--") and name not in known:
@@ -198,7 +200,12 @@ def _read_recipe(path: Path) -> dict:
         )
     if not isinstance(keys, dict):
         raise UserError(f"The recipe {path} must hold lines of `key: value`.")
-    return {str(key): value for key, value in keys.items()}
+    return {OLD_NAMES.get(str(key), str(key)): value for key, value in keys.items()}
+
+
+def _rename_flag(text: str) -> str:
+    flag, equals, value = text.partition("=")
+    return f"--{OLD_NAMES[flag[2:]]}{equals}{value}" if flag[2:] in OLD_NAMES else text
 
 
 def _as_typed(parser: ArgumentParser, action: Action, value: Any, recipe: Path) -> Any:

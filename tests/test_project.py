@@ -4,7 +4,7 @@ import ast
 import re
 
 import yaml
-from conftest import ROOT
+from helpers import ROOT
 
 
 def read_pins(name: str) -> dict[str, str]:

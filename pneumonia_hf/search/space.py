@@ -18,6 +18,7 @@ from optuna.distributions import (
     IntDistribution,
 )
 
+from pneumonia_hf.cli import OLD_NAMES
 from pneumonia_hf.errors import UserError
 from pneumonia_hf.models.build import ModelConfig
 from pneumonia_hf.training.arguments import XrayTrainingArguments
@@ -62,6 +63,7 @@ def read_ranges(
         raise UserError(f"{path} must hold lines such as `learning_rate: [1.0e-5, 1.0e-3, log]`.")
     ranges = {}
     for name, entry in lines.items():
+        name = OLD_NAMES.get(name, name)
         if name not in _searchable():
             raise UserError(f"{path} names {name!r}, which cannot be searched{_similar(name)}")
         try:
@@ -109,9 +111,9 @@ def apply_values(
 
 def _check_effect(ranges: dict[str, BaseDistribution], arguments: XrayTrainingArguments) -> None:
     """Raise a UserError if what is searched has no effect beside the phases."""
-    searched = ranges.get("stages")
+    searched = ranges.get("phases")
     are_there = None not in searched.choices if searched else arguments.phases is not None
-    idle = sorted({"learning_rate", "num_train_epochs", "trainable_stages"} & set(ranges))
+    idle = sorted({"learning_rate", "num_train_epochs", "trainable_layer_groups"} & set(ranges))
     if are_there and idle:
         raise UserError(f"The phases tell {' and '.join(idle)}; leave that out of the ranges.")
 

@@ -1,0 +1,375 @@
+"""The audit finds what was planted, no more, and says it in one report."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from helpers import REAL_XRAYS, assert_one_sentence, call_script, draw_xray
+from PIL import Image, ImageEnhance
+
+from pneumonia_hf.audit.dataset import VERDICTS
+from pneumonia_hf.audit.label_checks import FALSE_ALARMS, compare_shares
+from pneumonia_hf.audit.label_errors import FeatureConfig, cross_validate, find_label_errors
+from pneumonia_hf.audit.near_duplicates import PARTNERS, _similar_pairs
+from pneumonia_hf.audit.run import CHECKS, audit_sources
+
+
+def draw_dicoms(folder, patients: int = 12, start: int = 0) -> None:
+    """Write images that differ as real X-rays do: in what the lungs hold and how they lie."""
+    for label, name in enumerate(("NORMAL", "PNEUMONIA")):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for patient in range(start, start + patients):
+            image = draw_dicom(1000 * label + patient, ill=bool(label))
+            file = f"person{patient}_virus_0.png" if label else f"IM-{patient:04}-0000.png"
+            image.save(folder / name / file)
+
+
+def draw_dicom(seed: int, ill: bool) -> Image.Image:
+    """Draw an X-ray with a texture of its own, so that no two are alike."""
+    generator = np.random.default_rng(seed)
+    coarse = generator.uniform(60, 200, (9, 9)).astype(np.uint8)
+    texture = Image.fromarray(coarse).resize((160, 140), Image.Resampling.BICUBIC)
+    lungs = draw_xray(seed, ill, (160, 140))
+    return Image.blend(lungs, texture, 0.5)
+
+
+@pytest.fixture(scope="module")
+def clean(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("clean")
+    for number, split in enumerate(("train", "val", "test")):
+        draw_dicoms(folder / split, start=100 * number)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def clean_findings(clean):
+    return audit_sources(clean, FeatureConfig("pixels"))[0]
+
+
+def copy(clean, tmp_path):
+    return shutil.copytree(clean, tmp_path / "data")
+
+
+def test_clean_data_is_fine_in_every_check_of_the_files(clean_findings):
+    verdicts = {name: one.verdict for name, one in clean_findings.items()}
+    assert set(verdicts) == set(CHECKS)
+    assert set(verdicts.values()) <= set(VERDICTS)
+    for name in set(CHECKS) - {"label_suspects", "shortcuts"}:
+        assert verdicts[name] == "fine", (name, clean_findings[name])
+
+
+def test_exact_duplicates_are_known_by_their_pixels_not_by_their_files(clean, tmp_path):
+    folder = copy(clean, tmp_path)
+    image = Image.open(folder / "train/NORMAL/IM-0003-0000.png")
+    image.convert("RGB").save(folder / "test/NORMAL/IM-0999-0000.bmp")
+    shutil.copy(
+        folder / "train/NORMAL/IM-0005-0000.png", folder / "train/PNEUMONIA/person5_virus_9.png"
+    )
+    findings, _ = audit_sources(folder)
+    found = findings["exact_duplicates"]
+    assert found.verdict == "stop" and found.count == 2
+    groups = {tuple(sorted(group)) for group in found.more["groups"]}
+    assert groups == {
+        ("test/NORMAL/IM-0999-0000.bmp", "train/NORMAL/IM-0003-0000.png"),
+        ("train/NORMAL/IM-0005-0000.png", "train/PNEUMONIA/person5_virus_9.png"),
+    }
+    assert sorted(found.more["files"]) == sorted(name for group in groups for name in group)
+    assert found.more["across_parts"] == 1 and found.more["across_labels"] == 1
+    assert findings["near_duplicates"].count == 0  # these are told of once
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda image: image.resize((320, 280), Image.Resampling.BICUBIC),
+        lambda image: ImageEnhance.Brightness(image).enhance(0.8),
+        lambda image: image.crop((2, 2, 158, 138)),
+        lambda image: image.rotate(1, Image.Resampling.BICUBIC),
+        lambda image: Image.fromarray(
+            np.clip(
+                np.asarray(image) + np.random.default_rng(0).normal(0, 6, (140, 160)), 0, 255
+            ).astype(np.uint8)
+        ),
+    ],
+    ids=["resized", "darker", "cropped", "turned", "noisy"],
+)
+def test_near_duplicates_are_found_however_they_were_made(clean, tmp_path, change):
+    folder = copy(clean, tmp_path)
+    for number in (1, 4, 7):
+        image = Image.open(folder / f"train/PNEUMONIA/person{number}_virus_0.png")
+        change(image).save(folder / f"test/PNEUMONIA/person9{number}_virus_0.jpeg", quality=80)
+    found = audit_sources(folder)[0]["near_duplicates"]
+    assert found.verdict == "stop" and found.count == found.more["across_parts"] == 3
+    assert {tuple(sorted(group)) for group in found.more["groups"]} == {
+        (
+            f"test/PNEUMONIA/person9{number}_virus_0.jpeg",
+            f"train/PNEUMONIA/person{number}_virus_0.png",
+        )
+        for number in (1, 4, 7)
+    }
+
+
+def test_patients_in_two_splits_stop(clean, tmp_path):
+    folder = copy(clean, tmp_path)
+    rows = ["file_name,patient_id"]
+    for path in sorted(folder.rglob("*.png")):
+        name = path.relative_to(folder).as_posix()
+        rows.append(f"{name},{'shared' if '-0007-' in name or '-0207-' in name else name}")
+    (folder / "metadata.csv").write_text("\n".join(rows))
+    found = audit_sources(folder)[0]["patient_overlap"]
+    assert (found.verdict, found.count) == ("stop", 1)
+    assert found.more["patients"] == ["shared"]
+    assert found.more["files"] == [
+        "train/NORMAL/IM-0007-0000.png",
+        "test/NORMAL/IM-0207-0000.png",
+    ]
+
+
+def test_a_split_without_a_class_is_what_the_audit_is_there_to_say(clean, tmp_path):
+    folder = copy(clean, tmp_path)
+    shutil.rmtree(folder / "test" / "NORMAL")
+    found = audit_sources(folder)[0]["balance"]
+    assert found.verdict == "stop" and found.count == 1
+    assert found.examples == ({"part": "test", "NORMAL": 0, "PNEUMONIA": 12},)
+
+
+@pytest.mark.parametrize("size", [20, 100, 200])
+def test_random_splits_raise_the_alarm_in_one_of_a_hundred(size):
+    """600 data sets without any shift, of patients with 1 to 5 images, split 70 to 15 to 15."""
+    generator = np.random.default_rng(size)
+    alarms = 0
+    for run in range(600):
+        of_patient = generator.integers(1, 6, size)
+        patient = np.repeat(np.arange(size), of_patient)[:size]
+        label = (generator.random(size) < 0.74).astype(int)[patient]
+        split = generator.choice(3, size, p=[0.7, 0.15, 0.15])[patient]
+        alarms += compare_shares(label, patient, split, draws=199, seed=run) < FALSE_ALARMS
+    # 6 are expected; more than 13 come of a true rate of 1% once in two hundred times.
+    assert alarms <= 13
+
+
+def test_real_shift_between_splits_is_found_and_needs_patients_not_images(clean):
+    label = np.repeat([1, 0, 1, 0], [1110, 390, 100, 100])  # 74% against 50%
+    split = np.repeat([0, 1], [1500, 200])
+    patient = np.arange(1700)
+    assert compare_shares(label, patient, split) < FALSE_ALARMS
+    # The same images of 17 patients are no evidence.
+    assert compare_shares(label, patient // 100, split) > FALSE_ALARMS
+    assert compare_shares(label, patient, np.zeros_like(split)) == 1
+
+
+def test_kermany_names_say_how_little_is_known_of_patients(tmp_path):
+    draw_dicoms(tmp_path / "named", patients=6)
+    findings, xrays = audit_sources(tmp_path / "named")
+    assert xrays.by_file_name
+    assert "not to be seen" in findings["patient_labels"].text
+    for number, path in enumerate(sorted((tmp_path / "named").rglob("*.png"))):
+        path.rename(path.with_name(f"X-ray{number}.png"))
+    findings, xrays = audit_sources(tmp_path / "named")
+    assert not xrays.by_file_name
+    assert findings["patient_labels"].text == "no patients with both labels."
+
+
+def test_many_images_with_one_hash_do_not_make_pairs_without_end():
+    hashes = np.zeros((3000, 4), np.uint64)
+    ones, others = _similar_pairs(hashes)
+    assert len(ones) <= 3000 * PARTNERS
+    assert np.all(ones < others)
+
+
+def test_odd_images_and_files_are_each_told_where_they_belong(clean, tmp_path):
+    folder = copy(clean, tmp_path)
+    normal = folder / "train" / "NORMAL"
+    Image.new("L", (200, 180), 90).save(normal / "blank.png")
+    draw_dicom(1, False).resize((40, 36)).save(normal / "small.png")
+    draw_dicom(2, False).resize((400, 90)).save(normal / "long.png")
+    Image.merge("RGB", [draw_dicom(n, False) for n in (3, 4, 5)]).save(normal / "colour.png")
+    white = np.asarray(draw_dicom(6, False)).copy()
+    white[:60] = 255
+    Image.fromarray(white).save(normal / "white.png")
+    (normal / "text.jpeg").write_text("no image")
+    (normal / "notes.txt").write_text("notes")
+    findings, _ = audit_sources(folder)
+    expected = {
+        "blank": ["blank.png"],
+        "sizes": ["long.png", "small.png"],
+        "modes": ["colour.png"],
+        "saturated": ["white.png"],
+        "unreadable": ["text.jpeg"],
+        "strays": ["notes.txt"],
+    }
+    for name, files in expected.items():
+        assert findings[name].more["files"] == [f"train/NORMAL/{file}" for file in files], name
+        assert findings[name].verdict == "look", name
+    assert findings["unknown_patients"].count == 6
+    assert findings["unknown_patients"].more["files"] == ["train/NORMAL/blank.png"]
+    assert "not an image" in findings["unreadable"].examples[0]["reason"]
+
+
+def test_planted_wrong_labels_are_among_the_first_suspects(clean, tmp_path):
+    folder = tmp_path / "data"
+    draw_dicoms(folder, patients=60)
+    for path in (folder / "PNEUMONIA").iterdir():  # an illness that gray levels alone can tell
+        image = np.asarray(Image.open(path)).astype(int)
+        image[70:] += 40
+        Image.fromarray(image.clip(0, 255).astype(np.uint8)).save(path)
+    wrong = []
+    for number in (3, 8, 21, 34, 55):
+        image = folder / f"PNEUMONIA/person{number}_virus_0.png"
+        image.rename(folder / f"NORMAL/person{number}_virus_0.png")
+        wrong.append(f"NORMAL/person{number}_virus_0.png")
+    findings, xrays = audit_sources(folder, FeatureConfig("pixels"))
+    found = findings["label_suspects"]
+    assert len(set(found.more["files"][:10]) & set(wrong)) >= 4
+    case = next(one for one in found.more["cases"] if one["file"] in wrong)
+    assert (case["label"], case["suggested"]) == ("NORMAL", "PNEUMONIA")
+    assert 0 <= case["belief_in_label"] < 0.5
+    rows, probabilities, area, name = find_label_errors(
+        xrays.images, xrays.label, xrays.related, FeatureConfig("pixels")
+    )
+    assert name == "pixels" and area > 0.9
+    assert len(probabilities) == 120 and len(rows) == found.count
+
+
+def test_features_that_cannot_be_fetched_are_said_to_be_replaced(tmp_path):
+    draw_dicoms(tmp_path, patients=8)
+    found = audit_sources(tmp_path, FeatureConfig("vit-base"))[0]["label_suspects"]
+    assert found.more["features"] == "pixels, since the weights of vit-base cannot be had"
+
+
+def test_a_shortcut_is_measured_and_an_honest_image_has_none(tmp_path, clean_findings):
+    draw_dicoms(tmp_path, patients=40)
+    for path in (tmp_path / "PNEUMONIA").iterdir():
+        image = np.asarray(Image.open(path)).copy()
+        image[:6, 100:130] = 255  # a marker that only the ill have
+        Image.fromarray(image).resize((170, 140)).save(path)
+    found = audit_sources(tmp_path)[0]["shortcuts"]
+    areas = found.more["auroc"]
+    assert set(areas) == {"border", "size", "aspect_ratio", "brightness", "file_kind"}
+    assert areas["border"]["low"] > 0.9 and areas["aspect_ratio"]["low"] > 0.9
+    assert areas["file_kind"] == {"auroc": 0.5, "low": 0.5, "high": 0.5}
+    assert found.verdict == "stop"
+    assert clean_findings["shortcuts"].more["auroc"]["size"]["auroc"] == 0.5
+
+
+def test_metadata_and_source_count_as_shortcuts(tmp_path):
+    draw_dicoms(tmp_path / "one", patients=20)
+    rows = ["file_name,view,age,remark,portable"]
+    for number, path in enumerate(sorted((tmp_path / "one").rglob("*.png"))):
+        name = path.relative_to(tmp_path / "one").as_posix()
+        rows.append(
+            f"{name},{'AP' if 'PNEUMONIA' in name else 'PA'},{number % 7},text {number},"
+            f"{'yes' if 'PNEUMONIA' in name and number % 4 else ''}"
+        )
+    (tmp_path / "one" / "metadata.csv").write_text("\n".join(rows))
+    areas = audit_sources(tmp_path / "one")[0]["shortcuts"].more["auroc"]
+    assert areas["metadata:view"]["auroc"] == 1
+    assert 0.2 < areas["metadata:age"]["auroc"] < 0.8
+    assert "metadata:remark" not in areas and "source" not in areas
+    assert "metadata:portable" in areas and areas["metadata:portable"]["low"] > 0.6
+    draw_dicoms(tmp_path / "two", patients=20, start=500)
+    shutil.rmtree(tmp_path / "two" / "NORMAL")
+    assert audit_sources(tmp_path / "one")[0]["shortcuts"].more["not_measured"] == ["remark"]
+    findings, _ = audit_sources([str(tmp_path / "one"), str(tmp_path / "two")])
+    assert findings["shortcuts"].more["auroc"]["source"]["auroc"] > 0.6
+
+
+def test_cross_validation_never_sees_the_group_that_it_judges():
+    class Memory:
+        def fit(self, rows, labels):
+            self.seen = set(rows[:, 0].tolist())
+            return self
+
+        def predict_proba(self, rows):
+            known = np.array([one in self.seen for one in rows[:, 0].tolist()], float)
+            return np.stack([1 - known, known], axis=1)
+
+    generator = np.random.default_rng(0)
+    groups = generator.integers(0, 30, 400)
+    labels = (groups % 2).astype(np.int64)
+    probabilities = cross_validate(groups[:, None].astype(np.float32), labels, groups, Memory)
+    assert probabilities.max() == 0
+
+
+def test_too_few_patients_are_said_to_be_too_few(tmp_path):
+    draw_dicoms(tmp_path, patients=3)
+    findings, _ = audit_sources(tmp_path, FeatureConfig("pixels"))
+    assert findings["label_suspects"].verdict == findings["shortcuts"].verdict == "look"
+    assert "too few patients" in findings["shortcuts"].text
+
+
+# ---------------------------------------------------------------------------------- script
+
+
+def test_the_script_writes_a_report_that_a_program_can_read(clean, tmp_path):
+    folder = copy(clean, tmp_path)
+    shutil.copy(folder / "train/NORMAL/IM-0003-0000.png", folder / "test/NORMAL/IM-0950-0000.png")
+    flags = ["--data_dir", folder, "--output_dir", tmp_path / "audit", "--features", "pixels"]
+    done = call_script("audit_data.py", *flags)
+    assert done.returncode == 0, done.stderr
+    assert "stop  exact_duplicates: 2 images in 1 group" in done.stdout
+    report = json.loads((tmp_path / "audit" / "audit.json").read_text())
+    assert set(report) == set(CHECKS)
+    for name, one in report.items():
+        assert one["verdict"] in VERDICTS and isinstance(one["count"], int), name
+        assert isinstance(one["examples"], list)
+    text = (tmp_path / "audit" / "audit.md").read_text()
+    for line in text.splitlines():
+        if line.startswith("!["):
+            assert (tmp_path / "audit" / line.split("(")[1].rstrip(")")).exists(), line
+    assert (tmp_path / "audit" / "thumbnails" / "exact_duplicates.png").exists()
+    assert (tmp_path / "audit" / "thumbnails" / "augmentation.png").exists()
+    assert str(folder) not in text + json.dumps(report)
+
+    assert_one_sentence(call_script("audit_data.py", *flags), "audit.json", "--overwrite")
+    done = call_script("audit_data.py", *flags, "--overwrite", "--no_thumbnails")
+    assert done.returncode == 0
+    assert not list((tmp_path / "audit" / "thumbnails").glob("*.png"))
+    assert "thumbnails/" not in (tmp_path / "audit" / "audit.md").read_text()
+
+
+def test_mistakes_are_one_sentence_each(clean, tmp_path):
+    flags = ["--output_dir", tmp_path / "x"]
+    done = call_script("audit_data.py", "--data_dir", tmp_path / "none", *flags)
+    assert_one_sentence(done, "does not exist")
+    done = call_script("audit_data.py", "--data_dir", clean, *flags, "--features", "x")
+    assert_one_sentence(done, "Unknown features", "pixels")
+    done = call_script("audit_data.py", "--data_dir", clean, *flags, "--weights", tmp_path / "none")
+    assert_one_sentence(done, "does not exist", "--weights")
+    (tmp_path / "file").write_text("x")
+    into = ["--output_dir", tmp_path / "file" / "x"]
+    assert_one_sentence(call_script("audit_data.py", "--data_dir", clean, *into), "is a file")
+    assert not (tmp_path / "x").exists()
+    folder = copy(clean, tmp_path)
+    (folder / "train" / "notes.txt").write_text("x")
+    done = call_script("audit_data.py", "--data_dir", folder, *flags, "--strict")
+    assert_one_sentence(done, "train/notes.txt", "--strict")
+    for path in folder.rglob("*.png"):
+        path.write_text("no image")
+    done = call_script("audit_data.py", "--data_dir", folder, *flags)
+    assert_one_sentence(done, "No image can be read", "not an image")
+
+
+@pytest.mark.skipif(not REAL_XRAYS.exists(), reason="the real X-rays are not beside this checkout")
+def test_planted_copies_are_found_among_real_films_and_no_others(tmp_path):
+    files = sorted((REAL_XRAYS / "nih_adult").rglob("*.jpg"))[::4]
+    for path in files:
+        (tmp_path / path.parent.name).mkdir(exist_ok=True)
+        shutil.copy(path, tmp_path / path.parent.name)
+    planted = set()
+    for number, path in enumerate(files[::16]):
+        image = Image.open(path)
+        width, height = image.size
+        changed = [
+            lambda image: image.resize((300, 300)),
+            lambda image, w=width, h=height: image.crop(
+                (w // 64, h // 64, w - w // 64, h - h // 64)
+            ),
+            lambda image: ImageEnhance.Contrast(image).enhance(1.3),
+        ][number % 3](image)
+        name = f"{path.parent.name}/copy{number}.png"
+        changed.save(tmp_path / name)
+        planted.add(frozenset({name, f"{path.parent.name}/{path.name}"}))
+    found = audit_sources(tmp_path)[0]["near_duplicates"]
+    assert {frozenset(group) for group in found.more["groups"]} == planted

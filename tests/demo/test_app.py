@@ -1,0 +1,125 @@
+"""The app as it is served: app.py in a process of its own, called by the real client."""
+
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+
+import numpy as np
+import pytest
+from gradio_client import Client, handle_file
+from gradio_client.exceptions import AppError
+from helpers import ROOT, draw_xray
+from PIL import Image
+
+from pneumonia_hf import Predictor, read_xray
+from pneumonia_hf.inference.attribution import METHODS
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def app_url(tiny_model):
+    port = free_port()
+    environment = os.environ | {"MODEL_ID": str(tiny_model), "GRADIO_SERVER_PORT": str(port)}
+    log = (tiny_model.parent / "app.log").open("w+")
+    server = subprocess.Popen(
+        [sys.executable, str(ROOT / "app.py")], env=environment, stdout=log, stderr=log
+    )
+    url = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(240):
+            try:
+                urllib.request.urlopen(url, timeout=5).close()
+                break
+            except OSError:
+                assert server.poll() is None, log.seek(0) or log.read()
+                time.sleep(0.25)
+        yield url
+    finally:
+        server.terminate()
+        server.wait(20)
+        log.close()
+
+
+@pytest.fixture(scope="module")
+def client(app_url, tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("client"))
+        client = Client(app_url, verbose=False, download_files=tmp_path_factory.mktemp("files"))
+        yield client
+        client.close()
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory):
+    path = tmp_path_factory.mktemp("image") / "xray.png"
+    draw_xray(4, ill=True, size=(300, 240)).save(path)
+    return path
+
+
+def test_client_gets_what_the_predictor_says(client, image, tiny_model):
+    result, overlay = client.predict(image=handle_file(image), api_name="/predict")
+    expected = Predictor.from_pretrained(tiny_model).predict(read_xray(image))
+    assert result["probability"] == pytest.approx(expected.probability, abs=1e-5)
+    assert result["threshold"] == expected.threshold
+    assert (result["label"], result["decision"]) == (expected.label, expected.decision)
+    assert result["warnings"] == list(expected.warnings)
+    with Image.open(overlay) as drawn:
+        assert drawn.size == (300, 240)
+        gray = np.asarray(drawn.convert("RGB"), int)
+    assert np.ptp(gray, axis=2).max() > 20  # heat is coloured
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_every_method_can_be_asked_for(client, image, method):
+    result, overlay = client.predict(handle_file(image), method, api_name="/predict")
+    assert result["decision"] and os.path.getsize(overlay) > 1000
+
+
+def test_16_bit_image_is_not_turned_white(client, tmp_path, tiny_model):
+    values = np.asarray(draw_xray(4, ill=True, size=(300, 240))).astype(np.uint16) * 12 + 200
+    path = tmp_path / "deep.png"
+    Image.fromarray(values).save(path)
+    result, _ = client.predict(handle_file(path), api_name="/predict")
+    expected = Predictor.from_pretrained(tiny_model).predict(read_xray(path))
+    assert result["probability"] == pytest.approx(expected.probability, abs=1e-5)
+
+
+def test_bad_input_is_told_in_the_same_sentence_as_everywhere(client, image, tmp_path):
+    text = tmp_path / "scan.jpeg"
+    text.write_text("no image")
+    with pytest.raises(AppError, match=r"scan.jpeg is not an image that can be read"):
+        client.predict(handle_file(text), api_name="/predict")
+    with pytest.raises(AppError, match="Give a chest X-ray first"):
+        client.predict(None, api_name="/predict")
+    result, _ = client.predict(handle_file(image), api_name="/predict")
+    assert result["decision"]  # the app goes on
+
+
+def test_only_the_documented_endpoint_is_public(client):
+    assert list(client.view_api(return_format="dict")["named_endpoints"]) == ["/predict"]
+
+
+def test_page_says_that_it_is_no_medical_device_and_asks_nothing_of_other_servers(app_url):
+    with urllib.request.urlopen(app_url, timeout=10) as answer:
+        page = answer.read().decode()
+    assert "not a medical device" in page
+    assert not re.findall(r'(?:src|href)="https?://(?!127\.0\.0\.1)[^"]*\.(?:js|css|woff2?)', page)
+
+
+def test_unknown_model_ends_the_app_with_one_sentence():
+    environment = os.environ | {"MODEL_ID": "./nothing"}
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "app.py")], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert done.stderr.strip().splitlines()[-1].startswith("error: The model folder ./nothing")
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,359 @@
+import csv
+import json
+import math
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from helpers import call_script, draw_folder, draw_xray
+from PIL import Image
+from sklearn.metrics import roc_auc_score
+
+from pneumonia_hf import Predictor
+from pneumonia_hf.data.load import load_splits
+from pneumonia_hf.errors import UserError
+from pneumonia_hf.evaluation.evaluate import choose_split, evaluate_predictor, measure_referral
+from pneumonia_hf.evaluation.metrics import METRICS, calibration_p_value
+from pneumonia_hf.evaluation.report import FIGURES, check_report_folder, to_json, write_report
+from pneumonia_hf.models.backbones import head_of
+from pneumonia_hf.models.model_card import add_report, find_misfit
+
+
+@pytest.fixture(scope="module")
+def predictor(tiny_model) -> Predictor:
+    return Predictor.from_pretrained(tiny_model)
+
+
+def test_report_json_has_what_is_promised(predictor, xray_folder, tmp_path):
+    name, data = choose_split(xray_folder, None, predictor)
+    report = evaluate_predictor(predictor, data, "drawn", name, resamples=100)
+    write_report(report, tmp_path)
+    numbers = json.loads((tmp_path / "report.json").read_text())
+    assert numbers["n"] == 96 and (numbers["NORMAL"], numbers["PNEUMONIA"]) == (48, 48)
+    assert numbers["threshold"] == predictor.operating_point.threshold
+    assert numbers["metrics"].keys() == METRICS.keys()
+    for metric in numbers["metrics"].values():
+        assert metric.keys() == {"value", "low", "high"}
+    counts = numbers["confusion"]
+    assert sum(counts.values()) == 96
+    right = counts["true_positive"] + counts["true_negative"]
+    assert numbers["metrics"]["accuracy"]["value"] == pytest.approx(right / 96)
+    assert numbers["metrics"]["sensitivity"]["value"] == pytest.approx(counts["true_positive"] / 48)
+    with (tmp_path / "predictions.csv").open() as lines:
+        rows = list(csv.DictReader(lines))
+    called = [float(row["probability"]) >= numbers["threshold"] for row in rows]
+    truth = [row["label"] == "PNEUMONIA" for row in rows]
+    assert np.mean(np.equal(called, truth)) == pytest.approx(right / 96)
+    for figure in FIGURES:
+        with Image.open(tmp_path / f"{figure}.png") as image:
+            assert np.asarray(image.convert("L")).std() > 5
+        assert f"{figure}.png" in (tmp_path / "report.md").read_text()
+
+
+def test_own_test_split_of_the_model_is_found_by_its_bytes(predictor, tiny_model, xray_folder):
+    run = json.loads((tiny_model / "run.json").read_text())
+    name, data = choose_split(xray_folder, "test", predictor)
+    assert (name, len(data)) == ("test", run["data"]["parts"]["test"]["images"])
+    assert run["data"]["parts"]["test"]["share"] == pytest.approx(len(data) / 96, abs=1e-4)
+    report = evaluate_predictor(predictor, data, resamples=100)
+    assert (report.seen_in_training, report.seen_in_validation) == (0, 0)
+
+
+def test_split_that_training_cut_is_found_in_a_folder_that_has_other_splits(
+    predictor, xray_folder, tmp_path
+):
+    shutil.copytree(xray_folder, tmp_path / "train")
+    name, data = choose_split(tmp_path, "test", predictor)
+    assert (name, len(data)) == ("test", len(choose_split(xray_folder, "test", predictor)[1]))
+
+
+def test_images_seen_in_training_are_counted_and_told(predictor, tiny_model, xray_folder):
+    run = json.loads((tiny_model / "run.json").read_text())
+    report = evaluate_predictor(predictor, load_splits(xray_folder)["all"], resamples=100)
+    assert report.seen_in_training == run["data"]["parts"]["train"]["images"]
+    assert "was trained on" in report.notes[0]
+    # The same bytes under other names are the same images.
+    assert to_json(report)["seen_in_validation"] == run["data"]["parts"]["validation"]["images"]
+
+
+def test_splits_are_chosen_by_folder_where_there_are_some(predictor, tmp_path):
+    draw_folder(tmp_path / "train", patients=2, seed=50_000)
+    draw_folder(tmp_path / "test", patients=3, seed=60_000)
+    assert choose_split(tmp_path, None, predictor)[0] == "test"
+    assert len(choose_split(tmp_path, "train", predictor)[1]) == 4
+    with pytest.raises(UserError, match=r"has no val folder and none of the \d+ images"):
+        choose_split(tmp_path, "val", predictor)
+    with pytest.raises(UserError, match="Unknown split"):
+        choose_split(tmp_path, "tset", predictor)
+    with pytest.raises(UserError, match=r"none of the .* images of the model's own test split"):
+        choose_split(tmp_path / "test", "test", predictor)
+
+
+def test_a_perfect_score_is_not_given_an_interval_without_width_silently(
+    predictor, xray_folder, monkeypatch
+):
+    name, data = choose_split(xray_folder, "test", predictor)
+    truth = np.array(data["label"][:]) * 0.98 + 0.01
+    monkeypatch.setattr(Predictor, "probabilities", lambda self, images: truth[: len(images)])
+    report = evaluate_predictor(predictor, data, "drawn", name, resamples=100)
+    assert report.metrics["sensitivity"].low == 1
+    assert any("Clopper" in note for note in report.notes)
+
+
+def test_one_class_cannot_be_measured(predictor, xray_folder):
+    data = load_splits(xray_folder)["all"].select(range(5))
+    with pytest.raises(UserError, match="no readable PNEUMONIA"):
+        evaluate_predictor(predictor, data)
+
+
+def test_unreadable_images_stop_a_strict_evaluation(predictor, tmp_path):
+    folder = draw_folder(tmp_path / "data", patients=3)
+    (folder / "NORMAL" / "broken.jpeg").write_text("text")
+    with pytest.raises(UserError, match=r"1 of 7 files cannot be read.*broken.jpeg"):
+        evaluate_predictor(predictor, load_splits(folder)["all"], strict=True)
+
+
+def test_older_report_is_not_replaced_silently(tmp_path):
+    (tmp_path / "report.json").write_text("{}")
+    with pytest.raises(UserError, match="--overwrite"):
+        check_report_folder(tmp_path, overwrite=False)
+    check_report_folder(tmp_path, overwrite=True)
+
+
+def test_script_writes_the_report_and_the_card(tiny_model, xray_folder, tmp_path):
+    model = tmp_path / "model"
+    shutil.copytree(tiny_model, model, ignore=shutil.ignore_patterns("checkpoints"))
+    flags = ["--model", model, "--data_dir", xray_folder, "--output_dir", tmp_path / "report"]
+    done = call_script("evaluate_model.py", *flags, "--split", "test", "--add_to_card")
+    assert done.returncode == 0, done.stderr
+    numbers = json.loads((tmp_path / "report" / "report.json").read_text())
+    card = (model / "README.md").read_text()
+    assert f"{numbers['metrics']['auroc']['value']:.3f}" in card
+    assert "model-index" in card
+    assert Predictor.from_pretrained(model).operating_point.threshold == numbers["threshold"]
+
+
+def test_files_that_cannot_be_read_are_in_the_report_and_in_no_number(tiny_model, tmp_path):
+    from helpers import assert_one_sentence, call_script, draw_folder
+
+    folder = draw_folder(tmp_path / "data", patients=6)
+    (folder / "NORMAL" / "IM-0002-0000.png").write_bytes(b"\x89PNG broken")
+    flags = ["--model", tiny_model, "--data_dir", folder, "--output_dir", tmp_path / "report"]
+    strict = call_script("evaluate_model.py", *flags, "--strict")
+    assert_one_sentence(strict, "IM-0002-0000.png", "mend or remove")
+    done = call_script("evaluate_model.py", *flags)
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "report" / "report.json").read_text())
+    assert report["n"] == 11 and report["NORMAL"] == 5
+    assert len(report["unreadable"]) == 1 and "IM-0002-0000.png" in report["unreadable"][0]
+    text = (tmp_path / "report" / "report.md").read_text()
+    assert "1 file could not be read" in text and "not read: NORMAL/IM-0002" in text
+
+
+def test_referral_is_told_beside_the_error_of_the_kept():
+    labels = np.array([0, 0, 0, 0, 1, 1, 1, 1])
+    called = np.array([0, 0, 1, 1, 1, 1, 0, 1], bool)  # 3 of 8 wrong
+    decisions = ["NORMAL", "REFER", "PNEUMONIA", "REFER"] + ["PNEUMONIA"] * 2 + ["REFER"] * 2
+    found = measure_referral(labels, called, decisions, list("abcdefgh"), resamples=200)
+    assert found.referred == 4
+    assert found.error.value == 3 / 8
+    assert found.error_of_kept.value == 1 / 4
+    assert found.error_of_referred == 2 / 4
+    assert found.error.low < 3 / 8 < found.error.high
+    none = measure_referral(labels, called, ["NORMAL"] * 8, list("abcdefgh"), resamples=20)
+    assert none.error_of_kept == none.error and math.isnan(none.error_of_referred)
+
+
+@pytest.fixture(scope="module")
+def adults(tmp_path_factory):
+    """A data set with a third class, and a metadata.csv of views and patients."""
+    folder = draw_folder(tmp_path_factory.mktemp("adults"), patients=12, seed=7000)
+    (folder / "OTHER").mkdir()
+    for number in range(5):
+        draw_xray(8000 + number, ill=bool(number % 2)).save(folder / "OTHER" / f"x{number}.png")
+    (folder / "OTHER" / "torn.png").write_bytes(b"\x89PNG broken")
+    rows = ["file_name,patient_id,view"]
+    for number, path in enumerate(sorted(folder.rglob("*.png"))):
+        name = path.relative_to(folder).as_posix()
+        view = "AP" if number % 3 else "PA"
+        rows.append(f"{name},adult {number // 2},{'' if number == 0 else view}")
+    (folder / "metadata.csv").write_text("\n".join(rows))
+    return folder
+
+
+def test_subgroups_and_other_classes_are_measured_apart(tiny_model, adults, tmp_path):
+    flags = ["--model", tiny_model, "--data_dir", adults, "--output_dir", tmp_path / "report"]
+    done = call_script(
+        "evaluate_model.py", *flags, "--subgroups", "view", "--other_classes", "OTHER"
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "report" / "report.json").read_text())
+    assert report["n"] == 24  # others are in no figure
+    groups = {one["value"]: one for one in report["subgroups"]}
+    assert groups.keys() == {"AP", "PA", "not given"}
+    assert sum(one["normals"] + one["pneumonias"] for one in groups.values()) == 24
+    assert groups["not given"]["metrics"] == {}  # one image, of one class
+
+    predictor = Predictor.from_pretrained(tiny_model)
+    data = load_splits(adults)["all"]
+    rows = [row for row, view in enumerate(data["view"][:]) if view == "AP"]
+    files = [adults / data["file"][row] for row in rows]
+    probabilities = [one.probability for one in predictor.predict_files(files)]
+    labels = [data["label"][row] for row in rows]
+    assert groups["AP"]["metrics"]["auroc"]["value"] == roc_auc_score(labels, probabilities)
+
+    others = {one["name"]: one for one in report["other_classes"]}
+    assert others["OTHER"]["count"] == 5
+    assert sum(o["count"] for name, o in others.items() if name.startswith("OTHER, view")) == 5
+    files = [adults / "OTHER" / f"x{number}.png" for number in range(5)]
+    expected = [one.label for one in predictor.predict_files(files)].count("PNEUMONIA")
+    assert others["OTHER"]["called"] == expected
+    assert any("torn.png" in reason for reason in report["unreadable"])
+    with (tmp_path / "report" / "predictions.csv").open() as lines:
+        table = list(csv.DictReader(lines))
+    assert [row["label"] for row in table].count("OTHER") == 5 and len(table) == 29
+    text = (tmp_path / "report" / "report.md").read_text()
+    assert "| view AP |" in text and "| OTHER | 5 |" in text and "| kept |" in text
+
+
+def test_columns_and_folders_that_are_not_there_are_told(tiny_model, adults, tmp_path):
+    from helpers import assert_one_sentence
+
+    flags = ["--model", tiny_model, "--data_dir", adults, "--output_dir", tmp_path / "report"]
+    done = call_script("evaluate_model.py", *flags, "--subgroups", "side")
+    assert_one_sentence(done, "no column 'side'", "view")
+    done = call_script("evaluate_model.py", *flags, "--other_classes", "OTHERS")
+    assert_one_sentence(done, "OTHERS is no folder", "--other_classes")
+    done = call_script("evaluate_model.py", *flags, "--other_classes", "NORMAL")
+    assert_one_sentence(done, "one of the two classes")
+    assert not (tmp_path / "report").exists()
+
+
+def test_scores_that_differ_in_the_ninth_decimal_do_not_tie_in_the_table(
+    predictor, xray_folder, tmp_path, monkeypatch
+):
+    name, data = choose_split(xray_folder, "test", predictor)
+    near_one = 1 - np.linspace(1, 2, len(data)) * 1e-10
+    monkeypatch.setattr(Predictor, "probabilities", lambda self, images: near_one[: len(images)])
+    report = evaluate_predictor(predictor, data, "drawn", name, resamples=20)
+    write_report(report, tmp_path)
+    with (tmp_path / "predictions.csv").open() as lines:
+        written = [float(row["probability"]) for row in csv.DictReader(lines)]
+    assert written == report.probabilities.tolist()
+    assert len(set(written)) == len(data)
+
+
+def test_report_says_at_which_prevalence_calibration_was_measured(predictor, xray_folder, tmp_path):
+    data = load_splits(xray_folder)["all"]
+    labels = np.array(data["label"][:])
+    rows = [*np.flatnonzero(labels == 1)[:30], *np.flatnonzero(labels == 0)[:10]]
+    report = evaluate_predictor(predictor, data.select(rows), "drawn", "all", resamples=50)
+    numbers = to_json(report)
+    assert numbers["prevalence"] == 0.75
+    assert {"ece", "ece_balanced", "brier", "brier_balanced"} <= numbers["metrics"].keys()
+    write_report(report, tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    assert "at this data's prevalence of 75.0%" in text and "for a prevalence of 50%" in text
+
+
+def test_patients_of_kermany_names_are_at_least_so_many(predictor, xray_folder, adults):
+    named = evaluate_predictor(predictor, choose_split(xray_folder, "test", predictor)[1])
+    assert to_json(named)["patients_by_file_name"]
+    given = evaluate_predictor(predictor, load_splits(adults)["all"])
+    assert not to_json(given)["patients_by_file_name"]
+
+
+def test_data_that_the_model_has_seen_cannot_be_external(tiny_model, xray_folder, adults, tmp_path):
+    from helpers import assert_one_sentence
+
+    flags = ["--model", tiny_model, "--output_dir", tmp_path / "report", "--external"]
+    done = call_script("evaluate_model.py", *flags, "--data_dir", xray_folder, "--split", "test")
+    assert_one_sentence(done, "are of the model's own data", "leave --external out")
+    done = call_script("evaluate_model.py", *flags, "--data_dir", adults)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "report" / "report.json").read_text())["external"]
+
+
+def make_reports(error: float, p: float, external: bool = True) -> list[dict]:
+    metrics = {"ece_balanced": {"value": error, "low": error, "high": error}}
+    return [{"data": "elsewhere", "external": external, "calibration_p": p, "metrics": metrics}]
+
+
+def test_only_an_external_report_that_shows_it_takes_the_word_calibrated_away():
+    assert find_misfit(make_reports(0.2, 0.001))["data"] == "elsewhere"
+    assert find_misfit(make_reports(0.2, 0.2)) is None  # no more than chance
+    assert find_misfit(make_reports(0.04, 0.001)) is None  # no matter
+    assert find_misfit(make_reports(0.2, 0.001, external=False)) is None
+    assert find_misfit([{"data": "old", "metrics": {"ece": {"low": 0.5}}}]) is None
+
+
+def test_calibration_test_alarms_at_its_rate_and_sees_what_is_wrong():
+    generator = np.random.default_rng(0)
+    alarms = np.zeros(2)
+    for _ in range(400):
+        # Calibrated where half are ill; a quarter of the data is.
+        ill = generator.random(300) < 0.25
+        log_odds = generator.normal(np.where(ill, 2, -2), 2)  # by Bayes: its own log odds
+        for at, factor in enumerate((1, 2.5)):
+            probabilities = 1 / (1 + np.exp(-factor * log_odds))
+            alarms[at] += calibration_p_value(ill.astype(int), probabilities) < 0.05
+    assert 0.02 < alarms[0] / 400 < 0.08
+    assert alarms[1] / 400 > 0.9
+    assert math.isnan(calibration_p_value(np.ones(3, int), np.full(3, 0.5)))
+
+
+def test_card_and_app_drop_the_word_calibrated_where_a_report_shows_otherwise(
+    tiny_model, adults, tmp_path
+):
+    from pneumonia_hf.demo import app as demo
+
+    model = tmp_path / "model"
+    shutil.copytree(tiny_model, model, ignore=shutil.ignore_patterns("checkpoints"))
+    report = to_json(
+        evaluate_predictor(
+            Predictor.from_pretrained(model), load_splits(adults)["all"], "adults", external=True
+        )
+    )
+    for error in (0.0, 0.4):
+        report["metrics"]["ece_balanced"] = {"value": error, "low": error, "high": error}
+        add_report(model, report | {"calibration_p": 1e-6})
+        summary = demo._describe_model(Predictor.from_pretrained(model))
+        card = (model / "README.md").read_text()
+        assert ("**not calibrated**" in summary) == (error > 0)
+        assert ("Do not read it as a probability there" in card) == (error > 0)
+        assert "population in which half of the images" in card
+
+
+def test_recalibrating_a_finished_model_gives_what_training_gives(
+    tiny_model, xray_folder, tmp_path
+):
+    from helpers import assert_one_sentence
+    from safetensors.torch import load_file
+
+    model = tmp_path / "model"
+    shutil.copytree(tiny_model, model, ignore=shutil.ignore_patterns("checkpoints"))
+    before = json.loads((model / "config.json").read_text())["pneumonia_hf"]
+    # As an earlier version could have left it: too sure of itself, and without references.
+    predictor = Predictor.from_pretrained(model)
+    with torch.no_grad():
+        head_of(predictor.network.model).weight *= 4
+        head_of(predictor.network.model).bias *= 4
+    earlier = {"temperature": before["temperature"] / 4, "attribution_references": {}}
+    predictor.network.model.config.pneumonia_hf = before | earlier
+    predictor.network.model.save_pretrained(model)
+    other = draw_folder(tmp_path / "other", patients=3, seed=90_000)
+    done = call_script("recalibrate.py", "--model", model, "--data_dir", other)
+    assert_one_sentence(done, "validation images", "--data_dir what it was trained on")
+    done = call_script("recalibrate.py", "--model", model, "--data_dir", xray_folder)
+    assert done.returncode == 0, done.stderr
+    after = json.loads((model / "config.json").read_text())["pneumonia_hf"]
+    for key in ("temperature", "threshold", "refer_low", "refer_high"):
+        assert after[key] == pytest.approx(before[key], rel=1e-3), key
+    assert after["attribution_references"].keys() == before["attribution_references"].keys()
+    one, two = (load_file(folder / "model.safetensors") for folder in (tiny_model, model))
+    assert all(torch.allclose(one[name], two[name], rtol=1e-3) for name in one)
+    run = json.loads((model / "run.json").read_text())
+    assert run["validation"]["config"] == after
+    assert not run["validation"]["remarks"]["temperature_at_bound"]
+    assert not list(model.glob(".*"))

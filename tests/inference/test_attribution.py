@@ -1,0 +1,367 @@
+import numpy as np
+import pytest
+import torch
+from helpers import REAL_XRAYS, TINY_SIZES, draw_xray, save_tiny_body
+from PIL import Image, ImageDraw
+from transformers import AutoModelForImageClassification, TimmWrapperConfig
+
+from pneumonia_hf import Predictor, read_xray
+from pneumonia_hf.errors import UserError
+from pneumonia_hf.inference.attribution import METHODS, attribute, methods_for, overlay
+from pneumonia_hf.inference.network import Network
+from pneumonia_hf.labels import LABELS
+from pneumonia_hf.models.backbones import BACKBONES, head_of
+from pneumonia_hf.models.build import ModelConfig, build_model
+from pneumonia_hf.models.model_folder import DEFAULT_MODEL
+
+IMAGE = draw_xray(2, ill=True, size=(150, 100))
+
+
+def make_predictor(name: str, body: object, size: int | None = None) -> Predictor:
+    torch.manual_seed(0)
+    return Predictor(Network(*build_model(ModelConfig(name, str(body), size or TINY_SIZES[name]))))
+
+
+def gradcam_of(predictor: Predictor) -> torch.Tensor:
+    network = predictor.network
+    return METHODS["gradcam"](network, network.pixel_values([IMAGE])).values
+
+
+@pytest.fixture
+def predictor(tiny_body, backbone_name) -> Predictor:
+    return make_predictor(backbone_name, tiny_body)
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_map_has_the_size_of_the_image_and_lies_in_0_to_1(predictor, method):
+    if method not in methods_for(predictor):
+        with pytest.raises(UserError, match=f"{method}' cannot attribute this model; choose from"):
+            attribute(predictor, IMAGE, method)
+        return
+    values = attribute(predictor, IMAGE, method).values
+    assert values.shape == (100, 150)
+    assert values.min() >= 0 and values.max() <= 1
+    assert np.isfinite(values).all()
+    again = attribute(predictor, IMAGE, method).values
+    assert np.allclose(values, again, atol=1e-5)
+
+
+WITH_GRADCAM = sorted(name for name, one in BACKBONES.items() if one.features)
+with_gradcam = pytest.mark.parametrize(
+    "backbone_name", WITH_GRADCAM, indirect=True, scope="session"
+)
+
+# Pixels a side of the image that one place of the last feature map stands for.
+STRIDES = dict.fromkeys(BACKBONES, 32) | {
+    "vit-base": 8,  # the tiny ones' patches
+    "deit-small": 8,
+    "dinov2-small": 7,
+    "swin-tiny": 16,
+    "xray-cnn": 4,
+}
+
+
+def test_gradcam_is_offered_for_every_family_but_dinov2(predictor, backbone_name):
+    """Whose Grad-CAM does not agree with covering parts of the image, in any layer."""
+    expected = ["gradcam"] if backbone_name != "dinov2-small" else []
+    assert methods_for(predictor) == [*expected, "occlusion", "integrated_gradients"]
+
+
+@with_gradcam
+def test_gradcam_has_one_value_a_place_of_the_feature_map(predictor, backbone_name):
+    attribution_map = gradcam_of(predictor)
+    side = TINY_SIZES[backbone_name] // STRIDES[backbone_name]
+    assert attribution_map.shape == (side, side)
+    score_more(predictor, Image.new("L", (64, 64), 90), IMAGE)
+    attribution_map = gradcam_of(predictor)
+    assert attribution_map.max() > 0
+    assert attribution_map.std() > 0.01 * attribution_map.max()
+
+
+def plant(quarter: int | None) -> Image.Image:
+    """Draw gray noise with a bright disc in a quarter: 0 to 3, line by line; None: in none."""
+    noise = np.random.default_rng(0).normal(90, 6, (64, 64))
+    image = Image.fromarray(np.clip(noise, 0, 255).astype(np.uint8))
+    if quarter is not None:
+        row, column = divmod(quarter, 2)
+        x, y = 16 + 32 * column, 16 + 32 * row
+        ImageDraw.Draw(image).ellipse((x - 8, y - 8, x + 8, y + 8), fill=250)
+    return image
+
+
+def score_more(predictor: Predictor, plain: Image.Image, *shown: Image.Image) -> None:
+    """Turn the head so that the logit of PNEUMONIA is 0 for `plain` and grows towards `shown`."""
+    head = head_of(predictor.network.model)
+    seen = []
+    hook = head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    with torch.no_grad():
+        predictor.network.model(pixel_values=predictor.network.pixel_values([plain, *shown]))
+        hook.remove()
+        (features,) = seen
+        origin, way = features[0], features[1:].mean(dim=0) - features[0]
+        way -= (way @ origin) / (origin @ origin) * origin
+        head.bias.zero_()
+        head.weight.zero_()
+        head.weight[predictor.network.class_index] = way / way.norm()
+
+
+@with_gradcam
+def test_gradcam_finds_what_was_planted(tiny_body, backbone_name):
+    """The head is turned towards the disc, and the heat that the disc adds lies where it is.
+
+    All four places are tried: a grid that is transposed, shifted by a prefix token or of the
+    wrong width would put it elsewhere.
+    """
+    size = TINY_SIZES[backbone_name]
+    # Of the deep networks, one place sees the whole of a small image.
+    predictor = make_predictor(backbone_name, tiny_body, 192 if size == 64 else size)
+    score_more(predictor, plant(None), *map(plant, range(4)))
+
+    def heat_of(quarter: int | None) -> np.ndarray:
+        network = predictor.network
+        found = METHODS["gradcam"](network, network.pixel_values([plant(quarter)]))
+        return found.values.clamp(min=0).numpy()
+
+    for quarter in range(4):
+        added = np.clip(heat_of(quarter) - heat_of(None), 0, None)
+        middle = len(added) // 2
+        halves = (added[:middle], added[-middle:])
+        shares = [part.sum() for half in halves for part in (half[:, :middle], half[:, -middle:])]
+        assert np.argmax(shares) == quarter
+        assert shares[quarter] > 0.4 * sum(shares)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "side"), [("test_vit", 4), ("test_resnet", 2), ("test_byobnet", 2)]
+)
+def test_any_model_of_timm_is_explained(tmp_path, architecture, side):
+    settings = {"img_size": 64} if architecture == "test_vit" else None
+    save_timm(architecture, settings, tmp_path)
+    predictor = make_predictor("timm", tmp_path)
+    attribution_map = gradcam_of(predictor)
+    assert attribution_map.shape == (side, side)
+
+
+def test_map_that_is_no_grid_is_told_in_one_sentence(tmp_path):
+    save_timm("test_mambaout", None, tmp_path)  # keeps its channels last
+    predictor = make_predictor("timm", tmp_path)
+    with pytest.raises(UserError, match=r"test_mambaout .* use the method occlusion"):
+        attribute(predictor, IMAGE, "gradcam")
+    found = attribute(predictor, IMAGE, "integrated_gradients")
+    assert found.values.max() == 1 and not found.on_reference
+    assert "own maximum" in found.warnings[0]
+
+
+def save_timm(architecture: str, settings: dict | None, folder: object) -> None:
+    config = TimmWrapperConfig(architecture=architecture, model_args=settings, num_labels=2)
+    AutoModelForImageClassification.from_config(config).save_pretrained(folder)
+
+
+def test_model_of_an_earlier_release_is_explained():
+    predictor = Predictor.from_pretrained(DEFAULT_MODEL, device="cpu")
+    attribution_map = gradcam_of(predictor)
+    assert attribution_map.shape == (7, 7)
+
+
+def test_map_of_an_ensemble_is_the_mean_of_its_members_on_their_own_scales(tmp_path, monkeypatch):
+    one, other = (
+        make_predictor(name, save_tiny_body(name, tmp_path / name))
+        for name in ("vit-base", "xray-cnn")
+    )
+    raw = METHODS["integrated_gradients"](one.network, one.network.pixel_values([IMAGE])).values
+    one.network.attribution_references = {"integrated_gradients": 2 * float(raw.max())}
+    maps = [attribute(member, IMAGE, "integrated_gradients").values for member in (one, other)]
+    assert 0.45 < maps[0].max() < 0.51 and maps[1].max() == 1
+    monkeypatch.setattr(Predictor, "members", (one, other))
+    together = attribute(
+        Predictor(Network(one.network.model, one.network.processor)), IMAGE, "integrated_gradients"
+    )
+    assert np.allclose(together.values, (maps[0] + maps[1]) / 2, atol=1e-6)
+    assert not together.on_reference  # one of them has none
+    assert together.completeness_error is not None
+
+
+@pytest.mark.parametrize("method", ["gradcam", "occlusion"])
+def test_map_is_as_dark_as_little_was_found(predictor, method):
+    """With a stored reference, a score that moves half as much gives a map half as bright."""
+    if method not in methods_for(predictor):
+        return
+    score_more(predictor, Image.new("L", (64, 64), 90), IMAGE)
+    pixel_values = predictor.network.pixel_values([IMAGE])
+    reference = float(METHODS[method](predictor.network, pixel_values).values.max())
+    predictor.network.attribution_references = {method: reference}
+    full = attribute(predictor, IMAGE, method)
+    assert full.on_reference and full.warnings == ()
+    with torch.no_grad():
+        head_of(predictor.network.model).weight /= 2
+    half = attribute(predictor, IMAGE, method)
+    assert np.allclose(half.values, full.values / 2, atol=1e-4)
+    assert half.values.max() < 0.51
+
+
+def test_references_are_the_median_of_the_maxima(predictor, monkeypatch):
+    from pneumonia_hf.inference import attribution
+
+    monkeypatch.setattr(attribution, "methods_for", lambda _: ["occlusion"])
+
+    maxima = iter([1.0, 5.0, 2.0])
+    fake = {"occlusion": lambda *_, **__: attribution.RawMap(torch.full((2, 2), next(maxima)))}
+    monkeypatch.setattr(attribution, "METHODS", fake)
+    assert attribution.measure_references(predictor, [IMAGE] * 3) == {"occlusion": 2.0}
+
+
+def test_target_is_the_log_odds_that_the_score_is_made_of(predictor):
+
+    with torch.no_grad():
+        head_of(predictor.network.model).bias += torch.tensor([3.0, -1.0])
+        log_odds = predictor.network.log_odds_of(predictor.network.pixel_values([IMAGE]))
+    assert log_odds.item() == pytest.approx(predictor.log_odds([IMAGE])[0], abs=1e-4)
+    probability = 1 / (1 + np.exp(-log_odds.item()))
+    assert predictor.probabilities([IMAGE])[0] == pytest.approx(probability, abs=1e-5)
+
+
+def test_integrated_gradients_sum_to_the_difference_that_they_explain(predictor):
+    """Completeness (Sundararajan et al. 2017, proposition 1), or the map says that it fails."""
+    from pneumonia_hf.inference.attribution import COMPLETE
+
+    found = attribute(predictor, IMAGE, "integrated_gradients")
+    assert found.completeness_error is not None
+    summary = any("not complete" in text for text in found.warnings)
+    assert summary == (found.completeness_error > COMPLETE)
+
+
+def test_steps_are_doubled_until_the_map_is_complete(tmp_path, monkeypatch):
+    import captum.attr
+
+    predictor = make_predictor("xray-cnn", save_tiny_body("xray-cnn", tmp_path))
+    asked = []
+
+    class Incomplete(captum.attr.IntegratedGradients):
+        def attribute(self, inputs, n_steps, **settings):
+            asked.append(n_steps)
+            parts = super().attribute(inputs, n_steps=n_steps, **settings)
+            return parts * (2 if n_steps < 128 else 1)
+
+    monkeypatch.setattr(captum.attr, "IntegratedGradients", Incomplete)
+    found = attribute(predictor, IMAGE, "integrated_gradients")
+    assert asked == [64, 128] and found.completeness_error <= 0.05
+    monkeypatch.setattr(Incomplete, "attribute", lambda self, inputs, **_: 1.7 * inputs)
+    found = attribute(predictor, IMAGE, "integrated_gradients")
+    assert any("after 256 steps" in text for text in found.warnings)
+
+
+def test_explaining_leaves_the_model_as_it_was(predictor):
+    before = predictor.probabilities([IMAGE])
+    state = {name: value.clone() for name, value in predictor.network.model.state_dict().items()}
+    for method in methods_for(predictor):
+        attribute(predictor, IMAGE, method)
+    assert np.array_equal(predictor.probabilities([IMAGE]), before)
+    assert all(torch.equal(state[n], v) for n, v in predictor.network.model.state_dict().items())
+    assert not any(module._forward_hooks for module in predictor.network.model.modules())
+    assert all(parameter.grad is None for parameter in predictor.network.model.parameters())
+
+
+def test_gradcam_of_a_network_that_can_be_done_by_hand():
+    """Two channels of 2 x 2, averaged, and a linear head: the map is the head times the channels.
+
+    With global average pooling Grad-CAM is CAM but for a factor (Selvaraju et al. 2017, section
+    3.1): the gradient of channel k is w_k / 4 at every place.
+    """
+    from types import SimpleNamespace
+
+    from pneumonia_hf.inference import attribution
+
+    channels = torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([[0.0, 1.0], [0.0, 8.0]])
+    weights = torch.tensor([[0.5, -1.0], [1.5, 1.0]])  # NORMAL, PNEUMONIA
+
+    class Network(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.grid = torch.nn.Identity()
+            self.config = SimpleNamespace(model_type="by hand")
+
+        def forward(self, pixel_values):
+            grid = self.grid(torch.stack(channels)[None] * pixel_values.mean())
+            return SimpleNamespace(logits=grid.mean(dim=(2, 3)) @ weights.T)
+
+    network = Network()
+    predictor = SimpleNamespace(model=network, class_index=1, name="by hand")
+    with pytest.MonkeyPatch.context() as patch:
+        entry = SimpleNamespace(features=lambda model: model.grid, prefix_tokens=None)
+        patch.setattr(attribution, "backbone_of", lambda model: entry)
+        found = METHODS["gradcam"](predictor.network, torch.ones(1, 3, 2, 2, requires_grad=True))
+    # Log odds: (1.5 - 0.5) and (1.0 + 1.0) a channel, over 4 places.
+    expected = torch.tensor([[1.0, 2 + 2], [3.0, 4 + 16]]) / 4
+    torch.testing.assert_close(found.values, expected)
+
+
+def test_map_notices_other_weights(tiny_model):
+    predictor = Predictor.from_pretrained(tiny_model)
+    before = attribute(predictor, IMAGE, "integrated_gradients").values
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in predictor.network.model.parameters():
+            parameter.copy_(torch.randn_like(parameter) * 0.1)
+    after = attribute(predictor, IMAGE, "integrated_gradients").values
+    assert np.corrcoef(before.ravel(), after.ravel())[0, 1] < 0.9
+
+
+def test_unknown_method_names_the_choices(tiny_model):
+    with pytest.raises(UserError, match="gradcam"):
+        attribute(Predictor.from_pretrained(tiny_model), IMAGE, "magic")
+
+
+def test_overlay_colours_only_where_there_is_heat():
+    attribution_map = np.zeros((100, 150), np.float32)
+    attribution_map[:50] = 1
+    laid = np.asarray(overlay(IMAGE, attribution_map)).astype(int)
+    assert laid.shape == (100, 150, 3)
+    gray = np.asarray(IMAGE.convert("RGB")).astype(int)
+    assert np.array_equal(laid[50:], gray[50:])
+    assert np.abs(laid[:50] - gray[:50]).mean() > 20
+
+
+@pytest.mark.skipif(not REAL_XRAYS.exists(), reason="the real X-rays are not beside this checkout")
+def test_every_model_that_is_explained_by_gradcam_agrees_with_covering_parts_of_the_image():
+    """Of the default model, on real X-rays; benchmarks/attribution.py has twenty of each model."""
+    from pneumonia_hf.evaluation.faithfulness import measure_agreement
+
+    files = [f for name in LABELS for f in sorted((REAL_XRAYS / "train" / name).iterdir())[:4]]
+    predictor = Predictor.from_pretrained(DEFAULT_MODEL, device="cpu")
+    images = [read_xray(file) for file in files]
+    found = measure_agreement(predictor, images, ["gradcam"])["gradcam"]
+    assert np.mean(found) > 0.3
+
+
+def test_occlusion_is_what_covering_by_hand_gives(tmp_path):
+    """A network that sees the upper left cell alone: what is covered there, and nowhere else."""
+    from types import SimpleNamespace
+
+    class Corner(torch.nn.Module):
+        def forward(self, pixel_values):
+            seen = pixel_values[:, :, :2, :2].mean(dim=(1, 2, 3))
+            return SimpleNamespace(logits=torch.stack([0 * seen, 10 * seen], dim=1))
+
+    pixel_values = torch.zeros(1, 3, 14, 14)
+    pixel_values[..., :2, :2] = 1  # the image's mean is 4 / 196
+    found = METHODS["occlusion"](SimpleNamespace(model=Corner(), class_index=1), pixel_values)
+    expected = torch.zeros(7, 7)
+    # One square of two cells a side covers that cell: it lowers the log odds by 10 (1 - 4 / 196).
+    # Its neighbours lie under two and four squares, and have the mean over them.
+    fall = 10 * (1 - 4 / 196) * torch.tensor([[1, 1 / 2], [1 / 2, 1 / 4]])
+    expected[:2, :2] = fall
+    torch.testing.assert_close(found.values, expected)
+
+
+def test_agreement_is_full_where_the_map_is_occlusion_itself(tmp_path, monkeypatch):
+    from pneumonia_hf.evaluation import faithfulness
+    from pneumonia_hf.inference import attribution
+
+    predictor = make_predictor("xray-cnn", save_tiny_body("xray-cnn", tmp_path))
+    monkeypatch.setitem(METHODS, "same", attribution.occlusion)
+    monkeypatch.setitem(METHODS, "flat", lambda p, x: attribution.RawMap(torch.ones(7, 7)))
+    monkeypatch.setitem(
+        METHODS, "opposite", lambda p, x: attribution.RawMap(-attribution.occlusion(p, x).values)
+    )
+    found = faithfulness.measure_agreement(predictor, [IMAGE], ["same", "flat", "opposite"])
+    assert found["same"][0] > 0.9 and found["opposite"][0] < -0.9 and found["flat"] == [0.0]

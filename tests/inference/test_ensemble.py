@@ -1,0 +1,287 @@
+import csv
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers import ROOT, TINY_CONFIGS, assert_one_sentence, call_script, draw_xray
+from transformers import AutoModelForImageClassification, PreTrainedModel
+
+from pneumonia_hf import Predictor
+from pneumonia_hf.data.load import load_splits
+from pneumonia_hf.errors import UserError
+from pneumonia_hf.evaluation.evaluate import choose_split, evaluate_predictor
+from pneumonia_hf.evaluation.report import write_report
+from pneumonia_hf.imaging.preprocess import make_processor
+from pneumonia_hf.inference.network import CONFIG_KEY, Network
+from pneumonia_hf.inference.predictor import (
+    NO_COMMON_THRESHOLD,
+    NO_OWN_THRESHOLD,
+    NO_THRESHOLD,
+)
+from pneumonia_hf.inference.tta import TTA_ON, TTA_STRANGE
+from pneumonia_hf.models.backbones import head_of
+from pneumonia_hf.models.model_folder import ENSEMBLE_FILE
+
+IMAGES = [draw_xray(seed, ill=seed % 2 == 0, size=(70 + 9 * seed, 90)) for seed in range(6)]
+SETTINGS = {
+    "members": ["seed-1", "seed-2"],
+    "threshold": 0.4,
+    "refer_low": 0.3,
+    "refer_high": 0.6,
+    "temperature": 1.5,
+}
+
+
+def copy_model(model: Path, folder: Path, seed: int | None = None, **settings) -> Path:
+    """Copy a saved model, with other weights in its head and other settings if wanted."""
+    shutil.copytree(model, folder, ignore=shutil.ignore_patterns("checkpoints"))
+    network: PreTrainedModel = AutoModelForImageClassification.from_pretrained(folder)
+    if seed is not None:
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            weight = head_of(network).weight
+            weight += 0.3 * torch.randn(weight.shape, generator=generator)
+    setattr(network.config, CONFIG_KEY, getattr(network.config, CONFIG_KEY) | settings)
+    network.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def ensemble_folder(tmp_path_factory, tiny_model) -> Path:
+    """Two members and what makes an ensemble of them."""
+    folder = tmp_path_factory.mktemp("ensemble") / "run"
+    copy_model(tiny_model, folder / "seed-1", 1, threshold=0.2, refer_low=0.1, refer_high=0.3)
+    copy_model(tiny_model, folder / "seed-2", 2, threshold=0.9, refer_low=0.5, refer_high=0.95)
+    (folder / ENSEMBLE_FILE).write_text(json.dumps(SETTINGS))
+    return folder
+
+
+@pytest.fixture
+def broken(ensemble_folder, tmp_path) -> Path:
+    """A copy of the ensemble that may be damaged."""
+    return shutil.copytree(ensemble_folder, tmp_path / "broken")
+
+
+def list_members(folder: Path) -> list[Path]:
+    return [folder / "seed-1", folder / "seed-2"]
+
+
+def test_margin_is_the_mean_of_the_members_margins_over_the_temperature(ensemble_folder):
+    one, two = (
+        Predictor.from_pretrained(m).log_odds(IMAGES) for m in list_members(ensemble_folder)
+    )
+    assert np.abs(one - two).max() > 0.1
+    several = Predictor.from_pretrained(list_members(ensemble_folder))
+    assert np.array_equal(several.log_odds(IMAGES), (one + two) / 2)
+    whole = Predictor.from_pretrained(ensemble_folder)
+    assert np.allclose(whole.log_odds(IMAGES), (one + two) / 3, atol=1e-12)
+    in_splits = np.concatenate([whole.log_odds([image]) for image in IMAGES])
+    assert np.allclose(whole.log_odds(IMAGES, batch_size=4), in_splits, atol=1e-5)
+
+
+def test_members_of_other_families_and_sizes_score_each_in_its_own_way(ensemble_folder):
+    config = TINY_CONFIGS["vit-base"].__class__.from_dict(
+        TINY_CONFIGS["vit-base"].to_dict() | {"id2label": {0: "PNEUMONIA", 1: "NORMAL"}}
+    )
+    torch.manual_seed(0)
+    vit = AutoModelForImageClassification.from_config(config)
+    other = Predictor(Network(vit, make_processor(32, (0.5,) * 3, (0.5,) * 3), "vit"))
+    first = Predictor.from_pretrained(ensemble_folder / "seed-1")
+    ensemble = Predictor(first.network, other.network)
+    expected = (first.log_odds(IMAGES) + other.log_odds(IMAGES)) / 2
+    assert np.array_equal(ensemble.log_odds(IMAGES), expected)
+    assert ensemble.name == "seed-1 + vit"
+    assert ensemble.caveats == (NO_COMMON_THRESHOLD, NO_OWN_THRESHOLD)
+    # The mean of its logit and that of 0.5 is half of its logit.
+    low = ensemble.operating_point.low
+    assert np.log(low / (1 - low)) == pytest.approx(np.log(0.1 / 0.9) / 2)
+
+
+def test_threshold_is_the_ensembles_own_where_it_has_one(ensemble_folder):
+    point = Predictor.from_pretrained(ensemble_folder).operating_point
+    assert (point.threshold, point.low, point.high) == (0.4, 0.3, 0.6)
+    assert Predictor.from_pretrained(ensemble_folder).predict(IMAGES[0]).threshold == 0.4
+
+
+def test_several_models_take_the_mean_of_their_thresholds_as_logits_and_say_so(ensemble_folder):
+    predictor = Predictor.from_pretrained(list_members(ensemble_folder))
+    # Odds of 1/4 and 9: their geometric mean is 1.5.
+    assert predictor.operating_point.threshold == pytest.approx(0.6)
+    assert predictor.operating_point.low == pytest.approx(0.25)
+    assert predictor.predict(IMAGES[0]).warnings[-1] == NO_COMMON_THRESHOLD
+    assert NO_THRESHOLD not in predictor.caveats and NO_OWN_THRESHOLD not in predictor.caveats
+
+
+def test_one_model_in_a_list_is_that_model(ensemble_folder):
+    one = Predictor.from_pretrained([ensemble_folder / "seed-1"])
+    assert len(one.networks) == 1 and one.operating_point.threshold == 0.2
+    assert one.name == str(ensemble_folder / "seed-1")
+
+
+def test_ensemble_with_tta_averages_over_views_and_members(ensemble_folder):
+    members = [Predictor.from_pretrained(m, tta=True) for m in list_members(ensemble_folder)]
+    ensemble = Predictor.from_pretrained(ensemble_folder, tta=True)
+    expected = np.mean([member.log_odds(IMAGES) for member in members], axis=0) / 1.5
+    assert np.array_equal(ensemble.log_odds(IMAGES), expected)
+    assert ensemble.tta and ensemble.caveats == (TTA_ON, TTA_STRANGE)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"members": []},
+        {"members": "seed-1"},
+        {"members": [1, 2]},
+        {"threshold": None},
+        {"threshold": 0.9},  # above its own range
+        {"refer_high": float("nan")},
+        {"temperature": 0},
+    ],
+)
+def test_damaged_settings_are_refused_in_one_sentence(broken, damage):
+    (broken / ENSEMBLE_FILE).write_text(json.dumps(SETTINGS | damage))
+    with pytest.raises(UserError, match=r"ensemble.json is damaged") as caught:
+        Predictor.from_pretrained(broken)
+    assert "\n" not in str(caught.value)
+
+
+def test_settings_that_are_no_json_or_no_object_are_refused(broken):
+    for text in ("{", "[]", "3", "null", '{"members": ["seed-1"]}'):
+        (broken / ENSEMBLE_FILE).write_text(text)
+        with pytest.raises(UserError, match=r"ensemble.json is damaged"):
+            Predictor.from_pretrained(broken)
+
+
+def test_missing_and_damaged_members_are_refused_in_one_sentence(broken, monkeypatch):
+    weights = broken / "seed-2" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(UserError, match=r"seed-2 cannot be loaded") as caught:
+        Predictor.from_pretrained(broken)
+    assert "\n" not in str(caught.value)
+    shutil.rmtree(broken / "seed-2")
+    # A relative path with one slash could be a Hub id: nothing may be sought there.
+    monkeypatch.chdir(broken.parent)
+    monkeypatch.setattr("pneumonia_hf.hub._download", lambda *_: pytest.fail("asked the Hub"))
+    with pytest.raises(UserError, match="The member seed-2 of the ensemble broken is no finished"):
+        Predictor.from_pretrained("broken")
+
+
+def test_ensembles_of_ensembles_are_refused(broken, ensemble_folder):
+    with pytest.raises(UserError, match="is an ensemble itself"):
+        Predictor.from_pretrained([ensemble_folder, ensemble_folder / "seed-1"])
+    shutil.copy(broken / "seed-1" / "config.json", broken)
+    (broken / ENSEMBLE_FILE).write_text(json.dumps(SETTINGS | {"members": [".", "seed-1"]}))
+    with pytest.raises(UserError, match="is an ensemble itself"):
+        Predictor.from_pretrained(broken)
+
+
+def test_no_models_or_one_revision_for_several_are_refused(ensemble_folder):
+    with pytest.raises(UserError, match="no models"):
+        Predictor.from_pretrained([])
+    with pytest.raises(UserError, match="each its own"):
+        Predictor.from_pretrained(list_members(ensemble_folder), "v1")
+
+
+def test_own_test_split_is_what_every_member_kept_apart(broken, xray_folder):
+    predictor = Predictor.from_pretrained(broken)
+    run = json.loads((broken / "seed-1" / "run.json").read_text())
+    assert len(choose_split(xray_folder, "test", predictor)[1]) == len(run["hashes"]["test"])
+    # The second member was trained on one image that the first kept apart.
+    other = json.loads((broken / "seed-2" / "run.json").read_text())
+    moved = other["hashes"]["test"].pop()
+    other["hashes"]["train"].append(moved)
+    (broken / "seed-2" / "run.json").write_text(json.dumps(other))
+    _, data = choose_split(xray_folder, "test", predictor)
+    assert len(data) == len(run["hashes"]["test"]) - 1
+    assert evaluate_predictor(predictor, data, resamples=50).seen_in_training == 0
+    report = evaluate_predictor(predictor, load_splits(xray_folder)["all"], resamples=50)
+    assert report.seen_in_training == len(run["hashes"]["train"]) + 1
+    (broken / "seed-2" / "run.json").unlink()
+    with pytest.raises(UserError, match="does not say which images it kept apart"):
+        choose_split(xray_folder, "test", predictor)
+
+
+def test_report_names_the_ensemble_and_the_weights_of_all_members(
+    ensemble_folder, xray_folder, tmp_path
+):
+    predictor = Predictor.from_pretrained(list_members(ensemble_folder), tta=True)
+    name, data = choose_split(xray_folder, "test", predictor)
+    report = evaluate_predictor(predictor, data, "drawn", name, resamples=50)
+    assert report.model == "seed-1 + seed-2" and report.tta
+    files = [member / "model.safetensors" for member in list_members(ensemble_folder)]
+    digests = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
+    assert report.weights_sha256 == "+".join(digests)
+    write_report(report, tmp_path)
+    notes = json.loads((tmp_path / "report.json").read_text())["notes"]
+    assert {NO_COMMON_THRESHOLD, TTA_ON, TTA_STRANGE} <= set(notes)
+    assert TTA_ON in (tmp_path / "report.md").read_text()
+
+
+def test_predict_script_takes_several_models_and_tta(ensemble_folder, tmp_path):
+    image = tmp_path / "one.png"
+    IMAGES[0].save(image)
+    log_odds = {}
+    for name, flags in {
+        "folder": [ensemble_folder, "--tta"],
+        "list": [*list_members(ensemble_folder), "--tta"],
+        "plain": list_members(ensemble_folder),
+    }.items():
+        table = tmp_path / f"{name}.csv"
+        done = call_script("predict.py", "--input", image, "--output", table, "--model", *flags)
+        assert done.returncode == 0, done.stderr
+        with table.open() as lines:
+            (row,) = csv.DictReader(lines)
+        assert (TTA_ON in row["warnings"]) == ("--tta" in flags)
+        probability = float(row["probability"])
+        log_odds[name] = np.log(probability / (1 - probability))
+    assert log_odds["list"] == pytest.approx(1.5 * log_odds["folder"], abs=1e-4)
+    assert log_odds["plain"] != pytest.approx(log_odds["list"], abs=1e-4)
+
+
+def test_evaluate_script_measures_an_ensemble_but_gives_it_no_card(
+    ensemble_folder, xray_folder, tmp_path
+):
+    data = ["--data_dir", xray_folder, "--split", "test", "--output_dir", tmp_path / "report"]
+    done = call_script("evaluate_model.py", "--model", ensemble_folder, "--tta", *data)
+    assert done.returncode == 0, done.stderr
+    numbers = json.loads((tmp_path / "report" / "report.json").read_text())
+    assert (numbers["model"], numbers["threshold"]) == ("run", 0.4)
+    assert TTA_ON in numbers["notes"]
+    again = [*data, "--overwrite", "--add_to_card", "--model"]
+    for flags in ([ensemble_folder], list_members(ensemble_folder)):
+        done = call_script("evaluate_model.py", *again, *flags)
+        assert_one_sentence(done, "--add_to_card", "no card")
+    done = call_script("evaluate_model.py", *again, ensemble_folder / "seed-1", "--tta")
+    assert_one_sentence(done, "--add_to_card", "--tta")
+
+
+def test_app_can_be_made_of_an_ensemble_folder(ensemble_folder):
+    # In a process of its own: gradio leaves sockets open where it was only built.
+    code = """
+import sys
+from pneumonia_hf import Predictor
+from pneumonia_hf.demo import build_demo
+demo = build_demo(Predictor.from_pretrained(sys.argv[1]))
+print([one.value for one in demo.blocks.values() if "Model:" in str(getattr(one, "value", ""))])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(ensemble_folder)], capture_output=True, text=True, cwd=ROOT
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "**Model:** run" in done.stdout
+    assert str(ensemble_folder.parent) not in done.stdout
+
+
+def test_an_ensemble_gives_an_attribution_map(ensemble_folder):
+    from pneumonia_hf.inference.attribution import attribute
+
+    found = attribute(Predictor.from_pretrained(ensemble_folder), IMAGES[0])
+    attribution_map = found.values
+    assert attribution_map.shape == IMAGES[0].size[::-1]
+    assert 0 <= attribution_map.min() and attribution_map.max() <= 1

@@ -1,0 +1,122 @@
+import copy
+import json
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from helpers import TINY_SIZES, assert_one_sentence, call_script, draw_xray, save_tiny_body
+
+from pneumonia_hf import Predictor
+from pneumonia_hf.errors import UserError
+from pneumonia_hf.inference import onnx_export as export
+from pneumonia_hf.inference.network import CONFIG_KEY, Network
+from pneumonia_hf.inference.onnx_export import export_onnx
+from pneumonia_hf.models.build import ModelConfig, build_model
+
+IMAGES = [draw_xray(seed, ill=bool(seed % 2)) for seed in range(3)]
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory) -> Predictor:
+    """The quickest family to export, with a threshold of its own."""
+    torch.manual_seed(0)
+    body = save_tiny_body("xray-cnn", tmp_path_factory.mktemp("body"))
+    model, processor = build_model(ModelConfig("xray-cnn", str(body), 64))
+    settings = {"threshold": 0.6, "refer_low": 0.4, "refer_high": 0.7}
+    setattr(model.config, CONFIG_KEY, settings)
+    return Predictor(Network(model, processor, name="small"))
+
+
+def test_exported_network_says_what_the_model_says(tiny_body, backbone_name, tmp_path):
+    torch.manual_seed(0)
+    model, processor = build_model(
+        ModelConfig(backbone_name, str(tiny_body), TINY_SIZES[backbone_name])
+    )
+    predictor = Predictor(Network(model, processor))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    session = onnxruntime.InferenceSession(export_onnx(predictor, tmp_path / "model.onnx"))
+    for count in (1, 3):
+        pixel_values = predictor.network.pixel_values(IMAGES[:count])
+        inputs = {"pixel_values": pixel_values.numpy()}
+        logits, probability = session.run(["logits", "probability"], inputs)
+        with torch.inference_mode():
+            expected = model(pixel_values=pixel_values).logits.numpy()
+        assert logits.shape == (count, 2) and probability.shape == (count,)
+        assert np.abs(logits - expected).max() < 1e-4
+        assert np.allclose(probability, predictor.probabilities(IMAGES[:count]), atol=1e-5)
+    assert len(set(map(float, probability))) == 3  # else a constant would pass
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]  # weights inside
+
+
+def test_metadata_hold_what_another_program_needs(small, tmp_path):
+    session = onnxruntime.InferenceSession(export_onnx(small, tmp_path / "model.onnx"))
+    summary = session.get_modelmeta().custom_metadata_map
+    assert json.loads(summary["labels"]) == ["NORMAL", "PNEUMONIA"]
+    assert (float(summary["threshold"]), float(summary["refer_low"])) == (0.6, 0.4)
+    # A program that knows only the file and Pillow comes to the same, but for the resizing.
+    size = int(summary["image_size"])
+    mean, std = (
+        np.array(json.loads(summary[f"image_{name}"]), np.float32)[:, None, None]
+        for name in ("mean", "std")
+    )
+    small_images = [np.asarray(image.resize((size, size), 3)) for image in IMAGES]
+    pixels = [(image.astype(np.float32)[None] / 255 - mean) / std for image in small_images]
+    (found,) = session.run(["probability"], {"pixel_values": np.stack(pixels)})
+    assert np.allclose(found, small.probabilities(IMAGES), atol=0.01)
+
+
+def test_threshold_that_nobody_chose_is_not_told(small, tmp_path):
+    plain = Predictor(Network(small.network.model, small.network.processor))
+    plain.has_threshold = False
+    session = onnxruntime.InferenceSession(export_onnx(plain, tmp_path / "model.onnx"))
+    assert "threshold" not in session.get_modelmeta().custom_metadata_map
+
+
+def test_network_that_differs_is_not_written(small, tmp_path, monkeypatch):
+    honest = export._trace
+
+    def trace_other_weights(model, *others):
+        other = copy.deepcopy(model)
+        with torch.no_grad():
+            other.classifier.bias += 0.001
+        return honest(other, *others)
+
+    monkeypatch.setattr(export, "_trace", trace_other_weights)
+    with pytest.raises(UserError, match=r"differs from the model by 0\.001 .* nothing was written"):
+        export_onnx(small, tmp_path / "model.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_older_file_stays_unless_it_is_to_be_replaced(small, tmp_path):
+    path = tmp_path / "model.onnx"
+    path.write_bytes(b"old")
+    with pytest.raises(UserError, match="--overwrite"):
+        export_onnx(small, path)
+    assert path.read_bytes() == b"old"
+    export_onnx(small, path, overwrite=True)
+    assert onnxruntime.InferenceSession(path).get_inputs()[0].shape[1:] == [3, 64, 64]
+
+
+def test_mistakes_are_told_in_one_sentence(small, tmp_path, monkeypatch):
+    with pytest.raises(UserError, match=r"folder .*nowhere does not exist"):
+        export_onnx(small, tmp_path / "nowhere" / "model.onnx")
+    with pytest.raises(UserError, match="is a folder"):
+        export_onnx(small, tmp_path)
+    monkeypatch.setattr(Predictor, "members", (small, small))
+    with pytest.raises(UserError, match="small is an ensemble; export its members"):
+        export_onnx(small, tmp_path / "model.onnx")
+    monkeypatch.setattr(export, "PACKAGES", ("onnx", "no_such_package"))
+    with pytest.raises(UserError, match=r"pip install no_such_package\.$"):
+        export_onnx(small, tmp_path / "model.onnx")
+
+
+def test_script_exports_a_finished_model(small, tmp_path):
+    small.network.model.save_pretrained(tmp_path / "small")
+    small.network.processor.save_pretrained(tmp_path / "small")
+    flags = ["--model", tmp_path / "small", "--output", tmp_path / "model.onnx"]
+    done = call_script("export_onnx.py", *flags)
+    assert done.returncode == 0, done.stderr
+    assert "MB); its logits are those of the model" in done.stdout
+    assert_one_sentence(call_script("export_onnx.py", *flags), "--overwrite")

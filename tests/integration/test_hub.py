@@ -1,0 +1,210 @@
+"""Push and pull with the unmodified client, over HTTP, against a small Hub on loopback."""
+
+import filecmp
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers import (
+    ROOT,
+    assert_one_sentence,
+    call_script,
+    draw_xray,
+    run_script,
+    save_tiny_body,
+)
+from hub_server import LocalHub, Repository
+
+from pneumonia_hf.hub import fetch_folder
+from pneumonia_hf.models.model_card import make_card
+from pneumonia_hf.models.model_folder import MODEL_FILES
+
+
+@pytest.fixture
+def hub():
+    with LocalHub() as server:
+        yield server
+
+
+@pytest.fixture
+def hub_environment(hub, tmp_path) -> dict[str, str]:
+    return {
+        "HF_ENDPOINT": hub.url,
+        "HF_TOKEN": "hf_of_me",
+        "HF_HOME": str(tmp_path / "hf_home"),
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    }
+
+
+def push(model, repo_id, environment, *flags):
+    return run_script(
+        "push_to_hub.py", "--model", model, "--repo_id", repo_id, *flags, **environment
+    )
+
+
+def test_model_goes_to_the_hub_in_one_commit_and_comes_back_the_same(
+    hub, hub_environment, tiny_model, tmp_path
+):
+    done = push(tiny_model, "me/x", hub_environment)
+    assert done.returncode == 0, done.stderr
+    repository = hub.repositories["me/x"]
+    sha, files = repository.commits[-1]
+    assert f"/me/x/commit/{sha}" in done.stdout
+    assert repository.private
+    assert len(repository.commits) == 2  # the Hub's own first one, and ours
+    sent = set(MODEL_FILES) - {"reports.json", "xray_cnn.py"}
+    assert files.keys() == sent | {".gitattributes"}
+    assert "checkpoints" in {path.name for path in tiny_model.iterdir()}
+
+    image = tmp_path / "one.png"
+    draw_xray(0, ill=True).save(image)
+    tables = []
+    for number, model in enumerate((tiny_model, "me/x", f"me/x@{sha}")):
+        table = tmp_path / f"{number}.csv"
+        flags = ["--model", model, "--input", image, "--output", table]
+        done = run_script("predict.py", *flags, **hub_environment)
+        assert done.returncode == 0, done.stderr
+        tables.append(table)
+    assert filecmp.cmp(tables[0], tables[1], shallow=False)
+    assert filecmp.cmp(tables[0], tables[2], shallow=False)
+
+
+def test_a_new_push_leaves_no_numbers_of_the_model_before(
+    hub, hub_environment, tiny_model, tmp_path
+):
+    import shutil
+
+    measured = tmp_path / "measured"
+    shutil.copytree(tiny_model, measured, ignore=shutil.ignore_patterns("checkpoints"))
+    (measured / "reports.json").write_text("[]")
+    for model, expected in ((measured, True), (tiny_model, False)):
+        done = push(model, "me/x", hub_environment)
+        assert done.returncode == 0, done.stderr
+        assert ("reports.json" in hub.repositories["me/x"].commits[-1][1]) == expected
+
+
+def test_older_revision_keeps_its_own_weights(
+    hub, hub_environment, finished_models_of_two_seeds, tmp_path
+):
+    from safetensors.numpy import load
+
+    shas = []
+    for model in finished_models_of_two_seeds:
+        assert push(model, "me/x", hub_environment, "--public").returncode == 0
+        shas.append(hub.repositories["me/x"].commits[-1][0])
+    assert not hub.repositories["me/x"].private
+    code = (
+        "import sys; from pneumonia_hf.hub import fetch_folder;"
+        "print(fetch_folder(sys.argv[1]) / 'model.safetensors')"
+    )
+    for model, revision in zip(finished_models_of_two_seeds, shas, strict=True):
+        done = subprocess.run(
+            [sys.executable, "-c", code, f"me/x@{revision}"],
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+            env=os.environ | hub_environment,
+        )
+        fetched = Path(done.stdout.strip()).read_bytes()
+        kept = load((model / "model.safetensors").read_bytes())
+        assert all(np.array_equal(kept[name], value) for name, value in load(fetched).items())
+
+
+@pytest.fixture(scope="module")
+def finished_models_of_two_seeds(tmp_path_factory, tiny_model, xray_folder):
+    from helpers import save_tiny_body, train_tiny
+
+    root = tmp_path_factory.mktemp("other")
+    body = save_tiny_body("convnextv2-tiny", root / "body")
+    other = train_tiny("convnextv2-tiny", body, xray_folder, root / "run", num_train_epochs=1)
+    return tiny_model, other
+
+
+def test_what_the_hub_refuses_is_told_in_one_sentence(hub, hub_environment, tiny_model, tmp_path):
+    assert_one_sentence(push(tiny_model, "you/x", hub_environment), "403", "--repo_id")
+    for model, repo_id, word in (
+        (tiny_model, "no-owner", "owner/name"),
+        (tmp_path, "me/x", "holds no saved model"),
+    ):
+        done = call_script("push_to_hub.py", "--model", model, "--repo_id", repo_id)
+        assert_one_sentence(done, word)
+    stranger = hub_environment | {"HF_TOKEN": "hf_wrong"}
+    assert_one_sentence(push(tiny_model, "me/x", stranger), "401", "hf auth login")
+    nowhere = hub_environment | {"HF_ENDPOINT": "http://127.0.0.1:9"}
+    assert_one_sentence(push(tiny_model, "me/x", nowhere), "The Hub cannot be reached")
+    hub.broken = True
+    assert_one_sentence(push(tiny_model, "me/x", hub_environment), "try again later")
+    assert hub.repositories == {}
+
+
+def test_unsound_card_is_refused_before_anything_is_made(
+    hub, hub_environment, tiny_model, tmp_path
+):
+    import shutil
+
+    model = tmp_path / "model"
+    shutil.copytree(tiny_model, model, ignore=shutil.ignore_patterns("checkpoints"))
+    card = model / "README.md"
+    card.write_text(card.read_text().replace("base_model: ", "base_model: /home/me/"))
+    assert_one_sentence(push(model, "me/x", hub_environment), "card", "base_model")
+    assert hub.repositories == {}
+
+
+def test_models_that_cannot_be_had_are_told_in_one_sentence(hub, hub_environment, tmp_path):
+    image = tmp_path / "one.png"
+    draw_xray(0, ill=True).save(image)
+
+    def predict(model, **environment):
+        flags = ["--model", model, "--input", image, "--output", "-"]
+        return run_script("predict.py", *flags, **hub_environment | environment)
+
+    assert_one_sentence(predict("me/nothing"), "the Hub has no such model")
+    assert_one_sentence(predict("runs/my--run"), "does not exist")
+    assert_one_sentence(predict("me/x", HF_ENDPOINT="http://127.0.0.1:9"), "cannot be reached")
+    hub.repositories["me/x"] = Repository(private=False)
+    hub.repositories["me/x"].commit("first", {"config.json": b"{}"})
+    assert_one_sentence(predict("me/x@v9"), "no revision 'v9'")
+
+
+def test_card_tells_the_measured_numbers_and_nothing_local(tiny_model, xray_folder):
+    run = json.loads((tiny_model / "run.json").read_text())
+    card = make_card(tiny_model)
+    text = str(card)
+    assert f"{run['validation']['metrics']['auroc']['value']:.3f}" in text
+    assert f"{run['validation']['config']['threshold']:.4f}" in text
+    assert card.data.base_model == "facebook/convnextv2-tiny-22k-224"
+    assert card.data.license == "cc-by-nc-4.0"  # as its pretrained weights
+    assert "not a medical device" in text
+    assert str(xray_folder.parent) not in text
+    assert "None" not in text.split("---")[1]
+
+
+def test_local_folder_wins_and_is_returned_as_it_is(tmp_path):
+    assert fetch_folder(tmp_path) == tmp_path
+
+
+def test_older_weights_that_are_no_safetensors_are_fetched_too(
+    hub, hub_environment, tmp_path, xray_folder
+):
+    import io
+
+    import torch
+    from safetensors.torch import load_file
+
+    body = save_tiny_body("vit-base", tmp_path / "body")
+    buffer = io.BytesIO()
+    torch.save(load_file(body / "model.safetensors"), buffer)
+    hub.repositories["me/old"] = Repository(private=False)
+    files = {"config.json": (body / "config.json").read_bytes()}
+    hub.repositories["me/old"].commit("first", files | {"pytorch_model.bin": buffer.getvalue()})
+    flags = ["--backbone", "vit-base", "--weights", "me/old", "--data_dir", xray_folder]
+    flags += ["--output_dir", tmp_path / "run", "--max_steps", 1, "--precision", "fp32"]
+    done = run_script("train.py", *flags, **hub_environment)
+    assert done.returncode == 0, done.stderr[-2000:]
+    run = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert (run["model"]["base_model"], run["model"]["license"]) == ("me/old", "other")

@@ -1,0 +1,271 @@
+"""The scripts as users run them: in processes of their own, with right and wrong input."""
+
+import csv
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+from helpers import (
+    REAL_XRAYS,
+    ROOT,
+    assert_one_sentence,
+    call_script,
+    draw_folder,
+    draw_xray,
+    run_script,
+    save_tiny_body,
+)
+
+SCRIPTS = [
+    "train.py",
+    "evaluate_model.py",
+    "predict.py",
+    "push_to_hub.py",
+    "audit_data.py",
+    "preview_augmentation.py",
+    "search.py",
+    "export_onnx.py",
+    "recalibrate.py",
+]
+RECIPE = ROOT / "train_scripts" / "configs" / "convnextv2-tiny.yaml"
+
+
+@pytest.fixture(scope="module")
+def body(tmp_path_factory):
+    return save_tiny_body("convnextv2-tiny", tmp_path_factory.mktemp("body"))
+
+
+def train_flags(body, data, output) -> list:
+    return [
+        *("--config", RECIPE, "--weights", body, "--image_size", 64),
+        *("--data_dir", data, "--output_dir", output),
+        *("--num_train_epochs", 1, "--learning_rate", "3e-3", "--precision", "fp32"),
+    ]
+
+
+@pytest.mark.parametrize("launch", ["script", "module"])
+def test_accelerate_launch_ends_with_a_model_that_predicts(launch, body, xray_folder, tmp_path):
+    target = ["train_scripts/train.py"] if launch == "script" else ["-m", "train_scripts.train"]
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", *target]
+    flags = map(str, train_flags(body, xray_folder, tmp_path / "x"))
+    done = subprocess.run([*command, *flags], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "The saved model is in" in done.stdout
+    # The recipe's own value, a flag over the recipe, and a progress bar with the time left.
+    run = json.loads((tmp_path / "x" / "run.json").read_text())
+    assert run["training"]["weight_decay"] == 0.05
+    assert run["training"]["learning_rate"] == 3e-3
+    assert re.search(r"\| \d+/5 \[\d\d:\d\d<\d\d:\d\d", done.stderr)
+    assert list((tmp_path / "x").rglob("events.out.tfevents.*"))
+    image = tmp_path / "one.png"
+    draw_xray(0, ill=True).save(image)
+    flags = ["--model", tmp_path / "x", "--input", image, "--output", "-"]
+    assert len(run_script("predict.py", *flags).stdout.splitlines()) == 2
+
+
+def test_prediction_table_has_a_row_for_every_input_in_order(tiny_model, tmp_path):
+    folder = draw_folder(tmp_path / "images", patients=3)
+    (folder / "NORMAL" / "IM-0001-0000.png").write_bytes(b"not a picture")
+    single = tmp_path / "single, with comma.png"
+    draw_xray(9, ill=True).save(single)
+    text = tmp_path / "notes.txt"
+    text.write_text("hello")
+    table = tmp_path / "out.csv"
+    flags = ["--model", tiny_model, "--input", single, folder, text, "--output", table]
+    done = run_script("predict.py", *flags)
+    assert done.returncode == 2
+    assert "2 of 8 files could not be read" in done.stderr
+    with table.open(newline="") as lines:
+        rows = list(csv.DictReader(lines))
+    assert list(rows[0]) == ["file", "probability", "threshold", "decision", "warnings"]
+    inside = sorted(str(path) for path in folder.rglob("*.png"))
+    assert [row["file"] for row in rows] == [str(single), *inside, str(text)]
+    for row in rows:
+        if row["file"].endswith(("IM-0001-0000.png", "notes.txt")):
+            assert row["probability"] == row["decision"] == ""
+            assert "not an image" in row["warnings"]
+        else:
+            assert 0 <= float(row["probability"]) <= 1
+            assert row["decision"] in {"PNEUMONIA", "NORMAL", "REFER"}
+
+    again = call_script("predict.py", *flags)
+    assert_one_sentence(again, "exists", "--overwrite")
+    printed = call_script("predict.py", *flags[:-1], "-")
+    assert printed.returncode == 2
+    assert printed.stdout.splitlines() == table.read_text().splitlines()
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_tells_the_flags_and_needs_no_model(script):
+    done = call_script(script, "--help")
+    assert done.returncode == 0
+    assert "--model" in done.stdout or "--data_dir" in done.stdout
+    if script == "train.py":
+        assert "--augment_clahe" in done.stdout and "--strict" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("script", "required"),
+    {
+        "train.py": ["--data_dir", "x", "--output_dir", "y"],
+        "evaluate_model.py": ["--model", "x", "--data_dir", "y", "--output_dir", "z"],
+        "predict.py": ["--input", "x", "--output", "-"],
+        "push_to_hub.py": ["--model", "x", "--repo_id", "me/x"],
+        "audit_data.py": ["--data_dir", "x", "--output_dir", "y"],
+        "preview_augmentation.py": ["--data_dir", "x", "--output", "y.png"],
+    }.items(),
+)
+def test_unknown_and_missing_flags_are_one_sentence(script, required):
+    assert_one_sentence(call_script(script, *required, "--modle", "x"), "--modle")
+    assert_one_sentence(call_script(script, *required[2:]), required[0].lstrip("-"))
+
+
+def test_a_mistake_ends_a_real_process_with_status_2_and_no_traceback(body, tmp_path):
+    done = run_script("train.py", *train_flags(body, tmp_path / "nothing", tmp_path / "x"))
+    assert_one_sentence(done, "does not exist", "--data_dir")
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_mistakes_in_training_are_one_sentence_each(body, xray_folder, tmp_path):
+    def train(*changes, data=xray_folder, output=tmp_path / "x"):
+        return call_script("train.py", *train_flags(body, data, output), *changes)
+
+    assert_one_sentence(train(data=tmp_path / "nothing"), "does not exist", "--data_dir")
+    assert_one_sentence(train("--backbone", "resnet-18"), "Unknown backbone", "dinov2-small")
+    assert_one_sentence(train("--weights", "facebook/x"), "cannot be reached", "--weights")
+    assert_one_sentence(train("--num_train_epochs", "many"), "num_train_epochs", "many")
+    assert_one_sentence(train("--eval_strategy", "steps"), "eval strategy", "match")
+    assert_one_sentence(train("--output_dir", RECIPE), "is a file", "--output_dir")
+    assert_one_sentence(train("--output_dir", RECIPE / "x"), "cannot be made", "--output_dir")
+    assert_one_sentence(train("--output_dir", ROOT), "README.md", "--output_dir")
+    assert_one_sentence(train("--bf16"), "--precision bf16")
+    assert_one_sentence(train("--augment_noise", "-1"), "augment_noise", "-1")
+    for flag in (
+        "--seed",
+        "--split_seed",
+        "--learning_rate",
+        "--image_size",
+        "--trainable_layer_groups",
+    ):
+        assert_one_sentence(train(flag, "-1"), flag.lstrip("-"), "-1")
+    assert_one_sentence(train("--report_to", "wandb"), "wandb")
+
+    recipe = tmp_path / "typo.yaml"
+    recipe.write_text("backbone: vit-base\nlearning_rat: 1.0e-4\n")
+    assert_one_sentence(train("--config", recipe), "learning_rat", "did you mean learning_rate?")
+    recipe.write_text("learning_rate: quick\n")
+    assert_one_sentence(train("--config", recipe), "learning_rate: quick")
+    for text, word in (
+        ("learning_rate:\n", "learning_rate: None"),
+        ("learning_rate: [1, 2]\n", "learning_rate"),
+        ("layer_decoy: 1\n", "did you mean layer_decay?"),
+        ("yes: 1\n", "unknown key 'True'"),
+        ("config: other.yaml\n", "unknown key 'config'"),
+    ):
+        recipe.write_text(text)
+        assert_one_sentence(train("--config", recipe), word)
+    recipe.write_text("a: b: c\n")
+    assert_one_sentence(train("--config", recipe), "YAML")
+    assert_one_sentence(train("--config", tmp_path / "none.yaml"), "does not exist", "--config")
+
+    single = draw_folder(tmp_path / "single", patients=8)
+    for file in (single / "NORMAL").iterdir():
+        file.unlink()
+    assert_one_sentence(train(data=single), "holds no images")
+    (single / "NORMAL").rmdir()
+    assert_one_sentence(train(data=single), "no NORMAL folder")
+
+    corrupt = draw_folder(tmp_path / "corrupt", patients=12)
+    (corrupt / "PNEUMONIA" / "person77_virus_1.jpeg").write_text("text named .jpeg")
+    strict = train("--strict", data=corrupt)
+    assert_one_sentence(strict, "1 file(s) cannot be read", "person77_virus_1.jpeg", "--strict")
+    assert not (tmp_path / "x" / "config.json").exists()
+    done = train(data=corrupt, output=tmp_path / "y")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "look  unreadable: 1 file cannot be read" in done.stdout
+    for file in (corrupt / "NORMAL").iterdir():
+        file.write_text("no image")
+    assert_one_sentence(train(data=corrupt), "No image of NORMAL", "can be read")
+
+    assert not (tmp_path / "x" / "config.json").exists()
+
+
+def test_full_disk_is_known_however_the_libraries_say_it(capsys):
+    import errno
+
+    from safetensors import SafetensorError
+
+    from pneumonia_hf.cli import run_script as run
+
+    faults = [
+        OSError(errno.ENOSPC, "No space left on device"),
+        SafetensorError("I/O error: No space left on device (os error 28)"),
+        RuntimeError("[enforce fail at inline_container.cc:672] PytorchStreamWriter failed"),
+    ]
+    for fault in faults:
+
+        def main(fault=fault):
+            raise fault
+
+        with pytest.raises(SystemExit) as ended:
+            run(main)
+        assert ended.value.code == 2
+        assert "The disk is full" in capsys.readouterr().err
+
+
+def test_faults_of_ours_keep_their_traceback():
+    from pneumonia_hf.cli import run_script as run
+
+    def main():
+        raise RuntimeError("a bug")
+
+    with pytest.raises(RuntimeError, match="a bug"):
+        run(main)
+
+
+def test_missing_inputs_of_the_other_scripts_are_one_sentence(tiny_model, tmp_path):
+    common = ["--model", tiny_model]
+    done = call_script("predict.py", *common, "--input", tmp_path / "no", "--output", "-")
+    assert done.returncode == 2
+    assert done.stdout.splitlines()[1].endswith("/no does not exist.")
+    (tmp_path / "empty").mkdir()
+    done = call_script("predict.py", *common, "--input", tmp_path / "empty", "--output", "-")
+    assert_one_sentence(done, "No images in")
+    done = call_script("evaluate_model.py", *common, "--data_dir", tmp_path, "--output_dir", "x")
+    assert_one_sentence(done, "neither train/")
+
+
+def test_recipes_name_known_backbones_and_keys():
+    from pneumonia_hf.cli import parse_recipe
+    from pneumonia_hf.data.load import DataConfig
+    from pneumonia_hf.models.backbones import BACKBONES
+    from pneumonia_hf.models.build import ModelConfig
+    from pneumonia_hf.training.augment import AugmentConfig
+    from pneumonia_hf.training.train import XrayTrainingArguments
+
+    recipes = sorted((ROOT / "train_scripts" / "configs").glob("*.yaml"))
+    recipes = [recipe for recipe in recipes if recipe.stem != "search"]  # ranges, no recipe
+    assert {recipe.stem for recipe in recipes} == set(BACKBONES)
+    for recipe in recipes:
+        flags = ["--config", str(recipe), "--data_dir", "x", "--output_dir", "y"]
+        kinds = [DataConfig, ModelConfig, AugmentConfig, XrayTrainingArguments]
+        _, model, _, _ = parse_recipe(kinds, flags)
+        assert model.backbone == recipe.stem
+
+
+@pytest.mark.skipif(not REAL_XRAYS.exists(), reason="the real X-rays are not beside this checkout")
+def test_default_model_tells_real_full_size_xrays_apart(tmp_path):
+    table = tmp_path / "out.csv"
+    flags = ["--input", REAL_XRAYS / "kaggle_val", "--output", table]
+    done = call_script("predict.py", *flags)
+    assert done.returncode == 0, done.stderr
+    with table.open() as lines:
+        rows = list(csv.DictReader(lines))
+    assert len(rows) == 16
+    right = sum(
+        (float(row["probability"]) >= float(row["threshold"])) == ("/PNEUMONIA/" in row["file"])
+        for row in rows
+    )
+    assert right >= 13

@@ -1,0 +1,103 @@
+"""What is measured is what is served: one probability, whichever way an image is scored."""
+
+import csv
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from helpers import REAL_XRAYS, ROOT, draw_xray, run_script
+from PIL import Image
+
+from pneumonia_hf import Predictor, read_xray
+from pneumonia_hf.models.model_folder import DEFAULT_MODEL
+
+PLAIN_PIPELINE = """
+import json, sys
+from transformers import pipeline
+folder, *files = sys.argv[1:]
+own = json.load(open(folder + "/config.json"))["model_type"] == "xray_cnn"
+classify = pipeline("image-classification", model=folder, trust_remote_code=own)
+scores = [{one["label"]: one["score"] for one in result} for result in classify(files)]
+assert not [name for name in sys.modules if name.split(".")[0] == "pneumonia_hf"]
+print(json.dumps([score["PNEUMONIA"] for score in scores]))
+"""
+
+
+def score_with_plain_pipeline(folder, files, tmp_path) -> np.ndarray:
+    done = subprocess.run(
+        [sys.executable, "-c", PLAIN_PIPELINE, str(folder), *map(str, files)],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,  # away from the repository, so that ours cannot be imported
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return np.array(json.loads(done.stdout.splitlines()[-1]))
+
+
+def score_with_script(folder, files, tmp_path) -> np.ndarray:
+    table = tmp_path / "out.csv"
+    done = run_script("predict.py", "--model", folder, "--input", *files, "--output", table)
+    assert done.returncode == 0, done.stderr
+    with table.open() as lines:
+        rows = list(csv.DictReader(lines))
+    assert [row["file"] for row in rows] == [str(file) for file in files]
+    return np.array([float(row["probability"]) for row in rows])
+
+
+# Each way by which transformers opens a model: its own classes, timm's, and code in the folder.
+FAMILIES = ["vit-base", "deit-small", "dinov2-small", "convnextv2-tiny", "resnet50", "xray-cnn"]
+
+
+@pytest.mark.parametrize("backbone_name", FAMILIES, indirect=True, scope="session")
+def test_plain_pipeline_predictor_and_script_agree(saved_model, tmp_path):
+    files = []
+    for number, size in enumerate([(80, 64), (224, 224), (500, 300), (333, 400)] * 3):
+        image = draw_xray(number, ill=number % 2 == 0, size=size)
+        name = tmp_path / f"{number}.{('png', 'jpeg', 'png')[number % 3]}"
+        (image.convert("RGB") if number % 4 == 1 else image).save(name)
+        files.append(name)
+    ours = Predictor.from_pretrained(saved_model).probabilities([read_xray(f) for f in files])
+    assert np.std(ours) > 0
+    plain = score_with_plain_pipeline(saved_model, files, tmp_path)
+    assert np.abs(plain - ours).max() <= 1e-5
+    assert np.abs(score_with_script(saved_model, files, tmp_path) - ours).max() <= 1e-5
+
+
+def test_plain_pipeline_reads_other_files_otherwise_and_read_xray_mends_it(tiny_model, tmp_path):
+    """The promise is for 8-bit grayscale files: what README and card say of others is so."""
+    plain = draw_xray(3, ill=True, size=(160, 120))
+    levels = np.asarray(plain)
+    plain.save(tmp_path / "8.png")
+    Image.fromarray(levels.astype(np.uint16) * 257).save(tmp_path / "16.png")
+    tint = np.stack([levels // 2, levels // 2, levels], axis=2)
+    Image.fromarray(tint).save(tmp_path / "blue.png")
+    files = [tmp_path / name for name in ("8.png", "16.png", "blue.png")]
+    predictor = Predictor.from_pretrained(tiny_model)
+    ours = predictor.probabilities([read_xray(file) for file in files])
+    piped = score_with_plain_pipeline(tiny_model, files, tmp_path)
+    assert piped[0] == pytest.approx(ours[0], abs=1e-5)
+    assert abs(piped[1] - ours[1]) > 1e-3 and abs(piped[2] - ours[2]) > 1e-3
+    # As the card has it: the pipeline takes what read_xray returns.
+    from transformers import pipeline
+
+    classify = pipeline("image-classification", model=str(tiny_model))
+    scores = {one["label"]: one["score"] for one in classify(read_xray(files[1]))}
+    assert scores["PNEUMONIA"] == pytest.approx(ours[1], abs=1e-5)
+
+
+@pytest.mark.parametrize("place", ["README.md", "pneumonia_hf/model_card.md"])
+def test_promise_of_the_plain_pipeline_is_for_8_bit_grayscale_files(place):
+    text = " ".join((ROOT / place).read_text().split())
+    assert "8-bit grayscale files" in text
+    assert "classify(read_xray(" in text
+
+
+@pytest.mark.skipif(not REAL_XRAYS.exists(), reason="the real X-rays are not beside this checkout")
+def test_default_model_agrees_on_real_xrays(tmp_path):
+    folders = ["kaggle_val/NORMAL", "kaggle_val/PNEUMONIA", "train/NORMAL", "nih_adult/PNEUMONIA"]
+    files = [file for name in folders for file in sorted((REAL_XRAYS / name).iterdir())[:5]]
+    ours = Predictor.from_pretrained(DEFAULT_MODEL).probabilities([read_xray(f) for f in files])
+    plain = score_with_plain_pipeline(DEFAULT_MODEL, files, tmp_path)
+    assert np.abs(plain - ours).max() <= 1e-5

@@ -1,0 +1,678 @@
+"""The search: what it proposes, what it notes, and that it ends the same however it is cut off."""
+
+import csv
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import optuna
+import pytest
+import torch
+import yaml
+from helpers import (
+    ROOT,
+    TINY_SIZES,
+    assert_one_sentence,
+    call_script,
+    draw_folder,
+    save_tiny_body,
+)
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.trial import TrialState, create_trial
+from safetensors.torch import load_file
+
+from pneumonia_hf.data.load import DataConfig
+from pneumonia_hf.errors import Stopped, UserError
+from pneumonia_hf.models.build import ModelConfig
+from pneumonia_hf.search import report as search_report
+from pneumonia_hf.search import study as search
+from pneumonia_hf.search.space import apply_values, read_ranges
+from pneumonia_hf.search.study import SearchConfig, propose, search_recipe
+from pneumonia_hf.training.arguments import XrayTrainingArguments
+from pneumonia_hf.training.augment import AugmentConfig
+from pneumonia_hf.training.recipe import Recipe
+
+FAMILY = "convnextv2-tiny"
+RANGES = {
+    "learning_rate": ["1e-4", "1e-2", "log"],
+    "augment_strength": [0, 1],
+    "imbalance": {"choices": ["weights", "none"]},
+}
+TRIALS = 3
+
+
+@pytest.fixture(scope="module")
+def body(tmp_path_factory) -> Path:
+    return save_tiny_body(FAMILY, tmp_path_factory.mktemp("body"))
+
+
+def make_arguments(output: Path, **changes) -> XrayTrainingArguments:
+    settings = {
+        "num_train_epochs": 2,
+        "precision": "fp32",
+        "cpu_threads": 1,
+        "report_to": ["none"],
+        "disable_tqdm": True,
+    }
+    return XrayTrainingArguments(output_dir=str(output), **(settings | changes))
+
+
+def make_recipe(body: Path | str, data: Path, **changes) -> Recipe:
+    return Recipe(
+        DataConfig([str(data)], **changes),
+        ModelConfig(FAMILY, str(body), TINY_SIZES[FAMILY]),
+        AugmentConfig(),
+    )
+
+
+def write_ranges(folder: Path, ranges: object = RANGES) -> str:
+    path = folder / "ranges.yaml"
+    path.write_text(yaml.safe_dump(ranges))
+    return str(path)
+
+
+def start_search(folder: Path, recipe: Recipe, ranges=RANGES, n_trials=TRIALS, **changes) -> Path:
+    own = {name: changes.pop(name) for name in ("timeout", "pruner", "keep") if name in changes}
+    config = SearchConfig(write_ranges(folder, ranges), n_trials=n_trials, **own)
+    return search_recipe(recipe, make_arguments(folder / "search", **changes), config)
+
+
+def read_search(folder: Path) -> dict:
+    return json.loads((folder / "search" / "search.json").read_text())
+
+
+def list_trials(folder: Path) -> list[tuple]:
+    keys = ("number", "state", "value", "parameters", "evaluations", "epochs")
+    return [tuple(one[key] for key in keys) for one in read_search(folder)["trials"]]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, body, xray_folder) -> Path:
+    """A search that nothing interrupted."""
+    folder = tmp_path_factory.mktemp("whole")
+    start_search(folder, make_recipe(body, xray_folder))
+    return folder
+
+
+def fake_runs(monkeypatch, summary=lambda arguments: 1 - arguments.learning_rate) -> list[str]:
+    """Put runs of no cost in the place of real ones; return the list of the folders of them.
+
+    Args:
+        monkeypatch: pytest's.
+        summary: gives the metric of a run, or raises what the run is to raise.
+    """
+    runs = []
+
+    def run(recipe, arguments, callbacks):
+        runs.append(Path(arguments.output_dir).name)
+        value = summary(arguments)
+        folder = Path(arguments.output_dir)
+        folder.mkdir(parents=True)
+        for name in ("config.json", "model.safetensors"):
+            (folder / name).write_text("{}")
+        history = [{"eval_auroc": 0.9}, {"eval_auroc": 0.25}]
+        training = {"best_validation_metric": value, "epochs_run": 2, "history": history}
+        (folder / "run.json").write_text(json.dumps({"training": training}))
+
+    monkeypatch.setattr(search, "run_recipe", run)
+    # What takes long: the figure, and looking for memory to free.
+    monkeypatch.setattr(search_report, "draw_search", lambda *summary: None)
+    monkeypatch.setattr(search, "_free_memory", lambda: None)
+    return runs
+
+
+# ---- Ranges
+
+
+def read(tmp_path: Path, ranges: object) -> dict:
+    arguments = make_arguments(tmp_path / "x")
+    return read_ranges(
+        Path(write_ranges(tmp_path, ranges)), make_recipe("none", tmp_path), arguments
+    )
+
+
+def test_ranges_take_the_type_of_their_field(tmp_path):
+    ranges = {
+        "weight_decay": ["1e-5", 1, "log"],
+        "mixup": [0, 1],
+        "early_stopping_patience": {"choices": [0, 2]},
+        "drop_path": {"choices": [None, 0, 0.25]},
+        "per_device_train_batch_size": [4, 32, "log"],
+        "stages": {"choices": [["head:1:1e-3", "all:2:1e-4"], "all:3:1e-4"]},
+    }
+    assert read(tmp_path, ranges) == {
+        "weight_decay": FloatDistribution(1e-5, 1.0, log=True),
+        "mixup": FloatDistribution(0.0, 1.0),
+        "early_stopping_patience": CategoricalDistribution([0, 2]),
+        "drop_path": CategoricalDistribution([None, 0.0, 0.25]),
+        "per_device_train_batch_size": IntDistribution(4, 32, log=True),
+        "phases": CategoricalDistribution(["head:1:1e-3 all:2:1e-4", "all:3:1e-4"]),
+    }
+    assert list(read(tmp_path, ranges)) == sorted(ranges)
+
+
+def test_values_reach_recipe_and_arguments(tmp_path):
+    values = {"phases": "head:1:1e-3 all:2:1e-4", "drop_path": 0.1, "augment_blur": 0.5}
+    recipe, arguments = apply_values(
+        values | {"per_device_train_batch_size": 7, "optim": "adamw_torch"},
+        make_recipe("none", tmp_path),
+        make_arguments(tmp_path / "x", precision="bf16"),
+    )
+    assert arguments.phases == ["head:1:1e-3", "all:2:1e-4"]
+    assert (recipe.model.drop_path, recipe.augment.augment_blur) == (0.1, 0.5)
+    assert arguments.per_device_train_batch_size == 7 and arguments.bf16
+    assert (recipe.model.backbone, arguments.num_train_epochs) == (FAMILY, 2)
+
+
+@pytest.mark.parametrize(
+    ("ranges", "words"),
+    [
+        ({"learning_rte": [0, 1]}, "did you mean learning_rate"),
+        ({"seed": [1, 9]}, "'seed', which cannot be searched: it would change what is compared"),
+        ({"validation_fraction": [0.1, 0.2]}, "cannot be searched"),
+        ({"metric_for_best_model": {"choices": ["auroc", "loss"]}}, "cannot be searched"),
+        ({"learning_rate": 3}, "3 is not \\[low, high\\]"),
+        ({"learning_rate": [1, 2, "logarithm"]}, "is not \\[low, high\\]"),
+        ({"learning_rate": {"choice": [1, 2]}}, "is not \\[low, high\\]"),
+        ({"learning_rate": ["a", 2]}, "'a' is no number"),
+        ({"learning_rate": [0.0, float("inf")]}, "inf is no number"),
+        ({"learning_rate": [2, 1]}, "lower one first"),
+        ({"learning_rate": [0, 1, "log"]}, "begins above 0"),
+        ({"learning_rate": [-1, 1]}, "learning_rate is -1.0; give 0 or more"),
+        ({"mixup": [0, None]}, "None is no number"),
+        ({"per_device_train_batch_size": [1.5, 3]}, "1.5 is no whole number"),
+        ({"imbalance": ["weights", "none"]}, "it is no number"),
+        ({"imbalance": {"choices": ["weights", "weight"]}}, "Unknown imbalance 'weight'"),
+        ({"imbalance": {"choices": ["weights"]}}, "two choices"),
+        ({"lr_scheduler_type": {"choices": ["cosine", "cosin"]}}, "cosin"),
+        ({"stages": {"choices": [["head:1:1"], ["tail:1:1"]]}}, "tail:1:1"),
+        ({"augment_flip": [0, 2]}, "augment_flip is 2.0"),
+        ({"stages": {"choices": ["all:1:1", "all:2:1"]}, "learning_rate": [0, 1]}, "phases set"),
+        ([1], "must hold lines"),
+    ],
+)
+def test_ill_formed_ranges_are_refused_with_a_sentence(tmp_path, ranges, words):
+    with pytest.raises(UserError, match=words):
+        read(tmp_path, ranges)
+
+
+def test_example_of_ranges_is_sound(tmp_path):
+    path = ROOT / "train_scripts" / "configs" / "search.yaml"
+    arguments = make_arguments(tmp_path / "x")
+    assert "learning_rate" in read_ranges(path, make_recipe("none", tmp_path), arguments)
+    # What is commented out is an example too, if not all of it together.
+    lines = [line.removeprefix("# ") for line in path.read_text().splitlines()]
+    others = yaml.safe_load("\n".join(lines[lines.index("mixup: {choices: [0.0, 0.2, 0.4]}") :]))
+    assert len(others) == 7
+    for name, summary in others.items():
+        assert list(read(tmp_path, {name: summary})) == [name]
+
+
+# ---- What is proposed
+
+RATES = {"learning_rate": FloatDistribution(0.0, 1.0), "mixup": FloatDistribution(0.0, 1.0)}
+
+
+def make_trials(count: int, failing=lambda rate: False) -> list[optuna.trial.FrozenTrial]:
+    trials = []
+    for _ in range(count):
+        values = propose(trials, RATES, "maximize", seed=13)
+        rate = values["learning_rate"]
+        ended = {"state": TrialState.FAIL}
+        if not failing(rate):
+            ended = {"state": TrialState.COMPLETE, "value": -((rate - 0.4) ** 2)}
+        trials.append(create_trial(params=values, distributions=RATES, **ended))
+    return trials
+
+
+def test_proposals_follow_from_the_seed_and_earlier_trials_alone():
+    trials = make_trials(14)
+    for count in (0, 3, 11):
+        again = propose(trials[:count], RATES, "maximize", seed=13)
+        assert again == trials[count].params
+        assert propose(trials[:count], RATES, "maximize", seed=14) != again
+    assert len({one.params["learning_rate"] for one in trials}) == 14
+
+
+def test_proposals_go_to_where_it_was_good():
+    rates = [one.params["learning_rate"] for one in make_trials(40)]
+    assert sum(abs(rate - 0.4) < 0.15 for rate in rates[20:]) > 9  # of 20; by chance 6
+    assert sum(abs(rate - 0.4) < 0.15 for rate in rates[:10]) < 6
+
+
+def test_proposals_keep_away_from_where_trials_failed():
+    trials = make_trials(30, failing=lambda rate: rate > 0.15)
+    late = [one.state for one in trials[15:]]
+    assert late.count(TrialState.FAIL) < 10  # of 15; by chance 13
+
+
+# ---- Whole searches
+
+
+def test_best_trial_is_that_of_the_best_validation_metric(whole):
+    found = read_search(whole)
+    values = {one["number"]: one["value"] for one in found["trials"]}
+    assert [one["state"] for one in found["trials"]] == ["finished"] * TRIALS
+    assert values[found["best"]] == max(values.values())
+    assert list(values.values()) == sorted(values.values(), reverse=True)
+    for number, value in values.items():
+        run = json.loads((whole / "search/trials" / f"{number:03}" / "run.json").read_text())
+        summary = [entry["eval_auroc"] for entry in run["training"]["history"]]
+        assert value == run["training"]["best_validation_metric"] == max(summary)
+    (one,) = [one for one in found["trials"] if one["number"] == 1]
+    run = json.loads((whole / "search/trials/001/run.json").read_text())
+    assert run["training"]["learning_rate"] == one["parameters"]["learning_rate"]
+    assert run["augmentation"]["augment_strength"] == one["parameters"]["augment_strength"]
+
+
+def test_only_the_best_trial_keeps_its_weights(whole):
+    best = f"{read_search(whole)['best']:03}"
+    trials = whole / "search" / "trials"
+    assert {path.splits[-2] for path in trials.glob("*/model.safetensors")} == {best}
+    assert {path.relative_to(trials).splits[0] for path in trials.rglob("*.pt")} == {best}
+    for folder in trials.iterdir():
+        assert (folder / "run.json").exists() and (folder / "training_curves.png").exists()
+    large = [path for path in trials.rglob("*") if path.is_file() and path.stat().st_size > 200_000]
+    assert {path.relative_to(trials).splits[0] for path in large} <= {best}
+
+
+def test_table_and_page_tell_each_trial_and_warn_of_luck(whole):
+    with (whole / "search/trials.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    found = read_search(whole)
+    assert [int(row["number"]) for row in rows] == [one["number"] for one in found["trials"]]
+    assert [float(row["value"]) for row in rows] == [one["value"] for one in found["trials"]]
+    rate = found["trials"][0]["parameters"]["learning_rate"]
+    assert float(rows[0]["learning_rate"]) == rate
+    page = (whole / "search/search.md").read_text()
+    assert "winner's curse" in page and "validation" in page
+    assert f"| **{found['best']}** |" in page and f"{rate:.4g}" in page
+    assert "learning_rate: 0.0001 to 0.01, in log" in page
+    assert (whole / "search/search.png").read_bytes().startswith(b"\x89PNG")
+    assert not list((whole / "search").glob(".*unfinished"))
+
+
+def test_best_recipe_trains_the_best_model_again(whole, tmp_path):
+    flags = ["--output_dir", tmp_path / "again", "--cpu_threads", 1]
+    done = call_script("train.py", "--config", whole / "search/best.yaml", *flags)
+    assert done.returncode == 0, done.stderr
+    best = whole / "search/trials" / f"{read_search(whole)['best']:03}"
+    one, two = (load_file(folder / "model.safetensors") for folder in (best, tmp_path / "again"))
+    assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+
+KILLED = """
+import os, signal, sys
+sys.path[:0] = [{root!r}, {tests!r}]
+from pathlib import Path
+import test_search
+from pneumonia_hf import search
+
+told = search._Report.on_evaluate
+
+def on_evaluate(self, args, state, control, **kwargs):
+    told(self, args, state, control, **kwargs)
+    if self.trial.number == 1 and state.epoch > 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+search._Report.on_evaluate = on_evaluate
+recipe = test_search.make_recipe({body!r}, Path({data!r}))
+test_search.start_search(Path({folder!r}), recipe)
+"""
+
+
+def test_killed_search_ends_as_if_it_had_not_been(whole, tmp_path, body, xray_folder):
+    places = {"root": str(ROOT), "tests": str(ROOT / "tests"), "folder": str(tmp_path)}
+    code = KILLED.format(**places, body=str(body), data=str(xray_folder))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=240)
+    assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
+    assert len(read_search(tmp_path)["trials"]) == 1
+    # Within the second trial: after its first checkpoint, and before the second.
+    (checkpoint,) = (tmp_path / "search/trials/001").rglob("checkpoint-*")
+    before = (checkpoint / "trainer_state.json").stat().st_mtime_ns
+    with pytest.raises(UserError, match="--resume"):
+        start_search(tmp_path, make_recipe(body, xray_folder))
+    start_search(tmp_path, make_recipe(body, xray_folder), resume=True, keep="all")
+    assert list_trials(tmp_path) == list_trials(whole)
+    assert (checkpoint / "trainer_state.json").stat().st_mtime_ns == before
+    best = f"search/trials/{read_search(whole)['best']:03}/model.safetensors"
+    one, two = load_file(whole / best), load_file(tmp_path / best)
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_finished_search_repeats_nothing_and_goes_on_to_more_trials(
+    tmp_path, xray_folder, monkeypatch
+):
+    runs, recipe = fake_runs(monkeypatch), make_recipe("none", xray_folder)
+    start_search(tmp_path, recipe, n_trials=2)
+    start_search(tmp_path, recipe, n_trials=2, resume=True)
+    assert runs == ["000", "001"]
+    start_search(tmp_path, recipe, n_trials=4, resume=True, keep="all")
+    assert runs == ["000", "001", "002", "003"]
+    resumed = list_trials(tmp_path)
+    start_search(tmp_path, recipe, n_trials=4, overwrite=True)
+    assert runs[4:] == runs[:4]
+    assert list_trials(tmp_path) == resumed
+
+
+@pytest.fixture(scope="module")
+def quiet(tmp_path_factory, xray_folder) -> list[tuple]:
+    """The trials of a search of runs of no cost, which nothing interrupted."""
+    folder = tmp_path_factory.mktemp("quiet")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        fake_runs(monkeypatch)
+        start_search(folder, make_recipe("none", xray_folder))
+    return list_trials(folder)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        KeyboardInterrupt(),
+        Stopped("Stopped by SIGTERM."),
+        OSError(errno.ENOSPC, "No space left on device"),
+        ZeroDivisionError("a fault of ours"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_what_ends_the_search_leaves_its_trial_to_be_gone_on_with(
+    error, quiet, tmp_path, xray_folder, monkeypatch
+):
+    recipe = make_recipe("none", xray_folder)
+
+    def break_off(arguments):
+        if arguments.output_dir.endswith("001"):
+            raise error
+        return 1 - arguments.learning_rate
+
+    fake_runs(monkeypatch, break_off)
+    with pytest.raises(type(error)):
+        start_search(tmp_path, recipe)
+    assert not (tmp_path / "search/trials/002").exists()
+    runs = fake_runs(monkeypatch)
+    start_search(tmp_path, recipe, resume=True)
+    assert runs == ["001", "002"]
+    assert list_trials(tmp_path) == quiet
+
+
+def test_sigterm_between_trials_ends_the_search_in_order(tmp_path, xray_folder, monkeypatch):
+    fake_runs(monkeypatch, lambda arguments: os.kill(os.getpid(), signal.SIGTERM))
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Stopped, match="--resume"):
+        start_search(tmp_path, make_recipe("none", xray_folder))
+    assert signal.getsignal(signal.SIGTERM) is before
+    runs = fake_runs(monkeypatch)
+    start_search(tmp_path, make_recipe("none", xray_folder), resume=True)
+    assert runs == ["000", "001", "002"]
+
+
+def test_failed_trial_is_told_and_the_search_goes_on(tmp_path, body, xray_folder):
+    ranges = {"learning_rate": {"choices": [1e-3, 1e30]}}
+    start_search(tmp_path, make_recipe(body, xray_folder), ranges, n_trials=2, num_train_epochs=1)
+    good, bad = read_search(tmp_path)["trials"]
+    assert (good["state"], bad["state"]) == ("finished", "failed")
+    assert bad["value"] is None and "diverged" in bad["trouble"]
+    page = (tmp_path / "search/search.md").read_text()
+    assert f"- Trial {bad['number']}: Training has diverged" in page
+    assert yaml.safe_load((tmp_path / "search/best.yaml").read_text())["learning_rate"] == 1e-3
+
+
+def test_search_in_which_all_fails_ends_with_the_reason(tmp_path, xray_folder, monkeypatch):
+    def fail(arguments):
+        raise UserError("The weights folder x does not exist.")
+
+    runs = fake_runs(monkeypatch, fail)
+    with pytest.raises(UserError, match=r"All 3 trials failed.*The weights folder x does not"):
+        start_search(tmp_path, make_recipe("none", xray_folder), n_trials=9)
+    assert len(runs) == 3
+    assert not (tmp_path / "search/best.yaml").exists()
+
+
+def test_accelerator_without_enough_memory_fails_the_trial_alone(
+    tmp_path, xray_folder, monkeypatch
+):
+    def run_out(arguments):
+        if arguments.output_dir.endswith("000"):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return 0.8
+
+    fake_runs(monkeypatch, run_out)
+    start_search(tmp_path, make_recipe("none", xray_folder), n_trials=2)
+    assert "memory is too small" in read_search(tmp_path)["trials"][1]["trouble"]
+
+
+def test_hopeless_trial_is_stopped_in_a_later_phase(tmp_path, body, xray_folder, monkeypatch):
+    from pneumonia_hf.training import train as training
+
+    scores = iter([0.9, 0.8, 0.95, 0.85, 0.7])
+    monkeypatch.setattr(
+        training, "_compute_trainer_metrics", lambda prediction: {"auroc": next(scores)}
+    )
+    eager = optuna.pruners.MedianPruner(n_startup_trials=1, n_warmup_steps=0)
+    monkeypatch.setitem(search.PRUNERS, "median", lambda: eager)
+    phases = ["head:1:1e-3", "all:2:1e-3"]
+    ranges = {"weight_decay": [0.01, 0.1]}
+    scores = iter([0.9, 0.8, 0.95, 0.91, 0.7, 0.6])
+    start_search(
+        tmp_path,
+        make_recipe(body, xray_folder),
+        ranges,
+        n_trials=2,
+        phases=phases,
+        report_to=["tensorboard"],
+    )
+    first, second = read_search(tmp_path)["trials"]
+    assert first["evaluations"] == [0.9, 0.8, 0.95] and first["value"] == 0.95
+    # Its best, 0.91, is above the median of the second evaluations, but not of the third.
+    assert (second["state"], second["evaluations"]) == ("stopped", [0.91, 0.7, 0.6])
+    assert (first["epochs"], second["epochs"]) == (3, 3)
+    assert not list((tmp_path / "search/trials/001").rglob("*.safetensors"))
+    assert len(list((tmp_path / "search/trials/001").rglob("events.out.tfevents.*"))) == 2
+
+
+def test_trial_killed_when_it_was_to_be_stopped_is_stopped(tmp_path, xray_folder, monkeypatch):
+    recipe = make_recipe("none", xray_folder)
+    eager = optuna.pruners.MedianPruner(n_startup_trials=1, n_warmup_steps=0)
+    monkeypatch.setitem(search.PRUNERS, "median", lambda: eager)
+    values = iter([0.9, 0.5])
+
+    def run(recipe, arguments, callbacks):
+        callbacks[0].trial.report(next(values), 1)
+        if arguments.output_dir.endswith("001"):
+            raise KeyboardInterrupt
+
+    fake_runs(monkeypatch)
+    paid = search.run_recipe
+    monkeypatch.setattr(search, "run_recipe", lambda *summary: (run(*summary), paid(*summary)))
+    with pytest.raises(KeyboardInterrupt):
+        start_search(tmp_path, recipe, n_trials=2)
+    runs = fake_runs(monkeypatch)
+    start_search(tmp_path, recipe, n_trials=2, resume=True)
+    assert runs == []
+    assert [one["state"] for one in read_search(tmp_path)["trials"]] == ["finished", "stopped"]
+
+
+def test_without_the_best_checkpoint_the_last_evaluation_counts(tmp_path, xray_folder, monkeypatch):
+    fake_runs(monkeypatch)
+    recipe = make_recipe("none", xray_folder)
+    start_search(tmp_path, recipe, n_trials=1, load_best_model_at_end=False)
+    assert read_search(tmp_path)["trials"][0]["value"] == 0.25
+
+
+def test_lower_is_better_where_the_metric_says_so(tmp_path, xray_folder, monkeypatch):
+    fake_runs(monkeypatch)
+    start_search(tmp_path, make_recipe("none", xray_folder), metric_for_best_model="loss")
+    found = read_search(tmp_path)
+    values = {one["number"]: one["value"] for one in found["trials"]}
+    assert values[found["best"]] == min(values.values()) < max(values.values())
+
+
+def test_importance_is_told_from_ten_trials_on(tmp_path, xray_folder, monkeypatch):
+    runs = fake_runs(monkeypatch)
+    recipe = make_recipe("none", xray_folder)
+    start_search(tmp_path, recipe, n_trials=9)
+    assert read_search(tmp_path)["importance"] is None
+    start_search(tmp_path, recipe, n_trials=12, resume=True)
+    importance = read_search(tmp_path)["importance"]
+    assert len(runs) == 12 and set(importance) == set(RANGES)
+    assert max(importance, key=importance.get) == "learning_rate"
+    assert sum(importance.values()) == pytest.approx(1)
+    assert "| learning_rate |" in (tmp_path / "search/search.md").read_text()
+
+
+def test_timeout_begins_no_further_trial(tmp_path, xray_folder, monkeypatch):
+    clock = SimpleNamespace(now=0)
+    monkeypatch.setattr(search, "time", SimpleNamespace(monotonic=lambda: clock.now))
+
+    def take_a_minute(arguments):
+        clock.now += 60
+        return 0.5
+
+    runs = fake_runs(monkeypatch, take_a_minute)
+    recipe = make_recipe("none", xray_folder)
+    start_search(tmp_path, recipe, n_trials=5, timeout=1.5)
+    assert runs == ["000", "001"]
+    assert [one["seconds"] for one in read_search(tmp_path)["trials"]] == [60, 60]
+
+
+# ---- The test split
+
+
+def test_labels_of_the_test_split_change_nothing(tmp_path, body, monkeypatch):
+    from pneumonia_hf.inference import predictor
+
+    values, scored = [], []
+    opened = predictor.read_xray
+
+    def note(source, *others):
+        scored.append(source)
+        return opened(source, *others)
+
+    monkeypatch.setattr(predictor, "read_xray", note)
+    for name in ("right", "wrong"):
+        data = tmp_path / name / "data"
+        for seed, split in enumerate(("train", "val", "test")):
+            draw_folder(data / split, patients=8, seed=5000 + 100 * seed)
+        if name == "wrong":
+            classes = [data / "test" / one for one in ("NORMAL", "PNEUMONIA", "other")]
+            for source, target in ((0, 2), (1, 0), (2, 1)):
+                classes[source].rename(classes[target])
+        recipe = make_recipe(body, data, smallest_validation=1)
+        scored.clear()
+        start_search(tmp_path / name, recipe, n_trials=1, num_train_epochs=1)
+        values.append(list_trials(tmp_path / name))
+        names = {str(one) for one in scored}
+        assert len(names) == 16 and all("/val/" in one for one in names)
+    assert values[0] == values[1]
+
+
+# ---- What is refused
+
+
+def test_search_of_something_else_is_not_gone_on_with(tmp_path, xray_folder, monkeypatch):
+    runs = fake_runs(monkeypatch)
+    recipe = make_recipe("none", xray_folder)
+    start_search(tmp_path, recipe, n_trials=1)
+    other_data = draw_folder(tmp_path / "other", patients=10, seed=31)
+    for words, changes in {
+        "begun with other weight_decay": {"ranges": RANGES | {"weight_decay": [0, 0.1]}},
+        "begun with other learning_rate": {"ranges": RANGES | {"learning_rate": [0.1, 0.2]}},
+        "begun with other num_train_epochs": {"num_train_epochs": 3},
+        "begun with other pruner": {"pruner": "none"},
+        "begun with other .*train images": {"recipe": make_recipe("none", other_data)},
+        "begun with other image_size": {
+            "recipe": replace(recipe, model=replace(recipe.model, image_size=32))
+        },
+    }.items():
+        with pytest.raises(UserError, match=words):
+            start_search(tmp_path, **({"recipe": recipe} | changes), n_trials=2, resume=True)
+    assert runs == ["000"]
+
+
+def test_search_that_cannot_be_is_refused_before_anything_is_made(tmp_path, xray_folder):
+    recipe = make_recipe("none", xray_folder)
+    for words, changes in {
+        "needs evaluations": {"eval_strategy": "no", "load_best_model_at_end": False},
+        "leave --seeds out": {"seeds": [1, 2]},
+        "n_trials is 0": {"n_trials": 0},
+        "timeout is -1": {"timeout": -1},
+        "Unknown pruner 'x'; choose from": {"pruner": "x"},
+        "Unknown keep 'x'; choose from": {"keep": "x"},
+        "did you mean": {"ranges": {"learning": [0, 1]}},
+    }.items():
+        with pytest.raises(UserError, match=words):
+            start_search(tmp_path, recipe, **changes)
+    with pytest.raises(UserError, match="does not exist"):
+        start_search(tmp_path, make_recipe("none", tmp_path / "no-data"))
+    assert not (tmp_path / "search").exists()
+
+
+def test_several_processes_are_refused(tmp_path, xray_folder, monkeypatch):
+    monkeypatch.setattr(XrayTrainingArguments, "world_size", property(lambda self: 2))
+    with pytest.raises(UserError, match="one process"):
+        start_search(tmp_path, make_recipe("none", xray_folder))
+
+
+def test_second_search_in_the_same_folder_is_refused(tmp_path, xray_folder, monkeypatch):
+    recipe = make_recipe("none", xray_folder)
+
+    def start_second(arguments):
+        with pytest.raises(UserError, match="Another search is at work"):
+            start_search(tmp_path, recipe, resume=True)
+        return 0.5
+
+    runs = fake_runs(monkeypatch, start_second)
+    start_search(tmp_path, recipe, n_trials=1)
+    assert runs == ["000"]
+
+
+def test_finished_model_is_not_searched_over(tmp_path, tiny_model, xray_folder):
+    import shutil
+
+    shutil.copytree(tiny_model, tmp_path / "search")
+    before = (tmp_path / "search/model.safetensors").read_bytes()
+    for flags in ({}, {"overwrite": True}, {"resume": True}):
+        with pytest.raises(UserError, match=r"search holds|begun with other"):
+            start_search(tmp_path, make_recipe("none", xray_folder), **flags)
+    assert (tmp_path / "search/model.safetensors").read_bytes() == before
+
+
+def test_damaged_study_is_told_in_a_sentence(tmp_path, xray_folder, monkeypatch):
+    fake_runs(monkeypatch)
+    recipe = make_recipe("none", xray_folder)
+    start_search(tmp_path, recipe, n_trials=1)
+    (tmp_path / "search/study.db").write_bytes(b"no database" * 1000)
+    with pytest.raises(UserError, match=r"study\.db cannot be used .*not a database"):
+        start_search(tmp_path, recipe, n_trials=2, resume=True)
+    start_search(tmp_path, recipe, n_trials=1, overwrite=True)
+
+
+def test_folder_may_have_any_name(tmp_path, xray_folder, monkeypatch):
+    folder = tmp_path / "a b%20?x#y&ä={z}"
+    folder.mkdir()
+    fake_runs(monkeypatch)
+    start_search(folder, make_recipe("none", xray_folder), n_trials=1)
+    assert (folder / "search/study.db").stat().st_size > 0
+    assert [path.name for path in tmp_path.iterdir()] == [folder.name]
+
+
+def test_script_searches_and_tells_mistakes_in_a_sentence(tmp_path, xray_folder, monkeypatch):
+    runs = fake_runs(monkeypatch)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("backbone: convnextv2-tiny\nnum_train_epochs: 1\nn_trials: 2\n")
+    flags = ["--config", recipe, "--data_dir", xray_folder, "--output_dir", tmp_path / "search"]
+    assert_one_sentence(call_script("search.py", *flags), "--ranges")
+    flags += ["--ranges", write_ranges(tmp_path)]
+    done = call_script("search.py", *flags)
+    assert done.returncode == 0, done.stderr
+    assert runs == ["000", "001"]
+    assert "Trial 1 (2 of 2): augment_strength" in done.stdout
+    assert f"The best model is in {tmp_path / 'search' / 'trials'}" in done.stdout
+    assert_one_sentence(call_script("search.py", *flags), "--resume", "--overwrite")
+    assert_one_sentence(call_script("search.py", *flags, "--mixup", "much"), "mixup")

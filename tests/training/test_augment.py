@@ -1,0 +1,460 @@
+from __future__ import annotations
+
+import io
+from dataclasses import fields
+from traceback import walk_stack
+
+import numpy as np
+import pytest
+import torch
+from helpers import assert_one_sentence, call_script, draw_xray
+from PIL import Image
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+from pneumonia_hf.errors import UserError
+from pneumonia_hf.training import augment as room
+from pneumonia_hf.training.augment import (
+    AUGMENTATIONS,
+    CHANGES,
+    AugmentConfig,
+    augment,
+    draw_preview,
+)
+
+OFF = {f"augment_{name}": 0.0 for name in AUGMENTATIONS}
+every_operation = pytest.mark.parametrize("name", sorted(AUGMENTATIONS))
+
+
+def alone(name: str, strength: float = 1.0) -> AugmentConfig:
+    """Return a config in which one operation is on."""
+    return AugmentConfig(**OFF | {"augment_strength": strength, f"augment_{name}": 1.0})
+
+
+def certainly(name: str, pixels: Tensor, strength: float = 1.0) -> Tensor:
+    """Apply one operation to every image."""
+    return room._apply(pixels, {name: strength}, always=True)
+
+
+def draw_batch(count: int, width: int = 64, height: int = 64) -> Tensor:
+    """Draw uint8 [count, 1, height, width], well and ill in turn."""
+    images = [draw_xray(seed, bool(seed % 2), (width, height)) for seed in range(count)]
+    return torch.stack([torch.from_numpy(np.array(image)) for image in images])[:, None]
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="module")
+def pixels() -> Tensor:
+    return draw_batch(32)
+
+
+def differ(one: Tensor, other: Tensor) -> Tensor:
+    """Return for each image whether it changed by more than rounding."""
+    return (one - other).abs().amax((1, 2, 3)) > 0.01
+
+
+def test_every_operation_has_a_strength_in_the_config_and_a_help_text():
+    names = {one.name for one in fields(AugmentConfig)} - {"augment_strength"}
+    assert names == {f"augment_{name}" for name in AUGMENTATIONS}
+    assert all(one.metadata["help"] for one in fields(AugmentConfig))
+
+
+@every_operation
+def test_an_operation_alone_changes_some_images_and_keeps_shape_and_range(name, pixels):
+    changed = augment(pixels, alone(name))
+    assert changed.shape == pixels.shape and changed.dtype == torch.float32
+    assert changed.min() >= 0 and changed.max() <= 255
+    moved = differ(changed, pixels.float())
+    assert moved.any() and not moved.all()
+
+
+@every_operation
+def test_an_operation_is_made_to_its_share_of_the_images(name):
+    pixels = draw_batch(8, 32, 32).repeat(50, 1, 1, 1)
+    share = differ(augment(pixels, alone(name)), pixels.float()).float().mean().item()
+    expected = CHANGES[name].share if name in CHANGES else room.MOVED_SHARE
+    assert abs(share - expected) < 0.07
+
+
+@every_operation
+def test_images_of_a_batch_are_changed_each_in_its_own_way(name):
+    torch.manual_seed(0)
+    alike = draw_batch(1, 160, 160).repeat(12, 1, 1, 1)
+    changed = certainly(name, alike, 0.5 if name == "flip" else 1.0)
+    # CLAHE's clip limit is a whole number of pixels.
+    least = {"flip": 2, "clahe": 3}.get(name, 10)
+    assert len({one.numpy().tobytes() for one in changed}) >= least
+
+
+@every_operation
+def test_the_same_seed_gives_the_same_bits_and_another_seed_others(name, pixels):
+    results = []
+    for seed in (3, 3, 4):
+        torch.manual_seed(seed)
+        results.append(augment(pixels, alone(name)))
+    assert torch.equal(results[0], results[1])
+    assert not torch.equal(results[0], results[2])
+
+
+@every_operation
+def test_a_strength_of_zero_leaves_an_operation_out_altogether(name, pixels, monkeypatch):
+    def refuse(*_):
+        raise AssertionError(f"{name} was called")
+
+    if name in CHANGES:
+        monkeypatch.setitem(room.CHANGES, name, room.Change(refuse, 1.0))
+    else:
+        monkeypatch.setitem(room.MOVES, name, refuse)
+    augment(pixels, AugmentConfig(**{f"augment_{name}": 0.0}))
+
+
+@pytest.mark.parametrize("off", [{"augment_strength": 0.0}, OFF])
+def test_without_strength_the_bits_stay_and_no_random_number_is_drawn(pixels, off):
+    before = torch.get_rng_state()
+    assert torch.equal(augment(pixels, AugmentConfig(**off)), pixels.float())
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_going_on_from_saved_random_numbers_gives_the_same_bits(pixels):
+    augment(pixels, AugmentConfig())
+    saved = torch.get_rng_state()
+    first = augment(pixels, AugmentConfig())
+    torch.set_rng_state(saved)
+    assert torch.equal(augment(pixels, AugmentConfig()), first)
+
+
+def test_the_given_images_themselves_are_not_changed(pixels):
+    given = pixels.float()
+    augment(given, AugmentConfig())
+    assert torch.equal(given, pixels.float())
+
+
+@every_operation
+@pytest.mark.parametrize("strength", [0.3, 1.0, 3.0])
+@pytest.mark.parametrize("size", [(1, 28, 28), (3, 32, 32), (2, 45, 97), (2, 224, 160)])
+def test_any_size_and_strength_stays_within_the_range(name, strength, size):
+    count, height, width = size
+    changed = certainly(name, draw_batch(count, width, height), strength)
+    assert changed.shape == (count, 1, height, width)
+    assert changed.isfinite().all() and changed.min() >= 0 and changed.max() <= 255
+
+
+@every_operation
+@pytest.mark.parametrize("gray", [0, 128, 255])
+@pytest.mark.parametrize("strength", [1.0, 3.0])
+def test_images_of_one_gray_stay_finite(name, gray, strength):
+    flat = torch.full((4, 1, 40, 40), gray, dtype=torch.uint8)
+    changed = certainly(name, flat, strength)
+    assert changed.isfinite().all() and changed.min() >= 0 and changed.max() <= 255
+
+
+def test_images_are_not_mirrored_unless_asked_for():
+    sided = torch.zeros(64, 1, 64, 64)
+    sided[..., 8:56, 2:26] = 200  # on the left
+    left, right = (augment(sided, AugmentConfig()).split(32, -1)[side] for side in (0, 1))
+    assert (left.mean((1, 2, 3)) > right.mean((1, 2, 3))).all()
+    mirrored = augment(sided, alone("flip"))
+    swapped = (mirrored == sided.flip(-1)).all(-1).all(-1).all(-1)
+    assert ((mirrored == sided).all(-1).all(-1).all(-1) | swapped).all()
+    assert 0.3 < swapped.float().mean() < 0.7
+
+
+def place(pixels: Tensor) -> Tensor:
+    """Return the centre of each image's light, as x and y: [N, 2]."""
+    height, width = pixels.shape[-2:]
+    light = pixels[:, 0] / pixels.sum((1, 2, 3))[:, None, None]
+    x = (light.sum(1) * torch.arange(width)).sum(1)
+    return torch.stack([x, (light.sum(2) * torch.arange(height)).sum(1)], 1)
+
+
+def draw_dot(count: int, x: int, y: int) -> Tensor:
+    """Draw a light dot on black images 120 pixels wide and 80 high."""
+    dot = torch.zeros(count, 1, 80, 120)
+    dot[..., y - 2 : y + 2, x - 2 : x + 2] = 255
+    return dot
+
+
+def test_a_shift_is_no_further_than_a_twentieth_of_the_side():
+    centred = draw_dot(200, 60, 40)
+    moved = (place(augment(centred, alone("translation"))) - place(centred)).abs()
+    assert moved[:, 0].max() <= 0.05 * 120 + 0.1 and moved[:, 0].max() > 4
+    assert moved[:, 1].max() <= 0.05 * 80 + 0.1 and moved[:, 1].max() > 3
+
+
+def test_a_rotation_is_no_further_than_seven_degrees_and_keeps_distances():
+    outer = draw_dot(200, 60, 10)
+    centre = torch.tensor([59.5, 39.5])
+    before = place(outer) - centre
+    after = place(certainly("rotation", outer)) - centre
+    angles = torch.rad2deg(torch.atan2(after[:, 0], -after[:, 1]))
+    angles -= torch.rad2deg(torch.atan2(before[:, 0], -before[:, 1]))
+    assert angles.abs().max() <= 7.1 and angles.min() < -5 and angles.max() > 5
+    assert torch.allclose(after.norm(dim=1), before.norm(dim=1), atol=0.2)
+
+
+def test_a_zoom_is_no_more_than_a_tenth():
+    outer = draw_dot(200, 90, 20)
+    centre = torch.tensor([59.5, 39.5])
+    ratio = (place(certainly("zoom", outer)) - centre) / (place(outer) - centre)
+    assert ratio.min() > 0.89 and ratio.max() < 1.11
+    assert ratio.min() < 0.93 and ratio.max() > 1.07
+
+
+def test_what_comes_in_at_the_border_is_black():
+    white = torch.full((50, 1, 64, 64), 255.0)
+    for name in room.MOVES:
+        moved = certainly(name, white)
+        assert (moved.amin((1, 2, 3)) < 1).any()
+
+
+def test_rotation_shift_and_zoom_interpolate_once(monkeypatch, pixels):
+    sample, calls = torch.nn.functional.grid_sample, []
+    monkeypatch.setattr(
+        torch.nn.functional, "grid_sample", lambda *a, **k: calls.append(1) or sample(*a, **k)
+    )
+    augment(pixels, AugmentConfig())
+    assert len(calls) == 1
+
+
+def measure_blocks(pixels: Tensor) -> float:
+    """Return how much steeper images are where blocks of 8 meet than within them."""
+    steps = (pixels.float()[..., 1:] - pixels.float()[..., :-1]).abs().mean((0, 1, 2))
+    between = torch.arange(len(steps)) % 8 == 7
+    return (steps[between].mean() / steps[~between].mean()).item()
+
+
+def test_jpeg_leaves_blocks_of_eight():
+    pixels = draw_batch(4, 100, 90)
+    coded = certainly("jpeg", pixels, 1.4)
+    assert measure_blocks(pixels) < 1.1
+    assert measure_blocks(coded) > 1.3
+
+
+@pytest.mark.parametrize("quality", [5, 30, 50, 75, 90])
+def test_jpeg_does_what_a_jpeg_file_does(monkeypatch, quality):
+    image = draw_xray(1, ill=True, size=(100, 90))
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=quality)
+    read = torch.from_numpy(np.array(Image.open(file))).float()
+    monkeypatch.setattr(room, "_draw", lambda pixels, *_: torch.full((1,), 100.0 - quality))
+    ours = certainly("jpeg", torch.from_numpy(np.array(image))[None, None])[0, 0]
+    assert (ours - read).abs().mean() < 0.6  # the file's grays are whole numbers
+
+
+def test_blur_is_as_wide_as_documented(monkeypatch):
+    """The spread of a point, measured, is the standard deviation that was drawn: 1.6 pixels."""
+    monkeypatch.setattr(room, "_draw", lambda pixels, low, high: torch.full((len(pixels),), high))
+    point = torch.zeros(1, 1, 65, 65)
+    point[..., 32, 32] = 1
+    for strength, expected in ((1.0, 1.6), (2.0, 3.1)):
+        spread = room.blur(point.clone(), strength)[0, 0]
+        places = torch.arange(65.0) - 32
+        assert spread.sum().item() == pytest.approx(1, abs=1e-4)
+        found = (spread.sum(dim=0) * places**2).sum().sqrt().item()
+        assert found == pytest.approx(expected, rel=0.02)
+    small = room.blur(torch.rand(2, 1, 6, 6), 4.0)  # narrower than the kernel would be
+    assert small.shape == (2, 1, 6, 6) and torch.isfinite(small).all()
+
+
+def test_clahe_raises_local_contrast_and_blur_lowers_it():
+    pixels = draw_batch(6, 224, 224)
+
+    def contrast(images: Tensor) -> Tensor:
+        return images.float().unfold(2, 28, 28).unfold(3, 28, 28).std((-1, -2)).mean()
+
+    assert contrast(certainly("clahe", pixels)) > 1.2 * contrast(pixels)
+    assert contrast(certainly("blur", pixels)) < contrast(pixels)
+
+
+def test_contrast_keeps_the_mean_and_brightness_the_differences():
+    mild = (draw_batch(32).float() - 128) * 0.3 + 128  # far from black and white
+    stretched = certainly("contrast", mild)
+    assert torch.allclose(stretched.mean((1, 2, 3)), mild.mean((1, 2, 3)), atol=0.1)
+    ratio = stretched.std((1, 2, 3)) / mild.std((1, 2, 3))
+    assert 0.74 < ratio.min() < 0.85 and 1.15 < ratio.max() < 1.26
+    lighter = certainly("brightness", mild) - mild
+    assert lighter.std((1, 2, 3)).max() < 0.01
+    assert lighter.abs().max() <= 0.15 * 255 + 0.01
+
+
+def test_gamma_keeps_the_order_of_the_grays():
+    ramp = torch.arange(256.0).view(1, 1, 16, 16).repeat(20, 1, 1, 1)
+    changed = certainly("gamma", ramp).flatten(1)
+    assert (changed.diff(dim=1) > 0).all()
+    assert (changed[:, 0] == 0).all() and torch.allclose(changed[:, -1], torch.tensor(255.0))
+
+
+def test_noise_has_the_strength_it_says():
+    gray = torch.full((8, 1, 64, 64), 128.0)
+    for strength in (0.5, 1.0, 2.0):
+        assert abs(certainly("noise", gray, strength).std() - 0.03 * strength * 255) < 0.2
+
+
+def test_erasing_blacks_out_a_small_split():
+    white = torch.full((50, 1, 64, 64), 255.0)
+    black = (certainly("erasing", white) < 1).float().mean((1, 2, 3))
+    assert 0 < black.min() and black.max() < 0.1
+
+
+def test_a_pneumonia_stays_visible():
+    well = torch.from_numpy(np.array(draw_xray(5, False, (224, 224))))[None, None]
+    ill = torch.from_numpy(np.array(draw_xray(5, True, (224, 224))))[None, None]
+    light = [
+        augment(one.repeat(40, 1, 1, 1), AugmentConfig()).mean((1, 2, 3)).mean()
+        for one in (well, ill)
+    ]
+    assert light[1] > light[0] + 0.5 * (ill.float().mean() - well.float().mean())
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"augment_strength": -1.0},
+        {"augment_noise": -0.1},
+        {"augment_jpeg": float("nan")},
+        {"augment_blur": float("inf")},
+        {"augment_flip": 1.5},
+    ],
+)
+def test_a_wrong_strength_is_told_in_a_sentence(wrong):
+    with pytest.raises(UserError, match=f"{next(iter(wrong))} is .*give 0"):
+        AugmentConfig(**wrong)
+
+
+class OnGpu(Tensor):
+    """A tensor that acts as if on a GPU: its device is called meta, its numbers are real."""
+
+    @staticmethod
+    def __new__(cls, held: Tensor):
+        return Tensor._make_wrapper_subclass(
+            cls, held.shape, held.stride(), dtype=held.dtype, device="meta"
+        )
+
+    def __init__(self, held: Tensor) -> None:
+        self.held = held
+
+    @classmethod
+    def __torch_dispatch__(cls, operation, types, arguments=(), options=None):
+        raise AssertionError(f"{operation} beside the mode")
+
+
+class NeverWaiting(TorchDispatchMode):
+    """Refuse what would make the CPU wait for such a GPU, and count the GPU's kernels."""
+
+    # Ours and kornia's: on CUDA they copy without waiting.
+    senders = frozenset({"_send", "_to_device_nonblocking"})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kernels = 0
+
+    def __torch_dispatch__(self, operation, types, arguments=(), options=None):
+        options = dict(options or {})
+        name = operation.name().removeprefix("aten::").partition(".")[0]
+        given = [one for one in tree_leaves((arguments, options)) if isinstance(one, Tensor)]
+        there = [one for one in given if isinstance(one, OnGpu)]
+        to_gpu = str(options.get("device")) == "meta"
+        if there:
+            assert name not in ("_local_scalar_dense", "nonzero", "equal"), f"{name} waits"
+            masks = name.startswith("index") and any(one.dtype == torch.bool for one in there)
+            assert not masks, f"{name} with a mask waits"
+            assert to_gpu or options.get("device") is None, f"{name} brings numbers back"
+            # Also what torch.tensor([...], device=...) makes, which copies from the CPU and waits.
+            strange = [one for one in given if one.dim() and not isinstance(one, OnGpu)]
+            assert not strange, f"{name} mixes devices, or takes numbers that were waited for"
+        elif name == "_to_copy" and to_gpu:
+            callers = {frame.f_code.co_name for frame, _ in walk_stack(None)}
+            assert callers & self.senders, "a copy to the GPU waits"
+        if options.get("device") is not None:
+            options["device"] = torch.device("cpu")
+        arguments_held, options_held = tree_map(
+            lambda one: one.held if isinstance(one, OnGpu) else one, (arguments, options)
+        )
+        result = operation(*arguments_held, **options_held)
+        if not there and not to_gpu:
+            return result
+        self.kernels += 1
+        if name.endswith("_"):  # in place
+            return arguments[0]
+        return tree_map(lambda one: OnGpu(one) if isinstance(one, Tensor) else one, result)
+
+
+@every_operation
+def test_a_gpu_is_never_waited_for(name, pixels):
+    torch.manual_seed(0)
+    expected = augment(pixels, alone(name))
+    torch.manual_seed(0)
+    with NeverWaiting() as mode:
+        changed = augment(OnGpu(pixels), alone(name))
+    assert isinstance(changed, OnGpu)
+    assert torch.equal(changed.held, expected)
+    assert mode.kernels > 0
+
+
+def test_the_work_does_not_loop_over_images():
+    kernels = {}
+    for count in (16, 64):
+        with NeverWaiting() as mode:
+            room._apply(OnGpu(draw_batch(count)), AugmentConfig().strengths(), always=True)
+        kernels[count] = mode.kernels
+    assert kernels[16] == kernels[64]
+
+
+def test_the_preview_has_a_row_an_operation_and_one_of_all_together(pixels):
+    figure = draw_preview(pixels[:2], AugmentConfig(augment_blur=2.0), columns=4)
+    assert len(figure.axes) == (len(AUGMENTATIONS) - 1 + 1) * 4  # the flip is off
+    titles = [axes.get_ylabel() for axes in figure.axes[::4]]
+    assert "blur\n2" in titles and titles[-1].startswith("all")
+    assert not any(len(axes.get_xticks()) + len(axes.get_yticks()) for axes in figure.axes)
+    for row, axes in enumerate(figure.axes[::4]):
+        assert np.array_equal(axes.images[0].get_array(), pixels[row % 2, 0])
+    for axes in figure.axes:
+        assert axes.images[0].get_clim() == (0, 255)
+
+
+def test_the_preview_leaves_the_random_numbers_of_others_alone(pixels):
+    before = torch.get_rng_state()
+    draw_preview(pixels[:1], AugmentConfig(), columns=2)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_the_script_writes_a_sheet_and_replaces_none_unasked(xray_folder, tmp_path):
+    sheet, recipe = tmp_path / "new" / "sheet.png", tmp_path / "recipe.yaml"
+    # As a recipe for training has it, with keys that are nothing to the sheet.
+    recipe.write_text("augment_noise: 2\nseed: 5\nbackbone: vit-base\nnum_train_epochs: 6\n")
+    flags = ["--data_dir", xray_folder, "--output", sheet, "--image_size", 32]
+    flags += [
+        split
+        for name in sorted(AUGMENTATIONS)
+        if name != "noise"
+        for split in (f"--augment_{name}", 0)
+    ]
+    done = call_script("preview_augmentation.py", *flags, "--config", recipe)
+    assert done.returncode == 0, done.stderr
+    assert str(sheet) in done.stdout
+    with Image.open(sheet) as image:
+        assert image.format == "PNG" and min(image.size) > 200
+    first = sheet.read_bytes()
+    assert_one_sentence(call_script("preview_augmentation.py", *flags), "exists", "--overwrite")
+    done = call_script("preview_augmentation.py", *flags, "--config", recipe, "--overwrite")
+    assert done.returncode == 0 and sheet.read_bytes() == first
+
+
+def test_the_script_lists_every_strength():
+    done = call_script("preview_augmentation.py", "--help")
+    assert done.returncode == 0
+    assert all(f"--augment_{name}" in done.stdout for name in ("strength", *AUGMENTATIONS))
+
+
+@pytest.mark.parametrize(
+    "output, words", [("sheet.jpg", "PNG"), ("folder.png", "is a folder"), ("", "PNG")]
+)
+def test_the_script_tells_a_wrong_output_in_a_sentence(tmp_path, output, words):
+    (tmp_path / "folder.png").mkdir()
+    flags = ["--data_dir", tmp_path, "--output", tmp_path / output]
+    assert_one_sentence(call_script("preview_augmentation.py", *flags), words)

@@ -1,0 +1,495 @@
+"""Runs that are cut off anywhere end with the weights of an uninterrupted one."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from helpers import ROOT, draw_folder, save_tiny_body, train_tiny
+from safetensors.torch import load_file
+from same_bits import assert_same_last_checkpoint, assert_same_model
+from transformers import TrainerCallback
+
+from pneumonia_hf.errors import Stopped, UserError
+from pneumonia_hf.evaluation import calibration
+from pneumonia_hf.training.checkpoints import (
+    AVERAGE_FILE,
+    is_whole,
+    last_whole_checkpoint,
+    list_checkpoints,
+    phase_folder,
+    remove_old,
+    seal,
+)
+from pneumonia_hf.training.trainer import XrayTrainer
+
+# All that keeps a state of its own between steps.
+STATEFUL = {
+    "num_train_epochs": 4,
+    "ema_decay": 0.9,
+    "mixup": 0.4,
+    "cutmix": 1.0,
+    "imbalance": "sampler",
+    "layer_decay": 0.8,
+    "early_stopping_patience": 0,
+    # The AUROC of drawn images is 1 after the first epoch: the best checkpoint would be the first.
+    "metric_for_best_model": "loss",
+}
+TWO_EPOCHS = {"num_train_epochs": 2, "metric_for_best_model": "loss"}
+# What the Trainer restores beside the weights.
+RESTORING = ("_load_rng_state", "_load_optimizer_and_scheduler")
+
+
+class Cut(TrainerCallback):
+    """Does something at the end of a step."""
+
+    def __init__(self, step: int, act) -> None:
+        self.step, self.act = step, act
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            self.act()
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL where the process has to live on."""
+
+
+def kill() -> None:
+    raise Killed
+
+
+def warn() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def train_with(callback, body, data, folder, **changes):
+    return train_tiny("vit-base", body, data, folder, callbacks=[callback], **changes)
+
+
+class StopAtLastCheckpoint(TrainerCallback):
+    """Ends a run when its last checkpoint is on disk, and so spares the finishing."""
+
+    def on_save(self, args, state, control, **kwargs):
+        if state.global_step >= state.max_steps:
+            raise Killed
+
+
+def assert_resumed_like(whole, run, after: int) -> None:
+    """Check the last checkpoint and the saved model of a run that was cut and resumed."""
+    assert_same_last_checkpoint(whole, run, after=after)
+    assert_same_model(whole, run)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_intervals():
+    """Draw few resamples for the intervals in run.json, which take most of a tiny run's time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(calibration, "RESAMPLES", 5)
+        yield
+
+
+@pytest.fixture(scope="module")
+def body(tmp_path_factory):
+    return save_tiny_body("vit-base", tmp_path_factory.mktemp("body"))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, body, xray_folder):
+    """An uninterrupted run with all that keeps a state."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    return train_tiny("vit-base", body, xray_folder, folder, **STATEFUL)
+
+
+@pytest.fixture(scope="module")
+def cut(tmp_path_factory, body, xray_folder):
+    """The same run, cut at step 7."""
+    folder = tmp_path_factory.mktemp("cut") / "run"
+    with pytest.raises(Stopped):
+        train_with(Cut(7, warn), body, xray_folder, folder, **STATEFUL)
+    return folder
+
+
+@pytest.mark.parametrize("step", [3, 7, 10])  # 5 steps are an epoch
+def test_sigterm_saves_within_an_epoch_and_the_run_goes_on_from_there(
+    tmp_path, body, xray_folder, whole, step
+):
+    run = tmp_path / "run"
+    with pytest.raises(Stopped, match=f"checkpoint of step {step}; .*--resume"):
+        train_with(Cut(step, warn), body, xray_folder, run, **STATEFUL)
+    assert last_whole_checkpoint(phase_folder(run, 1)).name == f"checkpoint-{step}"
+    assert not (run / "config.json").exists()
+    train_tiny("vit-base", body, xray_folder, run, resume=True, **STATEFUL)
+    assert_resumed_like(whole, run, after=step)
+
+
+@pytest.fixture(scope="module")
+def whole_and_cut(tmp_path_factory, xray_folder, tiny_body, backbone_name):
+    """Two runs of 10 steps of every family: an uninterrupted one, and one cut at step 7."""
+    folder = tmp_path_factory.mktemp(f"resume-{backbone_name}")
+
+    def train(name, **changes):
+        return train_tiny(
+            backbone_name, tiny_body, xray_folder, folder / name, **TWO_EPOCHS, **changes
+        )
+
+    whole = train("whole")
+    with pytest.raises(Stopped):
+        train("cut", callbacks=[Cut(7, warn)])
+    return whole, folder / "cut"
+
+
+def test_every_family_goes_on_within_an_epoch_to_the_same_bits(
+    tmp_path, xray_folder, tiny_body, backbone_name, whole_and_cut
+):
+    whole, cut = whole_and_cut
+    run = shutil.copytree(cut, tmp_path / "run")
+    train_tiny(backbone_name, tiny_body, xray_folder, run, resume=True, **TWO_EPOCHS)
+    assert_resumed_like(whole, run, after=7)
+
+
+def test_comparison_detects_a_broken_resume_of_every_family(
+    tmp_path, xray_folder, tiny_body, backbone_name, whole_and_cut, monkeypatch
+):
+    """The test before this one compares something that depends on what is restored."""
+    whole, cut = whole_and_cut
+    run = shutil.copytree(cut, tmp_path / "run")
+    forget(monkeypatch, *RESTORING)
+    changes = TWO_EPOCHS | {"resume": True, "callbacks": [StopAtLastCheckpoint()]}
+    with pytest.raises(Killed):
+        train_tiny(backbone_name, tiny_body, xray_folder, run, **changes)
+    assert_last_weights_differ(whole, run, after=7)
+
+
+@pytest.mark.parametrize("forgotten", RESTORING)
+def test_comparison_detects_each_thing_that_is_not_restored(
+    tmp_path, body, xray_folder, whole, cut, forgotten, monkeypatch
+):
+    run = shutil.copytree(cut, tmp_path / "run")
+    forget(monkeypatch, forgotten)
+    with pytest.raises(Killed):
+        train_with(StopAtLastCheckpoint(), body, xray_folder, run, resume=True, **STATEFUL)
+    assert_last_weights_differ(whole, run, after=7)
+
+
+def forget(monkeypatch, *names: str) -> None:
+    """Let the trainer restore nothing by these methods."""
+    for name in names:
+        monkeypatch.setattr(XrayTrainer, name, lambda *args, **kwargs: None)
+
+
+def assert_last_weights_differ(whole, run, after: int) -> None:
+    """Check that the comparison fails, and not only for the random numbers that are kept."""
+    with pytest.raises(AssertionError, match=r"differs in .*model\.safetensors"):
+        assert_same_last_checkpoint(whole, run, after=after)
+
+
+def test_run_that_is_moved_after_a_kill_still_knows_its_best_checkpoint(
+    tmp_path, body, xray_folder, whole
+):
+    with pytest.raises(Killed):
+        train_with(Cut(13, kill), body, xray_folder, tmp_path / "before", **STATEFUL)
+    shutil.move(tmp_path / "before", tmp_path / "after")
+    train_tiny("vit-base", body, xray_folder, tmp_path / "after", resume=True, **STATEFUL)
+    assert_resumed_like(whole, tmp_path / "after", after=13)
+
+
+def test_phases_resume_in_the_phase_that_was_cut(tmp_path, body, xray_folder, capsys):
+    changes = {"stages": ["head:1:1e-2", "last1:2:1e-3", "all:2:1e-3"], "ema_decay": 0.9}
+    whole = train_tiny("vit-base", body, xray_folder, tmp_path / "whole", **changes)
+    run = tmp_path / "run"
+    cut = Cut(7, kill)  # the first phase has 5 steps, so that this is the second's
+    with pytest.raises(Killed):
+        train_with(cut, body, xray_folder, run, **changes)
+    assert not (phase_folder(run, 3)).exists()
+    capsys.readouterr()
+    train_tiny("vit-base", body, xray_folder, run, resume=True, **changes)
+    summary = capsys.readouterr().out
+    assert "Phase 1 of 3" not in summary and "Phase 2 of 3" in summary and "Phase 3 of 3" in summary
+    assert_same_last_checkpoint(whole, run, after=7, phase=2)
+    assert_same_last_checkpoint(whole, run, after=0, phase=3)  # begun after the cut
+    assert_same_model(whole, run)
+
+
+def test_plateau_schedule_resumes_with_its_rate(tmp_path, body, xray_folder):
+    changes = {
+        "lr_scheduler_type": "reduce_lr_on_plateau",
+        "plateau_patience": 0,
+        "num_train_epochs": 4,
+        "early_stopping_patience": 0,
+    }
+    whole = train_tiny("vit-base", body, xray_folder, tmp_path / "whole", **changes)
+    with pytest.raises(Killed):
+        train_with(Cut(17, kill), body, xray_folder, tmp_path / "run", **changes)
+    train_tiny("vit-base", body, xray_folder, tmp_path / "run", resume=True, **changes)
+    assert_resumed_like(whole, tmp_path / "run", after=17)
+
+
+def test_early_stopping_counts_the_same_after_a_kill(tmp_path, body, xray_folder, monkeypatch):
+    """Also where the kill comes after the evaluation with which training stops early."""
+    from pneumonia_hf.training import train as training
+
+    changes = {"num_train_epochs": 6, "early_stopping_patience": 2, "save_total_limit": None}
+    scores = {5: 0.6, 10: 0.9, 15: 0.8, 20: 0.7, 25: 0.99, 30: 0.99}
+    steps = []
+    measure = training._compute_trainer_metrics
+
+    def give(prediction):
+        steps.append(5 * (len(steps) + 1))
+        return measure(prediction) | {"auroc": scores[steps[-1]]}
+
+    monkeypatch.setattr(training, "_compute_trainer_metrics", give)
+    run = tmp_path / "run"
+    train_tiny("vit-base", body, xray_folder, run, **changes)
+    assert steps == [5, 10, 15, 20]
+    assert_phase_ends_at(run, 20, best=10)
+    for name in ("outcome.json",):
+        (phase_folder(run, 1) / name).unlink()  # killed before this was written
+    (run / "run.json").unlink()
+    train_tiny("vit-base", body, xray_folder, run, resume=True, **changes)
+    assert steps == [5, 10, 15, 20]
+    assert_phase_ends_at(run, 20, best=10)
+
+
+def test_evaluation_on_start_is_not_repeated_by_a_resumed_run(tmp_path, body, xray_folder):
+    """One more evaluation in the log would be counted by early stopping."""
+    changes = TWO_EPOCHS | {"eval_on_start": True}
+    whole = train_tiny("vit-base", body, xray_folder, tmp_path / "whole", **changes)
+    with pytest.raises(Stopped):
+        train_with(Cut(7, warn), body, xray_folder, tmp_path / "run", **changes)
+    train_tiny("vit-base", body, xray_folder, tmp_path / "run", resume=True, **changes)
+    assert_resumed_like(whole, tmp_path / "run", after=7)
+
+
+def assert_phase_ends_at(run, step: int, best: int) -> None:
+    from pneumonia_hf.training.checkpoints import read_outcome
+
+    outcome = read_outcome(phase_folder(run, 1))
+    assert (outcome.steps, outcome.checkpoint) == (step, f"checkpoint-{best}")
+
+
+def test_killed_processes_are_resumed_to_the_same_bits(tmp_path):
+    """A few kills of the script that does twenty of them; see its own docstring."""
+    data = draw_folder(tmp_path / "data", patients=24, images=2, seed=5)
+    script = ROOT / "tests" / "kill_training.py"
+    flags = ["--data_dir", data, "--work_dir", tmp_path / "work", "--kills", 3, "--seed", 3]
+    done = subprocess.run(
+        [sys.executable, script, *map(str, flags)], capture_output=True, text=True, timeout=400
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert "bit-equal" in done.stdout
+    # The first kill comes before training; the others must not all come after it.
+    assert "2 of 3 kills mattered" in done.stdout, done.stdout
+    best = re.findall(r"the best checkpoint is phase-2/checkpoint-(\d+)", done.stdout)
+    assert best and int(best[0]) > 9, done.stdout  # later than the first
+
+
+PYTHON = [sys.executable]
+LAUNCHER = [sys.executable, "-m", "accelerate.commands.launch", "--quiet"]
+
+
+def start_long_run(body, data, folder, *more, command=PYTHON) -> subprocess.Popen:
+    """Start a run of minutes in a process of its own, and wait until it has a checkpoint."""
+    flags = ["--backbone", "vit-base", "--weights", body, "--data_dir", data]
+    flags += ["--output_dir", folder, "--num_train_epochs", 400, "--precision", "fp32"]
+    flags += ["--early_stopping_patience", 0, "--cpu_threads", 1, "--report_to", "none", *more]
+    process = subprocess.Popen(
+        [*command, "train_scripts/train.py", *map(str, flags)],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 120
+    while not list(phase_folder(folder, 1).glob("checkpoint-*/seal.json")):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    return process
+
+
+def test_sigterm_of_the_process_exits_by_itself_with_a_checkpoint(tmp_path, body, xray_folder):
+    process = start_long_run(body, xray_folder, tmp_path / "run")
+    try:
+        process.terminate()
+        _, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 143
+    assert "Traceback" not in err
+    assert "Stopped by SIGTERM, with a checkpoint of step" in err
+    assert last_whole_checkpoint(phase_folder(tmp_path / "run", 1)) is not None
+
+
+def test_sigterm_of_the_launcher_ends_the_run_with_a_checkpoint_too(tmp_path, body, xray_folder):
+    """accelerate's launcher of one process dies of it and passes nothing on."""
+    process = start_long_run(body, xray_folder, tmp_path / "run", command=LAUNCHER)
+    process.terminate()
+    _, err = process.communicate(timeout=60)  # comes to its end when the run itself has ended
+    assert "Stopped by SIGTERM, with a checkpoint of step" in err
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/task"), reason="finds workers in /proc")
+def test_worker_that_dies_is_told_in_one_sentence(tmp_path, body, xray_folder):
+    more = ["--dataloader_num_workers", 1]
+    process = start_long_run(body, xray_folder, tmp_path / "run", *more)
+    children = f"/proc/{process.pid}/task/{process.pid}/children"
+    try:
+        while process.poll() is None:
+            with open(children) as file:
+                for child in file.read().split():
+                    with open(f"/proc/{child}/cmdline") as command:
+                        if "train.py" in command.read():  # a fork, not the resource tracker
+                            os.kill(int(child), signal.SIGKILL)
+            time.sleep(0.01)
+        _, err = process.communicate(timeout=60)
+    except (FileNotFoundError, ProcessLookupError):  # it ended between two looks
+        _, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 2, err[-2000:]
+    assert "Traceback" not in err
+    assert "lower --dataloader_num_workers" in err
+    assert last_whole_checkpoint(phase_folder(tmp_path / "run", 1)) is not None
+
+
+def test_checkpoint_is_whole_only_as_it_was_sealed(tmp_path):
+    checkpoint = tmp_path / "checkpoint-5"
+    checkpoint.mkdir()
+    (checkpoint / "model.safetensors").write_bytes(b"x" * 100)
+    assert not is_whole(checkpoint)
+    seal(checkpoint, processes=1)
+    assert is_whole(checkpoint)
+    (checkpoint / "model.safetensors").write_bytes(b"x" * 99)
+    assert not is_whole(checkpoint)
+    (checkpoint / "model.safetensors").unlink()
+    assert not is_whole(checkpoint)
+    (checkpoint / "seal.json").write_text("{")
+    assert not is_whole(checkpoint)
+    assert last_whole_checkpoint(tmp_path) is None
+
+
+def test_old_checkpoints_go_but_the_best_and_the_newest_stay(tmp_path):
+    for step in (5, 10, 15, 20):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        (folder / "file").write_text("x")
+        seal(folder, processes=1)
+    (tmp_path / "checkpoint-7").mkdir()  # torn
+    remove_old(tmp_path, keep=2, best=str(tmp_path / "checkpoint-5"))
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["checkpoint-5", "checkpoint-20"]
+    assert not (tmp_path / "checkpoint-7").exists()
+    remove_old(tmp_path, keep=1, best=str(tmp_path / "checkpoint-5"))
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["checkpoint-5", "checkpoint-20"]
+
+
+def test_checkpoint_that_a_full_disk_cuts_off_is_removed_and_the_last_one_kept(
+    tmp_path, body, xray_folder, monkeypatch
+):
+    import errno
+
+    from pneumonia_hf.training import trainer
+
+    save, calls = trainer.save_file, []
+
+    def save_on_full_disk(*args, **kwargs):
+        calls.append(args[1])
+        if len(calls) == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save(*args, **kwargs)
+
+    monkeypatch.setattr(trainer, "save_file", save_on_full_disk)
+    run = tmp_path / "run"
+    with pytest.raises(OSError, match="No space left"):
+        train_tiny("vit-base", body, xray_folder, run, **STATEFUL)
+    assert [path.name for path in phase_folder(run, 1).glob("checkpoint-*")] == ["checkpoint-5"]
+    assert (phase_folder(run, 1) / "checkpoint-5" / AVERAGE_FILE).exists()
+
+
+def test_nan_stops_the_run_and_keeps_the_checkpoint_before_it(tmp_path, body, xray_folder):
+    run = tmp_path / "run"
+
+    class Poison(TrainerCallback):
+        def on_step_end(self, args, state, control, model=None, **kwargs):
+            if state.global_step == 7:
+                next(model.parameters()).data.fill_(float("nan"))
+
+    with pytest.raises(UserError, match="diverged"):
+        train_with(Poison(), body, xray_folder, run, num_train_epochs=3, logging_steps=1)
+    assert [path.name for path in list_checkpoints(phase_folder(run, 1))] == ["checkpoint-5"]
+    state = load_file(phase_folder(run, 1) / "checkpoint-5" / "model.safetensors")
+    assert all(torch.isfinite(value).all() for value in state.values())
+
+
+def test_checkpoint_of_the_last_step_of_an_epoch_has_its_evaluation(tmp_path, body, xray_folder):
+    """Saved by steps, evaluated by epochs: the rate falls by what the evaluation finds."""
+    changes = {
+        "num_train_epochs": 4,
+        "save_strategy": "steps",
+        "save_steps": 5,
+        "save_total_limit": None,
+        "load_best_model_at_end": False,
+        "lr_scheduler_type": "reduce_lr_on_plateau",
+        "plateau_patience": 0,
+        "early_stopping_patience": 2,
+    }
+    whole = train_tiny("vit-base", body, xray_folder, tmp_path / "whole", **changes)
+    with pytest.raises(Killed):
+        train_with(Cut(7, kill), body, xray_folder, tmp_path / "run", **changes)
+    train_tiny("vit-base", body, xray_folder, tmp_path / "run", resume=True, **changes)
+    assert_resumed_like(whole, tmp_path / "run", after=7)
+
+
+def test_second_run_in_the_same_folder_is_refused(tmp_path, body, xray_folder):
+    process = start_long_run(body, xray_folder, tmp_path / "run")
+    try:
+        with pytest.raises(UserError, match="Another process is training"):
+            train_tiny("vit-base", body, xray_folder, tmp_path / "run", resume=True)
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_disk_without_locks_is_told_and_other_errors_are_not_swallowed(
+    tmp_path, monkeypatch, caplog
+):
+    import errno
+
+    import filelock
+
+    from pneumonia_hf.training.run_record import only_run
+
+    def fail_with(number: int) -> None:
+        def acquire(self, *args, **kwargs):
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr(filelock.FileLock, "acquire", acquire)
+
+    fail_with(errno.ENOLCK)
+    with only_run(tmp_path / "run"):
+        assert "knows no locks" in caplog.text
+    fail_with(errno.ENOSPC)
+    with pytest.raises(OSError, match="No space"), only_run(tmp_path / "run"):
+        pass
+
+
+def test_torn_weights_of_a_full_disk_are_removed(tmp_path, body, xray_folder, monkeypatch):
+    from safetensors import SafetensorError
+    from transformers import PreTrainedModel
+
+    save = PreTrainedModel.save_pretrained
+
+    def save_on_full_disk(self, target, **kwargs):
+        save(self, target, **kwargs)
+        if "checkpoint-10" in str(target):
+            raise SafetensorError("Error while serializing: I/O error: No space left on device")
+
+    monkeypatch.setattr(PreTrainedModel, "save_pretrained", save_on_full_disk)
+    with pytest.raises(SafetensorError):
+        train_tiny("vit-base", body, xray_folder, tmp_path / "run")
+    phase = phase_folder(tmp_path / "run", 1)
+    assert [path.name for path in phase.glob("checkpoint-*")] == ["checkpoint-5"]

@@ -1,0 +1,323 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from helpers import assert_one_sentence, call_script, save_tiny_body, train_tiny
+from safetensors.torch import load_file
+from transformers import AutoModelForImageClassification, TrainerCallback
+
+from pneumonia_hf.errors import UserError
+from pneumonia_hf.training.arguments import XrayTrainingArguments
+from pneumonia_hf.training.checkpoints import (
+    AVERAGE_FILE,
+    list_checkpoints,
+    phase_folder,
+    read_outcome,
+)
+from pneumonia_hf.training.trainer import BalancedSampler, load_best
+
+
+@pytest.fixture(scope="module")
+def body(tmp_path_factory):
+    return save_tiny_body("convnextv2-tiny", tmp_path_factory.mktemp("body"))
+
+
+def test_trainers_validation_scores_are_those_of_the_predictor(
+    tmp_path, xray_folder, tiny_body, backbone_name, monkeypatch
+):
+    """What the checkpoint was chosen by is what is served, to 1e-5."""
+    from pneumonia_hf.data.load import DataConfig, load_xrays
+    from pneumonia_hf.data.sources import open_images
+    from pneumonia_hf.inference.predictor import Predictor
+    from pneumonia_hf.training import train as training
+
+    scores = []
+    measure = training._compute_trainer_metrics
+
+    def keep(prediction):
+        scores.append(prediction.predictions[:, 1] - prediction.predictions[:, 0])
+        return measure(prediction)
+
+    monkeypatch.setattr(training, "_compute_trainer_metrics", keep)
+    folder = train_tiny(backbone_name, tiny_body, xray_folder, tmp_path / "run",
+                        num_train_epochs=2, save_total_limit=None, ema_decay=0.5)  # fmt: skip
+    outcome = read_outcome(phase_folder(folder, 1))
+    of_best = scores[int(outcome.checkpoint.split("-")[1]) // 5 - 1]
+    temperature = json.loads((folder / "run.json").read_text())["validation"]["config"][
+        "temperature"
+    ]
+    validation = load_xrays(DataConfig([str(xray_folder)]))["validation"]
+    served = Predictor.from_pretrained(folder).log_odds_of_images(open_images(validation))
+    difference = 1 / (1 + np.exp(-of_best / temperature)) - 1 / (1 + np.exp(-served))
+    assert np.abs(difference).max() < 1e-5
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_averaged_weights_are_evaluated_and_finished(tmp_path, xray_folder, body, channels_last):
+    folder = train_tiny("convnextv2-tiny", body, xray_folder, tmp_path / "run",
+                        num_train_epochs=2, ema_decay=0.9, learning_rate=1e-2,
+                        channels_last=channels_last)  # fmt: skip
+    outcome = read_outcome(phase_folder(folder, 1))
+    checkpoint = phase_folder(folder, 1) / outcome.checkpoint
+    average = load_file(checkpoint / AVERAGE_FILE)
+    raw = AutoModelForImageClassification.from_pretrained(checkpoint).state_dict()
+    finished = AutoModelForImageClassification.from_pretrained(folder).state_dict()
+    body_names = [name for name in average if not name.startswith("classifier")]
+    assert all(torch.equal(finished[name], average[name]) for name in body_names)
+    assert not all(torch.equal(finished[name], raw[name]) for name in body_names)
+    loaded = load_best(checkpoint).state_dict()
+    assert all(torch.equal(loaded[name], average[name]) for name in average)
+
+
+def test_average_is_the_one_of_the_formula(tmp_path, xray_folder, body):
+    seen = []
+
+    class Look(TrainerCallback):
+        def on_step_end(self, args, state, control, model=None, **kwargs):
+            seen.append(model.classifier.weight.detach().clone())
+
+    folder = train_tiny("convnextv2-tiny", body, xray_folder, tmp_path / "run",
+                        callbacks=[Look()], num_train_epochs=1, ema_decay=0.3)  # fmt: skip
+    average = seen[0]
+    for step, weight in enumerate(seen[1:], start=1):
+        decay = min(0.3, (1 + step) / (10 + step))
+        average = decay * average + (1 - decay) * weight
+    saved = load_file(list_checkpoints(phase_folder(folder, 1))[-1] / AVERAGE_FILE)
+    torch.testing.assert_close(saved["classifier.weight"], average)
+
+
+def test_student_learns_what_the_teacher_says_of_the_same_pixels(tmp_path, xray_folder, body):
+    """A teacher of another family, size and class order."""
+    from pneumonia_hf.imaging.preprocess import resize
+    from pneumonia_hf.imaging.read import read_xray
+    from pneumonia_hf.inference.predictor import Predictor
+    from pneumonia_hf.training.distillation import load_teacher
+
+    vit = save_tiny_body("vit-base", tmp_path / "vit")
+    folder = train_tiny("vit-base", vit, xray_folder, tmp_path / "teacher")
+    config = json.loads((folder / "config.json").read_text())
+    images = [read_xray(path) for path in sorted((xray_folder / "NORMAL").iterdir())[:4]]
+    expected = Predictor.from_pretrained(folder).log_odds(images)
+    teacher = load_teacher(str(folder), {})
+    logits = teacher.logits(resize(images, teacher.processor))
+    assert (logits[:, 1] - logits[:, 0]).numpy() == pytest.approx(expected, abs=1e-4)
+
+    # The same model with its classes in the other order says the same.
+    config["id2label"] = {"0": "PNEUMONIA", "1": "NORMAL"}
+    config["label2id"] = {"PNEUMONIA": 0, "NORMAL": 1}
+    (folder / "config.json").write_text(json.dumps(config))
+    turned = load_teacher(str(folder), {}).logits(resize(images, teacher.processor))
+    assert torch.equal(turned, logits[:, [1, 0]])
+
+
+def test_student_comes_nearer_to_its_teacher(tmp_path, xray_folder, body):
+    from pneumonia_hf.imaging.read import read_xray
+    from pneumonia_hf.inference.predictor import Predictor
+
+    teacher = train_tiny("convnextv2-tiny", body, xray_folder, tmp_path / "teacher")
+    images = [read_xray(path) for path in sorted(xray_folder.rglob("*.png"))]
+    settings = {"num_train_epochs": 3, "augment": 0.0, "imbalance": "none",
+                "early_stopping_patience": 0, "load_best_model_at_end": False}  # fmt: skip
+    cnn = save_tiny_body("xray-cnn", tmp_path / "cnn")
+
+    def distance(name: str, **changes) -> float:
+        folder = train_tiny("xray-cnn", cnn, xray_folder, tmp_path / name, **settings, **changes)
+        config = json.loads((folder / "config.json").read_text())["pneumonia_hf"]
+        ours = Predictor.from_pretrained(folder).log_odds(images) * config["temperature"]
+        theirs = Predictor.from_pretrained(teacher).log_odds(images)
+        return float(np.abs(ours - theirs).mean())
+
+    taught = distance("taught", teacher=str(teacher), distil_weight=1.0)
+    assert taught < distance("alone")
+
+
+def test_teacher_that_has_seen_the_validation_images_is_refused(tmp_path, xray_folder, body):
+    teacher = train_tiny("convnextv2-tiny", body, xray_folder, tmp_path / "teacher",
+                         num_train_epochs=1)  # fmt: skip
+    run = json.loads((teacher / "run.json").read_text())
+    run["hashes"]["train"] += run["hashes"]["validation"][:3]
+    (teacher / "run.json").write_text(json.dumps(run))
+    with pytest.raises(UserError, match="was made with 3 images of the validation split"):
+        train_tiny("convnextv2-tiny", body, xray_folder, tmp_path / "run", teacher=str(teacher))
+
+
+def test_balanced_sampler_draws_both_classes_alike_and_anew_each_epoch():
+    labels = np.array([0] * 100 + [1] * 900)
+    sampler = BalancedSampler(labels, seed=1)
+    first = list(sampler)
+    assert len(first) == 1000 == len(sampler)
+    assert 0.45 < np.mean(labels[first]) < 0.55
+    assert len(set(first)) > 450  # of the rare class nearly all
+    assert list(sampler) == first
+    sampler.set_epoch(1)
+    second = list(sampler)
+    assert second != first
+    again = BalancedSampler(labels, seed=1)
+    again.set_epoch(1)
+    assert list(again) == second
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"mixup": 0.4}, {"cutmix": 1.0}, {"mixup": 0.2, "cutmix": 0.5}],
+    ids=lambda changes: " ".join(changes),
+)
+def test_mixed_batches_carry_the_shares_of_their_classes(changes):
+    from pneumonia_hf.training.trainer import _make_mix
+
+    arguments = XrayTrainingArguments(output_dir="unused", **changes)
+    torch.manual_seed(0)
+    labels = torch.tensor([0, 1, 1, 0])
+    pixels = labels.view(-1, 1, 1, 1).float().expand(4, 1, 32, 32) * 255
+    for _ in range(10):
+        mixed, classes = _make_mix(arguments)(pixels.contiguous(), labels)
+        assert classes.sum(dim=1).tolist() == pytest.approx([1] * 4)
+        # An image of class 1 is white here: its share of white is its share of the class.
+        assert (mixed.mean(dim=(1, 2, 3)) / 255).tolist() == pytest.approx(
+            classes[:, 1].tolist(), abs=1e-4
+        )
+
+
+def test_plateau_follows_the_direction_of_the_metric(tmp_path, xray_folder, body, monkeypatch):
+    from pneumonia_hf.training import train as training
+
+    measure = training._compute_trainer_metrics
+    rates = []
+
+    class Look(TrainerCallback):
+        def on_step_end(self, args, state, control, optimizer=None, **kwargs):
+            rates.append(optimizer.param_groups[0]["lr"])
+
+    scores = iter([0.5, 0.6, 0.55, 0.7])
+    monkeypatch.setattr(
+        training,
+        "_compute_trainer_metrics",
+        lambda prediction: measure(prediction) | {"auroc": next(scores)},
+    )
+    train_tiny("convnextv2-tiny", body, xray_folder, tmp_path / "run", callbacks=[Look()],
+               num_train_epochs=4, learning_rate=1e-3, plateau_patience=0, plateau_factor=0.1,
+               lr_scheduler_type="reduce_lr_on_plateau", early_stopping_patience=0)  # fmt: skip
+    assert rates == pytest.approx([1e-3] * 15 + [1e-4] * 5)
+
+
+def test_checkpoint_may_be_chosen_by_the_loss(tmp_path, xray_folder, body, monkeypatch):
+    from pneumonia_hf.training import train as training
+
+    measure = training._compute_trainer_metrics
+    losses = iter([0.5, 0.2, 0.3])
+    monkeypatch.setattr(
+        training,
+        "_compute_trainer_metrics",
+        lambda prediction: measure(prediction) | {"loss": next(losses)},
+    )
+    folder = train_tiny("convnextv2-tiny", body, xray_folder, tmp_path / "run",
+                        metric_for_best_model="loss")  # fmt: skip
+    run = json.loads((folder / "run.json").read_text())["training"]
+    assert run["best_checkpoint"] == "phase-1/checkpoint-10"
+    assert run["best_validation_metric"] == 0.2
+
+
+def test_last_checkpoint_is_finished_where_the_best_is_not_wanted(tmp_path, xray_folder, body):
+    folder = train_tiny("convnextv2-tiny", body, xray_folder, tmp_path / "run",
+                        load_best_model_at_end=False, eval_strategy="no", save_strategy="no",
+                        early_stopping_patience=0)  # fmt: skip
+    run = json.loads((folder / "run.json").read_text())["training"]
+    assert run["best_checkpoint"] == "phase-1/checkpoint-15"
+
+
+def test_halved_batches_and_forgotten_activations_give_the_same_weights(tmp_path, xray_folder):
+    vit = save_tiny_body("vit-base", tmp_path / "vit")
+    settings = {"augment": 0.0, "num_train_epochs": 1, "learning_rate": 1e-3}
+    whole = train_tiny("vit-base", vit, xray_folder, tmp_path / "whole",
+                       per_device_train_batch_size=8, **settings)  # fmt: skip
+    halves = train_tiny("vit-base", vit, xray_folder, tmp_path / "halves",
+                        per_device_train_batch_size=4, gradient_accumulation_steps=2,
+                        **settings)  # fmt: skip
+    spare = train_tiny("vit-base", vit, xray_folder, tmp_path / "spare",
+                       per_device_train_batch_size=8, activation_checkpointing=True,
+                       **settings)  # fmt: skip
+    states = [
+        load_file(list_checkpoints(phase_folder(folder, 1))[-1] / "model.safetensors")
+        for folder in (whole, halves, spare)
+    ]
+    for other in states[1:]:
+        for name, value in states[0].items():
+            torch.testing.assert_close(other[name], value, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--imbalance", "sample"], ["Unknown imbalance 'sample'", "sampler"]),
+        (["--metric_for_best_model", "roc"], ["Unknown metric_for_best_model", "auroc"]),
+        (["--ema_decay", "1"], ["ema_decay is 1.0", "less than 1"]),
+        (["--mixup", "-1"], ["mixup is -1.0"]),
+        (["--layer_decay", "0"], ["layer_decay is 0.0"]),
+        (["--distil_weight", "2"], ["distil_weight is 2.0"]),
+        (["--seeds", "1", "1"], ["two or more different"]),
+        (["--phases", "head:1"], ["PART:EPOCHS:RATE"]),
+        (["--phases", "all:1:1", "--trainable_layer_groups", "1"], ["leave one out"]),
+        (["--class_weights", "false"], ["Unknown flag --class_weights"]),
+        (["--teacher", "no/where/at/all"], ["no/where/at/all"]),
+    ],
+)  # fmt: skip
+def test_mistakes_are_told_in_one_sentence(tmp_path, xray_folder, body, flags, words):
+    common = ["--backbone", "convnextv2-tiny", "--weights", body, "--image_size", 64]
+    common += ["--data_dir", xray_folder, "--output_dir", tmp_path / "run"]
+    done = call_script("train.py", *common, *flags)
+    assert_one_sentence(done, *words)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--plateau_factor", "1"], ["plateau_factor is 1.0"]),
+        (["--num_train_epochs", "0"], ["num_train_epochs is 0.0"]),
+        (["--num_train_epochs", "nan"], ["num_train_epochs is nan"]),
+        (["--gradient_accumulation_steps", "0"], ["gradient_accumulation_steps is 0"]),
+        (["--per_device_train_batch_size", "0"], ["per_device_train_batch_size is 0"]),
+        (["--dataloader_num_workers", "-1"], ["dataloader_num_workers is -1"]),
+        (["--adam_beta1", "2"], ["adam_beta1 is 2.0"]),
+        (["--optim", "adamw_bnb_8bit"], ["The Trainer refuses"]),
+        (["--lr_scheduler_type", "cosine_with_min_lr"], ["The Trainer refuses"]),
+        (["--lr_scheduler_type", "greedy"], ["greedy"]),
+        (["--activation_checkpointing"], ["The Trainer refuses", "checkpointing"]),
+        (["--save_only_model"], ["Leave --save_only_model out"]),
+        (["--resume_from_checkpoint", "x"], ["use --resume"]),
+        (["--push_to_hub"], ["push_to_hub.py"]),
+        (["--imbalance", "sampler", "--train_sampling_strategy", "sequential"], ["sampler"]),
+        (["--dataloader_drop_last", "--per_device_train_batch_size", "999"], ["no whole batch"]),
+        (["--eval_strategy", "steps", "--save_strategy", "steps", "--eval_steps", "2",
+          "--save_steps", "4"], ["--save_steps and --eval_steps alike"]),
+    ],
+)  # fmt: skip
+def test_transformers_own_flags_are_refused_in_one_sentence_where_they_would_break(
+    tmp_path, xray_folder, flags, words
+):
+    common = ["--backbone", "xray-cnn", "--image_size", 64, "--precision", "fp32"]
+    common += ["--data_dir", xray_folder, "--output_dir", tmp_path / "run", "--max_steps", 1]
+    common += ["--channels_last", "false", "--report_to", "none"]
+    assert_one_sentence(call_script("train.py", *common, *flags), *words)
+    # Nothing was begun that would be in the way of the right command.
+    assert not list((tmp_path / "run").glob("checkpoints/phase-*/checkpoint-*"))
+
+
+def test_measured_value_is_that_of_the_weights_which_are_kept(
+    tmp_path, xray_folder, body, monkeypatch
+):
+    from pneumonia_hf.training import train as training
+
+    measure = training._compute_trainer_metrics
+    scores = iter([0.9, 0.8, 0.7, 0.6])
+    monkeypatch.setattr(
+        training,
+        "_compute_trainer_metrics",
+        lambda prediction: measure(prediction) | {"auroc": next(scores)},
+    )
+    folder = train_tiny("convnextv2-tiny", body, xray_folder, tmp_path / "run",
+                        load_best_model_at_end=False, eval_strategy="steps", eval_steps=3,
+                        save_strategy="steps", save_steps=500, num_train_epochs=2)  # fmt: skip
+    run = json.loads((folder / "run.json").read_text())["training"]
+    assert run["best_checkpoint"] == "phase-1/checkpoint-10"
+    assert run["best_validation_metric"] == 0.6  # and not 0.9, which no checkpoint has
