@@ -41,13 +41,14 @@ train(model, make_processor(int(size), (0.5,) * 3, (0.5,) * 3), load_xrays(recip
 CHILD = """
 import json, resource, sys, time
 from transformers import ConvNextV2Config, ConvNextV2ForImageClassification, set_seed
-from pneumonia_hf.audit import audit_sources
-from pneumonia_hf.backbones import ModelConfig
-from pneumonia_hf.data import DataConfig, load_xrays
-from pneumonia_hf.finishing import Recipe
-from pneumonia_hf.preprocess import make_processor
-from pneumonia_hf.suspects import FeatureConfig
-from pneumonia_hf.training import XrayTrainingArguments, train
+from pneumonia_hf.audit.label_errors import FeatureConfig
+from pneumonia_hf.audit.run import audit_sources
+from pneumonia_hf.models.build import ModelConfig
+from pneumonia_hf.data.load import DataConfig, load_xrays
+from pneumonia_hf.training.recipe import Recipe
+from pneumonia_hf.imaging.preprocess import make_processor
+from pneumonia_hf.training.arguments import XrayTrainingArguments
+from pneumonia_hf.training.train import train
 data, cache, output, size = sys.argv[1:]
 started = time.monotonic()
 {work}

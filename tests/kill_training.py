@@ -170,7 +170,7 @@ class Run:
             steps, of_epochs = self.phases[int(number) - 1]
             return self.count_before(int(number)) + round(float(epochs[-1]) * steps / of_epochs)
         sealed = self.output.glob("checkpoints/phase-*/checkpoint-*/seal.json")
-        places = [[int(split.split("-")[1]) for split in path.splits[-3:-1]] for path in sealed]
+        places = [[int(part.split("-")[1]) for part in path.parts[-3:-1]] for path in sealed]
         return max((self.count_before(phase) + step for phase, step in places), default=0)
 
     def count_before(self, phase: int) -> int:

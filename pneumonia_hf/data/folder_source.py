@@ -260,7 +260,7 @@ def _tell_apart(path: Path, root: Path, listing: Listing, in_split: bool = True)
         shown = file.as_posix().encode("utf-8", "backslashreplace").decode()
         listing.issues.append(DataIssue("odd_name", shown, "rename it"))
         return
-    if any(split.startswith(".") or split.lower() in SYSTEM_FILES for split in file.splits):
+    if any(name.startswith(".") or name.lower() in SYSTEM_FILES for name in file.parts):
         kind, reason = "system_file", "hidden, or a system's own"
     elif not is_image_file(path):
         kind, reason = "not_an_image", f"its name ends in {path.suffix or 'nothing'}"

@@ -16,7 +16,7 @@ def find_patient(file: str, prefix: str) -> str | None:
     if not match:
         return None
     # Other software names X-rays so too, in a folder for each patient.
-    inner = "/".join(Path(file).splits[1:-1])
+    inner = "/".join(Path(file).parts[1:-1])
     return f"{prefix}{inner}{'/' if inner else ''}{match[1] or match[2]}"
 
 

@@ -82,18 +82,18 @@ def test_a_second_reading_opens_no_image(data, tmp_path, monkeypatch):
 def test_shards_that_did_not_change_are_not_streamed_again(tmp_path, monkeypatch):
     from test_sources import make_tar
 
-    from pneumonia_hf.data import dataset_rows as sets
+    from pneumonia_hf.data import shard_source
 
     make_tar(tmp_path / "x.tar", 8)
     settle(tmp_path)
     data = load_splits(f"shards:{tmp_path}/x.tar")["all"]
     first = decode(data, PROCESSOR, cache_dir=tmp_path / "cache").pixels
-    stream, streams = sets._stream, []
-    monkeypatch.setattr(sets, "_stream", lambda *a: streams.append(a) or stream(*a))
+    stream, streams = shard_source._stream, []
+    monkeypatch.setattr(shard_source, "_stream", lambda *a: streams.append(a) or stream(*a))
     again = decode(data, PROCESSOR, cache_dir=tmp_path / "cache").pixels
     assert np.array_equal(first.rows, again.rows) and not streams
     make_tar(tmp_path / "x.tar", 8, seed=50)
-    sets._stat_files.cache_clear()  # which otherwise looks once a minute
+    shard_source._stat_files.cache_clear()  # which otherwise looks once a minute
     other = decode(data, PROCESSOR, cache_dir=tmp_path / "cache").pixels
     assert streams and not set(first.hashes.tolist()) & set(other.hashes.tolist())
 
@@ -217,14 +217,14 @@ def test_a_torn_tail_is_written_over(data, tmp_path, cut):
 
 BUILD = """
 import sys
-from pneumonia_hf.cache import decode
-from pneumonia_hf.data import load_parts
-from pneumonia_hf.preprocess import make_processor
+from pneumonia_hf.data.cache import decode
+from pneumonia_hf.data.load import load_splits
+from pneumonia_hf.imaging.preprocess import make_processor
 import hashlib, logging
-data = load_parts(sys.argv[1])["all"]
-part = decode(data, make_processor(32, (0.5,) * 3, (0.25,) * 3), cache_dir=sys.argv[2]).part
-pixels = part.pixels(range(len(part))).numpy()
-print(len(part), part.store.count(), hashlib.sha256(pixels).hexdigest())
+data = load_splits(sys.argv[1])["all"]
+split = decode(data, make_processor(32, (0.5,) * 3, (0.25,) * 3), cache_dir=sys.argv[2]).pixels
+pixels = split.pixels(range(len(split))).numpy()
+print(len(split), split.store.count(), hashlib.sha256(pixels).hexdigest())
 """
 
 
@@ -251,7 +251,7 @@ def test_two_processes_that_build_at_once_end_with_one_whole_store(tmp_path):
 # The nth write to the store puts half of its bytes down, and the process is killed.
 KILLED = """
 import os, signal
-from pneumonia_hf import store
+from pneumonia_hf.data import pixel_store as store
 write, calls = store._write_at, []
 def write_half(path, place, data):
     calls.append(path)

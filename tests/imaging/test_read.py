@@ -588,7 +588,7 @@ WATCH = """
 import sys
 sys.path[:0] = sys.argv[1:3]
 from fuzz_xray import measure_memory
-from pneumonia_hf.xray import read_xray
+from pneumonia_hf import read_xray
 read_xray(sys.argv[3])
 before = measure_memory(reset=True)
 read_xray(sys.argv[4])

@@ -163,7 +163,7 @@ def test_model_of_an_earlier_release_is_explained():
     assert attribution_map.shape == (7, 7)
 
 
-def test_map_of_an_ensemble_is_the_mean_of_its_members_on_their_own_scales(tmp_path, monkeypatch):
+def test_map_of_an_ensemble_is_the_mean_of_its_members_on_their_own_scales(tmp_path):
     one, other = (
         make_predictor(name, save_tiny_body(name, tmp_path / name))
         for name in ("vit-base", "xray-cnn")
@@ -172,10 +172,7 @@ def test_map_of_an_ensemble_is_the_mean_of_its_members_on_their_own_scales(tmp_p
     one.network.attribution_references = {"integrated_gradients": 2 * float(raw.max())}
     maps = [attribute(member, IMAGE, "integrated_gradients").values for member in (one, other)]
     assert 0.45 < maps[0].max() < 0.51 and maps[1].max() == 1
-    monkeypatch.setattr(Predictor, "members", (one, other))
-    together = attribute(
-        Predictor(Network(one.network.model, one.network.processor)), IMAGE, "integrated_gradients"
-    )
+    together = attribute(Predictor(one.network, other.network), IMAGE, "integrated_gradients")
     assert np.allclose(together.values, (maps[0] + maps[1]) / 2, atol=1e-6)
     assert not together.on_reference  # one of them has none
     assert together.completeness_error is not None
@@ -274,22 +271,21 @@ def test_gradcam_of_a_network_that_can_be_done_by_hand():
     channels = torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([[0.0, 1.0], [0.0, 8.0]])
     weights = torch.tensor([[0.5, -1.0], [1.5, 1.0]])  # NORMAL, PNEUMONIA
 
-    class Network(torch.nn.Module):
+    class Tiny(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.grid = torch.nn.Identity()
-            self.config = SimpleNamespace(model_type="by hand")
+            self.config = SimpleNamespace(id2label={0: "NORMAL", 1: "PNEUMONIA"})
 
         def forward(self, pixel_values):
             grid = self.grid(torch.stack(channels)[None] * pixel_values.mean())
             return SimpleNamespace(logits=grid.mean(dim=(2, 3)) @ weights.T)
 
-    network = Network()
-    predictor = SimpleNamespace(model=network, class_index=1, name="by hand")
+    network = Network(Tiny(), processor=None, name="by hand")
     with pytest.MonkeyPatch.context() as patch:
         entry = SimpleNamespace(features=lambda model: model.grid, prefix_tokens=None)
         patch.setattr(attribution, "backbone_of", lambda model: entry)
-        found = METHODS["gradcam"](predictor.network, torch.ones(1, 3, 2, 2, requires_grad=True))
+        found = METHODS["gradcam"](network, torch.ones(1, 3, 2, 2, requires_grad=True))
     # Log odds: (1.5 - 0.5) and (1.0 + 1.0) a channel, over 4 places.
     expected = torch.tensor([[1.0, 2 + 2], [3.0, 4 + 16]]) / 4
     torch.testing.assert_close(found.values, expected)
@@ -338,13 +334,15 @@ def test_occlusion_is_what_covering_by_hand_gives(tmp_path):
     from types import SimpleNamespace
 
     class Corner(torch.nn.Module):
+        config = SimpleNamespace(id2label={0: "NORMAL", 1: "PNEUMONIA"})
+
         def forward(self, pixel_values):
             seen = pixel_values[:, :, :2, :2].mean(dim=(1, 2, 3))
             return SimpleNamespace(logits=torch.stack([0 * seen, 10 * seen], dim=1))
 
     pixel_values = torch.zeros(1, 3, 14, 14)
     pixel_values[..., :2, :2] = 1  # the image's mean is 4 / 196
-    found = METHODS["occlusion"](SimpleNamespace(model=Corner(), class_index=1), pixel_values)
+    found = METHODS["occlusion"](Network(Corner(), processor=None), pixel_values)
     expected = torch.zeros(7, 7)
     # One square of two cells a side covers that cell: it lowers the log odds by 10 (1 - 4 / 196).
     # Its neighbours lie under two and four squares, and have the mean over them.

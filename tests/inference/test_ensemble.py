@@ -266,7 +266,7 @@ def test_app_can_be_made_of_an_ensemble_folder(ensemble_folder):
     code = """
 import sys
 from pneumonia_hf import Predictor
-from pneumonia_hf.demo import build_demo
+from pneumonia_hf.demo.app import build_demo
 demo = build_demo(Predictor.from_pretrained(sys.argv[1]))
 print([one.value for one in demo.blocks.values() if "Model:" in str(getattr(one, "value", ""))])
 """

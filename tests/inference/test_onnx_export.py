@@ -104,8 +104,8 @@ def test_mistakes_are_told_in_one_sentence(small, tmp_path, monkeypatch):
         export_onnx(small, tmp_path / "nowhere" / "model.onnx")
     with pytest.raises(UserError, match="is a folder"):
         export_onnx(small, tmp_path)
-    monkeypatch.setattr(Predictor, "members", (small, small))
-    with pytest.raises(UserError, match="small is an ensemble; export its members"):
+    monkeypatch.setattr(small, "networks", small.networks * 2)
+    with pytest.raises(UserError, match="small is an ensemble; give one of its members"):
         export_onnx(small, tmp_path / "model.onnx")
     monkeypatch.setattr(export, "PACKAGES", ("onnx", "no_such_package"))
     with pytest.raises(UserError, match=r"pip install no_such_package\.$"):

@@ -87,7 +87,7 @@ def test_plain_pipeline_reads_other_files_otherwise_and_read_xray_mends_it(tiny_
     assert scores["PNEUMONIA"] == pytest.approx(ours[1], abs=1e-5)
 
 
-@pytest.mark.parametrize("place", ["README.md", "pneumonia_hf/model_card.md"])
+@pytest.mark.parametrize("place", ["README.md", "pneumonia_hf/models/model_card.md"])
 def test_promise_of_the_plain_pipeline_is_for_8_bit_grayscale_files(place):
     text = " ".join((ROOT / place).read_text().split())
     assert "8-bit grayscale files" in text

@@ -269,7 +269,7 @@ def test_published_sizes_are_the_published_ones():
     """Millions of parameters with a head for two classes, as the papers and timm tell them."""
     from transformers import AutoConfig
 
-    from pneumonia_hf.models.pretrained import _timm_config
+    from pneumonia_hf.models.pretrained import timm_config
 
     millions = {
         "vit-base": 85.8,
@@ -290,7 +290,7 @@ def test_published_sizes_are_the_published_ones():
     for name, expected in millions.items():
         backbone = BACKBONES[name]
         if backbone.model_type == "timm_wrapper":
-            config = _timm_config(backbone.config["architecture"], None, {})
+            config = timm_config(backbone.config["architecture"], None, {})
         else:
             config = AutoConfig.for_model(
                 backbone.model_type, architectures=[], num_labels=2, **backbone.config

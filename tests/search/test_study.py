@@ -274,12 +274,12 @@ def test_best_trial_is_that_of_the_best_validation_metric(whole):
 def test_only_the_best_trial_keeps_its_weights(whole):
     best = f"{read_search(whole)['best']:03}"
     trials = whole / "search" / "trials"
-    assert {path.splits[-2] for path in trials.glob("*/model.safetensors")} == {best}
-    assert {path.relative_to(trials).splits[0] for path in trials.rglob("*.pt")} == {best}
+    assert {path.parts[-2] for path in trials.glob("*/model.safetensors")} == {best}
+    assert {path.relative_to(trials).parts[0] for path in trials.rglob("*.pt")} == {best}
     for folder in trials.iterdir():
         assert (folder / "run.json").exists() and (folder / "training_curves.png").exists()
     large = [path for path in trials.rglob("*") if path.is_file() and path.stat().st_size > 200_000]
-    assert {path.relative_to(trials).splits[0] for path in large} <= {best}
+    assert {path.relative_to(trials).parts[0] for path in large} <= {best}
 
 
 def test_table_and_page_tell_each_trial_and_warn_of_luck(whole):

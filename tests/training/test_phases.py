@@ -34,7 +34,7 @@ def test_phases_are_read_in_order():
 def test_linear_probe_and_full_fine_tuning_are_the_two_ends():
     assert read(None, 0, num_train_epochs=3) == [Phase(0, 3, 1e-4)]
     assert read(None, None, learning_rate=1e-5) == [Phase(None, 10, 1e-5)]
-    assert [phase.split for phase in read(["head:1:1", "last3:1:1", "all:1:1"])] == [
+    assert [phase.name for phase in read(["head:1:1", "last3:1:1", "all:1:1"])] == [
         "head",
         "last3",
         "all",

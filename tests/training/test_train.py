@@ -193,9 +193,9 @@ def test_full_disk_at_the_end_leaves_the_older_model_whole(tmp_path, xray_folder
 )
 def test_card_does_not_claim_an_origin_that_the_weights_do_not_have(weights, base_model, licence):
     from pneumonia_hf.models.build import ModelConfig
-    from pneumonia_hf.training.manifest import _origin
+    from pneumonia_hf.training.manifest import describe_origin
 
-    origin = _origin(ModelConfig("dinov2-small", weights))
+    origin = describe_origin(ModelConfig("dinov2-small", weights))
     assert (origin["base_model"], origin["license"]) == (base_model, licence)
 
 

@@ -1,0 +1,142 @@
+"""The structure of the package: import order, no cycles, library boundaries, module lengths."""
+
+import ast
+import os
+import subprocess
+import sys
+import sysconfig
+from importlib.metadata import files
+from pathlib import Path
+
+from helpers import ROOT
+
+PACKAGE = ROOT / "pneumonia_hf"
+# Each may import those before it, never those after it.
+ORDER = (
+    "errors labels files hub cli imaging data models inference evaluation audit training search "
+    "demo"
+).split()
+# The only modules or packages that may import a library.
+BOUNDARIES = {
+    "gradio": ["demo"],
+    "captum": ["inference.attribution", "evaluation.faithfulness"],
+    "huggingface_hub": ["hub", "data.hub_source", "models.model_card"],
+    "evaluate": ["evaluation.hf_metric"],
+    "pydicom": ["imaging.dicom", "imaging.dicom_display"],
+    "gdcm": ["imaging.dicom"],
+    "kornia": ["training.augment"],
+    "cleanlab": ["audit.label_errors"],
+    "optuna": ["search"],
+    "onnx": ["inference.onnx_export"],
+    "onnxruntime": ["inference.onnx_export"],
+    "imagehash": ["data.image_stats"],
+    "medmnist": ["data.medmnist_source"],
+}
+MOST_LINES = 400
+
+
+def list_modules() -> dict[str, Path]:
+    """Return the path of each module by its dotted name within the package."""
+    paths = sorted(PACKAGE.rglob("*.py"))
+    names = {".".join(path.relative_to(PACKAGE).with_suffix("").parts): path for path in paths}
+    return {name: path for name, path in names.items() if not name.endswith("__init__")}
+
+
+def list_imports(path: Path) -> set[str]:
+    """Return all that a file imports, also inside functions, as dotted names."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} has a relative import"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def graph_imports() -> dict[str, set[str]]:
+    """Return the modules of the package that each module imports."""
+    modules = list_modules()
+    graph = {}
+    for name, path in modules.items():
+        inner = [
+            one.removeprefix("pneumonia_hf.")
+            for one in list_imports(path)
+            if one.startswith("pneumonia_hf.")
+        ]
+        found = {one if one in modules else one.rpartition(".")[0] for one in inner}
+        graph[name] = {one for one in found if one in modules}
+    return graph
+
+
+def test_packages_import_only_those_above_them():
+    graph = graph_imports()
+    assert sum(map(len, graph.values())) > 100
+    ranks = {name: ORDER.index(name.split(".")[0]) for name in graph}
+    wrong = {(one, other) for one in graph for other in graph[one] if ranks[other] > ranks[one]}
+    assert not wrong
+
+
+def test_no_modules_import_each_other_in_a_cycle():
+    graph = {name: set(imported) for name, imported in graph_imports().items()}
+    # What imports nothing that is left cannot be in a cycle.
+    while free := {name for name, imported in graph.items() if not imported & graph.keys()}:
+        graph = {name: imported for name, imported in graph.items() if name not in free}
+    assert not graph
+
+
+def test_libraries_are_imported_only_where_they_belong():
+    for name, path in list_modules().items():
+        libraries = {one.split(".")[0] for one in list_imports(path)}
+        for library in libraries & BOUNDARIES.keys():
+            allowed = BOUNDARIES[library]
+            assert any(name == one or name.startswith(f"{one}.") for one in allowed), (
+                f"{name} imports {library}, which only {allowed} may"
+            )
+
+
+def test_modules_are_short():
+    for name, path in list_modules().items():
+        assert len(path.read_text(encoding="utf-8").splitlines()) <= MOST_LINES, name
+
+
+def test_public_names_exist_and_importing_the_package_imports_nothing_heavy():
+    import pneumonia_hf
+
+    for name in pneumonia_hf.__all__:
+        assert getattr(pneumonia_hf, name) is not None
+    code = "import sys, pneumonia_hf; print({'torch', 'transformers', 'numpy'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.strip() == "set()", done.stderr
+
+
+def test_app_needs_no_package_of_training(tmp_path):
+    """In an environment without what requirements-train.txt adds, the app imports and predicts."""
+    lines = (ROOT / "requirements-train.txt").read_text().splitlines()
+    packages = [line.split("==")[0] for line in lines if line and not line.startswith("#")]
+    hidden = {file.parts[0] for name in packages for file in files(name)}
+    assert {"kornia", "optuna", "imagehash"} <= {name.lower() for name in hidden}
+    for path in Path(sysconfig.get_paths()["purelib"]).iterdir():
+        if path.name not in hidden and path.suffix != ".pth":
+            (tmp_path / path.name).symlink_to(path)
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", SERVE],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(tmp_path)},
+    )
+    assert done.returncode == 0, done.stderr
+    assert "(256, 256)" in done.stdout
+
+
+SERVE = """
+import app
+from PIL import Image
+from pneumonia_hf import Predictor, attribute, build_demo
+from pneumonia_hf.models.model_folder import DEFAULT_MODEL
+predictor = Predictor.from_pretrained(DEFAULT_MODEL, device="cpu")
+image = Image.linear_gradient("L")
+print(predictor.predict(image).label, attribute(predictor, image).values.shape)
+build_demo(predictor)
+"""
