@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import io
+import math
 import warnings
-from collections.abc import Callable
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import optuna
 from optuna.importance import FanovaImportanceEvaluator, get_param_importances
@@ -20,30 +20,46 @@ from pneumonia_hf.training.run_record import FREE
 
 TABLE_FILE, PAGE_FILE, FIGURE_FILE, BEST_FILE = "trials.csv", "search.md", "search.png", "best.yaml"
 OUTPUTS = (TABLE_FILE, PAGE_FILE, FIGURE_FILE, BEST_FILE)
-TRIALS = "trials"
-STATES = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL, TrialState.RUNNING)
 MIN_TRIALS = 10  # complete trials, below which importances are mostly noise
 # Arguments that do not change the weights, are secret, or follow from other arguments.
 NOT_IN_RECIPE = FREE | {"hub_token", "greater_is_better"}
+PAGE = """# A search of {trials} trials
+
+Research software, not a medical device.
+
+{summary}
+
+All values are of the validation split. The best of them is optimistically biased (the winner's
+curse): the more trials and the fewer patients, the more of its lead is chance. Each trial was
+trained once, with seed {seed}. Train the best one with several seeds before you trust a small lead,
+and score it once on the test split, which the search did not use.
+
+```
+{table}
+```
+
+The value of a pruned trial is its last one; seconds count from the last start of a trial.
+
+{errors}
+## Ranges and importances
+
+{ranges}
+The importance is the share in the variance of the values, by fANOVA: known from {enough} complete
+trials on, and rough with few.
+
+{figure}"""
 
 
 def trial_folder(output: Path, number: int) -> Path:
     """Return the folder of a trial's run, in the output folder of a search."""
-    return output / TRIALS / f"{number:03}"
-
-
-def rank_trials(study: optuna.Study) -> list[FrozenTrial]:
-    """Return all trials: the complete ones first, by value, and equal ones by number."""
-    sign = -1 if study.direction == optuna.study.StudyDirection.MAXIMIZE else 1
-    return sorted(
-        study.get_trials(deepcopy=False),
-        key=lambda one: (STATES.index(one.state), sign * (one.value or 0), one.number),
-    )
+    return output / "trials" / f"{number:03}"
 
 
 def choose_best(study: optuna.Study) -> FrozenTrial | None:
     """Return the complete trial with the best value, the first of equals; None without any."""
-    return next((one for one in rank_trials(study) if one.state == TrialState.COMPLETE), None)
+    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    sign = -1 if study.direction == optuna.study.StudyDirection.MAXIMIZE else 1
+    return min(complete, key=lambda one: (sign * one.value, one.number), default=None)
 
 
 def write_report(
@@ -57,14 +73,36 @@ def write_report(
         recipe, arguments: with the values of the best trial.
     """
     best, importance = choose_best(study), measure_importance(study)
-    frame = study.trials_dataframe(("number", "value", "state", "params", "duration", "user_attrs"))
+    frame = study.trials_dataframe(("number", "value", "state", "params", "user_attrs"))
+    frame.columns = frame.columns.str.removeprefix("params_").str.removeprefix("user_attrs_")
+    is_ascending = [True, study.direction.name == "MINIMIZE"]
+    frame = frame.sort_values(["state", "value"], ascending=is_ascending, kind="stable")
     replace_text(folder / TABLE_FILE, frame.to_csv(index=False))
-    replace_text(folder / PAGE_FILE, _to_markdown(study, importance, arguments))
+    metric = arguments.metric_for_best_model
+    counts = ", ".join(f"{count} {state}" for state, count in frame.state.value_counts().items())
+    summary, figure = f"Trials: {counts}.", ""
     if best is not None:
-        title = f"# Trial {best.number} of a search: "
-        title += f"{arguments.metric_for_best_model} {best.value:.4f} on validation.\n"
-        replace_text(folder / BEST_FILE, title + _to_recipe(recipe, arguments))
-        draw_search(folder / FIGURE_FILE, study, arguments.metric_for_best_model, bool(importance))
+        result = f"a validation {metric} of {best.value:.4f}"
+        recipe_text = _to_recipe(recipe, arguments)
+        replace_text(folder / BEST_FILE, f"# Trial {best.number}, with {result}.\n{recipe_text}")
+        draw_search(folder / FIGURE_FILE, study, metric, bool(importance))
+        model = trial_folder(Path(), best.number)
+        summary += f" The best is trial {best.number}, with {result}: its model is in `{model}`, "
+        summary += f"and `{BEST_FILE}` is its recipe."
+        figure = f"![History, importances, and the values over each parameter]({FIGURE_FILE})\n"
+    table = frame.drop(columns="error", errors="ignore")
+    table = table.to_string(index=False, float_format="{:.4g}".format, na_rep="-")
+    failed = frame[["number", "error"]].dropna().to_numpy() if "error" in frame else []
+    errors = "".join(f"- Trial {number} failed: {error}\n" for number, error in failed)
+    ranges = "".join(
+        f"- {name}: {distribution}, importance {importance.get(name, math.nan):.2f}\n"
+        for name, distribution in study.get_trials(deepcopy=False)[0].distributions.items()
+    )
+    page = PAGE.format(
+        trials=len(frame), summary=summary, seed=arguments.seed, table=table, errors=errors,
+        ranges=ranges, enough=MIN_TRIALS, figure=figure,
+    )  # fmt: skip
+    replace_text(folder / PAGE_FILE, page)
 
 
 def measure_importance(study: optuna.Study) -> dict[str, float]:
@@ -92,18 +130,18 @@ def draw_search(path: Path, study: optuna.Study, metric: str, with_importance: b
     from optuna.visualization import matplotlib as plots
     from PIL import Image
 
-    name, evaluator = f"validation {metric}", FanovaImportanceEvaluator(seed=0)
-    draws: list[Callable] = [lambda: plots.plot_optimization_history(study, target_name=name)]
+    draws = [plots.plot_optimization_history]
     if with_importance:
-        draws.append(lambda: plots.plot_param_importances(study, evaluator, target_name=name))
-    for one in study.get_trials(deepcopy=False)[0].params:
-        draws.append(lambda one=one: plots.plot_slice(study, [one], target_name=name))
+        evaluator = FanovaImportanceEvaluator(seed=0)
+        draws.append(partial(plots.plot_param_importances, evaluator=evaluator))
+    names = study.get_trials(deepcopy=False)[0].params
+    draws += [partial(plots.plot_slice, params=[name]) for name in names]
     tiles = []
     # Optuna warns that its plots are experimental, and matplotlib of axes with a single value.
     with warnings.catch_warnings(), plt.rc_context({"figure.figsize": (5, 4)}):
         warnings.simplefilter("ignore")
         for draw in draws:
-            axes = draw()
+            axes = draw(study, target_name=f"validation {metric}")
             axes.set_title("", loc="left")
             axes.set_title("")
             axes.tick_params(axis="x", which="both", labelrotation=20, labelsize=7)
@@ -115,83 +153,11 @@ def draw_search(path: Path, study: optuna.Study, metric: str, with_importance: b
             tiles.append(Image.open(png))
     # Each plot of Optuna is a figure of its own; they become one, three in a row.
     width, height = tiles[0].size
-    rows = -(-len(tiles) // 3)
-    figure = Image.new("RGB", (width * min(3, len(tiles)), height * rows), "white")
+    figure = Image.new("RGB", (width * min(3, len(tiles)), height * -(-len(tiles) // 3)), "white")
     for at, tile in enumerate(tiles):
         figure.paste(tile, (at % 3 * width, at // 3 * height))
     with unfinished_file(path) as unfinished:
         figure.save(unfinished, format="png")
-
-
-def to_text(value: Any) -> str:
-    """Return a value of a hyper-parameter as a recipe has it, numbers to four digits."""
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _to_markdown(
-    study: optuna.Study, importance: dict[str, float], arguments: XrayTrainingArguments
-) -> str:
-    trials, best, metric = rank_trials(study), choose_best(study), arguments.metric_for_best_model
-    counts = [(sum(one.state == state for one in trials), state.name.lower()) for state in STATES]
-    names = list(trials[0].params)
-    lines = [
-        f"# A search of {len(trials)} trials",
-        "",
-        "Research software, not a medical device.",
-        "",
-        f"States: {', '.join(f'{count} {state}' for count, state in counts if count)}.",
-    ]
-    if best is not None:
-        lines[-1] += (
-            f" The best is trial {best.number}, with a validation {metric} of {best.value:.4f}: "
-            f"its model is in `{trial_folder(Path(), best.number)}`, and `{BEST_FILE}` is its "
-            f"recipe."
-        )
-    lines += [
-        "",
-        f"All values are of the validation split. The best of {counts[0][0]} values is "
-        f"optimistically biased (the winner's curse): the more trials and the fewer patients, "
-        f"the more of its lead is chance. Each trial was trained once, with seed "
-        f"{arguments.seed}. Train the best one with several seeds before you trust a small lead, "
-        f"and score it once on the test split, which no trial has seen.",
-        "",
-        f"| trial | {metric} | state | {' | '.join(names)} | minutes |",
-        f"|{'---|' * (len(names) + 4)}",
-        *(_to_row(one, names, is_best=one is best) for one in trials),
-        "",
-        "The value of a pruned trial is its last one. Minutes include interruptions.",
-    ]
-    failed = [one for one in trials if "error" in one.user_attrs]
-    if failed:
-        lines += ["", "## Failed trials", ""]
-        lines += [f"- Trial {one.number}: {one.user_attrs['error']}" for one in failed]
-    lines += ["", "## Importance", ""]
-    if importance:
-        lines.append("The share in the variance of the values, by fANOVA; rough with few trials.")
-        lines += ["", *(f"- {name}: {share:.2f}" for name, share in importance.items())]
-    else:
-        lines.append(f"Unknown yet: it takes {MIN_TRIALS} complete trials with different values.")
-    lines += ["", "## Ranges", ""]
-    lines += [f"- {name}: {_describe_range(one)}" for name, one in trials[0].distributions.items()]
-    if best is not None:
-        lines += ["", f"![Optimization history, and the values by parameter]({FIGURE_FILE})"]
-    return "\n".join([*lines, ""])
-
-
-def _to_row(trial: FrozenTrial, names: list[str], is_best: bool) -> str:
-    number = f"**{trial.number}**" if is_best else str(trial.number)
-    value = "-" if trial.value is None else f"{trial.value:.4f}"
-    minutes = f"{trial.duration.total_seconds() / 60:.1f}" if trial.duration else "-"
-    values = [to_text(trial.params[name]) for name in names]
-    return f"| {' | '.join([number, value, trial.state.name.lower(), *values, minutes])} |"
-
-
-def _describe_range(drawn_from: optuna.distributions.BaseDistribution) -> str:
-    if isinstance(drawn_from, optuna.distributions.CategoricalDistribution):
-        return ", ".join(map(to_text, drawn_from.choices))
-    return f"{drawn_from.low:g} to {drawn_from.high:g}{', in log' if drawn_from.log else ''}"
 
 
 def _to_recipe(recipe: Recipe, arguments: XrayTrainingArguments) -> str:
@@ -200,10 +166,8 @@ def _to_recipe(recipe: Recipe, arguments: XrayTrainingArguments) -> str:
 
     keys = {"backbone": recipe.model.backbone}
     for config in (recipe.data, recipe.model, recipe.augment):
-        for one in fields(config):
-            value = getattr(config, one.name)
-            if value != one.default and value is not None:
-                keys[one.name] = value
+        values = {one.name: (getattr(config, one.name), one.default) for one in fields(config)}
+        keys |= {name: value for name, (value, usual) in values.items() if value != usual}
     defaults = XrayTrainingArguments(output_dir=".", cpu_threads=arguments.cpu_threads).to_dict()
     for name, value in arguments.to_dict().items():
         is_plain = isinstance(value, str | int | float | bool | list)

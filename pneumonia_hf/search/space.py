@@ -133,13 +133,12 @@ def _read_range(entry: Any, flag: Action) -> BaseDistribution:
         raise UserError(f"{entry!r} is not [low, high], [low, high, log] or {{choices: [...]}}.")
     if flag.type not in (int, float) or None in entry:
         raise UserError(f"{entry!r} is not a range of numbers; give {{choices: [...]}}.")
-    low, high = (_convert(one, flag) for one in entry[:2])
-    if not low < high:
-        raise UserError(f"low is {low} and high is {high}; give the lower one first.")
-    if len(entry) == 3 and low <= 0:
-        raise UserError(f"low is {low}; a range in log starts above 0.")
     distribution = IntDistribution if flag.type is int else FloatDistribution
-    return distribution(low, high, log=len(entry) == 3)
+    low, high = (_convert(one, flag) for one in entry[:2])
+    try:
+        return distribution(low, high, log=len(entry) == 3)
+    except ValueError as error:  # low above high, or a logarithm of 0
+        raise UserError(f"{error}") from error
 
 
 def _convert(value: Any, flag: Action) -> Any:
@@ -149,15 +148,10 @@ def _convert(value: Any, flag: Action) -> Any:
     if isinstance(value, list) and flag.nargs == "+":
         return " ".join(map(str, value))
     try:
-        # YAML reads 1e-5, which has no point, as text; the flag's own type reads text.
-        converted = flag.type(str(value))
-        is_finite = not isinstance(converted, float) or math.isfinite(converted)
-        if value is None or isinstance(value, list | dict) or not is_finite:
-            raise ValueError
-        if isinstance(value, bool) != isinstance(converted, bool):
+        converted = flag.type(str(value))  # as text: YAML reads 1e-5, without a point, as text
+        if isinstance(converted, float) and not math.isfinite(converted):
             raise ValueError
     except (ValueError, TypeError, ArgumentTypeError) as error:
-        names = {int: "a whole number", float: "a number"}
-        kind = names.get(flag.type, "a value of this type")
+        kind = {int: "a whole number", float: "a number"}.get(flag.type, "a value of this type")
         raise UserError(f"{value!r} is not {kind}.") from error
     return converted

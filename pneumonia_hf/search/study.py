@@ -22,7 +22,6 @@ import optuna
 import torch
 from accelerate.utils import clear_device_cache
 from optuna.distributions import BaseDistribution, distribution_to_json
-from optuna.exceptions import StorageInternalError
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 from sqlalchemy import URL
 from sqlalchemy.exc import DatabaseError
@@ -34,37 +33,21 @@ from pneumonia_hf.data.load import load_xrays
 from pneumonia_hf.errors import UserError
 from pneumonia_hf.files import hold_lock, read_json
 from pneumonia_hf.models.model_folder import RUN_FILE
-from pneumonia_hf.search.report import (
-    OUTPUTS,
-    TRIALS,
-    choose_best,
-    to_text,
-    trial_folder,
-    write_report,
-)
+from pneumonia_hf.search.report import OUTPUTS, choose_best, trial_folder, write_report
 from pneumonia_hf.search.space import apply_values, read_ranges
+from pneumonia_hf.training import run_record
 from pneumonia_hf.training.arguments import XrayTrainingArguments
 from pneumonia_hf.training.checkpoints import CHECKPOINTS, read_outcome
 from pneumonia_hf.training.interruption import heed_sigterm
 from pneumonia_hf.training.recipe import Recipe
-from pneumonia_hf.training.run_record import (
-    STUDY_FILE,
-    check_output_folder,
-    clear,
-    create_run_record,
-    describe_run,
-    fingerprint,
-)
 from pneumonia_hf.training.runs import run_recipe
 
 STUDY_NAME = "search"
 MAX_FAILED = 3  # so many trials, all failed: the recipe is wrong, not the values
 PRUNERS = {
     # Five whole runs to compare with, and two evaluations before a run is judged.
-    "median": lambda: optuna.pruners.MedianPruner(
-        n_startup_trials=5, n_warmup_steps=2, n_min_trials=3
-    ),
-    "none": optuna.pruners.NopPruner,
+    "median": optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=2, n_min_trials=3),
+    "none": optuna.pruners.NopPruner(),
 }
 
 
@@ -121,69 +104,54 @@ def search_recipe(recipe: Recipe, arguments: XrayTrainingArguments, config: Sear
             recorded, and the search continues.
         Stopped: SIGTERM came.
     """
-    if arguments.world_size > 1:
-        raise UserError(
-            "A search runs in one process; start it with python, not with accelerate launch "
-            "or torchrun."
-        )
-    if arguments.seeds is not None:
-        raise UserError("A search trains each trial once; leave --seeds out and give --seed.")
-    if arguments.eval_strategy == "no":
-        raise UserError("A search needs evaluations; set --eval_strategy epoch.")
+    for is_wrong, message in (
+        (arguments.world_size > 1, "runs in one process; start it with python alone."),
+        (arguments.seeds, "trains each trial once; leave --seeds out and give --seed."),
+        (arguments.eval_strategy == "no", "needs evaluations; set --eval_strategy epoch."),
+    ):
+        if is_wrong:
+            raise UserError(f"A search {message}")
     ranges = read_ranges(Path(config.ranges), recipe, arguments)
     folder = Path(arguments.output_dir)
-    check_output_folder(arguments)
+    run_record.check_output_folder(arguments)
     if (folder / "config.json").exists():
         raise UserError(f"{folder} holds a model; choose another --output_dir for the search.")
-    made_of = describe_run(recipe, _fingerprint_splits(recipe), arguments)
-    made_of |= {"pruner": config.pruner}
-    made_of |= {name: f"searched, {distribution_to_json(ranges[name])}" for name in ranges}
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"{folder} cannot be made ({error.strerror}); check --output_dir."
-        ) from error
-    busy = f"Another search runs in {folder}; wait for it, or choose another --output_dir."
-    with heed_sigterm(), hold_lock(folder / ".lock", busy):
-        if arguments.overwrite and (folder / STUDY_FILE).exists():
-            clear(folder)
-            shutil.rmtree(folder / TRIALS, ignore_errors=True)
-            for name in (*OUTPUTS, STUDY_FILE):  # the study last: it marks the folder as a search
-                (folder / name).unlink(missing_ok=True)
-        create_run_record(folder, made_of, arguments.resume)
-        with _open_study(folder, arguments, config) as study:
-            return _Search(study, ranges, recipe, arguments, config).run()
-
-
-def _fingerprint_splits(recipe: Recipe) -> dict[str, str]:
-    """Return the fingerprints of the splits that a search uses: not of the test split."""
     data, cache = load_xrays(recipe.data), recipe.data.cache_dir
-    return {
-        name: fingerprint(to_hex(hash_images(data[name], cache)), data[name]["label"][:])
+    fingerprints = {
+        name: run_record.fingerprint(to_hex(hash_images(data[name], cache)), data[name]["label"][:])
         for name in ("train", "validation")
     }
+    made_of = run_record.describe_run(recipe, fingerprints, arguments) | {"pruner": config.pruner}
+    made_of |= {name: f"searched, {distribution_to_json(ranges[name])}" for name in ranges}
+    folder.mkdir(parents=True, exist_ok=True)
+    busy = f"Another search runs in {folder}; wait for it, or choose another --output_dir."
+    with heed_sigterm(), hold_lock(folder / ".lock", busy):
+        if arguments.overwrite and (folder / run_record.STUDY_FILE).exists():
+            run_record.clear(folder)
+            shutil.rmtree(trial_folder(folder, 0).parent, ignore_errors=True)
+            for name in (*OUTPUTS, run_record.STUDY_FILE):  # last the study: it marks a search
+                (folder / name).unlink(missing_ok=True)
+        run_record.create_run_record(folder, made_of, arguments.resume)
+        direction = "maximize" if arguments.greater_is_better else "minimize"
+        with _open_study(folder, direction, PRUNERS[config.pruner]) as study:
+            return _Search(study, ranges, recipe, arguments, config).run()
 
 
 @contextmanager
 def _open_study(
-    folder: Path, arguments: XrayTrainingArguments, config: SearchConfig
+    folder: Path, direction: str, pruner: optuna.pruners.BasePruner
 ) -> Iterator[optuna.Study]:
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # it would log each trial a second time
-    path, storage = folder / STUDY_FILE, None
+    path, storage = folder / run_record.STUDY_FILE, None
     try:
         # A file: address, because in a plain one ? and % have a meaning.
         url = URL.create("sqlite", database=path.absolute().as_uri(), query={"uri": "true"})
         storage = optuna.storages.RDBStorage(url.render_as_string())
-        direction = "maximize" if arguments.greater_is_better else "minimize"
         yield optuna.create_study(
-            storage=storage,
-            study_name=STUDY_NAME,
+            storage=storage, study_name=STUDY_NAME, direction=direction, pruner=pruner,
             load_if_exists=True,
-            direction=direction,
-            pruner=PRUNERS[config.pruner](),
-        )
-    except (StorageInternalError, DatabaseError) as error:
+        )  # fmt: skip
+    except (optuna.exceptions.StorageInternalError, DatabaseError) as error:
         reason = getattr(error.__cause__ or error, "orig", error)
         raise UserError(
             f"{path} cannot be used ({reason}); repair it and give the same command with "
@@ -215,22 +183,21 @@ def propose(
     study = optuna.create_study(direction=direction, sampler=sampler)
     for one in trials:
         if one.state == TrialState.FAIL:
-            worst = {"params": one.params, "distributions": one.distributions}
-            one = create_trial(state=TrialState.PRUNED, **worst)
+            values = {"params": one.params, "distributions": one.distributions}
+            one = create_trial(state=TrialState.PRUNED, **values)
         study.add_trial(one)
     return study.ask(ranges).params
 
 
+@dataclass
 class _Search:
     """A search in its folder."""
 
-    def __init__(self, study, ranges, recipe, arguments, config) -> None:
-        self.study: optuna.Study = study
-        self.ranges: dict[str, BaseDistribution] = ranges
-        self.recipe: Recipe = recipe
-        self.arguments: XrayTrainingArguments = arguments
-        self.config: SearchConfig = config
-        self.folder = Path(arguments.output_dir)
+    study: optuna.Study
+    ranges: dict[str, BaseDistribution]
+    recipe: Recipe
+    arguments: XrayTrainingArguments
+    config: SearchConfig
 
     def run(self) -> Path:
         """Run the trials that are missing; return the folder of the best one."""
@@ -239,53 +206,60 @@ class _Search:
             trials = self.study.get_trials(deepcopy=False)
             if trials:
                 self._report()
-            if trials and trials[-1].state == TrialState.RUNNING:  # its process was killed
-                self._run_trial(trials[-1])
-                continue
-            if len(trials) >= MAX_FAILED and all(one.state == TrialState.FAIL for one in trials):
-                reason = trials[-1].user_attrs["error"]
-                raise UserError(f"All {len(trials)} trials failed, the last one so: {reason}")
-            if len(trials) >= self.config.n_trials:
-                break
-            if self.config.timeout and time.monotonic() - started >= 60 * self.config.timeout:
-                print(f"{self.config.timeout:g} minutes are over; no further trial is started.")
-                break
-            direction = self.study.direction.name.lower()
-            values = propose(trials, self.ranges, direction, self.arguments.seed)
-            # Added with all its values, not by `ask`: a kill leaves no trial with half of them.
-            self.study.add_trial(
-                create_trial(state=TrialState.RUNNING, params=values, distributions=self.ranges)
-            )
+            if not trials or trials[-1].state != TrialState.RUNNING:
+                if self._is_over(trials, minutes=(time.monotonic() - started) / 60):
+                    break
+                direction = self.study.direction.name.lower()
+                values = propose(trials, self.ranges, direction, self.arguments.seed)
+                # With all values at once, not by `ask`: a kill leaves no trial with half of them.
+                self.study.add_trial(
+                    create_trial(state=TrialState.RUNNING, params=values, distributions=self.ranges)
+                )
+            # A trial that runs before it is begun here belongs to a process that was killed.
             self._run_trial(self.study.get_trials(deepcopy=False)[-1])
         best = choose_best(self.study)
         if best is None:
             raise UserError("No trial is complete; continue with --resume and more trials.")
-        return trial_folder(self.folder, best.number)
+        return trial_folder(Path(self.arguments.output_dir), best.number)
+
+    def _is_over(self, trials: Sequence[FrozenTrial], minutes: float) -> bool:
+        if len(trials) >= MAX_FAILED and all(one.state == TrialState.FAIL for one in trials):
+            reason = trials[-1].user_attrs["error"]
+            raise UserError(f"All {len(trials)} trials failed, the last one so: {reason}")
+        if len(trials) < self.config.n_trials and minutes >= (self.config.timeout or math.inf):
+            print(f"{self.config.timeout:g} minutes are over; no further trial is started.")
+            return True
+        return len(trials) >= self.config.n_trials
 
     def _run_trial(self, begun: FrozenTrial) -> None:
         """Run a trial, or what is left of it, and record how it ended."""
-        values = ", ".join(f"{name} {to_text(value)}" for name, value in begun.params.items())
-        print(f"Trial {begun.number} ({begun.number + 1} of {self.config.n_trials}): {values}.")
+        number, started = begun.number, time.monotonic()
+        values = ", ".join(f"{name} {value}" for name, value in begun.params.items())
+        print(f"Trial {number} ({number + 1} of {self.config.n_trials}): {values}.", flush=True)
         trial, value = Trial(self.study, begun._trial_id), None
         try:
             value = self._train(trial)
-            state, ended = TrialState.COMPLETE, f"complete, {value:.4f}"
+            state, ended = (
+                TrialState.COMPLETE,
+                f"{self.arguments.metric_for_best_model} {value:.4f}",
+            )
         except optuna.TrialPruned:
-            state, ended = TrialState.PRUNED, "pruned: it is below the median of the others"
+            state, ended = TrialState.PRUNED, "pruned, below the median of the others"
         except (UserError, torch.OutOfMemoryError) as error:
             state, ended = TrialState.FAIL, f"failed: {format_error(error)}"
             trial.set_user_attr("error", format_error(error))
         clear_device_cache(garbage_collection=True)  # models and trainers refer to each other
+        trial.set_user_attr("seconds", round(time.monotonic() - started))
         self.study.tell(trial, value, state)
         best = choose_best(self.study)
         so_far = f" The best so far: trial {best.number}, {best.value:.4f}." if best else ""
-        print(f"Trial {begun.number}: {ended.rstrip('.')}.{so_far}", flush=True)
+        print(f"Trial {number}: {ended.rstrip('.')}.{so_far}", flush=True)
 
     def _train(self, trial: Trial) -> float:
         """Return the validation metric of a trial's model, after training it."""
         if trial.should_prune():  # it was killed before that was recorded
             raise optuna.TrialPruned
-        folder = trial_folder(self.folder, trial.number)
+        folder = trial_folder(Path(self.arguments.output_dir), trial.number)
         name = f"{self.arguments.run_name or STUDY_NAME}-{folder.name}"
         own = {"output_dir": str(folder), "resume": True, "overwrite": False, "run_name": name}
         recipe, arguments = apply_values(trial.params, self.recipe, self.arguments, **own)
@@ -300,17 +274,17 @@ class _Search:
 
     def _report(self) -> None:
         """Write the report, and remove the weights of all trials but the best."""
-        best = choose_best(self.study)
+        folder, best = Path(self.arguments.output_dir), choose_best(self.study)
         recipe, arguments = apply_values(best.params if best else {}, self.recipe, self.arguments)
-        write_report(self.folder, self.study, recipe, arguments)
-        for one in self.study.get_trials(deepcopy=False):
-            is_over = one.state != TrialState.RUNNING
-            if is_over and one is not best and self.config.keep == "best":
-                run = trial_folder(self.folder, one.number)
-                for name in ("config.json", "model.safetensors"):  # the metrics and logs stay
-                    (run / name).unlink(missing_ok=True)
-                for checkpoint in run.glob(f"{CHECKPOINTS}/phase-*/checkpoint-*"):
-                    shutil.rmtree(checkpoint, ignore_errors=True)
+        write_report(folder, self.study, recipe, arguments)
+        for one in self.study.get_trials(deepcopy=False) if self.config.keep == "best" else ():
+            if one.state == TrialState.RUNNING or (best and one.number == best.number):
+                continue
+            run = trial_folder(folder, one.number)
+            for name in ("config.json", "model.safetensors"):  # manifest, curves and logs stay
+                (run / name).unlink(missing_ok=True)
+            for checkpoint in run.glob(f"{CHECKPOINTS}/phase-*/checkpoint-*"):
+                shutil.rmtree(checkpoint, ignore_errors=True)
 
 
 class _Evaluations(TrainerCallback):
@@ -328,13 +302,13 @@ class _Evaluations(TrainerCallback):
         outcomes = [read_outcome(phase.with_name(f"phase-{number}")) for number in earlier]
         logs = [*(outcome.log for outcome in outcomes if outcome), state.log_history]
         number = sum(key in entry for log in logs for entry in log)
-        study = self.trial.study
-        reported = study.get_trials(deepcopy=False)[self.trial.number].intermediate_values
-        if math.isfinite(metrics[key]):
-            if number not in reported:  # before a kill
-                self.trial.report(metrics[key], number)
-            if self.trial.should_prune():
-                self.pruned = control.should_training_stop = True
+        trials = self.trial.study.get_trials(deepcopy=False)
+        if not math.isfinite(metrics[key]):
+            return
+        if number not in trials[self.trial.number].intermediate_values:  # as after a kill
+            self.trial.report(metrics[key], number)
+        if self.trial.should_prune():
+            self.pruned = control.should_training_stop = True
 
     def on_train_end(self, args, state, control, **kwargs):
         # Not on evaluation: the trackers close their logs first.
