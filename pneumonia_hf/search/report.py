@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 import warnings
-from dataclasses import fields
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -85,7 +85,7 @@ def write_report(
         result = f"a validation {metric} of {best.value:.4f}"
         recipe_text = _to_recipe(recipe, arguments)
         replace_text(folder / BEST_FILE, f"# Trial {best.number}, with {result}.\n{recipe_text}")
-        draw_search(folder / FIGURE_FILE, study, metric, bool(importance))
+        draw_search(folder / FIGURE_FILE, study, metric)
         model = trial_folder(Path(), best.number)
         summary += f" The best is trial {best.number}, with {result}: its model is in `{model}`, "
         summary += f"and `{BEST_FILE}` is its recipe."
@@ -117,21 +117,14 @@ def measure_importance(study: optuna.Study) -> dict[str, float]:
     return get_param_importances(study, evaluator=FanovaImportanceEvaluator(seed=0))
 
 
-def draw_search(path: Path, study: optuna.Study, metric: str, with_importance: bool) -> None:
-    """Write a figure of Optuna's plots: history, importances, the values over each parameter.
-
-    Args:
-        path: the PNG to write.
-        study: with one complete trial or more.
-        metric: the name of the value.
-        with_importance: whether importances are known.
-    """
+def draw_search(path: Path, study: optuna.Study, metric: str) -> None:
+    """Write a PNG of Optuna's plots: history, importances, and the value over each parameter."""
     import matplotlib.pyplot as plt
     from optuna.visualization import matplotlib as plots
     from PIL import Image
 
     draws = [plots.plot_optimization_history]
-    if with_importance:
+    if measure_importance(study):
         evaluator = FanovaImportanceEvaluator(seed=0)
         draws.append(partial(plots.plot_param_importances, evaluator=evaluator))
     names = study.get_trials(deepcopy=False)[0].params
@@ -161,13 +154,10 @@ def draw_search(path: Path, study: optuna.Study, metric: str, with_importance: b
 
 
 def _to_recipe(recipe: Recipe, arguments: XrayTrainingArguments) -> str:
-    """Return the YAML of a recipe: what determines the weights and is not the default."""
+    """Return the YAML of a recipe, with the arguments that differ from their defaults."""
     import yaml
 
-    keys = {"backbone": recipe.model.backbone}
-    for config in (recipe.data, recipe.model, recipe.augment):
-        values = {one.name: (getattr(config, one.name), one.default) for one in fields(config)}
-        keys |= {name: value for name, (value, usual) in values.items() if value != usual}
+    keys = asdict(recipe.data) | asdict(recipe.model) | asdict(recipe.augment)
     defaults = XrayTrainingArguments(output_dir=".", cpu_threads=arguments.cpu_threads).to_dict()
     for name, value in arguments.to_dict().items():
         is_plain = isinstance(value, str | int | float | bool | list)

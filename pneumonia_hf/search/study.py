@@ -20,7 +20,7 @@ from typing import Any, Literal
 import numpy as np
 import optuna
 import torch
-from accelerate.utils import clear_device_cache
+from accelerate.utils.memory import clear_device_cache
 from optuna.distributions import BaseDistribution, distribution_to_json
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 from sqlalchemy import URL
