@@ -187,7 +187,7 @@ class XrayTrainer(Trainer):
     def _make_average(self) -> AveragedModel:
         def move(averaged: list[Tensor], live: list[Tensor], count: Tensor) -> None:
             # The decay begins low, so that the first weights are soon forgotten.
-            decay = min(self.args.ema_decay, (2 + int(count)) / (11 + int(count)))
+            decay = min(self.args.ema_decay, (1 + int(count)) / (10 + int(count)))
             if averaged[0].is_floating_point():
                 torch._foreach_lerp_(averaged, live, 1 - decay)
             else:  # batch norm's counter

@@ -202,7 +202,7 @@ def test_run_that_is_moved_after_a_kill_still_knows_its_best_checkpoint(
 
 
 def test_phases_resume_in_the_phase_that_was_cut(tmp_path, body, xray_folder, capsys):
-    changes = {"stages": ["head:1:1e-2", "last1:2:1e-3", "all:2:1e-3"], "ema_decay": 0.9}
+    changes = {"phases": ["head:1:1e-2", "last1:2:1e-3", "all:2:1e-3"], "ema_decay": 0.9}
     whole = train_tiny("vit-base", body, xray_folder, tmp_path / "whole", **changes)
     run = tmp_path / "run"
     cut = Cut(7, kill)  # the first phase has 5 steps, so that this is the second's
