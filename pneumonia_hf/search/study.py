@@ -89,19 +89,13 @@ def search_recipe(recipe: Recipe, arguments: XrayTrainingArguments, config: Sear
 
     Each trial is a whole run by `run_recipe` in its own folder. The next values (Bergstra et al.
     2011, the tree-structured Parzen estimator) and the best trial follow from the validation
-    metric that `arguments` names; the test split is not scored.
-
-    With `arguments.resume` an interrupted search continues, within a trial too, and proposes the
-    same trials as an uninterrupted one.
-
-    Args:
-        recipe, arguments: as for `run_recipe`; what `config.ranges` names is varied.
-        config: what is searched, and for how long.
+    metric that `arguments` names; the test split is not scored. With `arguments.resume` an
+    interrupted search continues, within a trial too, and proposes the same trials as an
+    uninterrupted one. An error within one trial, such as divergence, does not end the search.
 
     Raises:
         UserError: ill-formed ranges, a folder in use, a resumed search that was begun with
-            something else, no complete trial. An error within one trial, such as divergence, is
-            recorded, and the search continues.
+            something else, no complete trial.
         Stopped: SIGTERM came.
     """
     for is_wrong, message in (
@@ -169,22 +163,15 @@ def propose(
     """Return the hyper-parameters to try next, by name.
 
     The sampler is new each time, seeded with the number of the trial: its proposal follows from
-    the seed and the earlier trials, wherever a search was interrupted.
-
-    Args:
-        trials: all earlier ones, in order. A failed one counts as worse than all others; the
-            sampler alone would ignore it, and propose its neighbours.
-        ranges: as `read_ranges` returns them.
-        direction: `maximize` or `minimize`.
-        seed: of the search.
+    the seed and the earlier trials, wherever a search was interrupted. A failed trial counts as
+    worse than all others; the sampler alone would ignore it, and propose its neighbours.
     """
     state = np.random.SeedSequence([seed, len(trials)]).generate_state(1)
     sampler = optuna.samplers.TPESampler(seed=int(state[0]))
     study = optuna.create_study(direction=direction, sampler=sampler)
     for one in trials:
         if one.state == TrialState.FAIL:
-            values = {"params": one.params, "distributions": one.distributions}
-            one = create_trial(state=TrialState.PRUNED, **values)
+            one = create_trial(state=TrialState.PRUNED, params=one.params, distributions=ranges)
         study.add_trial(one)
     return study.ask(ranges).params
 
@@ -209,12 +196,11 @@ class _Search:
             if not trials or trials[-1].state != TrialState.RUNNING:
                 if self._is_over(trials, minutes=(time.monotonic() - started) / 60):
                     break
-                direction = self.study.direction.name.lower()
-                values = propose(trials, self.ranges, direction, self.arguments.seed)
+                direction, ranges = self.study.direction.name.lower(), self.ranges
+                values = propose(trials, ranges, direction, self.arguments.seed)
                 # With all values at once, not by `ask`: a kill leaves no trial with half of them.
-                self.study.add_trial(
-                    create_trial(state=TrialState.RUNNING, params=values, distributions=self.ranges)
-                )
+                running = {"state": TrialState.RUNNING, "params": values, "distributions": ranges}
+                self.study.add_trial(create_trial(**running))
             # A trial that runs before it is begun here belongs to a process that was killed.
             self._run_trial(self.study.get_trials(deepcopy=False)[-1])
         best = choose_best(self.study)
