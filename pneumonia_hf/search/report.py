@@ -63,12 +63,9 @@ def choose_best(study: optuna.Study) -> FrozenTrial | None:
 def write_report(
     folder: Path, study: optuna.Study, recipe: Recipe, arguments: XrayTrainingArguments
 ) -> None:
-    """Write the report of a search into its folder, over an older one.
+    """Write the report of a search of one trial or more into its folder, over an older one.
 
-    Args:
-        folder: of the search.
-        study: with one trial or more, and `seconds` and `error` as user attributes.
-        recipe, arguments: with the values of the best trial.
+    `recipe` and `arguments` have the values of the best trial.
     """
     best, importance = choose_best(study), measure_importance(study)
     frame = study.trials_dataframe(("number", "value", "state", "params", "user_attrs"))
@@ -97,11 +94,9 @@ def write_report(
         f"- {name}: {distribution}, importance {shares.get(name, 'unknown')}\n"
         for name, distribution in study.get_trials(deepcopy=False)[0].distributions.items()
     )
-    page = PAGE.format(
-        trials=len(frame), summary=summary, seed=arguments.seed, table=table, errors=errors,
-        ranges=ranges, enough=MIN_TRIALS,
-    )  # fmt: skip
-    replace_text(folder / PAGE_FILE, page)
+    parts = {"summary": summary, "table": table, "errors": errors, "ranges": ranges}
+    numbers = {"trials": len(frame), "seed": arguments.seed, "enough": MIN_TRIALS}
+    replace_text(folder / PAGE_FILE, PAGE.format(**parts, **numbers))
 
 
 def measure_importance(study: optuna.Study) -> dict[str, float]:

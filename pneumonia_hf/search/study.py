@@ -13,7 +13,7 @@ import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,6 +26,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 from sqlalchemy import URL
 from sqlalchemy.exc import DatabaseError
 from transformers import TrainerCallback
+from transformers.hf_argparser import HfArg
 
 from pneumonia_hf.cli import check_choices, format_error
 from pneumonia_hf.data.file_hashes import hash_images, to_hex
@@ -55,25 +56,19 @@ PRUNERS = {
 class SearchConfig:
     """What is searched, and for how long."""
 
-    ranges: str = field(
-        metadata={
-            "help": "A YAML file with a line for each hyper-parameter, by its name in a recipe: "
-            "[low, high], [low, high, log] or {choices: [...]}."
-        }
+    ranges: str = HfArg(
+        help="A YAML file with a line for each hyper-parameter, by its name in a recipe: "
+        "[low, high], [low, high, log] or {choices: [...]}."
     )
-    n_trials: int = field(
-        default=20, metadata={"help": "Trials in all, those before --resume included."}
+    n_trials: int = HfArg(default=20, help="Trials in all, those before --resume included.")
+    timeout: float | None = HfArg(
+        default=None, help="Minutes after which no further trial is started."
     )
-    timeout: float | None = field(
-        default=None, metadata={"help": "Minutes after which no further trial is started."}
+    pruner: Literal["median", "none"] = HfArg(
+        default="median", help="median: stop a trial below the median of the others; or none."
     )
-    pruner: Literal["median", "none"] = field(
-        default="median",
-        metadata={"help": "median: stop a trial that is below the median of the others; or none."},
-    )
-    keep: Literal["best", "all"] = field(
-        default="best",
-        metadata={"help": "Whose weights and checkpoints are kept: the best trial's, or all."},
+    keep: Literal["best", "all"] = HfArg(
+        default="best", help="Whose weights and checkpoints are kept: the best trial's, or all."
     )
 
     def __post_init__(self) -> None:
