@@ -122,24 +122,20 @@ def search_recipe(recipe: Recipe, arguments: XrayTrainingArguments, config: Sear
                 (folder / name).unlink(missing_ok=True)
         run_record.create_run_record(folder, made_of, arguments.resume)
         direction = "maximize" if arguments.greater_is_better else "minimize"
-        with _open_study(folder, direction, PRUNERS[config.pruner]) as study:
+        with _open_study(folder, direction=direction, pruner=PRUNERS[config.pruner]) as study:
             return _Search(study, ranges, recipe, arguments, config).run()
 
 
 @contextmanager
-def _open_study(
-    folder: Path, direction: str, pruner: optuna.pruners.BasePruner
-) -> Iterator[optuna.Study]:
+def _open_study(folder: Path, **options: Any) -> Iterator[optuna.Study]:
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # it would log each trial a second time
     path, storage = folder / run_record.STUDY_FILE, None
     try:
         # A file: address, because in a plain one ? and % have a meaning.
         url = URL.create("sqlite", database=path.absolute().as_uri(), query={"uri": "true"})
         storage = optuna.storages.RDBStorage(url.render_as_string())
-        yield optuna.create_study(
-            storage=storage, study_name=STUDY_NAME, direction=direction, pruner=pruner,
-            load_if_exists=True,
-        )  # fmt: skip
+        name = {"study_name": STUDY_NAME, "load_if_exists": True}
+        yield optuna.create_study(storage=storage, **name, **options)
     except (optuna.exceptions.StorageInternalError, DatabaseError) as error:
         reason = getattr(error.__cause__ or error, "orig", error)
         raise UserError(
