@@ -94,7 +94,10 @@ def search_recipe(recipe: Recipe, arguments: XrayTrainingArguments, config: Sear
         Stopped: SIGTERM came.
     """
     for is_wrong, message in (
-        (arguments.world_size > 1, "runs in one process; start it with python alone."),
+        (
+            arguments.world_size > 1,
+            "runs in one process; start it with python, not accelerate launch.",
+        ),
         (arguments.seeds, "trains each trial once; leave --seeds out and give --seed."),
         (arguments.eval_strategy == "no", "needs evaluations; set --eval_strategy epoch."),
     ):
@@ -214,12 +217,10 @@ class _Search:
         values = ", ".join(f"{name} {value}" for name, value in begun.params.items())
         print(f"Trial {number} ({number + 1} of {self.config.n_trials}): {values}.", flush=True)
         trial, value = Trial(self.study, begun._trial_id), None
+        metric = self.arguments.metric_for_best_model
         try:
             value = self._train(trial)
-            state, ended = (
-                TrialState.COMPLETE,
-                f"{self.arguments.metric_for_best_model} {value:.4f}",
-            )
+            state, ended = TrialState.COMPLETE, f"{metric} {value:.4f}"
         except optuna.TrialPruned:
             state, ended = TrialState.PRUNED, "pruned, below the median of the others"
         except (UserError, torch.OutOfMemoryError) as error:
@@ -260,7 +261,7 @@ class _Search:
             run = trial_folder(folder, one.number)
             for name in ("config.json", "model.safetensors"):  # manifest, curves and logs stay
                 (run / name).unlink(missing_ok=True)
-            for checkpoint in run.glob(f"{CHECKPOINTS}/phase-*/checkpoint-*"):
+            for checkpoint in list((run / CHECKPOINTS).rglob("*checkpoint-*")):  # torn ones too
                 shutil.rmtree(checkpoint, ignore_errors=True)
 
 
