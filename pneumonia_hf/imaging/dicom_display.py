@@ -21,9 +21,7 @@ if TYPE_CHECKING:
 _LEAST_SPREAD = 64  # gray levels between the 1st and 99th percentile after windowing
 
 
-def render_samples(
-    pixels: np.ndarray, photometric: str, bits: int
-) -> tuple[np.ndarray, bool]:
+def render_samples(pixels: np.ndarray, photometric: str, bits: int) -> tuple[np.ndarray, bool]:
     """Return colour samples [H, W, 3] as gray, and whether they are coloured."""
     from pydicom.pixels import convert_color_space
 

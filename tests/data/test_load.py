@@ -129,7 +129,7 @@ def test_metadata_tells_the_patient(tmp_path, caplog):
         for number in range(4):
             draw_xray(number, ill=False).save(tmp_path / name / f"{number}.png")
     load_splits(tmp_path)
-    assert "8 file(s) do not tell their patient" in caplog.text
+    assert "8 file(s) do not name their patient" in caplog.text
     caplog.clear()
     rows = [f"{n}/{i}.png,{n[0]}{i // 2}" for n in ("NORMAL", "PNEUMONIA") for i in range(4)]
     (tmp_path / "metadata.csv").write_text("file_name,patient_id\n" + "\n".join(rows) + "\n")

@@ -331,7 +331,7 @@ def test_a_source_of_one_class_is_welcome_beside_others_only(tmp_path, caplog):
     with pytest.raises(UserError, match="no NORMAL folder"):
         load_splits(only)
     splits = load_xrays(DataConfig([str(both), str(only)]))
-    assert "the source tells the class" in caplog.text
+    assert "the source determines the class" in caplog.text
     assert sum(len(split) for split in splits.values()) == 40
     with pytest.raises(UserError, match="Two sources are called 'both'"):
         load_splits([str(both), str(both)])
@@ -588,7 +588,7 @@ def test_shards_on_the_disk_are_found_by_a_pattern(tmp_path):
     splits = load_splits(f"shards:{tmp_path}/*.tar")
     assert {name: len(rows) for name, rows in splits.items()} == {"train": 8, "test": 4}
     make_tar(tmp_path / "more.tar", 4)
-    with pytest.raises(UserError, match="name their part and some do not"):
+    with pytest.raises(UserError, match="name their split and some do not"):
         load_splits(f"shards:{tmp_path}/*.tar")
 
 

@@ -314,7 +314,7 @@ def test_8_bit_and_palette_and_colour_dicoms_become_gray():
 
 def test_palette_of_32_bits_is_refused():
     wide = {"BitsAllocated": 32, "PhotometricInterpretation": "PALETTE COLOR"}
-    with pytest.raises(XrayError, match="its palette is of a kind that is not read"):
+    with pytest.raises(XrayError, match="its type of palette is not supported"):
         read_xray(make_dicom(RAMP, PixelData=RAMP.astype("<u4").tobytes(), **wide))
 
 
@@ -464,7 +464,7 @@ def test_tags_that_all_point_to_the_same_bytes_are_not_read():
     tiff = b"II*\0" + struct.pack("<I", 8 + 10**5) + bytes(10**5) + directory
     exif = b"Exif\0\0" + tiff
     for data in (tiff, encode(GREY, "PNG", exif=exif), encode(GREY, "WEBP", exif=exif)):
-        with pytest.raises(XrayError, match="tags are longer than itself"):
+        with pytest.raises(XrayError, match="tags are longer than the file"):
             read_xray(data)
 
 
@@ -512,7 +512,7 @@ def test_deflated_and_run_length_bombs_are_not_unpacked():
     dataset.file_meta.TransferSyntaxUID = "1.2.840.10008.1.2.5"
     buffer = io.BytesIO()
     dataset.save_as(buffer)
-    with pytest.raises(XrayError, match="cut off"):
+    with pytest.raises(XrayError, match="truncated"):
         read_xray(buffer.getvalue())
 
 
@@ -559,14 +559,14 @@ def test_missing_file_and_folder_are_told_apart(tmp_path):
 def test_pipe_and_device_are_refused_at_once(tmp_path):
     os.mkfifo(tmp_path / "pipe.png")
     for path in (tmp_path / "pipe.png", Path("/dev/zero")):
-        with pytest.raises(XrayError, match="no regular file"):
+        with pytest.raises(XrayError, match="not a regular file"):
             read_xray(path)
 
 
 def test_file_too_large_is_refused_before_it_is_read(tmp_path):
     with (tmp_path / "huge.png").open("wb") as file:
         file.truncate(2_000_000_000)  # takes no room on the disk
-    with pytest.raises(XrayError, match=r"huge.png is 2000 MB large, more than the 400 MB allowed"):
+    with pytest.raises(XrayError, match=r"huge.png has 2000 MB, more than the 400 MB allowed"):
         read_xray(tmp_path / "huge.png")
 
 
