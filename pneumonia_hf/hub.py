@@ -12,10 +12,7 @@ HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")
 
 
 def fetch_folder(
-    path_or_id: str | Path,
-    revision: str | None = None,
-    what: str = "model",
-    flag: str = "--model",
+    path_or_id: str | Path, revision: str | None = None, what: str = "model", flag: str = "--model"
 ) -> Path:
     """Return the local folder of a model: itself, or its download from the Hub.
 
@@ -111,11 +108,7 @@ def explain_data_error(error: BaseException, name: str, revision: str | None) ->
 def is_connection_error(error: BaseException | None) -> bool:
     """Return whether an error of huggingface_hub comes from a Hub out of reach."""
     import httpx2  # what this huggingface_hub speaks HTTP with
-    from huggingface_hub.errors import (
-        HfHubHTTPError,
-        LocalEntryNotFoundError,
-        OfflineModeIsEnabled,
-    )
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
     if isinstance(error, HfHubHTTPError):
         return error.response is not None and error.response.status_code >= 500
@@ -139,11 +132,7 @@ def push_folder(
         UserError: a card that the Hub refuses, no permission, no network.
     """
     from huggingface_hub import HfApi, ModelCard
-    from huggingface_hub.errors import (
-        HfHubHTTPError,
-        HFValidationError,
-        LocalTokenNotFoundError,
-    )
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
     from huggingface_hub.utils import validate_repo_id
     from yaml import YAMLError
 

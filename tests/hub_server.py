@@ -272,12 +272,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def _describe(path: str, data: bytes) -> dict:
-    return {
-        "type": "file",
-        "path": path,
-        "size": len(data),
-        "oid": hashlib.sha1(data).hexdigest(),
-    }
+    return {"type": "file", "path": path, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
 
 
 _REPO = r"(?P<repo>(?!datasets/)[^/]+/[^/]+)"

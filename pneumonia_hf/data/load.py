@@ -33,15 +33,14 @@ class DataConfig:
             "help": "One or more sources, each [NAME=][KIND:]WHERE: a folder with train/ val/ "
             "test/ or with NORMAL/ and PNEUMONIA/, hub:OWNER/NAME, medmnist:224, "
             "shards:PATH_OR_URL."
-        },
+        }
     )
     data_name: str | None = field(
         default=None,
         metadata={"help": "Name of the data in the model card; default: the sources' names."},
     )
     validation_fraction: float = field(
-        default=0.15,
-        metadata={"help": "Share of the images for validation, in whole patients."},
+        default=0.15, metadata={"help": "Share of the images for validation, in whole patients."}
     )
     test_fraction: float = field(
         default=0.15, metadata={"help": "Share of the images for testing, in whole patients."}

@@ -161,12 +161,7 @@ BACKBONES = {
             [model.dinov2.embeddings, *model.dinov2.encoder.layer, model.dinov2.layernorm]
         ),
         prefix_tokens=1,
-        config={
-            "hidden_size": 384,
-            "num_attention_heads": 6,
-            "image_size": 518,
-            "patch_size": 14,
-        },
+        config={"hidden_size": 384, "num_attention_heads": 6, "image_size": 518, "patch_size": 14},
         regularisers=DROP_PATH,
     ),
     "swin-tiny": Backbone(
@@ -225,10 +220,7 @@ BACKBONES = {
         regularisers={"dropout": "classifier_dropout_prob"},
     ),
     "resnet50": _timm(
-        "timm/resnet50.a1_in1k",
-        "fc",
-        config={"architecture": "resnet50"},
-        regularisers=TIMM_RATES,
+        "timm/resnet50.a1_in1k", "fc", config={"architecture": "resnet50"}, regularisers=TIMM_RATES
     ),
     "efficientnet-b0": _timm(
         "timm/efficientnet_b0.ra_in1k",
@@ -359,7 +351,5 @@ def _generic_timm(model: PreTrainedModel) -> Backbone:
             f"{model.config.architecture} does not end in one linear layer; choose another model."
         )
     return replace(
-        BACKBONES["timm"],
-        head=names[0],
-        prefix_tokens=_timm_prefix_tokens(model.timm_model),
+        BACKBONES["timm"], head=names[0], prefix_tokens=_timm_prefix_tokens(model.timm_model)
     )

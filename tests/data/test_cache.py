@@ -151,10 +151,7 @@ def test_unreadable_files_are_listed_with_their_reasons_and_left_out(tmp_path):
     (folder / "PNEUMONIA" / "text.jpeg").write_text("not an image")
     splits = load_splits(folder)
     found = decode(splits["all"], PROCESSOR, cache_dir=tmp_path / "cache")
-    assert {one.file for one in found.issues} == {
-        "NORMAL/IM-0001-0000.png",
-        "PNEUMONIA/text.jpeg",
-    }
+    assert {one.file for one in found.issues} == {"NORMAL/IM-0001-0000.png", "PNEUMONIA/text.jpeg"}
     assert all(one.kind == "unreadable" and one.reason for one in found.issues)
     assert len(found.pixels) == 7 and len(found.kept) == 7
     assert found.pixels.labels.tolist() == [
@@ -188,10 +185,7 @@ def test_damage_on_the_disk_is_noticed_and_mended(data, tmp_path):
     place = tmp_path / "cache"
     split = decode(data, PROCESSOR, cache_dir=place).pixels
     good = split.pixels(range(85)).clone()
-    for name, at in (
-        ("pixels.bin", 5 * 1024 + 17),
-        ("facts.bin", 9 * FACTS.itemsize + 60),
-    ):
+    for name, at in (("pixels.bin", 5 * 1024 + 17), ("facts.bin", 9 * FACTS.itemsize + 60)):
         with (split.store.folder / name).open("r+b") as file:
             file.seek(at)
             byte = file.read(1)

@@ -432,11 +432,7 @@ def test_the_class_is_taken_from_the_column_that_says_so(tmp_path):
     from datasets import ClassLabel, Value
     from datasets import Image as ImageFeature
 
-    kinds = {
-        "image": ImageFeature(),
-        "sex": ClassLabel(names=["F", "M"]),
-        "label": Value("string"),
-    }
+    kinds = {"image": ImageFeature(), "sex": ClassLabel(names=["F", "M"]), "label": Value("string")}
     labels = ["NORMAL", "PNEUMONIA"] * 4
     file = tmp_path / "x.parquet"
     write_parquet(file, kinds, **make_columns(8), sex=[0, 0, 1, 1] * 2, label=labels)

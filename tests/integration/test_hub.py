@@ -9,14 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import (
-    ROOT,
-    assert_one_sentence,
-    call_script,
-    draw_xray,
-    run_script,
-    save_tiny_body,
-)
+from helpers import ROOT, assert_one_sentence, call_script, draw_xray, run_script, save_tiny_body
 from hub_server import LocalHub, Repository
 
 from pneumonia_hf.hub import fetch_folder
