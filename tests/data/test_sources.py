@@ -71,7 +71,7 @@ def test_a_folder_whose_name_looks_like_a_source_is_still_a_folder(tmp_path, mon
         ("hub:", "names no data"),
         ("medmnist:33", "no size '33'"),
         ("shards:/nowhere/*.parquet", "no such file"),
-        ("shards:/nowhere/x.parquet", "not there"),
+        ("shards:/nowhere/x.parquet", "does not exist"),
         ("shards:/nowhere/x.zip", ".zip"),
     ],
 )
@@ -518,7 +518,7 @@ def test_a_hub_data_set_has_its_labels_by_name_and_its_patients_by_file(hub):
     assert [(one.file, one.count) for one in more.issues if one.kind == "no_place"] == [
         ("extra", 5)
     ]
-    with pytest.raises(UserError, match="no data set someone/none"):
+    with pytest.raises(UserError, match="no dataset someone/none"):
         load_splits("hub:someone/none")
     with pytest.raises(UserError, match="revision 'v9'"):
         load_splits("hub:someone/xrays@v9")
@@ -646,4 +646,4 @@ def test_training_on_shards_ends_with_a_model(tmp_path):
         *("--model", tmp_path / "run", "--data_dir", "shards:/nowhere/x.tar"),
         *("--output_dir", tmp_path / "other"),
     )
-    assert_one_sentence(missing, "/nowhere/x.tar", "not there")
+    assert_one_sentence(missing, "/nowhere/x.tar", "does not exist")

@@ -15,7 +15,7 @@ from pneumonia_hf.cli import parse_recipe
 from pneumonia_hf.errors import UserError
 from pneumonia_hf.inference.network import Network
 from pneumonia_hf.models.backbones import BACKBONES, backbone_of, freeze, grow_drop_path, head_of
-from pneumonia_hf.models.build import NO_WEIGHTS, ModelConfig, _draw_model, build_model
+from pneumonia_hf.models.build import NO_WEIGHTS, ModelConfig, _initialise_model, build_model
 from pneumonia_hf.models.model_folder import DEFAULT_MODEL
 
 
@@ -112,7 +112,7 @@ def test_no_stage_is_a_normalisation_layer_alone(backbone_name, tiny):
     models = [tiny()[0]]
     if backbone_name != "timm":
         with torch.device("meta"):
-            models.append(_draw_model(backbone, {}))
+            models.append(_initialise_model(backbone, {}))
     for model in models:
         for stage in backbone_of(model).layer_groups(model):
             owners = {
@@ -126,7 +126,7 @@ def test_drop_path_grows_with_depth_in_every_family_that_has_it(backbone_name):
     backbone = BACKBONES[backbone_name]
     if "drop_path" not in backbone.regularisers or backbone_name == "timm":
         return
-    model = _draw_model(backbone, {backbone.regularisers["drop_path"]: 0.3})
+    model = _initialise_model(backbone, {backbone.regularisers["drop_path"]: 0.3})
     grow_drop_path(model)
     rates = [
         float(module.drop_prob)
