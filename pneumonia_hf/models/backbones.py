@@ -285,7 +285,7 @@ def head_of(model: PreTrainedModel) -> nn.Linear:
 
 
 def freeze(model: PreTrainedModel, trainable_layer_groups: int | None) -> None:
-    """Freeze all but the last `trainable_layer_groups` groups and the head; None: freeze nothing."""
+    """Freeze all but the last `trainable_layer_groups` groups and the head; None: freeze none."""
     for parameter in model.parameters():
         parameter.requires_grad = trainable_layer_groups is None
     if trainable_layer_groups is None:
