@@ -13,7 +13,7 @@ import numpy as np
 from pneumonia_hf.data.file_hashes import HashCache, Stat, hash_content, shorten
 from pneumonia_hf.data.image_stats import compute_border, compute_facts
 from pneumonia_hf.data.issues import DataIssue, log_issues
-from pneumonia_hf.data.pixel_store import PixelStore, StoreIndex, XrayPixels, open_store
+from pneumonia_hf.data.pixel_store import PixelStore, XrayPixels, open_store
 from pneumonia_hf.data.sources import list_addresses, open_images, stat_image
 from pneumonia_hf.data.table import XrayData, column, take
 from pneumonia_hf.errors import UserError, XrayError
@@ -110,11 +110,10 @@ def decode_splits(
 
 @dataclass
 class _Reading:
-    """The result for one image: a row of the store, a new image, or an issue."""
+    """The result for one image: found in the store, a new image, or an issue."""
 
     name: str
     content: bytes = b""
-    row: int | None = None
     image: Image.Image | None = None
     facts: np.ndarray | None = None
     issue: str = ""
@@ -126,7 +125,7 @@ class _Decoding:
 
     def __init__(self, data: Dataset, processor: BaseImageProcessor, store: PixelStore) -> None:
         self.data, self.processor, self.store = data, processor, store
-        self.index = StoreIndex(store)
+        self.index = store.index()
         self.hash_cache = HashCache(store.folder.parent)
         self.rows = np.full(len(data), -1, np.int64)
         self.hashes = np.zeros(len(data), np.uint64)
@@ -141,7 +140,7 @@ class _Decoding:
         addresses, start = list_addresses(self.data), 0
         while chunk := list(islice(addresses, 1000)):
             for number, content in enumerate(self.hash_cache.get(chunk), start):
-                row = self.index.find(content) if content else None
+                row = self.index.get(content)
                 # The checksum takes about 50 microseconds for 50 KB.
                 if row is None or not self.store.is_intact(row, facts):
                     return False
@@ -154,7 +153,7 @@ class _Decoding:
         from joblib import cpu_count
         from tqdm.auto import tqdm
 
-        self.index = StoreIndex(self.store)  # another process may have written in the meantime
+        self.index = self.store.index()  # another process may have written in the meantime
         tasks = zip(list_addresses(self.data), open_images(self.data), strict=True)
 
         def submit() -> list:
@@ -186,9 +185,8 @@ class _Decoding:
         self, address: str, name: str, source: Path | bytes | XrayError, known: bytes | None
     ) -> _Reading:
         """Decode one image, unless its content is in the store; `known` is its cached hash."""
-        row = self.index.find(known) if known else None
-        if row is not None and self.store.is_intact(row):
-            return _Reading(name, known, row=row)
+        if known in self.index and self.store.is_intact(self.index[known]):
+            return _Reading(name, known)
         if isinstance(source, XrayError):
             return _Reading(name, issue=_strip_name(source, name))
         try:
@@ -197,9 +195,8 @@ class _Decoding:
         except OSError as error:
             return _Reading(name, issue=f"it cannot be opened: {error.strerror}")
         content = hash_content(data)
-        row = self.index.find(content)
-        if row is not None and self.store.is_intact(row):
-            return _Reading(name, content, row=row, stat=stat)
+        if content in self.index and self.store.is_intact(self.index[content]):
+            return _Reading(name, content, stat=stat)
         try:
             image = read_xray(data, name)
         except XrayError as error:
@@ -217,13 +214,12 @@ class _Decoding:
             facts = np.stack([one.facts for one in new.values()])
             facts["content"] = [np.frombuffer(content, "<u8") for content in new]
             facts["border"] = compute_border(pixels[:, 0])
-            rows = self.store.append(pixels, facts).tolist()
-            self.index.added |= dict(zip(new, rows, strict=True))
+            self.index |= zip(new, self.store.append(pixels, facts).tolist(), strict=True)
         for number, reading in enumerate(readings, start):
             if reading.issue:
                 self.issues.append(DataIssue("unreadable", reading.name, reading.issue))
             else:
-                self.rows[number] = self.index.added.get(reading.content, reading.row)
+                self.rows[number] = self.index[reading.content]
                 self.hashes[number] = shorten(reading.content)
 
 

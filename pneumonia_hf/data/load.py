@@ -161,19 +161,16 @@ def _add_source(data: Dataset, source: Source, several: bool) -> Dataset:
 def _find_both_labels(splits: dict[str, Dataset]) -> list[DataIssue]:
     import pyarrow as pa
 
-    patients = pa.concat_arrays([column(data, "patient") for data in splits.values()])
-    labels = np.concatenate([column(data, "label").to_numpy() for data in splits.values()])
-    coded = patients.dictionary_encode()
-    codes = coded.indices.to_numpy()
-    seen = np.zeros((len(coded.dictionary), len(LABELS)), np.int64)
-    np.add.at(seen, (codes, labels), 1)
+    columns = {
+        name: pa.concat_arrays([column(data, name) for data in splits.values()])
+        for name in ("patient", "label")
+    }
+    groups = pa.table(columns).group_by("patient", use_threads=False)
+    counted = groups.aggregate([("label", "count"), ("label", "sum")])
     return [
-        DataIssue(
-            "both_labels",
-            coded.dictionary[int(code)].as_py(),
-            f"{seen[code, 0]} {LABELS[0]}, {seen[code, 1]} {LABELS[1]}",
-        )
-        for code in np.flatnonzero(seen.all(axis=1))
+        DataIssue("both_labels", patient, f"{count - ill} {LABELS[0]}, {ill} {LABELS[1]}")
+        for patient, count, ill in zip(*counted.to_pydict().values(), strict=True)
+        if 0 < ill < count
     ]
 
 

@@ -33,19 +33,11 @@ if TYPE_CHECKING:
 CACHE_VARIABLE = "PNEUMONIA_HF_CACHE"  # environment variable with the cache folder
 MAPPED = 16 << 20  # bytes read through the map before its pages are released
 # The modules whose code determines pixels and facts.
-READING = tuple(
-    f"pneumonia_hf.{name}"
-    for name in (
-        "imaging.read",
-        "imaging.dicom",
-        "imaging.dicom_display",
-        "imaging.modalities",
-        "imaging.jpeg_headers",
-        "imaging.grayscale",
-        "imaging.preprocess",
-        "data.image_stats",
-        "data.pixel_store",
-    )
+_MODULES = "read dicom dicom_display modalities jpeg_headers grayscale preprocess".split()
+READING = (
+    *(f"pneumonia_hf.imaging.{name}" for name in _MODULES),
+    "pneumonia_hf.data.image_stats",
+    "pneumonia_hf.data.pixel_store",
 )
 
 
@@ -77,7 +69,7 @@ class XrayPixels:
         }
 
     def pixels(self, indices: Sequence[int]) -> Tensor:
-        """Return gray images as the processor resizes them: uint8 [N, 1, H, W], 0..255.
+        """Return gray images at the model's size: uint8 [N, 1, H, W], 0..255.
 
         Raises:
             UserError: the store was deleted or rebuilt since these rows were found.
@@ -166,6 +158,12 @@ class PixelStore:
         _write_at(self.folder / "facts.bin", start * FACTS.itemsize, facts.tobytes())
         return np.arange(start, start + len(facts))
 
+    def index(self) -> dict[bytes, int]:
+        """Return the row of each image by the hash of its file, about 150 bytes per image."""
+        contents = np.ascontiguousarray(self.facts()["content"])
+        # Of two records with one content, the later replaces a damaged image.
+        return {content.tobytes(): row for row, content in enumerate(contents)}
+
     def is_intact(self, row: int, facts: np.ndarray | None = None) -> bool:
         """Return whether the checksum of the image at `row` is right; `facts` saves a mapping."""
         record = (self.facts() if facts is None else facts)[row]
@@ -187,27 +185,6 @@ class PixelStore:
             yield
         finally:
             lock.release()
-
-
-class StoreIndex:
-    """The row of each image in a store, by the hash of its content."""
-
-    def __init__(self, store: PixelStore) -> None:
-        # Of two records of one content, the later replaces a damaged one: newest first.
-        content = np.array(store.facts()["content"])[::-1]
-        self.rows = np.argsort(content[:, 0], kind="stable")
-        self.high, self.low = content[self.rows, 0], content[self.rows, 1]
-        self.rows = len(content) - 1 - self.rows
-        self.added: dict[bytes, int] = {}
-
-    def find(self, content: bytes) -> int | None:
-        if content in self.added:
-            return self.added[content]
-        high, low = np.frombuffer(content, "<u8")
-        at = np.searchsorted(self.high, high)
-        if at < len(self.high) and self.high[at] == high and self.low[at] == low:
-            return int(self.rows[at])
-        return None
 
 
 def open_store(processor: BaseImageProcessor, cache_dir: str | Path | None = None) -> PixelStore:

@@ -34,7 +34,11 @@ def split_by_patient(
     Raises:
         UserError: no draw meets the share within the tolerance, or a split would lack a class.
     """
-    labels, patients = column(data, "label").to_numpy(), _number_patients(data)
+    import pyarrow.compute as pc
+
+    labels = column(data, "label").to_numpy()
+    ranks = pc.rank(column(data, "patient"), tiebreaker="dense").to_numpy()  # from 1
+    patients = ranks.astype(np.int64) - 1
     images = np.zeros((patients.max(initial=-1) + 1, len(LABELS)), np.int64)  # of each patient
     np.add.at(images, (patients, labels), 1)
     generator = np.random.default_rng(seed)
@@ -82,14 +86,3 @@ def _draw_patients(
         drawn[rows[:count]] = True
         missing = wanted - totals[count]
     return drawn
-
-
-def _number_patients(data: Dataset) -> np.ndarray:
-    """Return the index of each row's patient in the sorted names: int64 [N]."""
-    import pyarrow.compute as pc
-
-    coded = pc.dictionary_encode(column(data, "patient"))
-    order = pc.array_sort_indices(coded.dictionary).to_numpy()
-    ranks = np.empty(len(order), np.int64)
-    ranks[order] = np.arange(len(order))
-    return ranks[coded.indices.to_numpy()]

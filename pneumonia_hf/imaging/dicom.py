@@ -58,15 +58,10 @@ class DicomImage:
 
 
 def read_dicom(name: str, stream: BinaryIO, most_pixels: int) -> DicomImage:
-    """Return the X-ray in a DICOM file.
-
-    Args:
-        name: the file's name in error messages.
-        stream: the file, at its start.
-        most_pixels: largest rows times columns, checked before decoding.
+    """Return the X-ray in a DICOM file; `name` is for error messages.
 
     Raises:
-        XrayError: no image, several frames, too many pixels or an unsupported transfer syntax.
+        XrayError: no image, several frames, more than `most_pixels`, or an unsupported syntax.
         Exception: of many types, if the file is damaged.
     """
     dataset = _read_elements(name, stream)
@@ -112,13 +107,8 @@ class _LimitedReader:
 
 
 def _read_elements(name: str, stream: BinaryIO) -> Dataset:
+    from pydicom import uid
     from pydicom.filereader import read_dataset, read_partial
-    from pydicom.uid import (
-        DeflatedExplicitVRLittleEndian,
-        ExplicitVRBigEndian,
-        ExplicitVRLittleEndian,
-        ImplicitVRLittleEndian,
-    )
 
     stream.seek(128)
     bare = stream.read(4) != b"DICM"
@@ -126,14 +116,14 @@ def _read_elements(name: str, stream: BinaryIO) -> Dataset:
         meta = read_dataset(
             _LimitedReader(stream), False, True, stop_when=lambda tag, *_: tag.group != 2
         )
-        if meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
+        if meta.get("TransferSyntaxUID") == uid.DeflatedExplicitVRLittleEndian:
             stream = _inflate(name, stream)
     stream.seek(0)
     dataset = read_partial(_LimitedReader(stream), _stop_after_pixels, force=bare)
     if dataset.file_meta.get("TransferSyntaxUID") is None:
         implicit, little = dataset.original_encoding
-        syntax = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
-        dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else syntax
+        syntax = uid.ExplicitVRLittleEndian if little else uid.ExplicitVRBigEndian
+        dataset.file_meta.TransferSyntaxUID = uid.ImplicitVRLittleEndian if implicit else syntax
     return dataset
 
 

@@ -24,14 +24,10 @@ _MAX_TILES = 8192
 def check_frame(
     frame: bytes, size: tuple[int, int], samples: int, bits: int, lossless: bool
 ) -> bytes:
-    """Return a JPEG, JPEG-LS or JPEG 2000 frame that is safe for a C++ decoder.
+    """Return a JPEG, JPEG-LS or JPEG 2000 codestream that is safe for a C++ decoder.
 
-    Args:
-        frame: the codestream.
-        size: columns and rows in the DICOM header.
-        samples: samples per pixel in the DICOM header.
-        bits: bits allocated per sample in the DICOM header.
-        lossless: whether the transfer syntax is lossless JPEG or JPEG-LS.
+    `size` (columns, rows), `samples` per pixel and `bits` per sample are the DICOM header's;
+    `lossless` means lossless JPEG or JPEG-LS.
 
     Raises:
         ValueError: the frame contradicts the DICOM header, or is damaged.
@@ -93,7 +89,8 @@ def _check_jpeg(
             return frame  # Pillow's decoder handles damage in the rest
         if marker == _HUFFMAN:
             _check_tables(body)
-        if marker in _LOSSLESS or marker in (_HUFFMAN, _RESTART) or _is_preset(marker, body):
+        is_preset = marker == _PRESETS and len(body) == 11 and body[0] == 1
+        if marker in _LOSSLESS or marker in (_HUFFMAN, _RESTART) or is_preset:
             rebuilt.append(segment)
     ending = (_MARKER_LS if kind == 0xF7 else _MARKER).search(frame, position)
     rebuilt += [frame[position : ending.start() if ending else len(frame)], b"\xff\xd9"]
@@ -133,10 +130,6 @@ def _check_tables(body: bytes) -> None:
         if len(counts) < 16 or sum(counts) > 256 or len(body) < 17 + sum(counts):
             raise ValueError("the tables of the compressed image are damaged")
         body = body[17 + sum(counts) :]
-
-
-def _is_preset(marker: int, body: bytes) -> bool:
-    return marker == _PRESETS and len(body) == 11 and body[0] == 1
 
 
 def _compare(found: tuple[int, ...], header: tuple[int, ...], what: str = "pixels") -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 
 from pneumonia_hf.errors import XrayError
 from pneumonia_hf.imaging.grayscale import (
@@ -34,16 +34,6 @@ FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP")
 MAX_PIXELS = 64_000_000  # the largest detectors have about 19 megapixels
 MAX_FILE_BYTES = 400_000_000  # 64 megapixels of three 16-bit colours, uncompressed
 MAX_DECODED_BYTES = 400_000_000  # of a decoder's buffers; with the gray copy, below 500 MB
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-_ORIENTATION = 0x0112  # the EXIF tag
 _TAG_BYTES = {3: 2, 4: 4, 5: 8, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 _MAX_SCANS = 100  # of a progressive JPEG; cameras write ten
 _GRAY_16_MODES = {"I;16", "I;16L", "I;16B", "I;16N"}
@@ -75,7 +65,9 @@ def read_xray(source: str | Path | bytes, name: str | None = None) -> Image.Imag
         XrayError: the source cannot be read as one image; the text gives the reason.
     """
     label = _shorten(name or ("the image" if isinstance(source, bytes) else Path(source).name))
-    with _open(source, name) as stream:
+    with _open(source, name) as stream, warnings.catch_warnings():
+        # Pillow and pydicom warn of odd but readable files.
+        warnings.simplefilter("ignore")
         start = stream.read(132)
         if not start:
             raise XrayError(f"{label} is an empty file.")
@@ -139,27 +131,24 @@ def _open(source: str | Path | bytes, name: str | None) -> BinaryIO:
 
 def _read_image(name: str, stream: BinaryIO) -> Image.Image:
     try:
-        with warnings.catch_warnings():
-            # Pillow warns of large images and odd EXIF blocks; our own limits follow.
-            warnings.simplefilter("ignore")
-            frames = _count_directories(stream)
-            image = Image.open(stream, formats=FORMATS)
-            mode, form = image.mode, image.format
-            check_size(name, image.size, MAX_PIXELS)
-            _check_cost(name, image, stream)
-            frames = frames or getattr(image, "n_frames", 1)
-            if frames > 1:
-                raise XrayError(f"{name} has {frames} frames; give one image per file.")
-            raw = _get_raw_mode(image)
-            image.load()
-            transpose = _UPRIGHT.get(_find_orientation(image))
-            gray, coloured = _to_gray(image)
-            if raw in _OTHER_BYTE:
-                del image  # two images of 64 megapixels would exceed the memory limit
-                gray = _gray_16_bit_colours(stream, raw)
-            elif raw == "LA;16B":
-                del image
-                gray = _gray_16_bit_alpha(stream)
+        frames = _count_directories(stream)
+        image = Image.open(stream, formats=FORMATS)
+        mode, form = image.mode, image.format
+        check_size(name, image.size, MAX_PIXELS)
+        _check_cost(name, image, stream)
+        frames = frames or getattr(image, "n_frames", 1)
+        if frames > 1:
+            raise XrayError(f"{name} has {frames} frames; give one image per file.")
+        raw = _get_raw_mode(image)
+        image.load()
+        orientation = _find_orientation(image)
+        gray, coloured = _to_gray(image)
+        if raw in _OTHER_BYTE:
+            del image  # two images of 64 megapixels would exceed the memory limit
+            gray = _gray_16_bit_colours(stream, raw)
+        elif raw == "LA;16B":
+            del image
+            gray = _gray_16_bit_alpha(stream)
     except (XrayError, Image.UnidentifiedImageError):
         raise
     except Image.DecompressionBombError as error:  # Pillow's own limit, checked by Image.open
@@ -171,19 +160,19 @@ def _read_image(name: str, stream: BinaryIO) -> Image.Image:
         raise XrayError(
             f"{name} is damaged and cannot be decoded ({_shorten_reason(error)})."
         ) from error
-    upright = Image.fromarray(gray)
-    upright = upright if transpose is None else upright.transpose(transpose)
-    upright.info.update(coloured=coloured, mode=mode, format=form)
-    return upright
+    image = Image.fromarray(gray)
+    if orientation is not None:
+        image.getexif()[ExifTags.Base.Orientation] = orientation
+        ImageOps.exif_transpose(image, in_place=True)
+    image.info.update(coloured=coloured, mode=mode, format=form)
+    return image
 
 
 def _read_dicom(name: str, stream: BinaryIO) -> Image.Image:
     from pneumonia_hf.imaging.dicom import read_dicom
 
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # pydicom warns of any deviation from the standard
-            decoded = read_dicom(name, stream, MAX_PIXELS)
+        decoded = read_dicom(name, stream, MAX_PIXELS)
     except XrayError:
         raise
     except Exception as error:  # pydicom and its decoders raise many types
@@ -292,7 +281,7 @@ def _find_orientation(image: Image.Image) -> int | None:
         block = bytes.fromhex("".join(image.info["Raw profile type exif"].split("\n")[3:]))
     if block:
         _count_directories(io.BytesIO(block.removeprefix(b"Exif\0\0")))
-    return image.getexif().get(_ORIENTATION)
+    return image.getexif().get(ExifTags.Base.Orientation)
 
 
 def _check_cost(name: str, image: Image.Image, stream: BinaryIO) -> None:

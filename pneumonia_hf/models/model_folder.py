@@ -32,12 +32,7 @@ NOT_IN_EACH = {REPORTS_FILE, CURVES_FILE, CODE_FILE}
 
 
 def push_model(folder: str | Path, repo_id: str, private: bool = True) -> str:
-    """Push a saved model folder to the Hub in one commit; return the commit's URL.
-
-    Args:
-        folder: as `train` writes it; only MODEL_FILES are sent.
-        repo_id: `owner/name`; the repository is created if it does not exist.
-        private: whether a new repository is private.
+    """Push MODEL_FILES of a saved model to the Hub; arguments and result as of `push_folder`.
 
     Raises:
         UserError: not a saved model, an invalid card, no permission, no network.
