@@ -44,24 +44,21 @@ def list_folder(where: str) -> Listing:
     folders = [entry for entry in sorted(root.iterdir()) if entry.is_dir()]
     splits = {f: SPLIT_NAMES[f.name.lower()] for f in folders if f.name.lower() in SPLIT_NAMES}
     classes = [folder for folder in folders if find_label(folder.name) is not None]
-    metadata = _read_metadata(root)
+    has_metadata = lister.read_metadata(root)
     if classes and splits:
         raise UserError(
             f"{where} has split folders ({next(iter(splits)).name}) beside class folders "
             f"({classes[0].name}); move one or the other into a separate folder."
         )
-    if classes or (not splits and any("label" in row for row in metadata.rows.values())):
-        listing.splits[ALL] = lister.list_split(root, "", metadata)
+    if classes or (not splits and any("label" in row for row in lister.rows.values())):
+        listing.splits[ALL] = lister.list_split(root, "", has_metadata)
     elif splits:
         for folder, name in splits.items():
             if name in listing.splits:
                 raise UserError(f"{root} has two {name} folders; keep one of them.")
-            own = _read_metadata(folder)
             # A person number of the Kermany set identifies a patient only within a split.
-            joined = _Metadata.join(metadata, own)
-            listing.splits[name] = lister.list_split(folder, f"{name}/", joined)
-            own.found = metadata.found
-            lister.report_missing(own)
+            has_own = lister.read_metadata(folder) or has_metadata
+            listing.splits[name] = lister.list_split(folder, f"{name}/", has_own)
         for path in lister.walk(root, skip=set(splits)):
             lister.report_unused(path, in_split=False)
     else:
@@ -70,7 +67,7 @@ def list_folder(where: str) -> Listing:
         raise UserError(
             f"{root} has neither train/ val/ test/ nor NORMAL/ and PNEUMONIA/ folders; {hint}"
         )
-    lister.report_missing(metadata)
+    lister.report_missing()
     for name, split in listing.splits.items():
         if not len(split) and listing.issues:
             first = listing.issues[0]
@@ -110,67 +107,16 @@ def list_others(where: str, names: Sequence[str]) -> list[OtherImage]:
             raise UserError(f"{name} is one of the two classes; --other_classes takes others.")
         if not folder.is_dir():
             raise UserError(f"{folder} is no folder; check --other_classes.")
-        rows = _Metadata.join(_read_metadata(root), _read_metadata(folder)).rows
+        lister.read_metadata(root)
+        lister.read_metadata(folder)
         images = [path for path in lister.walk(folder) if lister.is_usable(path)]
         if not images:
             raise UserError(f"{folder} holds no images; check --other_classes.")
         found += [
-            OtherImage(path, path.relative_to(root).as_posix(), name, rows.get(str(path), {}))
+            OtherImage(path, lister.relative(path), name, lister.rows.get(str(path), {}))
             for path in images
         ]
     return found
-
-
-class _Metadata:
-    """The rows of metadata.csv files, by the absolute path of the image."""
-
-    def __init__(self) -> None:
-        self.rows: dict[str, dict[str, str]] = {}
-        self.found: set[str] = set()  # paths in `rows` whose image was listed
-        self.exists = False
-
-    @classmethod
-    def join(cls, *several: _Metadata) -> _Metadata:
-        joined = cls()
-        for one in several:
-            joined.rows |= one.rows
-            joined.exists |= one.exists
-        joined.found = several[0].found
-        return joined
-
-
-def _read_metadata(folder: Path) -> _Metadata:
-    """Read the metadata.csv of a folder, if there is one."""
-    metadata = _Metadata()
-    table = folder / "metadata.csv"
-    if not table.is_file():
-        return metadata
-    try:
-        with table.open(newline="", encoding="utf-8-sig") as lines:
-            reader = csv.DictReader(lines)
-            names = [name.strip() for name in reader.fieldnames or []]
-            names = [name.lower() if name.lower() in KNOWN_COLUMNS else name for name in names]
-            if "file_name" not in names:
-                raise UserError(
-                    f"{table} has no column file_name (it has {', '.join(names) or 'none'}); "
-                    f"add it, or remove the file."
-                )
-            reader.fieldnames = names
-            rows = list(reader)
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{table} cannot be read as a CSV file in UTF-8: {error}.") from error
-    metadata.exists = True
-    for number, row in enumerate(rows, start=2):
-        file = (row.pop("file_name") or "").strip()
-        row.pop(None, None)  # cells beyond the header
-        if not file:
-            raise UserError(f"Line {number} of {table} names no file; fill in file_name.")
-        path = os.path.normpath(folder / file)
-        cells = {key: value.strip() for key, value in row.items() if value and value.strip()}
-        if metadata.rows.get(path, cells) != cells:
-            raise UserError(f"{table} names {file} twice with different values; keep one line.")
-        metadata.rows[path] = cells
-    return metadata
 
 
 class _Lister:
@@ -179,64 +125,88 @@ class _Lister:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.listing = Listing({})
+        self.rows: dict[str, dict[str, str]] = {}  # of metadata.csv files, by absolute path
+        self.found: set[str] = set()  # paths in `rows` whose image was listed
 
-    def list_split(self, folder: Path, prefix: str, metadata: _Metadata) -> Dataset:
-        """Return a split: the images in its class folders, or labelled by its metadata."""
+    def relative(self, path: Path) -> str:
+        return path.relative_to(self.root).as_posix()
+
+    def read_metadata(self, folder: Path) -> bool:
+        """Add the rows of a folder's metadata.csv to `rows`; return whether there is one."""
+        table = folder / "metadata.csv"
+        if not table.is_file():
+            return False
+        try:
+            with table.open(newline="", encoding="utf-8-sig") as file:
+                reader = csv.DictReader(file)
+                names = [name.strip() for name in reader.fieldnames or []]
+                names = [name.lower() if name.lower() in KNOWN_COLUMNS else name for name in names]
+                if "file_name" not in names:
+                    raise UserError(
+                        f"{table} has no column file_name (it has {', '.join(names) or 'none'}); "
+                        f"add it, or remove the file."
+                    )
+                reader.fieldnames = names
+                lines = list(reader)
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise UserError(f"{table} cannot be read as a CSV file in UTF-8: {error}.") from error
+        rows: dict[str, dict[str, str]] = {}
+        for number, row in enumerate(lines, start=2):
+            file = (row.pop("file_name") or "").strip()
+            row.pop(None, None)  # cells beyond the header
+            if not file:
+                raise UserError(f"Line {number} of {table} names no file; fill in file_name.")
+            path = os.path.normpath(folder / file)
+            cells = {key: value.strip() for key, value in row.items() if value and value.strip()}
+            if rows.setdefault(path, cells) != cells:
+                raise UserError(f"{table} names {file} twice with different values; keep one line.")
+        self.rows |= rows
+        return True
+
+    def list_split(self, folder: Path, prefix: str, has_metadata: bool) -> Dataset:
+        """Return a split: the images in its class folders, or labelled by metadata."""
         table = RowTable()
         entries = [entry for entry in sorted(folder.iterdir()) if entry.is_dir()]
         label_of = {entry: find_label(entry.name) for entry in entries}
         class_folders = [entry for entry in entries if label_of[entry] is not None]
+
+        def add(path: Path, label: int, must_be_listed: bool) -> None:
+            row = dict(self.rows.get(str(path), {}))
+            if str(path) in self.rows:
+                self.found.add(str(path))
+            elif must_be_listed:
+                self._report("metadata_left_out", path, "no line names it")
+            text = row.pop("label", None)
+            if text is not None and find_plain_label(text) != label:
+                reason = f"its folder says {LABELS[label]}, which is used; metadata.csv says {text}"
+                self._report("metadata_other_label", path, reason)
+            patient = row.pop("patient_id", None)
+            patient = patient or find_patient(path.relative_to(folder).as_posix(), prefix)
+            table.add(str(path), self.relative(path), label, patient, row)
+
         for class_folder in sorted(class_folders, key=label_of.__getitem__):
-            inner = _read_metadata(class_folder)
-            self.report_missing(inner)
-            joined = _Metadata.join(metadata, inner) if inner.exists else metadata
+            must_be_listed = self.read_metadata(class_folder) or has_metadata
             for path in self.walk(class_folder):
                 if self.is_usable(path):
-                    label = label_of[class_folder]
-                    self._add(table, path, folder, prefix, label, joined)
+                    add(path, label_of[class_folder], must_be_listed)
         for path in self.walk(folder, skip=set(class_folders)):
-            text = metadata.rows.get(str(path), {}).get("label")
+            text = self.rows.get(str(path), {}).get("label")
             label = find_plain_label(text)
             if text is None:
                 self.report_unused(path)
-            elif not self.is_usable(path):
-                continue
-            elif label is None:
-                self._report("unknown_label", path, f"metadata.csv says {text!r}")
-            else:
-                self._add(table, path, folder, prefix, label, metadata)
+            elif self.is_usable(path):
+                if label is None:
+                    self._report("unknown_label", path, f"metadata.csv says {text!r}")
+                else:
+                    add(path, label, True)
         return table.finish(self.listing)
 
-    def _add(
-        self,
-        table: RowTable,
-        path: Path,
-        folder: Path,
-        prefix: str,
-        label: int,
-        metadata: _Metadata,
-    ) -> None:
-        row = metadata.rows.get(str(path))
-        if row is not None:
-            metadata.found.add(str(path))
-        elif metadata.exists:
-            self._report("metadata_left_out", path, "no line names it")
-        row = dict(row or {})
-        text = row.pop("label", None)
-        if text is not None and find_plain_label(text) != label:
-            reason = f"its folder says {LABELS[label]}, which is used; metadata.csv says {text}"
-            self._report("metadata_other_label", path, reason)
-        inside = path.relative_to(folder).as_posix()
-        patient = row.pop("patient_id", None) or find_patient(inside, prefix)
-        table.add(str(path), path.relative_to(self.root).as_posix(), label, patient, row)
-
     def _report(self, kind: str, path: Path, reason: str) -> None:
-        file = path.relative_to(self.root).as_posix()
-        self.listing.issues.append(DataIssue(kind, file, reason))
+        self.listing.issues.append(DataIssue(kind, self.relative(path), reason))
 
-    def report_missing(self, metadata: _Metadata) -> None:
+    def report_missing(self) -> None:
         """Add an issue for each row of metadata without a file."""
-        for path in sorted(metadata.rows.keys() - metadata.found):
+        for path in sorted(self.rows.keys() - self.found):
             if not os.path.exists(path):
                 file = os.path.relpath(path, self.root)
                 issue = DataIssue("metadata_missing_file", file, "there is no such file")
