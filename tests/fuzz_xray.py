@@ -174,8 +174,10 @@ def transcode(data: bytes, syntax: int) -> bytes:
         return Path(after).read_bytes()
 
 
-def collect_seeds(xrays: Path | None) -> tuple[dict[str, bytes], dict[str, bytes]]:
-    """Return small X-rays of each kind, and some full-size ones."""
+def collect_seeds(
+    xrays: Path | None, full_size: bool = True
+) -> tuple[dict[str, bytes], dict[str, bytes]]:
+    """Return small X-rays of each kind, and some of full size if wanted."""
     files = sorted(xrays.rglob("*.jp*g")) if xrays and xrays.exists() else []
     if files:
         gray = Image.open(files[0]).convert("L")
@@ -187,6 +189,8 @@ def collect_seeds(xrays: Path | None) -> tuple[dict[str, bytes], dict[str, bytes
     small = gray.copy()
     small.thumbnail((400, 400))
     seeds = encode_images(small) | encode_dicoms(6)
+    if not full_size:
+        return seeds, {}
     full = {f"full {kind}": data for kind, data in encode_images(gray, small=False).items()}
     full |= {f"full {kind}": data for kind, data in encode_dicoms(1).items()}
     full["full dicom jpeg 2000 lossy"] = find_dicom("RG1_J2KI.dcm")
@@ -463,13 +467,14 @@ def fuzz(
     xrays: Path | None = None,
     keep: Path | None = None,
     only: str = "",
+    full_size: bool = True,
 ) -> dict[str, Tally]:
     """Return the results of `count` damaged X-rays by kind; `only` is a pattern for the kinds."""
     tallies: dict[str, Tally] = {}
     with tempfile.TemporaryDirectory() as folder:
         seeds = tuple(
             {kind: data for kind, data in pool.items() if re.search(only, kind)}
-            for pool in collect_seeds(xrays)
+            for pool in collect_seeds(xrays, full_size)
         )
         pickled = Path(folder) / "seeds"
         pickled.write_bytes(pickle.dumps(seeds))
