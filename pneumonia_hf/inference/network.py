@@ -64,15 +64,17 @@ class Network:
         from transformers import AutoImageProcessor, AutoModelForImageClassification
 
         from pneumonia_hf.models import xray_cnn  # noqa: F401  # registers its classes
+        from pneumonia_hf.models.pretrained import hide_progress_bars
 
         for file in ("config.json", "preprocessor_config.json"):
             if not (folder / file).exists():
                 raise UserError(f"{name} holds no saved model: {file} is missing.")
         try:
             # No remote code: a model folder must not run its own.
-            model = AutoModelForImageClassification.from_pretrained(
-                folder, dtype=torch.float32, trust_remote_code=False
-            )
+            with hide_progress_bars():
+                model = AutoModelForImageClassification.from_pretrained(
+                    folder, dtype=torch.float32, trust_remote_code=False
+                )
             processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
         except Exception as error:
             # transformers, safetensors and json each raise their own on damaged files.
