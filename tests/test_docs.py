@@ -195,7 +195,7 @@ def parse_command(words: list[str]) -> None:
     place = find_script(words)
     script, flags = Path(words[place]), words[place + 1 :]
     if script.suffix == ".sh":  # two_machines.sh KIND FOLDER FLAGS_OF_TRAIN
-        script, flags = Path("train_scripts/train.py"), flags[2:]
+        script, flags = Path("train_scripts/train.py"), [*flags[2:], "--output_dir", "x"]
     name = f"docs_{script.stem}"
     spec = spec_from_file_location(name, ROOT / script)
     module = module_from_spec(spec)
