@@ -318,7 +318,9 @@ def _as_typed(parser: ArgumentParser, action: Action, value: Any, recipe: Path) 
             raise ValueError
         return parser._get_value(action, str(value))
     except Exception as error:
-        raise UserError(f"{recipe} has {action.dest}: {value}, which is not a valid value.") from error
+        raise UserError(
+            f"{recipe} has {action.dest}: {value}, which is not a valid value."
+        ) from error
 
 
 def _similar(name: str, known: set[str]) -> str:
