@@ -259,7 +259,8 @@ def _list_fields(kind: type | str) -> dict[str, tuple[bool, bool]]:
     for line in body.body:
         if isinstance(line, ast.AnnAssign):
             settings = {"default": line.value} if line.value else {}
-            if isinstance(line.value, ast.Call) and getattr(line.value.func, "id", "") == "field":
+            made_by = getattr(line.value, "func", None)
+            if getattr(made_by, "id", None) in ("field", "HfArg"):
                 settings = {one.arg: one.value for one in line.value.keywords}
             if getattr(settings.get("init"), "value", True):
                 is_on = getattr(settings.get("default"), "value", None) is True

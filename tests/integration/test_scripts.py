@@ -170,7 +170,6 @@ def test_names_read_from_source_are_those_that_the_parser_knows():
     kinds = [
         "pneumonia_hf.data.load:DataConfig",
         "pneumonia_hf.models.build:ModelConfig",
-        "pneumonia_hf.training.augment:AugmentConfig",
         "pneumonia_hf.training.arguments:XrayTrainingArguments",
         "pneumonia_hf.search.study:SearchConfig",
     ]
