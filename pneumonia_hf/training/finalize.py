@@ -29,22 +29,16 @@ if TYPE_CHECKING:
 def finalize(
     model: PreTrainedModel, processor: BaseImageProcessor, facts: RunFacts, folder: Path
 ) -> None:
-    """Save `model` in `folder`: calibrated, with threshold, manifest, curves and card.
+    """Save `model`, which has the best weights, in `folder`: a calibrated model folder.
 
-    The folder is put together beside its place, so that an older model stays until the new one
-    is complete.
-
-    Args:
-        model: with the best weights of the run.
-        processor: of the model.
-        facts: of the run.
-        folder: of the model.
+    It gets threshold, manifest, curves and card. It is assembled in a temporary folder: an older
+    model stays until the new one is complete.
     """
     unfinished = folder / UNFINISHED
     try:
         model.save_pretrained(unfinished)
         processor.save_pretrained(unfinished)
-        # Loaded again: what is calibrated is what was written.
+        # The saved files are calibrated, not the model in memory.
         network = Network.load(unfinished, str(folder))
         print("Calibrating and choosing the threshold on the validation split.", flush=True)
         validation = _calibrate(network, facts.data, facts)
