@@ -129,15 +129,14 @@ def cross_validate(
     generator = np.random.default_rng(0)
     probabilities = np.zeros(len(labels))
     folds = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=0)
-    if features.dtype == np.float16:  # stored so, but scikit-learn computes in single precision
-        features = features.astype(np.float32)
+    kind = np.promote_types(features.dtype, np.float32)  # half precision is for storage only
     for fitted, held in folds.split(labels, labels, groups):
         if len(fitted) > MOST_ROWS:
             fitted = np.sort(generator.permutation(fitted)[:MOST_ROWS])
-        model = make_model().fit(features[fitted], labels[fitted])
+        model = make_model().fit(features[fitted].astype(kind), labels[fitted])
         for start in range(0, len(held), 10_000):
             rows = held[start : start + 10_000]
-            probabilities[rows] = model.predict_proba(features[rows])[:, 1]
+            probabilities[rows] = model.predict_proba(features[rows].astype(kind))[:, 1]
     return probabilities
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,12 +25,17 @@ if TYPE_CHECKING:
 COLOUR = "#1f5fa8"
 
 
-def check_report_folder(folder: Path, overwrite: bool) -> None:
-    """Raise a UserError if `folder` is a file, or a report in it would be replaced."""
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder} is a file; --output_dir takes a folder.")
-    names = ["report.json", "report.md", "predictions.csv", *(f"{name}.png" for name in FIGURES)]
-    existing = [name for name in names if (folder / name).exists()]
+def check_report_folder(folder: Path, overwrite: bool, files: Sequence[str] | None = None) -> None:
+    """Raise a UserError if `folder` lies in a file, or one of `files` in it would be replaced.
+
+    By default `files` are those of `write_report`.
+    """
+    nearest = next(one for one in (folder, *folder.absolute().parents) if one.exists())
+    if not nearest.is_dir():
+        raise UserError(f"{nearest} is a file; --output_dir takes a folder.")
+    figures = (f"{name}.png" for name in FIGURES)
+    files = files or ("report.json", "report.md", "predictions.csv", *figures)
+    existing = [name for name in files if (folder / name).exists()]
     if existing and not overwrite:
         raise UserError(
             f"{folder} holds {existing[0]}; choose another --output_dir, or give --overwrite."

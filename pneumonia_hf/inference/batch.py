@@ -38,8 +38,8 @@ def find_inputs(inputs: Sequence[str | Path]) -> list[Path]:
     return found
 
 
-def check_table(output: str, overwrite: bool) -> None:
-    """Raise a UserError if the table cannot be written to `output`, or would replace a file."""
+def check_output_file(output: str, overwrite: bool) -> None:
+    """Raise a UserError if no file can be written to `output` (`-`: standard output)."""
     if output == "-":
         return
     path = Path(output)

@@ -15,6 +15,7 @@ import numpy as np
 from pneumonia_hf import __version__
 from pneumonia_hf.errors import UserError
 from pneumonia_hf.imaging.preprocess import BICUBIC
+from pneumonia_hf.inference.batch import check_output_file
 
 if TYPE_CHECKING:
     import torch
@@ -71,13 +72,7 @@ def export_onnx(predictor: Predictor, path: str | Path, overwrite: bool = False)
 
 def check_output(path: str | Path, overwrite: bool) -> None:
     """Raise a UserError if a package is missing, or no file can be written to `path`."""
-    path = Path(path)
-    if not path.parent.is_dir():
-        raise UserError(f"The folder {path.parent} does not exist; check --output.")
-    if path.is_dir():
-        raise UserError(f"{path} is a folder; --output takes the name of a file.")
-    if path.exists() and not overwrite:
-        raise UserError(f"{path} exists; choose another --output, or give --overwrite.")
+    check_output_file(str(path), overwrite)
     missing = [name for name in PACKAGES if find_spec(name) is None]
     if missing:
         raise UserError(f"ONNX needs more packages: pip install {' '.join(missing)}.")
