@@ -14,7 +14,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check train search audit augment-preview lock clean
+.PHONY: help demo test test-all check train search audit augment-preview lock clean
 
 help:  ## Say what there is
 	@echo "make demo    serve the app on http://127.0.0.1:$(PORT)"
@@ -22,7 +22,8 @@ help:  ## Say what there is
 	@echo "make search  DATA=folder OUTPUT=runs/search CONFIG=recipe.yaml RANGES=ranges.yaml"
 	@echo "make audit   DATA=folder OUTPUT=eval_reports/audit-name ARGS=\"more flags\""
 	@echo "make augment-preview  DATA=folder CONFIG=recipe.yaml PREVIEW=sheet.png"
-	@echo "make test    run the tests"
+	@echo "make test    run the quick tests (under 5 minutes)"
+	@echo "make test-all  run all tests, also the slow ones"
 	@echo "make check   ruff: style and formatting"
 	@echo "make lock    write constraints.txt anew from what is installed"
 	@echo "make clean   remove .venv and caches (never runs/)"
@@ -49,9 +50,13 @@ augment-preview: $(VENV)/train-installed  ## Draw what a recipe's augmentation d
 	@$(BIN)/python train_scripts/preview_augmentation.py --config $(CONFIG) --data_dir $(DATA) \
 		--output $(PREVIEW) $(ARGS)
 
-test: $(VENV)/dev-installed  ## Run the tests
-	@echo "Running the tests"
-	@$(BIN)/python -m pytest
+test: $(VENV)/dev-installed  ## Run the quick tests
+	@echo "Running the quick tests"
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow"
+
+test-all: $(VENV)/dev-installed  ## Run all tests
+	@echo "Running all tests"
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 check: $(VENV)/dev-installed  ## Check style and formatting
 	@echo "Checking style with ruff"

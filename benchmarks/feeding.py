@@ -24,7 +24,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from benchmarks._shared import MODELS, describe_machine, describe_speed, make_example, wait
+from _shared import MODELS, describe_machine, describe_speed, make_example, wait
+
 from pneumonia_hf.cli import make_parser, run_script
 
 EXAMPLE = "the example's way"

@@ -24,7 +24,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 
-from benchmarks._shared import MODELS, describe_machine, describe_speed, make_example, wait
+from _shared import MODELS, describe_machine, describe_speed, make_example, wait
+
 from pneumonia_hf.cli import make_parser, run_script
 
 

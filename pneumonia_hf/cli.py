@@ -12,7 +12,7 @@ from dataclasses import fields as field_list
 from difflib import get_close_matches
 from pathlib import Path
 from traceback import walk_tb
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
 from pneumonia_hf.errors import Stopped, UserError
 
@@ -177,6 +177,16 @@ def parse_recipe(
     except ValueError as error:  # transformers' own checks of its arguments
         raise UserError(" ".join(str(error).split())) from error
     return tuple(parsed)
+
+
+def check_choices(config: Any) -> None:
+    """Raise a UserError where a field of a dataclass typed `Literal[...]` has another value."""
+    for name, hint in get_type_hints(type(config)).items():
+        value = getattr(config, name, None)
+        if get_origin(hint) is Literal and value not in get_args(hint):
+            raise UserError(
+                f"Unknown {name} {value!r}; choose from {', '.join(map(str, get_args(hint)))}."
+            )
 
 
 def _config_flag(arguments: Sequence[str]) -> Path | None:

@@ -169,8 +169,8 @@ class Run:
         if epochs:
             steps, of_epochs = self.phases[int(number) - 1]
             return self.count_before(int(number)) + round(float(epochs[-1]) * steps / of_epochs)
-        sealed = self.output.glob("checkpoints/phase-*/checkpoint-*/seal.json")
-        places = [[int(part.split("-")[1]) for part in path.parts[-3:-1]] for path in sealed]
+        complete = self.output.glob("checkpoints/phase-*/checkpoint-*/trainer_state.json")
+        places = [[int(part.split("-")[1]) for part in path.parts[-3:-1]] for path in complete]
         return max((self.count_before(phase) + step for phase, step in places), default=0)
 
     def count_before(self, phase: int) -> int:
@@ -179,10 +179,8 @@ class Run:
 
     def torn_checkpoint(self) -> Path | None:
         """Return the checkpoint that is being written."""
-        for path in self.output.glob("checkpoints/phase-*/checkpoint-*"):
-            if not (path / "seal.json").exists():
-                return path
-        return None
+        written = self.output.glob("checkpoints/phase-*/.unfinished/checkpoint-*")
+        return next(written, None)
 
 
 def is_building_cache(run: Run, step: int) -> bool:
@@ -243,11 +241,11 @@ def kill_at(run: Run, name: str, lot: random.Random, seconds: float) -> str | No
 
 def describe(run: Run) -> str:
     """Return what a kill left on disk."""
-    sealed = sorted(
+    complete = sorted(
         str(path.parent.relative_to(run.output / "checkpoints"))
-        for path in run.output.glob("checkpoints/phase-*/checkpoint-*/seal.json")
+        for path in run.output.glob("checkpoints/phase-*/checkpoint-*/trainer_state.json")
     )
-    summary = [f"sealed: {', '.join(sealed) or 'none'}"]
+    summary = [f"complete: {', '.join(complete) or 'none'}"]
     torn = run.torn_checkpoint()
     if torn:
         summary.append(f"torn: {torn.name} with {len(list(torn.iterdir()))} files")

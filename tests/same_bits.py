@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from pneumonia_hf.training.checkpoints import STATE_FILE, last_whole_checkpoint, phase_folder
+from pneumonia_hf.training.checkpoints import STATE_FILE, last_checkpoint, phase_folder
 
 # A comparison without one of these would say nothing about it.
 ALWAYS = {"model.safetensors", "optimizer.pt", "scheduler.pt", STATE_FILE}
@@ -44,7 +44,7 @@ def assert_same_last_checkpoint(
         phase: the number of the phase.
         ignored: what may differ, as FILE/KEY.
     """
-    last = [last_whole_checkpoint(phase_folder(run, phase)) for run in (one, two)]
+    last = [last_checkpoint(phase_folder(run, phase)) for run in (one, two)]
     assert all(last), f"stage {phase} has no whole checkpoint in {last.index(None) + 1} of 2"
     states = [read_checkpoint(checkpoint) for checkpoint in last]
     steps = [state[STATE_FILE]["global_step"] for state in states]

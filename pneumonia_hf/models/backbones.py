@@ -34,6 +34,7 @@ class Backbone:
     std: tuple[float, ...] = IMAGENET_STD
     # Tokens before those of the patches; None where the feature map is a [N, C, h, w] grid.
     prefix_tokens: int | None = None
+    channels_last: bool = False  # faster as [N, H, W, C] in memory; see benchmarks/precision.py
     resizable: bool = True  # takes images of another size than it was pretrained on
     # The published size, as settings of the family's config that differ from its defaults.
     config: dict[str, Any] = field(default_factory=dict)
@@ -223,24 +224,28 @@ BACKBONES = {
         mean=(0.0, 0.0, 0.0),
         std=(1.0, 1.0, 1.0),
         regularisers={"dropout": "classifier_dropout_prob"},
+        channels_last=True,
     ),
     "resnet50": _timm(
         "timm/resnet50.a1_in1k",
         "fc",
         config={"architecture": "resnet50"},
         regularisers=TIMM_RATES,
+        channels_last=True,
     ),
     "efficientnet-b0": _timm(
         "timm/efficientnet_b0.ra_in1k",
         "classifier",
         config={"architecture": "efficientnet_b0"},
         regularisers=TIMM_RATES,
+        channels_last=True,
     ),
     "efficientnet-b3": _timm(
         "timm/efficientnet_b3.ra2_in1k",
         "classifier",
         config={"architecture": "efficientnet_b3"},
         regularisers=TIMM_RATES,
+        channels_last=True,
     ),
     "efficientnet-lite0": _timm(
         "timm/tf_efficientnet_lite0.in1k",
@@ -249,12 +254,14 @@ BACKBONES = {
         std=(128 / 255,) * 3,
         config={"architecture": "tf_efficientnet_lite0"},
         regularisers=TIMM_RATES,
+        channels_last=True,
     ),
     "densenet121": _timm(
         "timm/densenet121.ra_in1k",
         "classifier",
         config={"architecture": "densenet121"},
         regularisers={"dropout": "drop_rate"},
+        channels_last=True,
     ),
     # Any other model of timm: the weights tell which, and what they were normalised with.
     "timm": _timm(None, "?", license="other", regularisers=TIMM_RATES),
@@ -268,26 +275,24 @@ BACKBONES = {
         mean=HALF,
         std=(0.25, 0.25, 0.25),
         regularisers={"dropout": "dropout"},
+        channels_last=True,
     ),
 }
 
 
 def fast_precision(device: str | None = None) -> str:
-    """Return the precision that this machine multiplies fastest in: bf16, fp16 or fp32.
+    """Return bf16 where the hardware computes it, fp16 on older NVIDIA GPUs, else fp32.
 
     Args:
-        device: the type of device, such as cpu; left out, the accelerator if there is one.
+        device: the type of device, such as cpu; by default the accelerator if there is one.
     """
     import torch
 
-    if device == "cpu":
-        pass
-    elif torch.cuda.is_available():
+    if device != "cpu" and torch.cuda.is_available():
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    elif torch.accelerator.is_available():
+    if device != "cpu" and torch.accelerator.is_available():
         return "fp32"
-    able = torch.cpu.get_capabilities()
-    return "bf16" if able.get("avx512_bf16") or able.get("amx_bf16") else "fp32"
+    return "bf16" if torch.cpu.get_capabilities().get("amx_bf16") else "fp32"
 
 
 def backbone_of(model: PreTrainedModel) -> Backbone:

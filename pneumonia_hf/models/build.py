@@ -40,7 +40,7 @@ class ModelConfig:
         default=None,
         metadata={
             "help": "Keep tensors as [N, H, W, C] in memory: quicker for convolutions. "
-            "Left out, what was measured to be quicker.",
+            "By default on for the families that gain by it.",
             # So that the flag may stand alone, as one that is True or False may.
             "nargs": "?",
             "const": True,
@@ -62,6 +62,8 @@ class ModelConfig:
     )
 
     def __post_init__(self) -> None:
+        if self.channels_last is None and self.backbone in BACKBONES:
+            self.channels_last = BACKBONES[self.backbone].channels_last
         if self.image_size is not None and self.image_size < 1:
             raise UserError(f"image_size is {self.image_size}; give a number of pixels.")
         if self.trainable_layer_groups is not None and self.trainable_layer_groups < 0:

@@ -1,26 +1,25 @@
-"""What a run keeps on disk while it goes on, so that nothing is lost and nothing torn is used.
+"""Checkpoints: written to a temporary folder, flushed, renamed. One that exists is complete.
 
-OUTPUT/checkpoints/recipe.json       what the run is made of; a resumed one must be the same
-OUTPUT/checkpoints/phase-1/          the Trainer's folder of a phase
-    checkpoint-93/                   the Trainer's checkpoint, and seal.json, which is written last
-    outcome.json                     when the phase is over: its best checkpoint and its log
+OUTPUT/checkpoints/recipe.json       the run record; a resumed run must be made of the same
+OUTPUT/checkpoints/phase-1/          the Trainer's folder of a training phase
+    checkpoint-93/                   the Trainer's checkpoint
+    .unfinished/                     a checkpoint that is being written or removed
+    outcome.json                     written when the phase is over: its best checkpoint, its log
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from pneumonia_hf.errors import UserError
-from pneumonia_hf.files import read_json, write_json
+from pneumonia_hf.files import flush_to_disk, read_json, write_json
 from pneumonia_hf.training.phases import Outcome
 
 CHECKPOINTS = "checkpoints"  # folder inside the output folder
+UNFINISHED = ".unfinished"
 OUTCOME_FILE = "outcome.json"
-SEAL_FILE = "seal.json"
 STATE_FILE = "trainer_state.json"
 AVERAGE_FILE = "average.safetensors"  # the averaged weights, where a run averages them
 
@@ -32,73 +31,65 @@ def phase_folder(output: Path, number: int) -> Path:
 
 def read_outcome(folder: Path) -> Outcome | None:
     """Return how the phase in `folder` ended, or None if it has not."""
-    summary = read_json(folder / OUTCOME_FILE, otherwise=None)
-    if summary is None or not is_whole(folder / summary["checkpoint"]):
+    saved = read_json(folder / OUTCOME_FILE, otherwise=None)
+    if saved is None or not (folder / saved["checkpoint"]).is_dir():
         return None
-    return Outcome(**summary)
+    return Outcome(**saved)
 
 
 def write_outcome(folder: Path, outcome: Outcome) -> None:
-    """Note that the phase in `folder` is over."""
+    """Record that the phase in `folder` is over."""
     write_json(folder / OUTCOME_FILE, asdict(outcome))
 
 
-def seal(checkpoint: Path, processes: int) -> None:
-    """Note that `checkpoint` was written to its end: its files and their sizes."""
-    files = [path for path in sorted(checkpoint.rglob("*")) if path.is_file()]
-    sizes = {
-        str(path.relative_to(checkpoint)): path.stat().st_size
-        for path in files
-        if path.name != SEAL_FILE
-    }
-    flush_to_disk(files)  # a power cut after the seal finds what the seal says
-    write_json(checkpoint / SEAL_FILE, {"processes": processes, "bytes": sizes})
+def install_checkpoint(folder: Path, name: str) -> None:
+    """Move the checkpoint `name` from the temporary folder to its place in the phase's folder.
+
+    Does nothing where another process that shares the disk has done it.
+    """
+    staged = folder / UNFINISHED / name
+    if not staged.exists():
+        return
+    # After a power cut too, a checkpoint that exists must be complete.
+    flush_to_disk([path for path in staged.rglob("*") if path.is_file()])
+    remove_checkpoint(folder / name)
+    os.replace(staged, folder / name)
 
 
-def flush_to_disk(files: Sequence[Path]) -> None:
-    """Return when the disk itself has what was written to `files`."""
-    for path in files:
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-
-
-def is_whole(checkpoint: Path) -> bool:
-    """Return whether `checkpoint` was written to its end and is as it was then."""
-    try:
-        sizes = (read_json(checkpoint / SEAL_FILE, otherwise=None) or {}).get("bytes")
-        return bool(sizes) and all(
-            (checkpoint / name).stat().st_size == size for name, size in sizes.items()
-        )
-    except (OSError, UserError):
-        return False
+def remove_checkpoint(checkpoint: Path) -> None:
+    """Remove a checkpoint; a kill in between leaves nothing that looks complete."""
+    if not checkpoint.exists():
+        return
+    doomed = checkpoint.parent / UNFINISHED / f"removed-{checkpoint.name}"
+    shutil.rmtree(doomed, ignore_errors=True)
+    doomed.parent.mkdir(exist_ok=True)
+    os.replace(checkpoint, doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """Return the whole checkpoints in the folder of a phase, oldest first.
-
-    What a kill or a full disk cut off has no seal, and is passed over.
-    """
+    """Return the checkpoints in the folder of a phase, oldest first."""
     steps = {
         int(path.name.removeprefix("checkpoint-")): path
         for path in folder.glob("checkpoint-*")
-        if path.name.removeprefix("checkpoint-").isdigit() and is_whole(path)
+        if path.name.removeprefix("checkpoint-").isdigit()
     }
     return [steps[step] for step in sorted(steps)]
 
 
-def last_whole_checkpoint(folder: Path) -> Path | None:
-    """Return the newest checkpoint in the folder of a phase that is whole, or None."""
+def last_checkpoint(folder: Path) -> Path | None:
+    """Return the newest checkpoint in the folder of a phase, or None."""
     return (list_checkpoints(folder) or [None])[-1]
 
 
 def best_beside(checkpoint: Path) -> Path | None:
-    """Return the best checkpoint that `checkpoint` knows of, or None if it knows none.
+    """Return the best checkpoint that the state of `checkpoint` names, or None.
 
     The Trainer names it by the path at which it was written; the run may have been moved since.
     """
     best = read_json(checkpoint / STATE_FILE, otherwise={}).get("best_model_checkpoint")
     here = checkpoint.parent / Path(best).name if best else None
-    return here if here and is_whole(here) else None
+    return here if here and here.is_dir() else None
 
 
 def remove_old(folder: Path, keep: int | None, best: str | None) -> None:
@@ -110,8 +101,6 @@ def remove_old(folder: Path, keep: int | None, best: str | None) -> None:
     for path in reversed(older):
         if path.name not in kept and len(kept) < keep:
             kept.add(path.name)
-    for path in folder.glob("checkpoint-*"):
-        if path.name not in kept:  # also what a kill cut off
-            # Without its seal first, so that a kill in between leaves nothing that looks whole.
-            (path / SEAL_FILE).unlink(missing_ok=True)
-            shutil.rmtree(path, ignore_errors=True)
+    for path in older:
+        if path.name not in kept:
+            remove_checkpoint(path)

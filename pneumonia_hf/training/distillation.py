@@ -74,7 +74,7 @@ def load_teacher(name: str, hashes: dict[str, list[str]]) -> Teacher:
         seen = known & set(hashes.get(split, []))
         if seen:
             raise UserError(
-                f"The teacher {name} was made with {len(seen)} images of the {split} part; "
+                f"The teacher {name} was made with {len(seen)} images of the {split} split; "
                 f"train it on the same parts as the student (the same data and --split_seed)."
             )
     return Teacher(predictor)

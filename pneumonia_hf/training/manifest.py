@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import platform
 import subprocess
-from dataclasses import fields
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +15,7 @@ import torch
 
 import pneumonia_hf
 from pneumonia_hf.data.patients import named_by_file
+from pneumonia_hf.data.sources import parse_source
 from pneumonia_hf.files import read_json
 from pneumonia_hf.labels import LABELS
 from pneumonia_hf.models.backbones import BACKBONES, count_trainable, freeze
@@ -22,14 +27,15 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from pneumonia_hf.data.table import XrayData
+    from pneumonia_hf.inference.network import Network
     from pneumonia_hf.training.arguments import XrayTrainingArguments
-    from pneumonia_hf.training.phases import Phase
-    from pneumonia_hf.training.probe import Speed
+    from pneumonia_hf.training.phases import Outcome, Phase
+    from pneumonia_hf.training.recipe import Recipe
 
-OUR_LICENCE = "apache-2.0"  # of what owes nothing to other weights
-# What a reader needs to judge or repeat a run, beside the parts of data and model; what else was
-# changed from its default stands under `arguments`.
-TOLD = (
+OUR_LICENCE = "apache-2.0"  # of models that were trained from no other weights
+# The arguments that a reader needs to judge or repeat a run; others that differ from their
+# defaults are listed under `arguments`.
+MAIN_ARGUMENTS = (
     "per_device_train_batch_size",
     "gradient_accumulation_steps",
     "num_train_epochs",
@@ -48,29 +54,113 @@ TOLD = (
     "early_stopping_patience",
     "seed",
 )
-ENDED = ("checkpoint", "metric", "steps", "epochs", "images_per_second")  # of each phase
 NAMED_PACKAGES = ("torch", "torchvision", "transformers", "accelerate", "datasets", "timm")
-# Where things lie is the user's own affair.
-PLACES = ("output_dir", "teacher", "trackio_space_id", "run_name", "project", "overwrite", "resume")
+# Local paths and names are private to the user.
+PRIVATE = (
+    "output_dir", "teacher", "trackio_space_id", "run_name", "project", "overwrite", "resume",
+    "report_to",
+)  # fmt: skip
+DERIVED = ("disable_tqdm", "dataloader_pin_memory", "greater_is_better", "bf16", "fp16", "use_cpu")
 
 
-def share_of_weights(model: PreTrainedModel, phase: Phase) -> float:
-    """Return the share of the network's weights that learn in a phase."""
-    freeze(model, phase.trainable_layer_groups)
-    learning, weights = count_trainable(model)
-    return round(learning / weights, 5)
+@dataclass(frozen=True)
+class RunFacts:
+    """What a completed run was, for its manifest."""
+
+    run_id: str
+    recipe: Recipe
+    arguments: XrayTrainingArguments
+    data: XrayData
+    hashes: dict[str, list[str]]  # of each split's images
+    fingerprints: dict[str, str]  # of each split as a whole
+    phases: Sequence[Phase]
+    outcomes: Sequence[Outcome]  # of the phases
+    best: int  # index of the phase with the best checkpoint
+    seconds: int  # since the run was last started
 
 
-def describe_training(arguments: XrayTrainingArguments, speed: Speed) -> dict[str, Any]:
-    return {name: getattr(arguments, name) for name in TOLD} | {
-        "precision": speed.precision,
-        "optimizer": str(getattr(arguments.optim, "value", arguments.optim)),
-        "teacher": _public_name(arguments.teacher) if arguments.teacher else None,
-        "processes": arguments.world_size,
+def make_manifest(facts: RunFacts, network: Network, validation: dict[str, Any]) -> dict[str, Any]:
+    """Return the contents of `run.json`.
+
+    Args:
+        facts: of the run.
+        network: the saved one.
+        validation: as `calibrate` returns it.
+    """
+    recipe, arguments, outcomes = facts.recipe, facts.arguments, facts.outcomes
+    best = outcomes[facts.best]
+    return {
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "run_id": facts.run_id,
+        "model": {
+            **describe_origin(recipe.model, arguments.teacher),
+            "model_type": network.model.config.model_type,
+            "parameters": network.model.num_parameters(),
+            "image_size": network.processor.size["height"],
+            "trainable_stages": recipe.model.trainable_layer_groups,
+            "channels_last": recipe.model.channels_last,
+            "drop_path": recipe.model.drop_path,
+            "dropout": recipe.model.dropout,
+        },
+        "data": asdict(recipe.data)
+        | {
+            "data_dir": " + ".join(parse_source(one).name for one in recipe.data.data_dir),
+            "cache_dir": None,
+            "parts": {name: _describe_split(one, facts.data) for name, one in facts.data.items()},
+            "sha256": facts.fingerprints,
+        },
+        "augmentation": asdict(recipe.augment),
+        "training": {name: getattr(arguments, name) for name in MAIN_ARGUMENTS}
+        | {
+            "precision": arguments.computed_precision,
+            "optimizer": str(getattr(arguments.optim, "value", arguments.optim)),
+            "teacher": _public_name(arguments.teacher) if arguments.teacher else None,
+            "processes": arguments.world_size,
+            "stages": [
+                _describe_phase(network.model, phase, outcome)
+                for phase, outcome in zip(facts.phases, outcomes, strict=True)
+            ],
+            "epochs_run": sum(outcome.epochs for outcome in outcomes),
+            "steps_run": sum(outcome.steps for outcome in outcomes),
+            "images_per_second": outcomes[-1].images_per_second,
+            "best_checkpoint": f"phase-{facts.best + 1}/{best.checkpoint}",
+            "best_validation_metric": best.metric,
+            "seconds": facts.seconds,
+            "resumed": arguments.resume,
+            "history": [
+                entry | {"stage": number}
+                for number, outcome in enumerate(outcomes, start=1)
+                for entry in outcome.log
+                if "eval_auroc" in entry
+            ],
+        },
+        "arguments": _changed_arguments(arguments),
+        "validation": validation,
+        "versions": {"pneumonia_hf": pneumonia_hf.__version__, "python": platform.python_version()}
+        | {name: version(name) for name in NAMED_PACKAGES},
+        "git_commit": find_commit(),
+        "hardware": describe_hardware(),
+        "hashes": facts.hashes,
     }
 
 
-def changed_arguments(arguments: XrayTrainingArguments) -> dict[str, Any]:
+def _describe_phase(model: PreTrainedModel, phase: Phase, outcome: Outcome) -> dict[str, Any]:
+    freeze(model, phase.trainable_layer_groups)
+    learning, weights = count_trainable(model)
+    return {
+        "trainable_stages": phase.trainable_layer_groups,
+        "epochs": outcome.epochs,
+        "learning_rate": phase.learning_rate,
+        "part": phase.name,
+        "share_of_weights": round(learning / weights, 5),
+        "checkpoint": outcome.checkpoint,
+        "metric": outcome.metric,
+        "steps": outcome.steps,
+        "images_per_second": outcome.images_per_second,
+    }
+
+
+def _changed_arguments(arguments: XrayTrainingArguments) -> dict[str, Any]:
     """Return the arguments that differ from their defaults."""
     defaults = {one.name: one.default for one in fields(arguments)}
     return {
@@ -80,8 +170,7 @@ def changed_arguments(arguments: XrayTrainingArguments) -> dict[str, Any]:
         and isinstance(value, str | int | float | bool | list)
         and value != defaults[name]
         and (value or isinstance(defaults[name], bool | int | float))
-        and name not in ("disable_tqdm", "dataloader_pin_memory", "greater_is_better")
-        and not (name == "report_to" or name in PLACES or name.startswith(("hub_", "push_")))
+        and not (name in (*PRIVATE, *DERIVED) or name.startswith(("hub_", "push_")))
     }
 
 
@@ -104,7 +193,7 @@ def find_commit() -> str | None:
         return None
 
 
-def describe_split(split: Dataset, data: XrayData) -> dict[str, int | float | bool]:
+def _describe_split(split: Dataset, data: XrayData) -> dict[str, int | float | bool]:
     """Return what a split holds, and its share of all images."""
     labels, patients = split["label"][:], set(split["patient"][:])
     return {
@@ -126,18 +215,18 @@ def describe_hardware() -> str:
 def describe_origin(config: ModelConfig, teacher: str | None = None) -> dict[str, str | None]:
     """Return which weights the model comes from, and under which licence they are."""
     backbone = BACKBONES[config.backbone]
-    summary = {"backbone": config.backbone, "base_model": backbone.hub_id, "weights": None}
+    origin = {"backbone": config.backbone, "base_model": backbone.hub_id, "weights": None}
     licence = backbone.license
     if config.weights == NO_WEIGHTS or (config.weights is None and backbone.hub_id is None):
-        summary["base_model"], licence = None, OUR_LICENCE
+        origin["base_model"], licence = None, OUR_LICENCE
     elif config.weights is None or config.weights.partition("@")[0] == backbone.hub_id:
         pass
     elif Path(config.weights).expanduser().exists():
-        # Taken for a copy of the backbone's own: the card says where they come from.
-        summary["weights"] = _public_name(config.weights)
+        # Assumed to be a copy of the backbone's own; the card names the folder.
+        origin["weights"] = _public_name(config.weights)
     else:
-        licence, summary["base_model"] = "other", config.weights.partition("@")[0]
-    return summary | {"license": licence if teacher is None else _teacher_licence(licence, teacher)}
+        licence, origin["base_model"] = "other", config.weights.partition("@")[0]
+    return origin | {"license": licence if teacher is None else _teacher_licence(licence, teacher)}
 
 
 def _teacher_licence(licence: str, teacher: str) -> str:
@@ -148,5 +237,5 @@ def _teacher_licence(licence: str, teacher: str) -> str:
 
 
 def _public_name(folder: str) -> str:
-    """Return the name of a local folder: where it lies is the user's own affair."""
+    """Return the name of a local folder; its path is private to the user."""
     return Path(folder).expanduser().resolve().name

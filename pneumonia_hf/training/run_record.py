@@ -1,10 +1,8 @@
-"""The run record: what a run is made of, so that a resumed one is the same."""
+"""The run record: what a run is made of, so that a resumed run must be the same."""
 
 from __future__ import annotations
 
-import errno
 import hashlib
-import logging
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,7 +13,7 @@ from uuid import uuid4
 
 from pneumonia_hf import __version__
 from pneumonia_hf.errors import UserError
-from pneumonia_hf.files import read_json, write_json
+from pneumonia_hf.files import hold_lock, read_json, write_json
 from pneumonia_hf.models.model_folder import ENSEMBLE_FILE, MODEL_FILES, RUN_FILE
 from pneumonia_hf.training.checkpoints import CHECKPOINTS, list_checkpoints
 from pneumonia_hf.training.distributed import is_sharded
@@ -26,9 +24,8 @@ if TYPE_CHECKING:
 
 RECIPE_FILE = "recipe.json"
 LOCK_FILE = ".lock"
-NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP}  # of network disks
 STUDY_FILE = "study.db"  # of a search, in its output folder
-# What does not change the weights that a run ends with, and may differ when it goes on.
+# Arguments that do not change the weights of a run, and may differ when it is resumed.
 FREE = {
     "output_dir", "resume", "overwrite", "seeds", "report_to", "project", "run_name",
     "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id",
@@ -36,7 +33,7 @@ FREE = {
     "log_level_replica", "log_on_each_node", "dataloader_num_workers", "dataloader_pin_memory",
     "dataloader_persistent_workers", "dataloader_prefetch_factor", "save_total_limit",
     "save_on_each_node", "cpu_threads", "ddp_timeout", "local_rank",
-    "bf16", "fp16",  # they follow from `precision`; what was found is noted apart
+    "bf16", "fp16",  # they follow from `precision`
 }  # fmt: skip
 
 
@@ -51,10 +48,10 @@ def check_output_folder(arguments: XrayTrainingArguments) -> None:
         return
     begun = has_progress(folder)
     if begun and arguments.resume:
-        if any((folder / CHECKPOINTS).glob("checkpoint-*")):
+        if _is_older(folder):
             raise UserError(
-                f"The run in {folder} was begun by version 0.2 or older, whose checkpoints are "
-                f"kept otherwise; give --overwrite to begin anew."
+                f"The run in {folder} was begun by version 0.4 or older, whose checkpoints have "
+                f"another layout; give --overwrite to begin anew."
             )
         return
     held = sorted(name for name in (*MODEL_FILES, ENSEMBLE_FILE) if (folder / name).exists())
@@ -72,16 +69,20 @@ def check_output_folder(arguments: XrayTrainingArguments) -> None:
 
 
 def has_progress(output: Path) -> bool:
-    """Return whether a run in `output` has come so far that there is something to lose."""
-    checkpoints = output / CHECKPOINTS
-    older = any(checkpoints.glob("checkpoint-*"))  # of version 0.2 and before
-    if older or (output / STUDY_FILE).exists():
+    """Return whether `output` holds an unfinished run that would be lost."""
+    if _is_older(output) or (output / STUDY_FILE).exists():
         return True
-    return any(list_checkpoints(phase) for phase in checkpoints.glob("phase-*"))
+    return any(list_checkpoints(phase) for phase in (output / CHECKPOINTS).glob("phase-*"))
+
+
+def _is_older(output: Path) -> bool:
+    """Return whether the checkpoints in `output` are of version 0.4 or older."""
+    checkpoints = output / CHECKPOINTS
+    return any(checkpoints.glob("checkpoint-*")) or any(checkpoints.glob("stage-*/checkpoint-*"))
 
 
 def clear(output: Path) -> None:
-    """Remove the checkpoints of an older run; the recipe first, so that none is resumed half."""
+    """Remove the checkpoints of an older run; its record first, so that none of it is resumed."""
     (output / CHECKPOINTS / RECIPE_FILE).unlink(missing_ok=True)
     for path in (output / CHECKPOINTS).glob("*"):
         if path.is_dir():
@@ -91,37 +92,21 @@ def clear(output: Path) -> None:
 
 
 @contextmanager
-def only_run(output: Path) -> Iterator[None]:
-    """Keep a second run out of `output`; the lock is freed when its process ends, however.
+def lock_run(output: Path) -> Iterator[None]:
+    """Keep a second run out of `output`.
 
     Raises:
         UserError: another process trains there, or the folder cannot be made.
     """
-    from filelock import FileLock, Timeout
-
     try:
         (output / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"{output} cannot be made ({error.strerror}); check --output_dir.") from (
-            error
-        )
-    lock = FileLock(output / CHECKPOINTS / LOCK_FILE)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
         raise UserError(
-            f"Another process is training in {output}; wait for it, or choose another --output_dir."
+            f"{output} cannot be made ({error.strerror}); check --output_dir."
         ) from error
-    except (NotImplementedError, OSError) as error:
-        if isinstance(error, OSError) and error.errno not in NO_LOCKS:
-            raise
-        logging.getLogger(__name__).warning(
-            f"The disk of {output} knows no locks: see to it that no second process trains there."
-        )
-    try:
+    busy = f"Another process is training in {output}; wait for it, or choose another --output_dir."
+    with hold_lock(output / CHECKPOINTS / LOCK_FILE, busy):
         yield
-    finally:
-        lock.release()
 
 
 def describe_run(
@@ -129,9 +114,21 @@ def describe_run(
     fingerprints: dict[str, str],
     arguments: XrayTrainingArguments,
 ) -> dict[str, Any]:
-    """Return all that decides which weights a run ends with; `fingerprints` are of its parts."""
+    """Return everything that determines the weights of a run.
+
+    Args:
+        recipe, arguments: of the run.
+        fingerprints: of its splits.
+    """
     made_of = asdict(recipe.model) | asdict(recipe.augment)
-    made_of |= {name: value for name, value in _plain(arguments).items() if name not in FREE}
+    made_of |= {
+        name: value
+        for name, value in arguments.to_dict().items()
+        if isinstance(value, str | int | float | bool | list | None)
+        and name not in FREE
+        and not name.startswith(("hub_", "push_", "_"))
+    }
+    made_of["precision"] = arguments.computed_precision
     made_of |= {f"{name} images": content for name, content in fingerprints.items()}
     # Between minor versions the same settings may mean other phases or other augmentation.
     version = ".".join(__version__.split(".")[:2])
@@ -143,24 +140,15 @@ def describe_run(
 
 
 def fingerprint(hashes: Sequence[str], labels: Sequence[int]) -> str:
-    """Return the SHA-256 of a part: of its images' hashes and labels, in order."""
+    """Return the SHA-256 of a split: of its images' hashes and labels, in order."""
     lines = "".join(f"{one} {label}\n" for one, label in zip(hashes, labels, strict=True))
     return hashlib.sha256(lines.encode()).hexdigest()
 
 
-def _plain(arguments: XrayTrainingArguments) -> dict[str, Any]:
-    return {
-        name: value
-        for name, value in arguments.to_dict().items()
-        if isinstance(value, str | int | float | bool | list | None)
-        and not name.startswith(("hub_", "push_", "_"))
-    }
-
-
 def create_run_record(output: Path, made_of: dict[str, Any], resume: bool) -> dict[str, Any]:
-    """Note what a run is made of beside its checkpoints, and return what is noted.
+    """Write what a run is made of beside its checkpoints, and return the record.
 
-    The note of a resumed run stays; it also holds what the run has found out since.
+    A resumed run keeps its record, and with it its `run_id`.
 
     Raises:
         UserError: a resumed run was begun with something else.
@@ -169,9 +157,9 @@ def create_run_record(output: Path, made_of: dict[str, Any], resume: bool) -> di
     before = read_json(path, otherwise=None) if resume and has_progress(output) else None
     if before is None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        run_record = {"made_of": made_of, "run_id": uuid4().hex}
-        write_json(path, run_record)
-        return run_record
+        record = {"made_of": made_of, "run_id": uuid4().hex}
+        write_json(path, record)
+        return record
     was = before.get("made_of", {})
     different = sorted(
         name for name in {*was, *made_of} if was.get(name, None) != made_of.get(name, None)
@@ -182,12 +170,6 @@ def create_run_record(output: Path, made_of: dict[str, Any], resume: bool) -> di
             f"resume it with the command that began it, or give --overwrite to begin anew."
         )
     return before
-
-
-def note(output: Path, **found: Any) -> None:
-    """Add to the note of a run what it has found out, such as the precision it computes in."""
-    path = output / CHECKPOINTS / RECIPE_FILE
-    write_json(path, read_json(path, otherwise={}) | found)
 
 
 def is_complete(output: Path, run_id: str) -> bool:

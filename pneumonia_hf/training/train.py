@@ -1,4 +1,4 @@
-"""train(): from decoded parts, phase by phase, to the saved model folder."""
+"""train: decoded splits -> training phases -> a saved model folder."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import shutil
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from torch import Tensor
 from transformers import (
     AutoModelForImageClassification,
@@ -28,24 +28,23 @@ from pneumonia_hf.data.file_hashes import to_hex
 from pneumonia_hf.errors import UserError
 from pneumonia_hf.inference.operating_point import to_probability
 from pneumonia_hf.models.backbones import count_trainable, freeze, grow_drop_path
-from pneumonia_hf.models.model_folder import install_model_folder
 from pneumonia_hf.training.arguments import XrayTrainingArguments
 from pneumonia_hf.training.checkpoints import (
     CHECKPOINTS,
     STATE_FILE,
+    UNFINISHED,
     best_beside,
-    last_whole_checkpoint,
+    last_checkpoint,
     phase_folder,
     read_outcome,
     write_outcome,
 )
 from pneumonia_hf.training.distillation import Teacher, load_teacher
 from pneumonia_hf.training.distributed import barrier, broadcast_from_main, gather, is_sharded
-from pneumonia_hf.training.finalize import finish_model
+from pneumonia_hf.training.finalize import RunFacts, finalize
 from pneumonia_hf.training.interruption import Notice, SaveAndStop, heed_sigterm
 from pneumonia_hf.training.losses import XrayLoss, weigh_classes
 from pneumonia_hf.training.phases import Outcome, Phase, rate_of_parameters, read_phases
-from pneumonia_hf.training.probe import Speed, choose_speed
 from pneumonia_hf.training.recipe import Recipe
 from pneumonia_hf.training.run_record import (
     check_output_folder,
@@ -54,8 +53,7 @@ from pneumonia_hf.training.run_record import (
     describe_run,
     fingerprint,
     is_complete,
-    note,
-    only_run,
+    lock_run,
 )
 from pneumonia_hf.training.trainer import DIVERGED, XrayTrainer, is_exhausted, load_best
 
@@ -64,8 +62,7 @@ if TYPE_CHECKING:
 
     from pneumonia_hf.data.table import XrayData
 
-UNFINISHED = ".unfinished"  # where the model folder is put together
-TOLD: set[tuple] = set()  # the data of which this process has told what the audit says
+AUDITED: set[tuple] = set()  # the data whose audit this process has printed
 
 
 def train(
@@ -76,47 +73,45 @@ def train(
     arguments: XrayTrainingArguments,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> Path:
-    """Fine-tune `model` and return the folder of the finished one.
+    """Fine-tune `model` and return the folder of the saved model.
 
-    Phase by phase, each from the best weights of the one before. The best checkpoint of all
-    phases by its validation metric is calibrated, given its threshold and saved in
-    `arguments.output_dir`; what the Trainer keeps stays in `checkpoints/` inside it. The test
-    part is not scored.
+    Each training phase starts from the best weights of the one before. The best checkpoint of
+    all phases by its validation metric is calibrated, given its threshold and saved in
+    `arguments.output_dir`; checkpoints stay in `checkpoints/` inside it. The test split is not
+    scored.
 
-    With `arguments.resume` the run goes on where it was cut off, and ends with the same weights
-    as if it had not been; a finished one is left as it is.
+    With `arguments.resume` an interrupted run continues, and ends with the same weights as an
+    uninterrupted one; a complete run is left as it is.
 
     Args:
         model, processor: as `build_model` returns them.
         data: as `load_xrays` returns it.
-        recipe: what is written into the run manifest; its `augment` is used.
-        arguments: the Trainer's; `output_dir` is the folder to make.
-        callbacks: more callbacks for the Trainer.
+        recipe: is written into the run manifest; its `augment` is applied.
+        arguments: of the Trainer; `output_dir` is the folder to make.
+        callbacks: further callbacks for the Trainer.
 
     Raises:
-        UserError: a class without readable images, an output folder that holds something,
-            a loss of NaN, a resumed run that was begun with something else.
+        UserError: a class without readable images, an output folder in use, a loss of NaN, a
+            resumed run that was begun with something else.
         Stopped: SIGTERM came, and a checkpoint was saved.
     """
-    # The first process alone looks: what it finds may be what it has just begun itself.
+    # Only the main process looks: the others may find what it has just begun.
     broadcast_from_main(arguments, lambda: check_output_folder(arguments))
     with heed_sigterm() as notice, ExitStack() as locks:
-        if arguments.process_index == 0:
-            lock = only_run(Path(arguments.output_dir))
-            broadcast_from_main(arguments, lambda: locks.enter_context(lock))
-        else:
-            broadcast_from_main(arguments, None)
-        return _Run(model, processor, data, recipe, arguments, callbacks, notice).finish()
+        lock = lock_run(Path(arguments.output_dir))
+        broadcast_from_main(arguments, lambda: locks.enter_context(lock) and None)
+        return _Run(model, processor, data, recipe, arguments, callbacks, notice).complete()
 
 
 class _Run:
-    """A run in its folder: what it is made of, and how far it has come."""
+    """A run in its output folder: what it is made of, and how far it has come."""
 
     def __init__(self, model, processor, data, recipe, arguments, callbacks, notice) -> None:
         self.started = time.monotonic()
         self.folder = Path(arguments.output_dir)
         self.model: PreTrainedModel = model
         self.processor: BaseImageProcessor = processor
+        self.recipe: Recipe = recipe
         self.arguments: XrayTrainingArguments = arguments
         self.callbacks: Sequence[TrainerCallback] = callbacks
         self.notice: Notice = notice
@@ -129,8 +124,7 @@ class _Run:
         )
         self._prepare_folder()
         config = recipe.data
-        data, self.splits = decode_splits(data, processor, config.cache_dir, config.strict)
-        self.data: XrayData = data
+        self.data, self.splits = decode_splits(data, processor, config.cache_dir, config.strict)
         self.hashes = {name: to_hex(split.hashes) for name, split in self.splits.items()}
         self.teacher: Teacher | None = (
             load_teacher(arguments.teacher, self.hashes) if arguments.teacher else None
@@ -140,96 +134,61 @@ class _Run:
             for name, split in self.splits.items()
         }
         self._check_same_images()
-        self._tell_audit()
+        self._print_audit()
         made_of = describe_run(recipe, self.fingerprints, arguments)
-        self.run_record: dict[str, Any] = broadcast_from_main(
+        self.record: dict[str, Any] = broadcast_from_main(
             arguments, lambda: create_run_record(self.folder, made_of, arguments.resume)
         )
-        self.recipe: Recipe = recipe
 
-    def _tell_audit(self) -> None:
-        """Say what the audit says of the data; once, where several runs share it."""
-        seen = tuple(sorted(self.fingerprints.items()))
-        if self.is_main and seen not in TOLD:
-            TOLD.add(seen)
+    def _print_audit(self) -> None:
+        """Print the audit of the data; once, where several runs share it."""
+        data = tuple(sorted(self.fingerprints.items()))
+        if self.is_main and data not in AUDITED:
+            AUDITED.add(data)
             print(audit_briefly(self.data, self.splits), flush=True)
 
     def _prepare_folder(self) -> None:
         if self.is_main:
             shutil.rmtree(self.folder / UNFINISHED, ignore_errors=True)  # of a killed run
             if self.arguments.overwrite:
-                # The old model stays until the new one is finished; its checkpoints cannot.
+                # The old model stays until the new one is saved; its checkpoints cannot.
                 clear(self.folder)
         barrier(self.arguments)
         (self.folder / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
 
-    def finish(self) -> Path:
-        """Train what is not trained yet, and finish the model."""
-        if broadcast_from_main(
-            self.arguments, lambda: is_complete(self.folder, self.run_record["run_id"])
-        ):
+    def complete(self) -> Path:
+        """Train what is not trained yet, and save the model."""
+        run_id = self.record["run_id"]
+        if broadcast_from_main(self.arguments, lambda: is_complete(self.folder, run_id)):
             if self.is_main:
-                print(f"The run in {self.folder} is finished already.")
+                print(f"The run in {self.folder} is complete already.")
             return self.folder
-        self._choose_speed()
         outcomes = []
         for number, phase in enumerate(self.phases, start=1):
-            outcomes.append(self._take_phase(number, phase))
+            outcomes.append(self._run_phase(number, phase))
             if number < len(self.phases):
-                self._continue_from(number, outcomes[-1])
+                self._load_best_of(number, outcomes[-1])
         if self.is_main:
-            self._finish_model(outcomes)
+            self._save_model(outcomes)
         barrier(self.arguments)
         return self.folder
 
-    def _choose_speed(self) -> None:
-        """Fix precision and memory format, as noted or as measured now."""
-        summary = self.run_record.get("speed")
-        if summary is None:
-            summary = broadcast_from_main(
-                self.arguments,
-                lambda: vars(
-                    choose_speed(
-                        self.model,
-                        self.processor.size["height"],
-                        self.recipe.model.channels_last,
-                        self.phases[-1],
-                        self.arguments,
-                        self.recipe.data.cache_dir,
-                    )
-                ),
-            )
-            if self.is_main:
-                note(self.folder, speed=summary)
-        self.speed = Speed(**summary)
-        self.recipe = replace(
-            self.recipe, model=replace(self.recipe.model, channels_last=self.speed.channels_last)
-        )
-
-    def _take_phase(self, number: int, phase: Phase) -> Outcome:
+    def _run_phase(self, number: int, phase: Phase) -> Outcome:
         """Return how a phase ended, after training what is left of it."""
-        folder = phase_folder(self.folder, number)
-        resume = self.arguments.resume
+        folder, resume = phase_folder(self.folder, number), self.arguments.resume
         outcome = broadcast_from_main(
             self.arguments, lambda: read_outcome(folder) if resume else None
         )
         if outcome is not None:
             return outcome
-        if len(self.phases) > 1 and self.is_main:
-            summary = f"{phase.split}, {phase.epochs:g} epochs at a rate of {phase.learning_rate:g}"
-            print(f"Phase {number} of {len(self.phases)}: {summary}.", flush=True)
         freeze(self.model, phase.trainable_layer_groups)
-        learning, weights = count_trainable(self.model)
         if self.is_main:
-            share = f"{learning / weights:.2%}" if learning < weights else "All"
-            print(f"{share} of the network's {weights:,} weights learn.", flush=True)
-        if self.speed.channels_last:
-            import torch
-
+            self._print_phase(number, phase)
+        if self.recipe.model.channels_last:
             self.model.to(memory_format=torch.channels_last)
         trainer = self._make_trainer(number, phase)
         checkpoint = broadcast_from_main(
-            self.arguments, lambda: last_whole_checkpoint(folder) if resume else None
+            self.arguments, lambda: last_checkpoint(folder) if resume else None
         )
         if checkpoint is not None:
             self._check_reachable(checkpoint)
@@ -240,18 +199,27 @@ class _Run:
         trainer.accelerator.free_memory()
         return outcome
 
+    def _print_phase(self, number: int, phase: Phase) -> None:
+        if len(self.phases) > 1:
+            print(
+                f"Phase {number} of {len(self.phases)}: {phase.name}, {phase.epochs:g} epochs at "
+                f"a rate of {phase.learning_rate:g}.",
+                flush=True,
+            )
+        learning, weights = count_trainable(self.model)
+        share = f"{learning / weights:.2%}" if learning < weights else "All"
+        print(f"{share} of the network's {weights:,} weights learn.", flush=True)
+
     def _make_trainer(self, number: int, phase: Phase) -> XrayTrainer:
         arguments = copy.copy(self.arguments)
         arguments.output_dir = str(phase_folder(self.folder, number))
         arguments.num_train_epochs = phase.epochs
         arguments.learning_rate = phase.learning_rate
         arguments.seed = (self.arguments.seed + number - 1) % 2**32
-        arguments.load_best_model_at_end = False  # which is done afterwards, exactly
-        arguments.use_precision(self.speed.precision)
+        arguments.load_best_model_at_end = False  # `load_best` does it, exactly
         arguments.run_name = self._name_run(number)
         if "trackio" in arguments.report_to:
             keep_dashboard_closed(arguments)
-        labels = self.splits["train"].labels
         try:
             trainer = XrayTrainer(
                 model=self.model,
@@ -263,11 +231,11 @@ class _Run:
                 recipe=self.recipe,
                 rates=rate_of_parameters(self.model, arguments.layer_decay),
                 teacher=self.teacher,
-                compute_loss_func=XrayLoss(labels, arguments),
+                compute_loss_func=XrayLoss(self.splits["train"].labels, arguments),
                 compute_metrics=_compute_trainer_metrics,
                 callbacks=[*self.callbacks, SaveAndStop(self.notice)],
             )
-            if not is_sharded():  # optimiser and schedule, for their complaints
+            if not is_sharded():  # optimizer and schedule, for their errors
                 trainer.create_optimizer_and_scheduler(num_training_steps=10)
                 trainer.optimizer = trainer.lr_scheduler = None
             if not len(trainer.get_train_dataloader()):
@@ -277,16 +245,16 @@ class _Run:
         return trainer
 
     def _name_run(self, number: int) -> str:
-        """Return what trackers call a phase: the same again when resumed, and never otherwise.
+        """Return the name of a phase for trackers: the same when resumed, and otherwise unique.
 
         trackio adds to a run of the same name, also to that of another model.
         """
         name = self.arguments.run_name or self.folder.resolve().name
-        name = f"{name}-{self.run_record['run_id'][:6]}"
+        name = f"{name}-{self.record['run_id'][:6]}"
         return name if len(self.phases) == 1 else f"{name}-phase-{number}"
 
     def _run_trainer(self, trainer: XrayTrainer, checkpoint: Path | None) -> None:
-        """Train, from `checkpoint` on if there is one; not at all if that is the phase's last."""
+        """Train, from `checkpoint` if there is one; do nothing if it is the last of the phase."""
         if checkpoint is not None:
             state = TrainerState.load_from_json(str(checkpoint / STATE_FILE))
             if state.global_step >= state.max_steps or is_exhausted(
@@ -296,13 +264,13 @@ class _Run:
                 state.best_model_checkpoint = best and str(best)
                 trainer.state = state
                 return
-            # It was done before the first step: one more would be counted by early stopping.
+            # It was done before the first step; early stopping would count another one.
             trainer.args.eval_on_start = False
         self.notice.may_wait = True
         try:
             trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
         except ValueError as error:
-            if "checkpointing" in str(error):  # this network does not know it
+            if "checkpointing" in str(error):  # this network does not support it
                 raise _explain_refusal(error) from error
             raise
         finally:
@@ -314,9 +282,9 @@ class _Run:
         if self.arguments.load_best_model_at_end and state.best_model_checkpoint:
             name = Path(state.best_model_checkpoint).name
         step = int(name.removeprefix("checkpoint-"))
-        wanted = f"eval_{self.arguments.metric_for_best_model}"
+        wanted, rate = f"eval_{self.arguments.metric_for_best_model}", "train_samples_per_second"
         metrics = [e[wanted] for e in state.log_history if e["step"] == step and wanted in e]
-        speeds = [e["train_samples_per_second"] for e in state.log_history if _tells_speed(e)]
+        speeds = [entry[rate] for entry in state.log_history if rate in entry]
         return Outcome(
             checkpoint=name,
             metric=metrics[-1] if metrics else None,
@@ -326,47 +294,36 @@ class _Run:
             log=state.log_history,
         )
 
-    def _continue_from(self, number: int, outcome: Outcome) -> None:
+    def _load_best_of(self, number: int, outcome: Outcome) -> None:
         """Take the best weights of a phase for the next one."""
         checkpoint = phase_folder(self.folder, number) / outcome.checkpoint
         if self.arguments.world_size == 1:
             self.model = load_best(checkpoint)
-            grow_drop_path(self.model)
-            return
-        # Handed out by the first process: the others may not see its disk.
-        weights = broadcast_from_main(self.arguments, lambda: load_best(checkpoint).state_dict())
-        self.model = AutoModelForImageClassification.from_config(self.model.config)
-        self.model.load_state_dict(weights, strict=True)
+        else:
+            # Sent by the main process: the others may not see its disk.
+            weights = broadcast_from_main(
+                self.arguments, lambda: load_best(checkpoint).state_dict()
+            )
+            self.model = AutoModelForImageClassification.from_config(self.model.config)
+            self.model.load_state_dict(weights, strict=True)
         grow_drop_path(self.model)
 
-    def _finish_model(self, outcomes: list[Outcome]) -> None:
+    def _save_model(self, outcomes: list[Outcome]) -> None:
         best = choose_outcome(outcomes, self.arguments)
+        facts = RunFacts(
+            run_id=self.record["run_id"],
+            recipe=self.recipe,
+            arguments=self.arguments,
+            data=self.data,
+            hashes=self.hashes,
+            fingerprints=self.fingerprints,
+            phases=self.phases,
+            outcomes=outcomes,
+            best=best,
+            seconds=round(time.monotonic() - self.started),
+        )
         checkpoint = phase_folder(self.folder, best + 1) / outcomes[best].checkpoint
-        unfinished = self.folder / UNFINISHED
-        try:
-            load_best(checkpoint).save_pretrained(unfinished)
-            self.processor.save_pretrained(unfinished)
-            progress = {
-                "best_checkpoint": f"phase-{best + 1}/{outcomes[best].checkpoint}",
-                "best_validation_metric": outcomes[best].metric,
-                "seconds": round(time.monotonic() - self.started),
-                "resumed": self.arguments.resume,
-            }
-            finish_model(
-                unfinished,
-                self.data,
-                self.recipe,
-                self.arguments,
-                self.hashes,
-                self.fingerprints,
-                self.phases,
-                outcomes,
-                self.speed,
-                progress | {"run_id": self.run_record["run_id"]},
-            )
-            install_model_folder(unfinished, self.folder)
-        finally:
-            shutil.rmtree(unfinished, ignore_errors=True)
+        finalize(load_best(checkpoint), self.processor, facts, self.folder)
 
     def _check_reachable(self, checkpoint: Path) -> None:
         names = [STATE_FILE, "config.json"]
@@ -375,15 +332,15 @@ class _Run:
         there = all((checkpoint / name).exists() for name in names)
         if not all(gather(self.arguments, there)):
             raise UserError(
-                f"{checkpoint} is not whole on every machine; put --output_dir on a disk that all "
+                f"{checkpoint} is incomplete on some machine; put --output_dir on a disk that all "
                 f"machines share, or copy the folder of machine 0 into that of each other one."
             )
 
     def _check_same_images(self) -> None:
-        summary = gather(self.arguments, self.fingerprints)
-        other = [number for number, one in enumerate(summary) if one != summary[0]]
+        found = gather(self.arguments, self.fingerprints)
+        other = [number for number, one in enumerate(found) if one != found[0]]
         if other:
-            # Else the processes would wait for each other's batches without end.
+            # Otherwise the processes would wait for each other's batches without end.
             raise UserError(
                 f"Process {other[0]} sees other images than process 0 does; "
                 f"give all machines the same data."
@@ -401,42 +358,38 @@ def choose_outcome(outcomes: Sequence[Outcome], arguments: XrayTrainingArguments
 def keep_dashboard_closed(arguments: XrayTrainingArguments) -> None:
     """Keep trackio from serving its dashboard unasked.
 
-    On opening a project in a notebook it does so, on Colab and Kaggle at a public address; it
-    leaves alone a project that is open already.
+    It does so when a project is opened in a notebook, on Colab and Kaggle at a public address,
+    but not for a project that is open already.
     """
     try:
         import trackio
     except ImportError:
-        return  # the Trainer says so
+        return  # the Trainer reports it
     elsewhere = trackio.utils.resolve_space_id_and_server_url(arguments.trackio_space_id, None)
     if trackio.utils.is_in_notebook() and not any(elsewhere):
         trackio.context_vars.current_project.set(arguments.project)
 
 
 def take_batch(batch: dict[str, Tensor] | list[dict[str, Any]]) -> dict[str, Tensor]:
-    """Return a batch as it came: XrayPixels gives whole ones."""
+    """Return a batch unchanged: XrayPixels gives whole ones."""
     return batch if isinstance(batch, dict) else default_data_collator(batch)
 
 
-def _tells_speed(entry: dict[str, Any]) -> bool:
-    return "train_samples_per_second" in entry
-
-
 def _explain_refusal(error: Exception) -> UserError:
-    # Trackers and optimisers that are not installed, and arguments that exclude each other.
+    # Trackers and optimizers that are not installed, and arguments that exclude each other.
     reason = " ".join(str(error).split())
     return UserError(f"The Trainer refuses these arguments: {reason}")
 
 
 def _compute_trainer_metrics(prediction: EvalPrediction) -> dict[str, float]:
-    """Return all METRICS and the log loss, in which both classes count alike."""
+    """Return all METRICS and the log loss, each class weighing a half."""
+    # Imported here: the evaluate library takes seconds.
+    from pneumonia_hf.evaluation.hf_metric import compute_with_evaluate
+
     logits = prediction.predictions.astype(np.float64)
     if not np.isfinite(logits).all():
         raise UserError(DIVERGED)
     labels, log_odds = prediction.label_ids, logits[:, 1] - logits[:, 0]
     losses = np.logaddexp(0, np.where(labels == 1, -log_odds, log_odds))
-    # Here, and not above: the evaluate library takes seconds to import.
-    from pneumonia_hf.evaluation.hf_metric import compute_with_evaluate
-
     metrics = compute_with_evaluate(labels, to_probability(log_odds), threshold=0.5)
     return metrics | {"loss": float(np.mean(losses * weigh_classes(labels).numpy()[labels]))}

@@ -1,10 +1,9 @@
-"""XrayTrainer: transformers' Trainer, fed with uint8 pixels, and exact about what it keeps."""
+"""XrayTrainer: transformers' Trainer on uint8 pixels, with exact checkpoints."""
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import Sampler
 from transformers import AutoModelForImageClassification, Trainer, TrainerCallback
 
@@ -21,7 +21,13 @@ from pneumonia_hf.imaging.preprocess import normalise
 from pneumonia_hf.labels import LABELS
 from pneumonia_hf.training.arguments import PLATEAU, XrayTrainingArguments
 from pneumonia_hf.training.augment import augment
-from pneumonia_hf.training.checkpoints import AVERAGE_FILE, SEAL_FILE, best_beside, remove_old, seal
+from pneumonia_hf.training.checkpoints import (
+    AVERAGE_FILE,
+    UNFINISHED,
+    best_beside,
+    install_checkpoint,
+    remove_old,
+)
 from pneumonia_hf.training.distributed import is_sharded
 from pneumonia_hf.training.losses import Targets
 
@@ -30,13 +36,13 @@ if TYPE_CHECKING:
     from pneumonia_hf.training.recipe import Recipe
 
 DIVERGED = (
-    "Training has diverged: the network puts out NaN; lower --learning_rate, or set "
+    "Training has diverged: the network outputs NaN; lower --learning_rate, or set "
     "--precision fp32. The last checkpoint from before that is kept."
 )
 
 
 class XrayTrainer(Trainer):
-    """The Trainer with our feeding, our loss' companions, and checkpoints that are sealed."""
+    """The Trainer with our augmentation, average of weights and checkpoints."""
 
     def __init__(
         self, *args, recipe: Recipe, rates: dict[str, float], teacher: Teacher | None = None, **kw
@@ -56,7 +62,7 @@ class XrayTrainer(Trainer):
         self.teacher = teacher
         self.mix = _make_mix(self.args)
         self.sampler: Sampler | None = None
-        self.average: dict[str, Tensor] | None = None
+        self.average: AveragedModel | None = None
         self.frozen_norms = [
             module
             for module in self.model.modules()
@@ -173,66 +179,68 @@ class XrayTrainer(Trainer):
     # ---- The average of the weights
 
     def update_average(self) -> None:
-        """Move the averaged weights towards those after this step.
-
-        The decay begins low, so that the first, random weights are soon forgotten.
-        """
-        live = self.model.state_dict()
+        """Move the averaged weights towards those after this step."""
         if self.average is None:
-            self.average = {name: value.clone() for name, value in live.items()}
-            return
-        step = self.state.global_step
-        decay = min(self.args.ema_decay, (1 + step) / (10 + step))
-        floats = [name for name, value in live.items() if value.is_floating_point()]
-        torch._foreach_lerp_(
-            [self.average[name] for name in floats], [live[name] for name in floats], 1 - decay
-        )
-        for name in live.keys() - set(floats):
-            self.average[name].copy_(live[name])
+            self.average = self._make_average()
+        self.average.update_parameters(self.model)
+
+    def _make_average(self) -> AveragedModel:
+        def move(averaged: list[Tensor], live: list[Tensor], count: Tensor) -> None:
+            # The decay begins low, so that the first weights are soon forgotten.
+            decay = min(self.args.ema_decay, (1 + int(count)) / (10 + int(count)))
+            if averaged[0].is_floating_point():
+                torch._foreach_lerp_(averaged, live, 1 - decay)
+            else:  # batch norm's counter
+                torch._foreach_copy_(averaged, live)
+
+        return AveragedModel(self.model, multi_avg_fn=torch.no_grad()(move), use_buffers=True)
 
     def evaluate(self, *args, **kwargs) -> dict[str, float]:
         """Evaluate, with the averaged weights where there are such."""
-        with self._averaged():
-            return super().evaluate(*args, **kwargs)
-
-    @contextmanager
-    def _averaged(self) -> Iterator[None]:
         if self.average is None:
-            yield
-            return
-        live = {name: value.clone() for name, value in self.model.state_dict().items()}
-        self.model.load_state_dict(self.average, strict=True)
+            return super().evaluate(*args, **kwargs)
+        live, self.model = self.model, self.average.module
         try:
-            yield
+            return super().evaluate(*args, **kwargs)
         finally:
-            self.model.load_state_dict(live, strict=True)
+            self.model = live
 
     # ---- The checkpoint
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Save a checkpoint, seal it, and only then remove older ones."""
-        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        """Save a checkpoint in a temporary folder, rename it, and only then remove older ones."""
+        folder, name = Path(self.args.output_dir), f"checkpoint-{self.state.global_step}"
+        staged = folder / UNFINISHED / name
         self._refuse_nan()
-        if self.args.should_save and folder.exists():
-            (folder / SEAL_FILE).unlink(missing_ok=True)
-            shutil.rmtree(folder)
+        if self.args.should_save:
+            shutil.rmtree(staged, ignore_errors=True)  # of a killed run
         self.accelerator.wait_for_everyone()
         limit, self.args.save_total_limit = self.args.save_total_limit, None
+        self.args.output_dir = str(staged.parent)
         try:
             super()._save_checkpoint(model, trial)
             if self.average is not None and self.args.should_save:
-                plain = {name: value.contiguous() for name, value in self.average.items()}
-                save_file(plain, folder / AVERAGE_FILE, metadata={"format": "pt"})
+                weights = self.average.module.state_dict()
+                plain = {name: value.contiguous() for name, value in weights.items()}
+                save_file(plain, staged / AVERAGE_FILE, metadata={"format": "pt"})
         except Exception:  # safetensors, torch and the system each raise their own
             if self.args.should_save:
-                shutil.rmtree(folder, ignore_errors=True)  # it would fill a full disk further
+                shutil.rmtree(staged, ignore_errors=True)  # it would fill a full disk further
             raise
         finally:
-            self.args.save_total_limit = limit
+            self.args.save_total_limit, self.args.output_dir = limit, str(folder)
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            seal(folder, self.args.world_size)
-            remove_old(folder.parent, limit, self.state.best_model_checkpoint)
+            install_checkpoint(folder, name)
+        self.accelerator.wait_for_everyone()
+        if self.args.local_process_index == 0:
+            install_checkpoint(folder, name)  # on a machine with a disk of its own
+        if self.state.best_model_checkpoint:
+            self.state.best_model_checkpoint = str(
+                folder / Path(self.state.best_model_checkpoint).name
+            )
+        if self.args.should_save:
+            remove_old(folder, limit, self.state.best_model_checkpoint)
 
     def _refuse_nan(self) -> None:
         for parameter in self.model.parameters():
@@ -263,7 +271,13 @@ class XrayTrainer(Trainer):
         module.load_state_dict(read_weights(Path(resume_from_checkpoint)), strict=True)
         average = Path(resume_from_checkpoint) / AVERAGE_FILE
         if average.exists():
-            self.average = load_file(average, device=str(self.args.device))
+            self.average = self._make_average()
+            self.average.module.load_state_dict(load_file(average), strict=True)
+            self.average.n_averaged.fill_(_step_of(resume_from_checkpoint))
+
+
+def _step_of(checkpoint: str | Path) -> int:
+    return int(Path(checkpoint).name.removeprefix("checkpoint-"))
 
 
 def read_weights(checkpoint: Path) -> dict[str, Tensor]:

@@ -45,6 +45,7 @@ CASES = {
         "--models convnext-tiny --batch 2 --steps 1 --image_size 32 --eager",
         (("images/s", "TFLOP/s"),),
     ),
+    "precision.py": Case("--backbones xray-cnn --steps 1 --batch 2", (("ratio of their speeds",),)),
     "scale.py": Case(
         "--data_dir DATA --work_dir WORK --counts 80 --steps audit train --image_size 64",
         (("images", "peak memory, MB", "ms an image"),),
@@ -100,8 +101,8 @@ def run_benchmark(name: str, work) -> subprocess.CompletedProcess:
     places = {"DATA": data, "WORK": work / "work", "MODEL": work / "model"}
     if "MODEL" in CASES[name].flags:
         body = save_tiny_body("xray-cnn", work / "body")
-        for split in build_model(ModelConfig("xray-cnn", str(body), 28)):
-            split.save_pretrained(work / "model")
+        for one in build_model(ModelConfig("xray-cnn", str(body), 28)):
+            one.save_pretrained(work / "model")
     flags = [str(places.get(flag, flag)) for flag in CASES[name].flags.split()]
     return subprocess.run(
         [sys.executable, str(ROOT / "benchmarks" / name), *flags],
@@ -113,9 +114,23 @@ def run_benchmark(name: str, work) -> subprocess.CompletedProcess:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BENCHMARKS)
 def test_every_benchmark_takes_a_step_and_prints_numbers(name, tmp_path):
-    assert name in CASES, f"tell in CASES how benchmarks/{name} runs for one step"
+    assert name in CASES, f"add to CASES how benchmarks/{name} runs for one step"
     done = run_benchmark(name, tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     check_tables(done.stdout, CASES[name].tables)
+
+
+def test_benchmarks_import_and_each_has_a_case():
+    assert BENCHMARKS == sorted(CASES)
+    code = "import runpy, sys; [runpy.run_path(path, run_name='x') for path in sys.argv[1:]]"
+    paths = [str(ROOT / "benchmarks" / name) for name in BENCHMARKS]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *paths],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT / "benchmarks")},
+    )
+    assert done.returncode == 0, done.stderr[-2000:]

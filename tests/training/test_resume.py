@@ -17,14 +17,16 @@ from transformers import TrainerCallback
 
 from pneumonia_hf.errors import Stopped, UserError
 from pneumonia_hf.evaluation import calibration
+from pneumonia_hf.training import checkpoints
 from pneumonia_hf.training.checkpoints import (
     AVERAGE_FILE,
-    is_whole,
-    last_whole_checkpoint,
+    UNFINISHED,
+    install_checkpoint,
+    last_checkpoint,
     list_checkpoints,
     phase_folder,
+    remove_checkpoint,
     remove_old,
-    seal,
 )
 from pneumonia_hf.training.trainer import XrayTrainer
 
@@ -122,7 +124,7 @@ def test_sigterm_saves_within_an_epoch_and_the_run_goes_on_from_there(
     run = tmp_path / "run"
     with pytest.raises(Stopped, match=f"checkpoint of step {step}; .*--resume"):
         train_with(Cut(step, warn), body, xray_folder, run, **STATEFUL)
-    assert last_whole_checkpoint(phase_folder(run, 1)).name == f"checkpoint-{step}"
+    assert last_checkpoint(phase_folder(run, 1)).name == f"checkpoint-{step}"
     assert not (run / "config.json").exists()
     train_tiny("vit-base", body, xray_folder, run, resume=True, **STATEFUL)
     assert_resumed_like(whole, run, after=step)
@@ -200,7 +202,7 @@ def test_run_that_is_moved_after_a_kill_still_knows_its_best_checkpoint(
 
 
 def test_phases_resume_in_the_phase_that_was_cut(tmp_path, body, xray_folder, capsys):
-    changes = {"stages": ["head:1:1e-2", "last1:2:1e-3", "all:2:1e-3"], "ema_decay": 0.9}
+    changes = {"phases": ["head:1:1e-2", "last1:2:1e-3", "all:2:1e-3"], "ema_decay": 0.9}
     whole = train_tiny("vit-base", body, xray_folder, tmp_path / "whole", **changes)
     run = tmp_path / "run"
     cut = Cut(7, kill)  # the first phase has 5 steps, so that this is the second's
@@ -306,7 +308,7 @@ def start_long_run(body, data, folder, *more, command=PYTHON) -> subprocess.Pope
         text=True,
     )
     deadline = time.monotonic() + 120
-    while not list(phase_folder(folder, 1).glob("checkpoint-*/seal.json")):
+    while not list(phase_folder(folder, 1).glob("checkpoint-*")):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.05)
     return process
@@ -322,7 +324,7 @@ def test_sigterm_of_the_process_exits_by_itself_with_a_checkpoint(tmp_path, body
     assert process.returncode == 143
     assert "Traceback" not in err
     assert "Stopped by SIGTERM, with a checkpoint of step" in err
-    assert last_whole_checkpoint(phase_folder(tmp_path / "run", 1)) is not None
+    assert last_checkpoint(phase_folder(tmp_path / "run", 1)) is not None
 
 
 def test_sigterm_of_the_launcher_ends_the_run_with_a_checkpoint_too(tmp_path, body, xray_folder):
@@ -354,36 +356,54 @@ def test_worker_that_dies_is_told_in_one_sentence(tmp_path, body, xray_folder):
     assert process.returncode == 2, err[-2000:]
     assert "Traceback" not in err
     assert "lower --dataloader_num_workers" in err
-    assert last_whole_checkpoint(phase_folder(tmp_path / "run", 1)) is not None
+    assert last_checkpoint(phase_folder(tmp_path / "run", 1)) is not None
 
 
-def test_checkpoint_is_whole_only_as_it_was_sealed(tmp_path):
-    checkpoint = tmp_path / "checkpoint-5"
-    checkpoint.mkdir()
-    (checkpoint / "model.safetensors").write_bytes(b"x" * 100)
-    assert not is_whole(checkpoint)
-    seal(checkpoint, processes=1)
-    assert is_whole(checkpoint)
-    (checkpoint / "model.safetensors").write_bytes(b"x" * 99)
-    assert not is_whole(checkpoint)
-    (checkpoint / "model.safetensors").unlink()
-    assert not is_whole(checkpoint)
-    (checkpoint / "seal.json").write_text("{")
-    assert not is_whole(checkpoint)
-    assert last_whole_checkpoint(tmp_path) is None
+def make_checkpoint(folder, step: int):
+    checkpoint = folder / f"checkpoint-{step}"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "file").write_text("x")
+    return checkpoint
+
+
+def test_checkpoint_exists_only_when_it_is_complete(tmp_path, monkeypatch):
+    make_checkpoint(tmp_path / UNFINISHED, 5)
+    assert last_checkpoint(tmp_path) is None
+    flushed = []
+    monkeypatch.setattr(checkpoints, "flush_to_disk", flushed.extend)
+    install_checkpoint(tmp_path, "checkpoint-5")
+    assert [path.name for path in flushed] == ["file"]
+    assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-5"
+    assert (tmp_path / "checkpoint-5" / "file").read_text() == "x"
+    install_checkpoint(tmp_path, "checkpoint-5")  # done by another process
+    assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-5"
+
+
+def test_kill_while_a_checkpoint_is_removed_leaves_nothing_that_looks_complete(
+    tmp_path, monkeypatch
+):
+    checkpoint = make_checkpoint(tmp_path, 5)
+    (checkpoint / "another").write_text("y")
+
+    def remove_half(folder, **_):
+        if folder.exists():
+            (folder / "file").unlink()
+
+    monkeypatch.setattr(checkpoints.shutil, "rmtree", remove_half)
+    remove_checkpoint(checkpoint)
+    assert list_checkpoints(tmp_path) == []
+    monkeypatch.undo()
+    assert list(tmp_path.rglob("another"))  # what is left is not taken for a checkpoint
 
 
 def test_old_checkpoints_go_but_the_best_and_the_newest_stay(tmp_path):
     for step in (5, 10, 15, 20):
-        folder = tmp_path / f"checkpoint-{step}"
-        folder.mkdir()
-        (folder / "file").write_text("x")
-        seal(folder, processes=1)
-    (tmp_path / "checkpoint-7").mkdir()  # torn
-    remove_old(tmp_path, keep=2, best=str(tmp_path / "checkpoint-5"))
-    assert [path.name for path in list_checkpoints(tmp_path)] == ["checkpoint-5", "checkpoint-20"]
-    assert not (tmp_path / "checkpoint-7").exists()
-    remove_old(tmp_path, keep=1, best=str(tmp_path / "checkpoint-5"))
+        make_checkpoint(tmp_path, step)
+    best = str(tmp_path / "checkpoint-5")
+    remove_old(tmp_path, keep=3, best=best)
+    steps = [path.name for path in list_checkpoints(tmp_path)]
+    assert steps == ["checkpoint-5", "checkpoint-15", "checkpoint-20"]
+    remove_old(tmp_path, keep=1, best=best)
     assert [path.name for path in list_checkpoints(tmp_path)] == ["checkpoint-5", "checkpoint-20"]
 
 
@@ -408,6 +428,7 @@ def test_checkpoint_that_a_full_disk_cuts_off_is_removed_and_the_last_one_kept(
         train_tiny("vit-base", body, xray_folder, run, **STATEFUL)
     assert [path.name for path in phase_folder(run, 1).glob("checkpoint-*")] == ["checkpoint-5"]
     assert (phase_folder(run, 1) / "checkpoint-5" / AVERAGE_FILE).exists()
+    assert not list((phase_folder(run, 1) / UNFINISHED).iterdir())
 
 
 def test_nan_stops_the_run_and_keeps_the_checkpoint_before_it(tmp_path, body, xray_folder):
@@ -461,7 +482,7 @@ def test_disk_without_locks_is_told_and_other_errors_are_not_swallowed(
 
     import filelock
 
-    from pneumonia_hf.training.run_record import only_run
+    from pneumonia_hf.training.run_record import lock_run
 
     def fail_with(number: int) -> None:
         def acquire(self, *args, **kwargs):
@@ -470,10 +491,10 @@ def test_disk_without_locks_is_told_and_other_errors_are_not_swallowed(
         monkeypatch.setattr(filelock.FileLock, "acquire", acquire)
 
     fail_with(errno.ENOLCK)
-    with only_run(tmp_path / "run"):
-        assert "knows no locks" in caplog.text
+    with lock_run(tmp_path / "run"):
+        assert "has no locks" in caplog.text
     fail_with(errno.ENOSPC)
-    with pytest.raises(OSError, match="No space"), only_run(tmp_path / "run"):
+    with pytest.raises(OSError, match="No space"), lock_run(tmp_path / "run"):
         pass
 
 

@@ -1,5 +1,6 @@
 import errno
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,7 @@ from transformers import AutoModelForImageClassification, TrainerCallback
 from pneumonia_hf.errors import UserError
 from pneumonia_hf.inference.network import CONFIG_KEY
 from pneumonia_hf.models.backbones import backbone_of
-from pneumonia_hf.training.checkpoints import list_checkpoints, phase_folder
-from pneumonia_hf.training.train import UNFINISHED
+from pneumonia_hf.training.checkpoints import UNFINISHED, list_checkpoints, phase_folder
 
 
 def load_state(folder: Path) -> tuple[dict[str, torch.Tensor], str]:
@@ -112,7 +112,7 @@ def test_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(tmp_path, xra
     with pytest.raises(UserError, match="begun with other learning_rate"):
         train_tiny("vit-base", body, xray_folder, cut, resume=True, learning_rate=1e-5, **keep)
     # A later checkpoint that a kill cut off is passed over.
-    torn = phase_folder(cut, 1) / "checkpoint-9999"
+    torn = phase_folder(cut, 1) / UNFINISHED / "checkpoint-9999"
     shutil.copytree(list_checkpoints(phase_folder(whole, 1))[-1], torn)
     weights = (torn / "model.safetensors").read_bytes()
     (torn / "model.safetensors").write_bytes(weights[: len(weights) // 2])
@@ -126,7 +126,7 @@ def test_resuming_a_finished_run_leaves_it_as_it_is(tmp_path, xray_folder, capsy
     folder = train_tiny("vit-base", body, xray_folder, tmp_path / "run", num_train_epochs=1)
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     train_tiny("vit-base", body, xray_folder, folder, num_train_epochs=1, resume=True)
-    assert "is finished already" in capsys.readouterr().out
+    assert "is complete already" in capsys.readouterr().out
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
@@ -160,7 +160,7 @@ def test_full_disk_at_the_end_leaves_the_older_model_whole(tmp_path, xray_folder
     save = PreTrainedModel.save_pretrained
 
     def save_on_full_disk(self, target, **kwargs):
-        if UNFINISHED in str(target):
+        if Path(target) == folder / UNFINISHED:
             raise OSError(errno.ENOSPC, "No space left on device")
         return save(self, target, **kwargs)
 
@@ -223,18 +223,16 @@ def test_model_folder_is_complete_and_tells_no_local_path(saved_model, xray_fold
 
 
 def test_kill_while_the_folder_is_made_is_mended_by_resuming(tmp_path, xray_folder, monkeypatch):
-    from pneumonia_hf.training import manifest as finishing
-
     body = save_tiny_body("vit-base", tmp_path / "body")
     whole = train_tiny("vit-base", body, xray_folder, tmp_path / "whole", num_train_epochs=1)
-    replace = finishing.os.replace
+    replace = os.replace
 
     def replace_until_killed(source, target):
         if Path(target) == tmp_path / "cut" / "config.json":
             raise KeyboardInterrupt
         replace(source, target)
 
-    monkeypatch.setattr(finishing.os, "replace", replace_until_killed)
+    monkeypatch.setattr(os, "replace", replace_until_killed)
     with pytest.raises(KeyboardInterrupt):
         train_tiny("vit-base", body, xray_folder, tmp_path / "cut", num_train_epochs=1)
     monkeypatch.undo()
