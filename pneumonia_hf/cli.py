@@ -327,3 +327,19 @@ def _as_typed(parser: ArgumentParser, action: Action, value: Any, recipe: Path) 
 def _similar(name: str, known: set[str]) -> str:
     close = get_close_matches(name, known, n=1)
     return f"; did you mean {close[0]}?" if close else "; --help lists all"
+
+
+def check_inputs(models: Sequence[str | Path] = (), data_folders: Sequence[str] = ()) -> None:
+    """Raise a UserError if a model or data folder does not exist, before torch is imported.
+
+    A model that may be a Hub id is left to `fetch_folder`.
+    """
+    from pneumonia_hf.files import expand
+    from pneumonia_hf.hub import HUB_ID
+
+    for model in map(str, models):
+        if not HUB_ID.match(model.partition("@")[0]) and not expand(model).exists():
+            raise UserError(f"The model folder {model} does not exist; check --model.")
+    for folder in data_folders:
+        if not expand(folder).exists():
+            raise UserError(f"The data folder {folder} does not exist; check --data_dir.")
