@@ -232,11 +232,7 @@ BACKBONES = {
 
 
 def fast_precision(device: str | None = None) -> str:
-    """Return the fastest precision of this machine: bf16, fp16 or fp32.
-
-    Args:
-        device: a device type such as cpu; by default the accelerator, if there is one.
-    """
+    """Return the fastest precision of `device`, by default the accelerator: bf16, fp16 or fp32."""
     import torch
 
     if device != "cpu" and torch.cuda.is_available():
