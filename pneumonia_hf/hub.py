@@ -15,13 +15,10 @@ LOG_IN = "log in with `hf auth login`"
 def fetch_folder(
     path_or_id: str | Path, revision: str | None = None, what: str = "model", flag: str = "--model"
 ) -> Path:
-    """Return a local model folder, or download it from the Hub.
+    """Return a local model folder, or download a Hub id `owner/name` with optional `@revision`.
 
-    Args:
-        path_or_id: a folder, or a Hub id `owner/name` with an optional `@revision`.
-        revision: a branch, tag or commit; overrides that in `path_or_id`.
-        what: the name of the thing in error messages.
-        flag: the name of the flag in error messages.
+    `revision` (a branch, tag or commit) overrides that of the id. `what` and `flag` are for
+    error messages.
 
     Raises:
         UserError: neither a folder nor an accessible model on the Hub.
@@ -119,12 +116,8 @@ def push_folder(
 ) -> str:
     """Push files of a folder to a model repository in one commit; return the commit's URL.
 
-    Args:
-        folder: the local folder.
-        repo_id: `owner/name`; the repository is created if it does not exist.
-        files: names of the files to push; those missing in `folder` are deleted on the Hub.
-        card: name of the model card, which is validated first.
-        private: whether a new repository is private.
+    The repository `owner/name` is created if it does not exist, `private` or public. Of `files`,
+    those missing in `folder` are deleted on the Hub. The model `card` is validated first.
 
     Raises:
         UserError: an invalid card, no permission, no network.

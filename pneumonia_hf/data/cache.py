@@ -44,16 +44,10 @@ def decode(
     name: str = "",
     cache_dir: str | Path | None = None,
 ) -> Decoded:
-    """Return the images of `data` at the model's size, decoding those that are not yet cached.
+    """Return the images of a split at the model's size, decoding those that are not yet cached.
 
-    Unreadable images are left out and listed in `issues`.
-
-    Args:
-        data: a split, as `load_xrays` returns it.
-        processor: the image processor of the model.
-        name: the split's name in the progress bar.
-        cache_dir: the cache folder; by default `$PNEUMONIA_HF_CACHE`, or `pneumonia-hf` in the
-            user's cache folder.
+    Unreadable images are left out and listed in `issues`. `name` is for the progress bar. The
+    default `cache_dir` is `$PNEUMONIA_HF_CACHE`, or `pneumonia-hf` in the user's cache folder.
 
     Raises:
         UserError: the cache folder cannot be used.
@@ -132,10 +126,7 @@ class _Decoding:
         self.issues: list[DataIssue] = []
 
     def look_up(self) -> bool:
-        """Find the images without opening their files; return whether all are in the store.
-
-        Only files whose path, size and times are known can be found in this way.
-        """
+        """Look up all images by path, size and times; return whether all are in the store."""
         facts = self.store.facts()
         addresses, start = list_addresses(self.data), 0
         while chunk := list(islice(addresses, 1000)):

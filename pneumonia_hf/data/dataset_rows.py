@@ -82,15 +82,9 @@ def list_rows(
     listing: Listing,
     names: list[str] | None,
 ) -> None:
-    """Add a split to `listing`, reading all columns except images row by row.
+    """Add the split `name` to `listing`, reading all columns except images row by row.
 
-    Args:
-        data: the table, with or without its images.
-        address: the address of the table, to which `#N` is added for row N.
-        name: the name of the split.
-        where: the source's name in error messages.
-        listing: the listing to add to.
-        names: file names of the rows, where the image column has them.
+    Row N gets the address `address#N`, and the file name `names[N]` unless a column has one.
     """
     from datasets import ClassLabel
     from datasets import Image as ImageFeature

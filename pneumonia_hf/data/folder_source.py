@@ -89,11 +89,7 @@ class OtherImage:
 
 
 def list_others(where: str, names: Sequence[str]) -> list[OtherImage]:
-    """Return the images in folders of other classes, beside NORMAL and PNEUMONIA.
-
-    Args:
-        where: the data folder.
-        names: the names of the class folders.
+    """Return the images in the class folders `names`, beside NORMAL and PNEUMONIA.
 
     Raises:
         UserError: a folder is missing, without images, or one of the two classes.

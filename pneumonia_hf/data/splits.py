@@ -25,11 +25,7 @@ def split_by_patient(
     Patients are drawn in random order until they have their share of the images, stratified by
     their labels (NORMAL only, PNEUMONIA only, both), so that the classes keep their shares.
 
-    Args:
-        data: rows as `load_splits` returns them.
-        fraction: share of the images in the second split, above 0 and below 1.
-        seed: of the random order.
-        tolerance: largest error of the share.
+    `fraction`, above 0 and below 1, is a share of the images, and `tolerance` its largest error.
 
     Raises:
         UserError: no draw meets the share within the tolerance, or a split would lack a class.

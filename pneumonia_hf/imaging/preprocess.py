@@ -65,11 +65,9 @@ def resize(images: Sequence[Image.Image], processor: BaseImageProcessor) -> Tens
 
 
 def normalise(pixels: Tensor, processor: BaseImageProcessor) -> Tensor:
-    """Return the model's input for resized gray `pixels` of 0..255: float32 [N, 3, H, W].
+    """Return the model's input for resized gray pixels: float32 [N, 3, H, W].
 
-    Args:
-        pixels: [N, 1, H, W], uint8 or float, on any device.
-        processor: the processor that resized them.
+    `pixels` are [N, 1, H, W] of 0..255, uint8 or float, on any device.
     """
     rgb = pixels.expand(-1, 3, -1, -1)
     if processor.do_rescale and processor.do_normalize and hasattr(processor, STEP):

@@ -23,9 +23,7 @@ MISFIT_P, MISFIT_ERROR = 0.01, 0.05
 def add_report(folder: Path, report: dict[str, Any]) -> None:
     """Add a report to the model folder, replacing an older one of the same data and split.
 
-    Args:
-        folder: the model folder.
-        report: with `data`, `split`, `n`, `threshold` and `metrics`, as in report.json.
+    It has `data`, `split`, `n`, `threshold` and `metrics`, as in report.json.
     """
     reports = read_json(folder / REPORTS_FILE, otherwise=[])
     key = (report["data"], report["split"])

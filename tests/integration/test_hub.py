@@ -40,9 +40,7 @@ def push(model, repo_id, environment, *flags):
     )
 
 
-def test_model_is_pushed_in_one_commit_and_scores_the_same_when_pulled(
-    hub, hub_environment, tiny_model, tmp_path
-):
+def test_model_is_pushed_in_one_private_commit(hub, hub_environment, tiny_model):
     done = push(tiny_model, "me/x", hub_environment)
     assert done.returncode == 0, done.stderr
     repository = hub.repositories["me/x"]
@@ -54,6 +52,11 @@ def test_model_is_pushed_in_one_commit_and_scores_the_same_when_pulled(
     assert files.keys() == expected | {".gitattributes"}
     assert "checkpoints" in {path.name for path in tiny_model.iterdir()}
 
+
+@pytest.mark.slow
+def test_pulled_model_scores_like_the_pushed_one(hub, hub_environment, tiny_model, tmp_path):
+    assert push(tiny_model, "me/x", hub_environment).returncode == 0
+    sha = hub.repositories["me/x"].commits[-1][0]
     image = tmp_path / "one.png"
     draw_xray(0, ill=True).save(image)
     tables = []
