@@ -215,25 +215,16 @@ class XrayTrainingArguments(TrainingArguments):
 
 # A condition, its wording, and the arguments that it applies to.
 RANGES: tuple[tuple[Callable[[float], bool], str, str], ...] = (
-    (
-        lambda value: value >= 0,
-        "0 or more",
-        "learning_rate weight_decay mixup cutmix focal_gamma dataloader_num_workers max_grad_norm "
-        "adam_epsilon early_stopping_patience plateau_patience attribution_images",
-    ),
-    (
-        lambda value: 0 <= value < 1,
-        "0 or more and less than 1",
-        "adam_beta1 adam_beta2 label_smoothing_factor ema_decay",
-    ),
+    (lambda value: value >= 0, "0 or more",
+     "learning_rate weight_decay mixup cutmix focal_gamma dataloader_num_workers max_grad_norm "
+     "adam_epsilon early_stopping_patience plateau_patience attribution_images"),
+    (lambda value: 0 <= value < 1, "0 or more and less than 1",
+     "adam_beta1 adam_beta2 label_smoothing_factor ema_decay"),
     (lambda value: 0 < value <= 1, "a share in 0..1", "layer_decay required_sensitivity"),
     (lambda value: 0 < value < 1, "a share in 0..1", "plateau_factor"),
     (lambda value: 0 <= value <= 1, "a share in 0..1", "distil_weight"),
     (lambda value: 0 < value < inf, "more than 0", "num_train_epochs distil_temperature"),
-    (
-        lambda value: value >= 1,
-        "1 or more",
-        "per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps "
-        "cpu_threads bootstrap_resamples threshold_resamples",
-    ),
-)
+    (lambda value: value >= 1, "1 or more",
+     "per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps "
+     "cpu_threads bootstrap_resamples threshold_resamples"),
+)  # fmt: skip

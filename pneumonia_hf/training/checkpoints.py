@@ -63,12 +63,8 @@ def remove_checkpoint(checkpoint: Path) -> None:
 
 def list_checkpoints(folder: Path) -> list[Path]:
     """Return the checkpoints in the folder of a phase, oldest first."""
-    steps = {
-        int(path.name.removeprefix("checkpoint-")): path
-        for path in folder.glob("checkpoint-*")
-        if path.name.removeprefix("checkpoint-").isdigit()
-    }
-    return [steps[step] for step in sorted(steps)]
+    steps = ((path.name.removeprefix("checkpoint-"), path) for path in folder.glob("checkpoint-*"))
+    return [path for _, path in sorted((int(step), path) for step, path in steps if step.isdigit())]
 
 
 def last_checkpoint(folder: Path) -> Path | None:
@@ -76,14 +72,14 @@ def last_checkpoint(folder: Path) -> Path | None:
     return (list_checkpoints(folder) or [None])[-1]
 
 
-def best_beside(checkpoint: Path) -> Path | None:
-    """Return the best checkpoint according to the state of `checkpoint`, or None.
+def best_beside(checkpoint: str | Path) -> str | None:
+    """Return the path of the best checkpoint according to the state of `checkpoint`, or None.
 
     The Trainer saves the path at which it was written; the run may have been moved since.
     """
-    best = read_json(checkpoint / STATE_FILE, otherwise={}).get("best_model_checkpoint")
-    here = checkpoint.parent / Path(best).name if best else None
-    return here if here and here.is_dir() else None
+    best = read_json(Path(checkpoint) / STATE_FILE, otherwise={}).get("best_model_checkpoint")
+    here = Path(checkpoint).parent / Path(best).name if best else None
+    return str(here) if here and here.is_dir() else None
 
 
 def remove_old(folder: Path, keep: int | None, best: str | None) -> None:

@@ -196,14 +196,11 @@ class _Run:
 
     def _print_phase(self, number: int, phase: Phase) -> None:
         if len(self.phases) > 1:
-            print(
-                f"Phase {number} of {len(self.phases)}: {phase.name}, {phase.epochs:g} epochs at "
-                f"a rate of {phase.learning_rate:g}.",
-                flush=True,
-            )
-        learning, weights = count_trainable(self.model)
-        share = f"{learning / weights:.2%}" if learning < weights else "All"
-        print(f"{share} of the network's {weights:,} weights learn.", flush=True)
+            where, epochs = f"Phase {number} of {len(self.phases)}", f"{phase.epochs:g} epochs"
+            print(f"{where}: {phase.name}, {epochs} at a rate of {phase.learning_rate:g}.")
+        trained, weights = count_trainable(self.model)
+        share = f"{trained / weights:.2%}" if trained < weights else "All"
+        print(f"{share} of the network's {weights:,} weights are trained.", flush=True)
 
     def _make_trainer(self, number: int, phase: Phase) -> XrayTrainer:
         arguments = copy.copy(self.arguments)
@@ -212,7 +209,10 @@ class _Run:
         arguments.learning_rate = phase.learning_rate
         arguments.seed = (self.arguments.seed + number - 1) % 2**32
         arguments.load_best_model_at_end = False  # the Trainer would load it non-strictly
-        arguments.run_name = self._name_run(number)
+        # Unique, and the same when the run is resumed: trackio appends to any run of this name.
+        name = self.arguments.run_name or self.folder.resolve().name
+        suffix = f"-phase-{number}" if len(self.phases) > 1 else ""
+        arguments.run_name = f"{name}-{self.record['run_id'][:6]}{suffix}"
         if "trackio" in arguments.report_to:
             keep_dashboard_closed(arguments)
         try:
@@ -239,23 +239,13 @@ class _Run:
             raise _explain_refusal(error) from error
         return trainer
 
-    def _name_run(self, number: int) -> str:
-        """Return the name of a phase for trackers: unique, and the same when the run is resumed.
-
-        trackio appends to any run of the same name, also to that of another model.
-        """
-        name = self.arguments.run_name or self.folder.resolve().name
-        name = f"{name}-{self.record['run_id'][:6]}"
-        return name if len(self.phases) == 1 else f"{name}-phase-{number}"
-
     def _run_trainer(self, trainer: XrayTrainer, checkpoint: Path | None) -> None:
         """Train from `checkpoint`, if there is one and it is not the last of the phase."""
         if checkpoint is not None:
             state = TrainerState.load_from_json(str(checkpoint / STATE_FILE))
             is_last = state.global_step >= state.max_steps
             if is_last or is_exhausted(state.log_history, trainer.args):
-                best = best_beside(checkpoint)
-                state.best_model_checkpoint = best and str(best)
+                state.best_model_checkpoint = best_beside(checkpoint)
                 trainer.state = state
                 return
             # It is in the log already, and early stopping would count another one.

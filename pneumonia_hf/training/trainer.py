@@ -239,8 +239,7 @@ class XrayTrainer(Trainer):
     def _init_training_state(self, max_steps, steps_of_epoch, epochs, checkpoint, trial):
         begun = super()._init_training_state(max_steps, steps_of_epoch, epochs, checkpoint, trial)
         if checkpoint is not None:
-            best = best_beside(Path(checkpoint))
-            self.state.best_model_checkpoint = best and str(best)
+            self.state.best_model_checkpoint = best_beside(checkpoint)
         return begun
 
     # save_pretrained writes older key names than those of the ViT, DeiT, Swin and DINOv2 modules,

@@ -25,18 +25,10 @@ COUNTS = {  # images of each split: NORMAL, PNEUMONIA
 }
 PLAIN, AUGMENTED = ["--augment_strength", "0"], ["--augment_strength", "1"]
 
-# The script of two processes. Imports take most of the time: one launch trains several times.
-SEVERAL = """
-import json, sys
-sys.path.insert(0, {root!r})
-from train_scripts.train import main
-
-for flags in json.loads(sys.argv[1]):
-    sys.argv = ["train.py", *flags]
-    main()
-"""
 # accelerate shards on GPUs only; here it takes two CPU processes for GPUs.
 SHARDED = """
+import sys
+
 import accelerate.state as state
 from accelerate.utils import DistributedType
 
@@ -51,6 +43,9 @@ def make_with_gpus(self, *arguments, **settings):
 
 
 state.AcceleratorState.__init__ = make_with_gpus
+sys.path.insert(0, {root!r})
+from train_scripts.train import main
+main()
 """
 
 
@@ -121,11 +116,9 @@ def launch(*command: object) -> None:
     assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
 
 
-def accelerate(machine: str, script: Path, text: str, *arguments: str) -> None:
-    script.write_text(text.format(root=str(ROOT)))
+def accelerate(machine: str, script: Path, *arguments: str) -> None:
     config = MACHINES / f"{machine}.yaml"
-    module = "accelerate.commands.launch"
-    launch(module, "--quiet", "--config_file", config, script, *arguments)
+    launch("accelerate.commands.launch", "--quiet", "--config_file", config, script, *arguments)
 
 
 TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc_per_node", 2)
@@ -138,8 +131,7 @@ def runs(tmp_path_factory, flags) -> Path:
     folder = tmp_path_factory.mktemp("runs")
     done = call_script("train.py", *flags(folder / "one", 1), *PLAIN)
     assert done.returncode == 0, done.stderr[-2000:]
-    two = [[*flags(folder / "two", 2), *PLAIN]]
-    accelerate("two_cpu_processes", folder / "two.py", SEVERAL, json.dumps(two))
+    accelerate("two_cpu_processes", TRAIN, *flags(folder / "two", 2), *PLAIN)
     return folder
 
 
@@ -211,8 +203,7 @@ def test_metrics_of_two_processes_count_every_image_once(runs):
 @pytest.mark.slow
 def test_same_command_twice_in_two_processes_gives_the_same_bits(runs, flags, tmp_path):
     once, again = tmp_path / "once", tmp_path / "again"
-    augmented = [[*flags(once, 2), *AUGMENTED]]
-    accelerate("two_cpu_processes", tmp_path / "several.py", SEVERAL, json.dumps(augmented))
+    accelerate("two_cpu_processes", TRAIN, *flags(once, 2), *AUGMENTED)
     launch(*TORCHRUN, TRAIN, *flags(again, 2), *AUGMENTED)
     assert (once / "model.safetensors").read_bytes() == (again / "model.safetensors").read_bytes()
     assert largest_difference(load_last(once), load_last(again)) == 0
@@ -221,8 +212,9 @@ def test_same_command_twice_in_two_processes_gives_the_same_bits(runs, flags, tm
 
 @pytest.mark.slow
 def test_sharded_training_ends_in_a_plain_model_folder(runs, flags, tmp_path):
-    trainings = [[*flags(tmp_path / "run", 2), *PLAIN]]
-    accelerate("fsdp", tmp_path / "sharded.py", SHARDED + SEVERAL, json.dumps(trainings))
+    script = tmp_path / "sharded.py"
+    script.write_text(SHARDED.format(root=str(ROOT)))
+    accelerate("fsdp", script, *flags(tmp_path / "run", 2), *PLAIN)
     checkpoint = next((tmp_path / "run").rglob(f"checkpoint-{STEPS}"))
     assert list(checkpoint.glob("pytorch_model_fsdp*")), "the weights were not sharded"
     assert largest_difference(load_last(runs / "one"), load_last(tmp_path / "run")) < 1e-5
