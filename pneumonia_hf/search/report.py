@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import math
 import warnings
 from dataclasses import asdict
 from functools import partial
@@ -46,8 +45,7 @@ The value of a pruned trial is its last one; seconds count from the last start o
 {ranges}
 The importance is the share in the variance of the values, by fANOVA: known from {enough} complete
 trials on, and rough with few.
-
-{figure}"""
+"""
 
 
 def trial_folder(output: Path, number: int) -> Path:
@@ -65,12 +63,9 @@ def choose_best(study: optuna.Study) -> FrozenTrial | None:
 def write_report(
     folder: Path, study: optuna.Study, recipe: Recipe, arguments: XrayTrainingArguments
 ) -> None:
-    """Write the report of a search into its folder, over an older one.
+    """Write the report of a search of one trial or more into its folder, over an older one.
 
-    Args:
-        folder: of the search.
-        study: with one trial or more; the user attribute `error` says why a trial failed.
-        recipe, arguments: with the values of the best trial.
+    `recipe` and `arguments` have the values of the best trial.
     """
     best, importance = choose_best(study), measure_importance(study)
     frame = study.trials_dataframe(("number", "value", "state", "params", "user_attrs"))
@@ -80,7 +75,7 @@ def write_report(
     replace_text(folder / TABLE_FILE, frame.to_csv(index=False))
     metric = arguments.metric_for_best_model
     counts = ", ".join(f"{count} {state}" for state, count in frame.state.value_counts().items())
-    summary, figure = f"Trials: {counts}.", ""
+    summary = f"Trials: {counts}."
     if best is not None:
         result = f"a validation {metric} of {best.value:.4f}"
         recipe_text = _to_recipe(recipe, arguments)
@@ -88,21 +83,20 @@ def write_report(
         draw_search(folder / FIGURE_FILE, study, metric)
         model = trial_folder(Path(), best.number)
         summary += f" The best is trial {best.number}, with {result}: its model is in `{model}`, "
-        summary += f"and `{BEST_FILE}` is its recipe."
-        figure = f"![History, importances, and the values over each parameter]({FIGURE_FILE})\n"
+        summary += f"and `{BEST_FILE}` is its recipe.\n\n"
+        summary += f"![History, importances, and the values over each parameter]({FIGURE_FILE})"
     table = frame.drop(columns="error", errors="ignore")
     table = table.to_string(index=False, float_format="{:.4g}".format, na_rep="-")
     failed = frame[["number", "error"]].dropna().to_numpy() if "error" in frame else []
     errors = "".join(f"- Trial {number} failed: {error}\n" for number, error in failed)
+    shares = {name: f"{share:.2f}" for name, share in importance.items()}
     ranges = "".join(
-        f"- {name}: {distribution}, importance {importance.get(name, math.nan):.2f}\n"
+        f"- {name}: {distribution}, importance {shares.get(name, 'unknown')}\n"
         for name, distribution in study.get_trials(deepcopy=False)[0].distributions.items()
     )
-    page = PAGE.format(
-        trials=len(frame), summary=summary, seed=arguments.seed, table=table, errors=errors,
-        ranges=ranges, enough=MIN_TRIALS, figure=figure,
-    )  # fmt: skip
-    replace_text(folder / PAGE_FILE, page)
+    parts = {"summary": summary, "table": table, "errors": errors, "ranges": ranges}
+    numbers = {"trials": len(frame), "seed": arguments.seed, "enough": MIN_TRIALS}
+    replace_text(folder / PAGE_FILE, PAGE.format(**parts, **numbers))
 
 
 def measure_importance(study: optuna.Study) -> dict[str, float]:

@@ -39,8 +39,8 @@ def read_ranges(
     """Return the distribution of each hyper-parameter in a YAML file, by its name.
 
     Raises:
-        UserError: no such file, an unknown name, an ill-formed range, or one with an end that
-            the recipe refuses.
+        UserError: no such file, an unknown name, a range that is ill-formed or ends where the
+            recipe refuses it.
     """
     import yaml
 
@@ -77,12 +77,7 @@ def read_ranges(
 def apply_values(
     values: dict[str, Any], recipe: Recipe, arguments: XrayTrainingArguments, **others: Any
 ) -> tuple[Recipe, XrayTrainingArguments]:
-    """Return recipe and arguments with these hyper-parameters.
-
-    Args:
-        values: by name, as sampled from the ranges.
-        recipe, arguments: of the search.
-        others: further changes to the arguments, such as `output_dir`.
+    """Return recipe and arguments with these hyper-parameters, and `others` in the arguments.
 
     Raises:
         UserError: a value that the recipe refuses.

@@ -13,7 +13,7 @@ import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,6 +26,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 from sqlalchemy import URL
 from sqlalchemy.exc import DatabaseError
 from transformers import TrainerCallback
+from transformers.hf_argparser import HfArg
 
 from pneumonia_hf.cli import check_choices, format_error
 from pneumonia_hf.data.file_hashes import hash_images, to_hex
@@ -55,25 +56,19 @@ PRUNERS = {
 class SearchConfig:
     """What is searched, and for how long."""
 
-    ranges: str = field(
-        metadata={
-            "help": "A YAML file with a line for each hyper-parameter, by its name in a recipe: "
-            "[low, high], [low, high, log] or {choices: [...]}."
-        }
+    ranges: str = HfArg(
+        help="A YAML file with a line for each hyper-parameter, by its name in a recipe: "
+        "[low, high], [low, high, log] or {choices: [...]}."
     )
-    n_trials: int = field(
-        default=20, metadata={"help": "Trials in all, those before --resume included."}
+    n_trials: int = HfArg(default=20, help="Trials in all, those before --resume included.")
+    timeout: float | None = HfArg(
+        default=None, help="Minutes after which no further trial is started."
     )
-    timeout: float | None = field(
-        default=None, metadata={"help": "Minutes after which no further trial is started."}
+    pruner: Literal["median", "none"] = HfArg(
+        default="median", help="median: stop a trial below the median of the others; or none."
     )
-    pruner: Literal["median", "none"] = field(
-        default="median",
-        metadata={"help": "median: stop a trial that is below the median of the others; or none."},
-    )
-    keep: Literal["best", "all"] = field(
-        default="best",
-        metadata={"help": "Whose weights and checkpoints are kept: the best trial's, or all."},
+    keep: Literal["best", "all"] = HfArg(
+        default="best", help="Whose weights and checkpoints are kept: the best trial's, or all."
     )
 
     def __post_init__(self) -> None:
@@ -89,19 +84,13 @@ def search_recipe(recipe: Recipe, arguments: XrayTrainingArguments, config: Sear
 
     Each trial is a whole run by `run_recipe` in its own folder. The next values (Bergstra et al.
     2011, the tree-structured Parzen estimator) and the best trial follow from the validation
-    metric that `arguments` names; the test split is not scored.
-
-    With `arguments.resume` an interrupted search continues, within a trial too, and proposes the
-    same trials as an uninterrupted one.
-
-    Args:
-        recipe, arguments: as for `run_recipe`; what `config.ranges` names is varied.
-        config: what is searched, and for how long.
+    metric that `arguments` names; the test split is not scored. With `arguments.resume` an
+    interrupted search continues, within a trial too, and proposes the same trials as an
+    uninterrupted one. An error within one trial, such as divergence, does not end the search.
 
     Raises:
         UserError: ill-formed ranges, a folder in use, a resumed search that was begun with
-            something else, no complete trial. An error within one trial, such as divergence, is
-            recorded, and the search continues.
+            something else, no complete trial.
         Stopped: SIGTERM came.
     """
     for is_wrong, message in (
@@ -133,24 +122,20 @@ def search_recipe(recipe: Recipe, arguments: XrayTrainingArguments, config: Sear
                 (folder / name).unlink(missing_ok=True)
         run_record.create_run_record(folder, made_of, arguments.resume)
         direction = "maximize" if arguments.greater_is_better else "minimize"
-        with _open_study(folder, direction, PRUNERS[config.pruner]) as study:
+        with _open_study(folder, direction=direction, pruner=PRUNERS[config.pruner]) as study:
             return _Search(study, ranges, recipe, arguments, config).run()
 
 
 @contextmanager
-def _open_study(
-    folder: Path, direction: str, pruner: optuna.pruners.BasePruner
-) -> Iterator[optuna.Study]:
+def _open_study(folder: Path, **options: Any) -> Iterator[optuna.Study]:
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # it would log each trial a second time
     path, storage = folder / run_record.STUDY_FILE, None
     try:
         # A file: address, because in a plain one ? and % have a meaning.
         url = URL.create("sqlite", database=path.absolute().as_uri(), query={"uri": "true"})
         storage = optuna.storages.RDBStorage(url.render_as_string())
-        yield optuna.create_study(
-            storage=storage, study_name=STUDY_NAME, direction=direction, pruner=pruner,
-            load_if_exists=True,
-        )  # fmt: skip
+        name = {"study_name": STUDY_NAME, "load_if_exists": True}
+        yield optuna.create_study(storage=storage, **name, **options)
     except (optuna.exceptions.StorageInternalError, DatabaseError) as error:
         reason = getattr(error.__cause__ or error, "orig", error)
         raise UserError(
@@ -169,22 +154,15 @@ def propose(
     """Return the hyper-parameters to try next, by name.
 
     The sampler is new each time, seeded with the number of the trial: its proposal follows from
-    the seed and the earlier trials, wherever a search was interrupted.
-
-    Args:
-        trials: all earlier ones, in order. A failed one counts as worse than all others; the
-            sampler alone would ignore it, and propose its neighbours.
-        ranges: as `read_ranges` returns them.
-        direction: `maximize` or `minimize`.
-        seed: of the search.
+    the seed and the earlier trials, wherever a search was interrupted. A failed trial counts as
+    worse than all others; the sampler alone would ignore it, and propose its neighbours.
     """
     state = np.random.SeedSequence([seed, len(trials)]).generate_state(1)
     sampler = optuna.samplers.TPESampler(seed=int(state[0]))
     study = optuna.create_study(direction=direction, sampler=sampler)
     for one in trials:
         if one.state == TrialState.FAIL:
-            values = {"params": one.params, "distributions": one.distributions}
-            one = create_trial(state=TrialState.PRUNED, **values)
+            one = create_trial(state=TrialState.PRUNED, params=one.params, distributions=ranges)
         study.add_trial(one)
     return study.ask(ranges).params
 
@@ -209,12 +187,11 @@ class _Search:
             if not trials or trials[-1].state != TrialState.RUNNING:
                 if self._is_over(trials, minutes=(time.monotonic() - started) / 60):
                     break
-                direction = self.study.direction.name.lower()
-                values = propose(trials, self.ranges, direction, self.arguments.seed)
+                direction, ranges = self.study.direction.name.lower(), self.ranges
+                values = propose(trials, ranges, direction, self.arguments.seed)
                 # With all values at once, not by `ask`: a kill leaves no trial with half of them.
-                self.study.add_trial(
-                    create_trial(state=TrialState.RUNNING, params=values, distributions=self.ranges)
-                )
+                running = {"state": TrialState.RUNNING, "params": values, "distributions": ranges}
+                self.study.add_trial(create_trial(**running))
             # A trial that runs before it is begun here belongs to a process that was killed.
             self._run_trial(self.study.get_trials(deepcopy=False)[-1])
         best = choose_best(self.study)

@@ -560,7 +560,7 @@ def test_importance_is_reported_from_ten_trials_on(tmp_path, xray_folder, monkey
     recipe = make_recipe("none", xray_folder)
     start_search(tmp_path, recipe, n_trials=9)
     page = tmp_path / "search/search.md"
-    assert page.read_text().count("importance nan") == 3
+    assert page.read_text().count("importance unknown") == 3
     start_search(tmp_path, recipe, n_trials=12, resume=True)
     lines = re.findall(r"- (\w+): .*, importance (\d\.\d\d)", page.read_text())
     shares = {name: float(share) for name, share in lines}
