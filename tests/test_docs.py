@@ -5,8 +5,12 @@ import os
 import re
 import shlex
 import socket
+import subprocess
 import sys
+import time
+import urllib.request
 from contextlib import ExitStack, suppress
+from functools import partial
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from unittest.mock import patch
@@ -15,6 +19,7 @@ import numpy as np
 import pytest
 from helpers import ROOT, call_script, draw_folder, draw_xray
 
+from pneumonia_hf import evaluate_predictor
 from pneumonia_hf.audit.run import CHECKS
 from pneumonia_hf.cli import OLD_NAMES
 from pneumonia_hf.data.sources import SOURCES
@@ -41,6 +46,14 @@ OTHER_FLAGS = {
     *("--standalone", "--nodes", "--ntasks-per-node", "--gpus-per-node", "--signal", "--project"),
     "--logdir",
 }
+# What makes training and evaluation quick: fewer resamples and attribution maps.
+QUICK_TRAINING = {
+    "attribution_images": 1,
+    "bootstrap_resamples": 20,
+    "threshold_resamples": 20,
+    "cpu_threads": 1,
+}
+QUICK_EVALUATION = partial(evaluate_predictor, resamples=20)
 # Commands that tests run as they stand: those that are quick and need no network.
 QUICK = ("predict.py", "evaluate_model.py", "audit_data.py", "preview_augmentation.py")
 RUN_PAGES = ("docs/audit.md", "docs/augmentation.md", "docs/evaluation.md", "docs/inference.md")
@@ -142,6 +155,9 @@ def inside(workspace, monkeypatch):
     with ExitStack() as stack:
         for table in (BACKBONES, METRICS, SOURCES, CHECKS, METHODS):
             stack.enter_context(patch.dict(table))
+        for module in ("pneumonia_hf", "pneumonia_hf.evaluation.evaluate"):
+            target = f"{module}.evaluate_predictor"
+            stack.enter_context(patch(target, QUICK_EVALUATION, create=True))
         yield workspace
     torch.set_num_threads(threads)
 
@@ -303,6 +319,8 @@ def test_quickstart_of_the_readme_trains_evaluates_and_predicts(inside):
         "evaluate_model.py",
         "predict.py",
     ]
+    for name, value in QUICK_TRAINING.items():
+        commands[0] += [f"--{name}", str(value)]
     printed = [run(words) for words in commands]
     assert "The saved model is in runs/first" in printed[0]
     report = json.loads((inside / "runs" / "first-report" / "report.json").read_text())
@@ -315,18 +333,25 @@ def test_quickstart_of_the_readme_trains_evaluates_and_predicts(inside):
 
 @pytest.fixture(scope="module")
 def app_url(tiny_model):
-    """The app on a free port, in this process."""
-    from pneumonia_hf import Predictor, build_demo
-    from pneumonia_hf.demo.app import LAUNCH_OPTIONS
-
+    """The app, in a process of its own."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
-    demo = build_demo(Predictor.from_pretrained(tiny_model))
-    options = {"server_port": port, "prevent_thread_lock": True, "quiet": True}
-    _, url, _ = demo.launch(**LAUNCH_OPTIONS, **options)
-    yield url.rstrip("/")
-    demo.close()
+    environment = os.environ | {"MODEL_ID": str(tiny_model), "GRADIO_SERVER_PORT": str(port)}
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    server = subprocess.Popen([sys.executable, ROOT / "app.py"], env=environment, **quiet)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(240):
+            with suppress(OSError):
+                urllib.request.urlopen(url, timeout=5).close()
+                break
+            assert server.poll() is None
+            time.sleep(0.25)
+        yield url
+    finally:
+        server.terminate()
+        server.wait(20)
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if "```python" in PAGES[page]])
@@ -334,9 +359,15 @@ def test_python_blocks_run(page, inside, request, capsys):
     text = PAGES[page]
     if "7860" in "".join(list_blocks(text, "python")):
         text = text.replace("http://127.0.0.1:7860", request.getfixturevalue("app_url"))
+    quick = ", ".join(f"{name}={value}" for name, value in QUICK_TRAINING.items())
+    text = text.replace("num_train_epochs=1,", f"num_train_epochs=1, {quick},")
     namespace: dict = {}
-    for number, block in enumerate(list_blocks(text, "python"), start=1):
-        exec(compile(block, f"<{page}, block {number}>", "exec"), namespace)
+    try:
+        for number, block in enumerate(list_blocks(text, "python"), start=1):
+            exec(compile(block, f"<{page}, block {number}>", "exec"), namespace)
+    finally:
+        if "client" in namespace:
+            namespace["client"].close()
     if "print(" in text:
         assert capsys.readouterr().out.strip()
 
