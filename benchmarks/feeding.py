@@ -130,7 +130,7 @@ def make_trainer(model, folder: Path, options, work: Path, channels_last: bool, 
     from pneumonia_hf.training.trainer import XrayTrainer
 
     processor = make_processor(options.image_size, (0.5,) * 3, (0.5,) * 3)
-    images = decode(load_images(folder, options.batch), processor).split
+    images = decode(load_images(folder, options.batch), processor).pixels
     arguments = XrayTrainingArguments(
         output_dir=str(work / "ours"),
         per_device_train_batch_size=options.batch,

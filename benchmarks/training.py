@@ -102,9 +102,7 @@ def prepare(options):
         name: take(data[name], sorted(generator.permutation(len(data[name]))[:size]))
         for name, size in sizes.items()
     }
-    kept = XrayData(splits)
-    kept.issues = ()
-    return config, kept, make_processor(options.image_size, (0.5,) * 3, (0.5,) * 3)
+    return config, XrayData(splits), make_processor(options.image_size, (0.5,) * 3, (0.5,) * 3)
 
 
 def run_ours(model, options, work: Path, name: str, callbacks=(), **changes):
