@@ -1,4 +1,4 @@
-"""Measure whether the rule for precision and memory format picks the fastest way to train.
+"""Measure whether the rule for precision and memory format selects the fastest way to train.
 
 python benchmarks/precision.py [--backbones resnet50 ...] [--steps 4]
 

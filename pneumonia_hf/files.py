@@ -113,6 +113,7 @@ def markdown_table(header: Sequence[Any], rows: Iterable[Sequence[Any]]) -> str:
     """Return a table in Markdown, without a final line break; `|` in a cell is escaped."""
 
     def line(cells: Sequence[Any]) -> str:
-        return f"| {' | '.join(str(cell).replace('|', chr(92) + '|') for cell in cells)} |"
+        escaped = (str(cell).replace("|", r"\|") for cell in cells)
+        return f"| {' | '.join(escaped)} |"
 
     return "\n".join([line(header), "|" + "---|" * len(header), *map(line, rows)])

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 import warnings
+from dataclasses import astuple
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +14,7 @@ import numpy as np
 
 from pneumonia_hf import __version__
 from pneumonia_hf.errors import UserError
+from pneumonia_hf.files import unfinished_file
 from pneumonia_hf.imaging.preprocess import BICUBIC
 from pneumonia_hf.inference.batch import check_output_file
 
@@ -58,15 +59,11 @@ def export_onnx(predictor: Predictor, path: str | Path, overwrite: bool = False)
             f"only those can be exported."
         )
     shape = (3, size["height"], size["width"])
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    try:
-        program = _trace(model, network.class_index, torch.zeros(2, *shape))
-        program.model.metadata_props.update(_describe(predictor))
+    program = _trace(model, network.class_index, torch.zeros(2, *shape))
+    program.model.metadata_props.update(_describe(predictor))
+    with unfinished_file(path) as unfinished:
         program.save(unfinished, external_data=False)  # one file
         _check_equal(model, unfinished, shape)
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
     return path
 
 
@@ -121,11 +118,8 @@ def _describe(predictor: Predictor) -> dict[str, str]:
         "version": __version__,
     }
     if predictor.has_threshold:
-        metadata |= {
-            "threshold": str(point.threshold),
-            "refer_low": str(point.low),
-            "refer_high": str(point.high),
-        }
+        names = ("threshold", "refer_low", "refer_high")
+        metadata |= dict(zip(names, map(str, astuple(point)), strict=True))
     return metadata
 
 
