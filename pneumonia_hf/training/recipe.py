@@ -27,8 +27,8 @@ class AugmentConfig:
 
     augment_strength: float = _strength("Multiplies all strengths below; 0: no augmentation.")
     augment_rotation: float = _strength("1: up to 7 degrees.")
-    augment_zoom: float = _strength("1: up to 10% in or out.")
-    augment_translation: float = _strength("1: up to 5% of the width and of the height.")
+    augment_zoom: float = _strength("1: up to a tenth in or out.")
+    augment_translation: float = _strength("1: up to a twentieth of the width and height.")
     augment_flip: float = _strength(
         "1: half of the images are mirrored. Off, since the heart lies on one side.", default=0.0
     )
@@ -39,7 +39,7 @@ class AugmentConfig:
     augment_noise: float = _strength("1: a standard deviation of 7.6 of 255 gray levels.")
     augment_clahe: float = _strength("Local contrast; 1: a clip limit of 1 to 3.")
     augment_jpeg: float = _strength("1: a JPEG quality of 90 to 30.")
-    augment_erasing: float = _strength("1: a rectangle of 2% to 8% of the image.")
+    augment_erasing: float = _strength("1: a rectangle of 0.02 to 0.08 of the image.")
 
     def __post_init__(self) -> None:
         for one in fields(self):

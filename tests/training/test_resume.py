@@ -27,6 +27,7 @@ from pneumonia_hf.training.checkpoints import (
     remove_checkpoint,
     remove_old,
 )
+from pneumonia_hf.training.run_record import lock_run
 from pneumonia_hf.training.trainer import XrayTrainer
 
 # All options that keep a state between steps.
@@ -108,7 +109,8 @@ def cut(tmp_path_factory, body, xray_folder):
     return folder
 
 
-@pytest.mark.parametrize("step", [3, 7, 10])  # 5 steps are an epoch
+# An epoch has 5 steps.
+@pytest.mark.parametrize("step", [pytest.param(3, marks=pytest.mark.slow), 7, 10])
 def test_sigterm_saves_within_an_epoch_and_the_run_continues_from_there(
     tmp_path, body, xray_folder, whole, step
 ):
@@ -209,6 +211,7 @@ def test_phases_resume_in_the_interrupted_phase(tmp_path, body, xray_folder, cap
     assert_same_model(whole, run)
 
 
+@pytest.mark.slow
 def test_plateau_schedule_resumes_with_its_rate(tmp_path, body, xray_folder):
     changes = {
         "lr_scheduler_type": "reduce_lr_on_plateau",
@@ -223,6 +226,7 @@ def test_plateau_schedule_resumes_with_its_rate(tmp_path, body, xray_folder):
     assert_resumed_like(whole, tmp_path / "run", after=17)
 
 
+@pytest.mark.slow
 def test_early_stopping_counts_the_same_after_a_kill(tmp_path, body, xray_folder, monkeypatch):
     """Also where the kill comes after the evaluation with which training stops early."""
     from pneumonia_hf.training import train as training
@@ -248,6 +252,7 @@ def test_early_stopping_counts_the_same_after_a_kill(tmp_path, body, xray_folder
     assert_phase_ends_at(run, 20, best=10)
 
 
+@pytest.mark.slow
 def test_evaluation_on_start_is_not_repeated_by_a_resumed_run(tmp_path, body, xray_folder):
     """One more evaluation in the log would be counted by early stopping."""
     changes = TWO_EPOCHS | {"eval_on_start": True}
@@ -439,6 +444,7 @@ def test_nan_stops_the_run_and_keeps_the_checkpoint_before_it(tmp_path, body, xr
     assert all(torch.isfinite(value).all() for value in state.values())
 
 
+@pytest.mark.slow
 def test_checkpoint_of_the_last_step_of_an_epoch_has_its_evaluation(tmp_path, body, xray_folder):
     """Saved by steps, evaluated by epochs: the learning rate depends on the evaluation."""
     changes = {
@@ -458,6 +464,13 @@ def test_checkpoint_of_the_last_step_of_an_epoch_has_its_evaluation(tmp_path, bo
     assert_resumed_like(whole, tmp_path / "run", after=7)
 
 
+def test_run_is_refused_while_the_lock_of_its_folder_is_held(tmp_path, body, xray_folder):
+    with lock_run(tmp_path / "run"), pytest.raises(UserError, match="Another process is training"):
+        train_tiny("vit-base", body, xray_folder, tmp_path / "run")
+    assert not list_checkpoints(phase_folder(tmp_path / "run", 1))
+
+
+@pytest.mark.slow
 def test_second_run_in_the_same_folder_is_refused(tmp_path, body, xray_folder):
     process = start_long_run(body, xray_folder, tmp_path / "run")
     try:
@@ -472,8 +485,6 @@ def test_disk_without_locks_is_reported_and_other_errors_are_raised(tmp_path, mo
     import errno
 
     import filelock
-
-    from pneumonia_hf.training.run_record import lock_run
 
     def fail_with(number: int) -> None:
         def acquire(self, *args, **kwargs):

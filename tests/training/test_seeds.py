@@ -1,5 +1,6 @@
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +17,10 @@ from pneumonia_hf.evaluation.calibration import fit_temperature
 from pneumonia_hf.evaluation.metrics import METRICS, compute_metrics
 from pneumonia_hf.inference.operating_point import to_probability
 from pneumonia_hf.models.backbones import head_of
-from pneumonia_hf.training.seeds import summarise_seeds
+from pneumonia_hf.training.seeds import summarise_seeds as summarise
 
 SEEDS = (13, 14, 15)
+summarise_seeds = partial(summarise, resamples=20, threshold_resamples=50)
 
 
 def copy_run(model: Path, folder: Path, seed: int) -> Path:

@@ -66,6 +66,7 @@ def points_of(log, key) -> dict[int, float]:
     return {entry["step"]: entry[key] for entry in log if key in entry}
 
 
+@pytest.mark.slow
 def test_tensorboard_has_the_losses_and_metrics_of_every_phase(body, xray_folder, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -90,6 +91,7 @@ def test_tensorboard_has_the_losses_and_metrics_of_every_phase(body, xray_folder
             assert found == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_trackio_keeps_every_phase_in_its_folder_and_connects_to_nothing(
     body, xray_folder, tmp_path
 ):

@@ -88,7 +88,7 @@ def test_best_checkpoint_is_saved_and_not_a_later_worse_one(
 def test_same_seed_gives_the_same_weights_bit_for_bit(tmp_path, xray_folder):
     body = save_tiny_body("vit-base", tmp_path / "body")
     runs = [
-        train_tiny("vit-base", body, xray_folder, tmp_path / name, seed=seed)
+        train_tiny("vit-base", body, xray_folder, tmp_path / name, seed=seed, num_train_epochs=1)
         for name, seed in (("one", 1), ("two", 1), ("other", 2))
     ]
     one, two, other = (load_file(folder / "model.safetensors") for folder in runs)
@@ -265,7 +265,7 @@ def test_each_image_is_read_once_however_many_epochs(tmp_path, monkeypatch):
 
         monkeypatch.setattr(module, "read_xray", count)
     body = save_tiny_body("convnextv2-tiny", tmp_path / "body")
-    folder = train_tiny("convnextv2-tiny", body, data, tmp_path / "run", num_train_epochs=5)
+    folder = train_tiny("convnextv2-tiny", body, data, tmp_path / "run", num_train_epochs=3)
     splits = json.loads((folder / "run.json").read_text())["data"]["parts"]
     assert opened["cache"] == sum(split["images"] for split in splits.values()) == 48
     assert opened["predictor"] == splits["validation"]["images"]  # for the threshold, as served

@@ -111,6 +111,7 @@ def test_teacher_scores_the_pixels_of_the_student_as_it_is_served(tmp_path, xray
     assert torch.equal(turned, logits[:, [1, 0]])
 
 
+@pytest.mark.slow
 def test_distillation_brings_the_student_nearer_to_its_teacher(tmp_path, xray_folder, body):
     from pneumonia_hf.imaging.read import read_xray
     from pneumonia_hf.inference.predictor import Predictor
