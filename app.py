@@ -1,11 +1,11 @@
-"""The Space: serve the model that MODEL_ID names, or the default one."""
+"""The Space: serve the model named by MODEL_ID, or the default model."""
 
 import os
 
 
 def main() -> None:
     """Load the model and serve the app until it is stopped."""
-    # Before gradio is imported: it reads this then. The app reports to nobody.
+    # gradio reads this at import. The app sends no usage data.
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     from pneumonia_hf.demo.app import LAUNCH_OPTIONS, build_demo
     from pneumonia_hf.errors import UserError

@@ -1,6 +1,6 @@
-"""What feeding.py and training.py share: their networks, and the way of transformers' example.
+"""Shared by feeding.py and training.py: their networks, and transformers' example as a baseline.
 
-No benchmark itself: the name begins with an underscore, so that the tests do not run it.
+Not a benchmark: the name begins with an underscore, so that the tests do not run it.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ def make_timm(architecture: str):
 
 
 def labels() -> dict:
-    """Return the classes, as a config wants them."""
+    """Return the classes for a config."""
     from pneumonia_hf.labels import LABELS
 
     return {"id2label": dict(enumerate(LABELS)), "label2id": {n: i for i, n in enumerate(LABELS)}}
 
 
-# Each takes the pixels a side; the networks of timm take images of any size.
+# Each takes the pixels a side; timm's networks take images of any size.
 MODELS = {
     "convnextv2-atto": make_convnext,
     "vit-tiny": make_vit,
@@ -50,14 +50,23 @@ MODELS = {
     "efficientnet-lite0": lambda _: make_timm("tf_efficientnet_lite0"),
 }
 
+# The backbone with the same family, whose memory format `train` would use.
+BACKBONE_OF = {
+    "convnextv2-atto": "convnextv2-tiny",
+    "vit-tiny": "vit-base",
+    "resnet50": "resnet50",
+    "efficientnet-b0": "efficientnet-b0",
+    "efficientnet-lite0": "efficientnet-lite0",
+}
+
 
 def make_example(
     model, data, size: int, output: Path, validation=None, callbacks: Sequence = (), **changes
 ):
-    """Return a Trainer fed as transformers' examples/pytorch/image-classification does it.
+    """Return a Trainer set up as transformers' examples/pytorch/image-classification.
 
     Args:
-        model: to be trained.
+        model: the model to train.
         data, validation: rows as `load_xrays` returns them.
         size: pixels a side.
         output: folder of its checkpoints.
@@ -107,7 +116,7 @@ def make_example(
 
 
 def _as_imagefolder(data, change):
-    """Return rows as the imagefolder of `datasets` has them, changed whenever they are read."""
+    """Return rows as the imagefolder of `datasets` has them, transformed at each read."""
     from datasets import Dataset, Image
 
     from pneumonia_hf.data.sources import open_images
@@ -124,7 +133,7 @@ def _as_imagefolder(data, change):
 
 
 def describe_machine() -> str:
-    """Return what the numbers are taken on."""
+    """Return the hardware and the version of torch."""
     import torch
 
     from pneumonia_hf.training.manifest import describe_hardware
@@ -138,7 +147,7 @@ def describe_speed(precision: str, channels_last: bool) -> str:
 
 
 def wait(device) -> None:
-    """Wait until an accelerator has done what it was given."""
+    """Wait until an accelerator has finished."""
     import torch
 
     if device.type != "cpu":

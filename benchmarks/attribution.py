@@ -1,16 +1,16 @@
-"""Measure whether attribution maps say what the model goes by.
+"""Measure the faithfulness of attribution maps.
 
 python benchmarks/attribution.py --data_dir DATA [--model MODEL ...] [--images 20]
 
-For each model and method that can attribute it, on images of both classes alike:
+For each model and each method that it supports, on as many images of each class:
 
 1. Agreement: Spearman's rank correlation of the map with occlusion, that is with how far the log
    odds fall when a square is covered; mean and range over the images.
-2. Completeness of integrated gradients: how far its parts differ from the difference in log odds
-   that they should sum to, with 32 steps and with as many as `explain` takes.
-3. Darkness: of images that the model gives a probability below 0.01, the share whose map reaches
-   full brightness, scaled by its own maximum (which is 100% but for empty maps) and by the
-   reference that is stored with the model.
+2. Completeness of integrated gradients: how far their sum differs from the difference in log odds,
+   with 32 steps and with as many as `attribute` takes.
+3. Darkness: of the images with a probability below 0.01, the share whose map reaches full
+   brightness, scaled by its own maximum (100% except for empty maps) and by the reference that is
+   stored with the model.
 
 Prints tables in Markdown.
 """
@@ -22,16 +22,16 @@ import numpy as np
 
 from pneumonia_hf.cli import make_parser, run_script
 
-SURE = 0.01  # probability below which an image is surely normal to the model
+SURE = 0.01  # probability below which the model is confident that an image is normal
 
 
 def main() -> None:
-    """Measure every model, and print a table of each question."""
+    """Measure every model, and print one table for each measurement."""
     parser = make_parser(__doc__)
     parser.add_argument("--data_dir", required=True, help="Class folders of X-rays.")
-    parser.add_argument("--model", nargs="+", help="Models; left out, the default one.")
-    parser.add_argument("--images", type=int, default=20, help="Half of them of each class.")
-    parser.add_argument("--methods", nargs="+", help="Of these alone; left out, of all.")
+    parser.add_argument("--model", nargs="+", help="Models; default: the one included.")
+    parser.add_argument("--images", type=int, default=20, help="Number, half of each class.")
+    parser.add_argument("--methods", nargs="+", help="Default: all.")
     options = parser.parse_args()
     logging.getLogger("pneumonia_hf").setLevel(logging.ERROR)
 
@@ -61,7 +61,7 @@ def main() -> None:
 
 
 def draw_images(data_dir: str, count: int) -> list:
-    """Return images of both classes, drawn by a fixed seed."""
+    """Return images of both classes, chosen by a fixed seed."""
     from pneumonia_hf.data.load import load_splits
     from pneumonia_hf.data.sources import open_images
     from pneumonia_hf.imaging.read import read_xray
@@ -74,7 +74,7 @@ def draw_images(data_dir: str, count: int) -> list:
 
 
 def choose_methods(predictor, wanted: list[str] | None) -> list[str]:
-    """Return the methods that can attribute a model, or those of them that are wanted."""
+    """Return the methods that a model supports and that are wanted."""
     from pneumonia_hf.inference.attribution import methods_for
 
     return [name for name in methods_for(predictor) if wanted is None or name in wanted]

@@ -1,11 +1,11 @@
-"""Measure the size and the speed of every backbone, at the image size of its recipe.
+"""Measure the size and speed of every backbone, at the image size of its recipe.
 
 python benchmarks/backbones.py [--backbones NAME ...] [--batch 16] [--steps 10]
 
-Real architectures with weights drawn at random: speed does not depend on them. The arms take
-turns, a batch each, in one process, so that what else the machine does hits all alike; speeds are
-of the medians. A training step is forward, backward and AdamW on all parameters, on images that
-lie ready in memory, in the precision that the machine is fastest in. Prints a table in Markdown.
+Real architectures, randomly initialised: speed does not depend on the weights. The arms take
+turns, a batch each, in one process, so that other load affects all of them; speeds are of the
+medians. A training step is forward, backward and AdamW on all parameters, on images in memory, in
+the fastest precision of the machine. Prints a table in Markdown.
 """
 
 import statistics
@@ -16,20 +16,21 @@ from pathlib import Path
 from pneumonia_hf.cli import make_parser, run_script
 
 CONFIGS = Path(__file__).resolve().parents[1] / "train_scripts" / "configs"
-WARM_UP = 2  # rounds that do not count
+WARM_UP = 2  # rounds that are not counted
 
 
 def main() -> None:
-    """Measure the chosen backbones, and print a row of each."""
+    """Measure the chosen backbones, and print a table with a row for each."""
     from pneumonia_hf.errors import UserError
+    from pneumonia_hf.files import markdown_table
     from pneumonia_hf.models.backbones import BACKBONES, fast_precision
     from pneumonia_hf.training.manifest import describe_hardware
 
     known = sorted(set(BACKBONES) - {"timm"})  # which has no size of its own
     parser = make_parser(__doc__)
-    parser.add_argument("--backbones", nargs="+", default=known, help="Which; left out, all.")
-    parser.add_argument("--batch", type=int, default=16, help="Images at once.")
-    parser.add_argument("--steps", type=int, default=10, help="Batches of each arm that count.")
+    parser.add_argument("--backbones", nargs="+", default=known, help="Default: all.")
+    parser.add_argument("--batch", type=int, default=16, help="Images a batch.")
+    parser.add_argument("--steps", type=int, default=10, help="Counted batches of each arm.")
     parser.add_argument("--channels_last", action="store_true", help="Memory as [N, H, W, C].")
     options = parser.parse_args()
     strange = sorted(set(options.backbones) - set(known))
@@ -53,18 +54,24 @@ def main() -> None:
         f"{describe_hardware()}, training in {fast_precision()}, inference in fp32{layout}; "
         f"batch {options.batch}, {options.steps} batches an arm.\n"
     )
-    print("| backbone | pixels | parameters, M | weights, MB | inference, images/s | training |")
-    print("|---|---|---|---|---|---|")
+    header = [
+        "backbone",
+        "pixels",
+        "parameters, M",
+        "weights, MB",
+        "inference, images/s",
+        "training",
+    ]
+    rows = []
     for name, arm in arms.items():
         speeds = [options.batch / statistics.median(times[name][what]) for what in arm["steps"]]
-        print(
-            f"| {name} | {arm['pixels']} | {arm['parameters'] / 1e6:.1f} "
-            f"| {arm['bytes'] / 1e6:.0f} | {speeds[0]:.1f} | {speeds[1]:.1f} |"
-        )
+        sizes = [arm["pixels"], f"{arm['parameters'] / 1e6:.1f}", f"{arm['bytes'] / 1e6:.0f}"]
+        rows.append([name, *sizes, *(f"{speed:.1f}" for speed in speeds)])
+    print(markdown_table(header, rows))
 
 
 def make_arm(name: str, batch: int, channels_last: bool) -> dict:
-    """Return a backbone's sizes, and its `steps`: what takes a batch through it."""
+    """Return a backbone's sizes, and its `steps`: functions that process one batch."""
     import torch
     import yaml
 
@@ -108,7 +115,7 @@ def make_arm(name: str, batch: int, channels_last: bool) -> dict:
 
 
 def take_time(step: Callable[[], None]) -> float:
-    """Return the seconds that a step takes, to its end on the accelerator too."""
+    """Return the seconds of a step, including the work on the accelerator."""
     import torch
 
     started = time.monotonic()

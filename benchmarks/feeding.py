@@ -1,19 +1,19 @@
-"""Measure how much of a training step's speed the data costs.
+"""Measure how much the data pipeline slows down a training step.
 
-python benchmarks/feeding.py --data_dir DATA [--full_size DATA_OF_WHOLE_FILMS]
+python benchmarks/feeding.py --data_dir DATA [--full_size DATA_OF_FULL_SIZE]
 
-1. `train.py`'s own feeding (cache, batch, augmentation, normalisation) against the same step on
-   batches that lie ready in memory, for a small ConvNeXt and a small ViT, in the precision and
-   memory format that `train` measures for itself.
-2. Against the way of transformers' example `run_image_classification`: the datasets library's
-   images from files, Pillow transforms by `with_transform`, the Trainer's default arguments; for
+1. The pipeline of `train.py` (cache, batch, augmentation, normalisation) against the same step on
+   batches in memory, for a small ConvNeXt and a small ViT, in the precision and memory format that
+   `train` uses.
+2. The same against transformers' example `run_image_classification`: images from files by the
+   datasets library, Pillow transforms by `with_transform`, the Trainer's default arguments; for
    EfficientNet-B0, 4 M parameters. All arms compute in fp32, so that one thing differs at a time.
 
 A step is the Trainer's own `training_step` on the model that accelerate has prepared (autocast,
 torch.compile), then clipping and the update. The arms take turns, a step each, in one process, so
-that what else the machine does hits all alike; speeds and ratios are of the medians, but for the
-last column, which is of the totals. Only whole batches count. Weights are drawn at random: speed
-does not depend on them. Prints tables in Markdown.
+that other load affects all of them; speeds and ratios are of the medians, except for the last
+column, which is of the totals. Only complete batches count. The models are randomly initialised:
+speed does not depend on the weights. Prints tables in Markdown.
 """
 
 import logging
@@ -24,30 +24,39 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from _shared import MODELS, describe_machine, describe_speed, make_example, wait
+from _shared import (
+    BACKBONE_OF,
+    MODELS,
+    describe_machine,
+    describe_speed,
+    make_example,
+    wait,
+)
 
 from pneumonia_hf.cli import make_parser, run_script
 
 EXAMPLE = "the example's way"
-READY = 8  # batches in memory, that are taken in turn
+READY = 8  # batches in memory, used in turn
 
 
 def main() -> None:
-    """Measure both, and print a table of each."""
+    """Run both comparisons, and print a table for each."""
     parser = make_parser(__doc__)
     parser.add_argument("--data_dir", type=Path, required=True, help="Class folders of X-rays.")
     parser.add_argument("--full_size", type=Path, help="Class folders of X-rays of full size.")
-    parser.add_argument("--steps", type=int, default=40, help="Of each arm, that count.")
-    parser.add_argument("--warmup", type=int, default=5, help="Of each arm, before those.")
-    parser.add_argument("--batch", type=int, default=16, help="Images at once.")
+    parser.add_argument("--steps", type=int, default=40, help="Counted steps of each arm.")
+    parser.add_argument("--warmup", type=int, default=5, help="Steps of each arm before those.")
+    parser.add_argument("--batch", type=int, default=16, help="Images a batch.")
     parser.add_argument("--image_size", type=int, default=224, help="Pixels a side.")
     parser.add_argument(
-        "--no_compile", action="store_true", help="Without the arm that torch.compile takes long."
+        "--no_compile",
+        action="store_true",
+        help="Leave out the arm with torch.compile, which is slow to start.",
     )
     parser.add_argument(
         "--cpu_time",
         action="store_true",
-        help="One thread, and its CPU seconds: for a CPU that other work shares.",
+        help="Measure the CPU seconds of one thread: for a CPU shared with other work.",
     )
     options = parser.parse_args()
     logging.getLogger("pneumonia_hf").setLevel(logging.ERROR)
@@ -69,13 +78,13 @@ def measure(options, work: Path) -> None:
     print("| model | computed in | from memory, images/s | fed, images/s | ratio | of totals |")
     print("|---|---|---|---|---|---|")
     for name in ("convnextv2-atto", "vit-tiny"):
-        summary, times = compare_with_memory(name, options, work)
+        speed, times = compare_with_memory(name, options, work)
         in_memory, fed = (
             options.batch / statistics.median(times[arm]) for arm in ("memory", "fed")
         )
         total = sum(times["memory"]) / sum(times["fed"])
         rates = f"{in_memory:.1f} | {fed:.1f} | {fed / in_memory:.3f} | {total:.3f}"
-        row = f"{name} | {summary} | {rates}"
+        row = f"{name} | {speed} | {rates}"
         print(f"| {row} |", flush=True)
     print("\n| images | arm | images/s | ratio to the example's way | of totals |")
     print("|---|---|---|---|---|")
@@ -102,10 +111,10 @@ def load_images(folder: Path, batch: int):
     return data["all"]
 
 
-def make_trainer(model, folder: Path, options, work: Path, speed=None, **changes):
+def make_trainer(model, folder: Path, options, work: Path, channels_last: bool, **changes):
     """Return our trainer on the images of a folder, as `train` makes it.
 
-    `speed` is the precision and memory format; left out, what `train` would measure.
+    `changes` are for its arguments; without `precision`, it is the one that `train` uses.
     """
     import torch
 
@@ -115,14 +124,13 @@ def make_trainer(model, folder: Path, options, work: Path, speed=None, **changes
     from pneumonia_hf.models.build import ModelConfig
     from pneumonia_hf.training.arguments import XrayTrainingArguments
     from pneumonia_hf.training.losses import XrayLoss
-    from pneumonia_hf.training.phases import rate_of_parameters, read_phases
-    from pneumonia_hf.training.probe import choose_speed
+    from pneumonia_hf.training.phases import rate_of_parameters
     from pneumonia_hf.training.recipe import Recipe
     from pneumonia_hf.training.train import take_batch
     from pneumonia_hf.training.trainer import XrayTrainer
 
     processor = make_processor(options.image_size, (0.5,) * 3, (0.5,) * 3)
-    images = decode(load_images(folder, options.batch), processor).split
+    images = decode(load_images(folder, options.batch), processor).pixels
     arguments = XrayTrainingArguments(
         output_dir=str(work / "ours"),
         per_device_train_batch_size=options.batch,
@@ -135,11 +143,7 @@ def make_trainer(model, folder: Path, options, work: Path, speed=None, **changes
         cpu_threads=1 if options.cpu_time else None,  # of the whole process, the example too
         **changes,
     )
-    if speed is None:
-        phase = read_phases(arguments, None)[-1]
-        speed = choose_speed(model, options.image_size, None, phase, arguments)
-    arguments.use_precision(speed.precision)
-    if speed.channels_last:
+    if channels_last:
         model = model.to(memory_format=torch.channels_last)
     return XrayTrainer(
         model=model,
@@ -147,15 +151,19 @@ def make_trainer(model, folder: Path, options, work: Path, speed=None, **changes
         processing_class=processor,
         train_dataset=images,
         data_collator=take_batch,
-        recipe=Recipe(DataConfig([str(folder)]), ModelConfig(channels_last=speed.channels_last)),
+        recipe=Recipe(DataConfig([str(folder)]), ModelConfig(channels_last=channels_last)),
         rates=rate_of_parameters(model, arguments.layer_decay),
         compute_loss_func=XrayLoss(images.labels, arguments),
     )
 
 
 def compare_with_memory(name: str, options, work: Path) -> tuple[str, dict[str, list[float]]]:
-    """Return how it was computed, and the seconds of each step, fed and from ready batches."""
-    trainer = make_trainer(MODELS[name](options.image_size), options.data_dir, options, work)
+    """Return precision and format, and the seconds of each step, fed and from memory."""
+    from pneumonia_hf.models.backbones import BACKBONES
+
+    channels_last = BACKBONES[BACKBONE_OF[name]].channels_last
+    model = MODELS[name](options.image_size)
+    trainer = make_trainer(model, options.data_dir, options, work, channels_last)
     step = make_step(trainer)
     batches = endless(trainer.get_train_dataloader())
     feed = trainer._prepare_inputs  # augments and normalises, as `training_step` calls it
@@ -170,14 +178,12 @@ def compare_with_memory(name: str, options, work: Path) -> tuple[str, dict[str, 
         trainer._prepare_inputs = feed
         step(next(batches))
 
-    precision = trainer.args.mixed_precision.replace("no", "fp32")
-    summary = describe_speed(precision, trainer.recipe.model.channels_last)
-    return summary, take_turns({"memory": from_memory, "fed": fed}, options)
+    speed = describe_speed(trainer.args.computed_precision, channels_last)
+    return speed, take_turns({"memory": from_memory, "fed": fed}, options)
 
 
 def compare_with_example(folder: Path, options, work: Path) -> dict[str, list[float]]:
-    """Return the seconds of each step of the example's way, and of ours in several."""
-    from pneumonia_hf.training.probe import Speed
+    """Return the seconds of each step of the example, and of ours in several ways."""
 
     def make_arm(trainer) -> Callable[[int], None]:
         step, batches = make_step(trainer), endless(trainer.get_train_dataloader())
@@ -186,11 +192,13 @@ def compare_with_example(folder: Path, options, work: Path) -> dict[str, list[fl
     def make_model():
         return MODELS["efficientnet-b0"](options.image_size)
 
-    plain, last = Speed("fp32", channels_last=False), Speed("fp32", channels_last=True)
     ways = {
-        "ours, fp32": (plain, {}),
-        "ours, fp32, channels_last": (last, {}),
-        "ours, fp32, channels_last, --torch_compile": (last, {"torch_compile": True}),
+        "ours, fp32": {"channels_last": False},
+        "ours, fp32, channels_last": {"channels_last": True},
+        "ours, fp32, channels_last, --torch_compile": {
+            "channels_last": True,
+            "torch_compile": True,
+        },
     }
     if options.no_compile:
         ways.popitem()
@@ -203,9 +211,10 @@ def compare_with_example(folder: Path, options, work: Path) -> dict[str, list[fl
         dataloader_drop_last=True,
     )
     arms = {EXAMPLE: make_arm(example)}
-    for name, (speed, changes) in ways.items():
-        # Prepared before the next one is made: accelerate's state belongs to the newest trainer.
-        arms[name] = make_arm(make_trainer(make_model(), folder, options, work, speed, **changes))
+    for name, way in ways.items():
+        # Prepared before the next is created: accelerate's state belongs to the newest trainer.
+        trainer = make_trainer(make_model(), folder, options, work, precision="fp32", **way)
+        arms[name] = make_arm(trainer)
     return take_turns(arms, options)
 
 

@@ -2,20 +2,22 @@
 
 python benchmarks/gpu.py [--models vit-base convnext-tiny] [--batch 256] [--steps 50]
 
-ViT-B/16 and ConvNeXt tiny at 224 pixels in bf16, compiled, with the images lying on the device as
-8-bit gray; each step draws a batch, augments and normalises it as training does (`--bare` leaves
-that out), and updates all weights with AdamW. The operations of a step are counted by
-torch's FlopCounterMode, multiplications and additions apart; the peak is the maker's dense bf16
-figure. Prints a table in Markdown. Works on a CPU too, which shows only that it works.
+ViT-B/16 and ConvNeXt tiny at 224 pixels in bf16, compiled, with the images on the device as 8-bit
+gray; each step samples a batch, augments and normalises it as in training (`--bare` leaves that
+out), and updates all weights with AdamW. torch's FlopCounterMode counts the operations of a step,
+multiplications and additions separately; the peak is the maker's dense bf16 figure. Prints a table
+in Markdown. It also runs on a CPU, as a test.
 """
 
 import statistics
 import time
 
+from _shared import wait
+
 from pneumonia_hf.cli import make_parser, run_script
 
 IMAGES = 2048  # on the device: 100 MB
-# Dense bf16 operations a second, from NVIDIA's data sheets; the first name that fits counts.
+# Dense bf16 operations a second, from NVIDIA's data sheets; the first matching name counts.
 PEAKS = {
     "H200": 989e12,
     "H100 PCIe": 756e12,
@@ -29,13 +31,13 @@ PEAKS = {
 
 
 def main() -> None:
-    """Measure each model, and print its row."""
+    """Measure each model, and print one table."""
     import torch
 
     parser = make_parser(__doc__)
     parser.add_argument("--models", nargs="+", choices=sorted(MODELS), default=sorted(MODELS))
     parser.add_argument("--batch", type=int, default=256)
-    parser.add_argument("--steps", type=int, default=50, help="After 10 to warm up.")
+    parser.add_argument("--steps", type=int, default=50, help="After 10 for warm-up.")
     parser.add_argument("--image_size", type=int, default=224, help="Pixels a side.")
     parser.add_argument("--bare", action="store_true", help="Without augmentation.")
     parser.add_argument("--eager", action="store_true", help="Without torch.compile.")
@@ -71,7 +73,7 @@ MODELS = {"vit-base": make_vit, "convnext-tiny": make_convnext}
 
 
 def measure(name: str, options, device, peak: float | None) -> tuple[str, ...]:
-    """Return a model's speed and what it means."""
+    """Return a row: speed, its range, operations a second, share of the peak, memory."""
     import torch
 
     from pneumonia_hf.imaging.preprocess import make_processor, normalise
@@ -115,18 +117,18 @@ def measure(name: str, options, device, peak: float | None) -> tuple[str, ...]:
     speeds = sorted(options.batch / one for one in seconds)
     speed = statistics.median(speeds)
     low, high = speeds[len(speeds) // 10], speeds[-1 - len(speeds) // 10]
-    hash_cache = torch.cuda.max_memory_allocated() / 1e9 if device.type == "cuda" else None
+    memory = torch.cuda.max_memory_allocated() / 1e9 if device.type == "cuda" else None
     return (
         f"{speed:.4g}",
         f"{low:.4g} to {high:.4g}",
         f"{speed * operations / 1e12:.3g}",
         f"{speed * operations / peak:.1%}" if peak else "peak not known",
-        f"{hash_cache:.1f}" if hash_cache else "",
+        f"{memory:.1f}" if memory else "",
     )
 
 
 def count_operations(model, size: int, device) -> float:
-    """Return the operations of a training step, of one image."""
+    """Return the operations of a training step for one image."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -135,14 +137,6 @@ def count_operations(model, size: int, device) -> float:
         model(pixel_values=pixels).logits.sum().backward()
     model.zero_grad(set_to_none=True)
     return counter.get_total_flops() / 2
-
-
-def wait(device) -> None:
-    """Wait until an accelerator has done what it was given."""
-    import torch
-
-    if device.type != "cpu":
-        torch.accelerator.synchronize()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Measure whether the rule for precision and memory format picks the fastest way to train.
+"""Measure whether the rule for precision and memory format selects the fastest way to train.
 
 python benchmarks/precision.py [--backbones resnet50 ...] [--steps 4]
 
@@ -25,9 +25,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8, help="Images per step.")
     options = parser.parse_args()
     print(f"{describe_machine()}; batch {options.batch}, 224 pixels, {options.steps} steps a way.")
-    print(
-        "\n| backbone | fastest | the rule | ratio of their speeds | all ways, images/s |"
-    )
+    print("\n| backbone | fastest | the rule | ratio of their speeds | all ways, images/s |")
     print("|---|---|---|---|---|")
     for name in options.backbones:
         print(f"| {name} | {' | '.join(measure(name, options))} |", flush=True)

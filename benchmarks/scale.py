@@ -2,11 +2,10 @@
 
 python benchmarks/scale.py --data_dir DATA --work_dir FOLDER --counts 5000 20000 100000
 
-Images are made from those of DATA: turned, cropped, shaded, a few pixels drawn anew, so that no
-two are copies. Loading, auditing, and a
-training run of one epoch each run in a process of their own, whose peak resident memory is what
-the system says of it. The folder takes 8 GB for 100,000 images of 224 pixels, and is kept: a
-second call makes no images again. Prints a table in Markdown.
+The images are variants of those in DATA: rotated, cropped, shaded, with a patch of random pixels,
+so that no two are copies. Loading, auditing and a training run of one epoch each run in a separate
+process; the system reports its peak resident memory. The folder takes 8 GB for 100,000 images of
+224 pixels, and a second call reuses it. Prints a table in Markdown.
 """
 
 import json
@@ -19,6 +18,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 from pneumonia_hf.cli import make_parser, run_script
+from pneumonia_hf.files import markdown_table
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -37,7 +37,7 @@ train(model, make_processor(int(size), (0.5,) * 3, (0.5,) * 3), load_xrays(recip
       arguments)
 """,
 }
-# All import the same, so that what differs between the counts is the images alone.
+# All steps import the same modules, so that only the number of images differs.
 CHILD = """
 import json, resource, sys, time
 from transformers import ConvNextV2Config, ConvNextV2ForImageClassification, set_seed
@@ -60,8 +60,8 @@ print(json.dumps({{"seconds": time.monotonic() - started, "kilobytes": peak}}))
 def main() -> None:
     """Make the images, measure, and print the table."""
     parser = make_parser(__doc__)
-    parser.add_argument("--data_dir", type=Path, required=True, help="Real X-rays to copy.")
-    parser.add_argument("--work_dir", type=Path, required=True, help="Where the copies go.")
+    parser.add_argument("--data_dir", type=Path, required=True, help="Real X-rays to vary.")
+    parser.add_argument("--work_dir", type=Path, required=True, help="Folder of the variants.")
     parser.add_argument("--counts", type=int, nargs="+", default=[5000, 20000, 100000])
     parser.add_argument("--steps", nargs="+", choices=list(WORK), default=list(WORK))
     parser.add_argument("--image_size", type=int, default=224, help="Pixels a side, in training.")
@@ -78,7 +78,7 @@ def main() -> None:
 
 
 def make_images(source: Path, folder: Path, count: int) -> None:
-    """Write `count` images in class folders, each a copy of a real one with changed pixels."""
+    """Write `count` images in class folders, each a variant of a real one."""
     done = folder / "done"
     if done.exists():
         return
@@ -88,11 +88,8 @@ def make_images(source: Path, folder: Path, count: int) -> None:
     for number in range(count):
         path = files[number % len(files)]
         patient = number // 3
-        name = (
-            f"IM-{patient:06}-{number:06}"
-            if path.parent.name == "NORMAL"
-            else (f"person{patient}_virus_{number}")
-        )
+        normal = path.parent.name == "NORMAL"
+        name = f"IM-{patient:06}-{number:06}" if normal else f"person{patient}_virus_{number}"
         tasks.append((path, folder / "data" / path.parent.name / f"{name}.jpeg", number))
     for label in ("NORMAL", "PNEUMONIA"):
         (folder / "data" / label).mkdir(parents=True)
@@ -102,31 +99,31 @@ def make_images(source: Path, folder: Path, count: int) -> None:
 
 
 def copy_changed(task: tuple[Path, Path, int]) -> None:
-    """Turn, crop and shade an X-ray, and draw some of its pixels anew: as good as another X-ray."""
+    """Rotate, crop and shade an X-ray, and replace a patch by random pixels."""
     import numpy as np
     from PIL import Image
 
     source, target, seed = task
     generator = np.random.default_rng(seed)
-    dicom_image = Image.open(source).convert("L")
-    width, height = dicom_image.size
-    dicom_image = dicom_image.rotate(generator.uniform(-15, 15), Image.Resampling.BILINEAR)
+    xray = Image.open(source).convert("L")
+    width, height = xray.size
+    xray = xray.rotate(generator.uniform(-15, 15), Image.Resampling.BILINEAR)
     left, upper = generator.uniform(0, 0.2, 2)
-    dicom_image = dicom_image.resize(
+    xray = xray.resize(
         (width, height),
         box=(left * width, upper * height, (left + 0.8) * width, (upper + 0.8) * height),
     )
     shade = Image.fromarray(generator.uniform(0.6, 1.4, (5, 5)).astype(np.float32))
     shade = np.asarray(shade.resize((width, height), Image.Resampling.BILINEAR))
-    pixels = (np.asarray(dicom_image) * shade).clip(0, 255).astype(np.uint8)
+    pixels = (np.asarray(xray) * shade).clip(0, 255).astype(np.uint8)
     y, x = generator.integers(0, np.array(pixels.shape) - 12)
     pixels[y : y + 12, x : x + 12] = generator.integers(0, 256, (12, 12))
     Image.fromarray(pixels).save(target, quality=80)
 
 
 def measure(step: str, folder: Path, options) -> dict[str, float]:
-    """Run one step in a process of its own and return its seconds and peak memory."""
-    # Of the same count, so that each finds the cache as a user would: the audit fills it.
+    """Run one step in a separate process and return its seconds and peak memory."""
+    # One cache for each count, as a user has: the audit fills it, training reads it.
     cache, output = (options.work_dir / f"{kind}-{folder.name}" for kind in ("cache", "run"))
     if step == "audit":
         shutil.rmtree(cache, ignore_errors=True)
@@ -147,21 +144,24 @@ def measure(step: str, folder: Path, options) -> dict[str, float]:
 
 
 def print_table(rows: list[tuple[str, int, dict[str, float]]]) -> None:
-    """Print peak memory, its growth an image since the least count, and the time an image."""
-    print("| step | images | peak memory, MB | growth, bytes an image | seconds | ms an image |")
-    print("|---|---|---|---|---|---|")
+    """Print peak memory, its growth an image from the smallest count, and the time an image."""
+    header = [
+        "step",
+        "images",
+        "peak memory, MB",
+        "growth, bytes an image",
+        "seconds",
+        "ms an image",
+    ]
+    table = []
     first: dict[str, tuple[int, dict[str, float]]] = {}
     for step, count, measured in sorted(rows, key=lambda row: (list(WORK).index(row[0]), row[1])):
         least, base = first.setdefault(step, (count, measured))
-        growth = (
-            ""
-            if count == least
-            else (f"{(measured['kilobytes'] - base['kilobytes']) * 1024 / (count - least):.0f}")
-        )
-        print(
-            f"| {step} | {count:,} | {measured['kilobytes'] / 1024:.0f} | {growth} "
-            f"| {measured['seconds']:.0f} | {1000 * measured['seconds'] / count:.2f} |"
-        )
+        grown = (measured["kilobytes"] - base["kilobytes"]) * 1024
+        growth = "" if count == least else f"{grown / (count - least):.0f}"
+        seconds = [f"{measured['seconds']:.0f}", f"{1000 * measured['seconds'] / count:.2f}"]
+        table.append([step, f"{count:,}", f"{measured['kilobytes'] / 1024:.0f}", growth, *seconds])
+    print(markdown_table(header, table))
 
 
 if __name__ == "__main__":

@@ -1,16 +1,16 @@
-"""Measure what the whole training loop costs, and what it gains.
+"""Measure the cost of the whole training loop, and its gain over transformers' example.
 
 python benchmarks/training.py --data_dir DATA [--models convnextv2-atto vit-tiny ...]
 
 1. Steps a second of `train`, as train.py calls it (cache, augmentation, loss, logging, Trainer),
-   against a bare PyTorch loop of the same model, batch and precision on batches that lie ready in
-   memory. The two take turns, a step each, in one process: the bare step runs in a callback of
-   the Trainer, so that what else the machine does hits both alike.
-2. A whole epoch with its evaluation and checkpoint, in turns, against the way of transformers'
-   example `run_image_classification`: imagefolder, Pillow transforms, the Trainer's defaults.
-   Ours with the precision and memory format that `train` measures for itself.
+   against a bare PyTorch loop of the same model, batch and precision on batches in memory. The two
+   take turns, a step each, in one process: the bare step runs in a callback of the Trainer, so
+   that other load affects both.
+2. A whole epoch with its evaluation and checkpoint, in turns, against transformers' example
+   `run_image_classification`: imagefolder, Pillow transforms, the Trainer's defaults.
 
-Weights are drawn at random: speed does not depend on them. Prints tables in Markdown.
+The models are randomly initialised: speed does not depend on the weights. Prints tables in
+Markdown.
 """
 
 import copy
@@ -24,13 +24,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 
-from _shared import MODELS, describe_machine, describe_speed, make_example, wait
+from _shared import (
+    BACKBONE_OF,
+    MODELS,
+    describe_machine,
+    describe_speed,
+    make_example,
+    wait,
+)
 
 from pneumonia_hf.cli import make_parser, run_script
 
 
 def main() -> None:
-    """Measure both, and print a table of each."""
+    """Run both comparisons, and print a table for each."""
     parser = make_parser(__doc__)
     parser.add_argument("--data_dir", type=Path, required=True, help="Class folders of X-rays.")
     parser.add_argument(
@@ -42,12 +49,14 @@ def main() -> None:
         choices=sorted(MODELS),
         default=["resnet50", "efficientnet-b0", "vit-tiny"],
     )
-    parser.add_argument("--steps", type=int, default=40, help="Of each arm of the first table.")
-    parser.add_argument("--warmup", type=int, default=5, help="Of each arm, before those.")
-    parser.add_argument("--batch", type=int, default=16, help="Images at once.")
+    parser.add_argument(
+        "--steps", type=int, default=40, help="Counted steps of each arm of the first table."
+    )
+    parser.add_argument("--warmup", type=int, default=5, help="Steps of each arm before those.")
+    parser.add_argument("--batch", type=int, default=16, help="Images a batch.")
     parser.add_argument("--image_size", type=int, default=224, help="Pixels a side.")
-    parser.add_argument("--images", type=int, default=320, help="Of an epoch.")
-    parser.add_argument("--rounds", type=int, default=2, help="Of the second table.")
+    parser.add_argument("--images", type=int, default=320, help="Images an epoch.")
+    parser.add_argument("--rounds", type=int, default=2, help="Rounds of the second table.")
     options = parser.parse_args()
     logging.getLogger("pneumonia_hf").setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory() as folder:
@@ -70,7 +79,7 @@ def main() -> None:
 
 
 def describe(options) -> str:
-    """Return what the numbers are taken on."""
+    """Return the machine and the settings."""
     return (
         f"{describe_machine()}; batch {options.batch}, {options.image_size} pixels; "
         f"{options.steps} steps an arm; epochs of {options.images} images."
@@ -78,7 +87,7 @@ def describe(options) -> str:
 
 
 def prepare(options):
-    """Return the images, split as train.py splits them, as many as an epoch wants."""
+    """Return as many images as an epoch takes, split as by train.py."""
     import numpy as np
 
     from pneumonia_hf.data.load import DataConfig, load_xrays
@@ -93,19 +102,14 @@ def prepare(options):
         name: take(data[name], sorted(generator.permutation(len(data[name]))[:size]))
         for name, size in sizes.items()
     }
-    kept = XrayData(splits)
-    kept.issues = ()
-    return config, kept, make_processor(options.image_size, (0.5,) * 3, (0.5,) * 3)
+    return config, XrayData(splits), make_processor(options.image_size, (0.5,) * 3, (0.5,) * 3)
 
 
 def run_ours(model, options, work: Path, name: str, callbacks=(), **changes):
-    """Train as train.py does, into a folder that is removed, and return what the run found out."""
-    from pneumonia_hf.files import read_json
+    """Train as train.py does, into a temporary folder; return precision and memory format."""
     from pneumonia_hf.models.build import ModelConfig
     from pneumonia_hf.training.arguments import XrayTrainingArguments
-    from pneumonia_hf.training.checkpoints import CHECKPOINTS
     from pneumonia_hf.training.recipe import Recipe
-    from pneumonia_hf.training.run_record import RECIPE_FILE
     from pneumonia_hf.training.train import train
 
     config, data, processor = prepare(options)
@@ -120,22 +124,12 @@ def run_ours(model, options, work: Path, name: str, callbacks=(), **changes):
     with silence():
         recipe = Recipe(config, ModelConfig(BACKBONE_OF[name]))
         train(model, processor, data, recipe, arguments, callbacks)
-    speed = read_json(folder / CHECKPOINTS / RECIPE_FILE, otherwise={})["speed"]
     shutil.rmtree(folder)
-    return speed
-
-
-BACKBONE_OF = {
-    "convnextv2-atto": "convnextv2-tiny",
-    "vit-tiny": "vit-base",
-    "resnet50": "resnet50",
-    "efficientnet-b0": "efficientnet-b0",
-    "efficientnet-lite0": "efficientnet-lite0",
-}
+    return describe_speed(arguments.computed_precision, recipe.model.channels_last)
 
 
 def compare_loops(name: str, options, work: Path) -> tuple[str, ...]:
-    """Return how it was computed, the speeds of both loops, and their ratio."""
+    """Return precision and format, the speeds of both loops, and their ratios."""
     import torch
     from transformers import TrainerCallback
 
@@ -167,7 +161,7 @@ def compare_loops(name: str, options, work: Path) -> tuple[str, ...]:
     train, bare = (turns.seconds[arm][options.warmup :] for arm in ("train", "bare"))
     torch.accelerator.empty_cache() if torch.accelerator.is_available() else None
     return (
-        describe_speed(speed["precision"], speed["channels_last"]),
+        speed,
         f"{options.batch / statistics.median(bare):.1f}",
         f"{options.batch / statistics.median(train):.1f}",
         f"{statistics.median(bare) / statistics.median(train):.3f}",
@@ -176,14 +170,16 @@ def compare_loops(name: str, options, work: Path) -> tuple[str, ...]:
 
 
 class BareLoop:
-    """The least that training takes: forward, loss, backward, clip, update."""
+    """The minimum of training: forward, loss, backward, clip, update."""
 
     def __init__(self, model, options, args) -> None:
         import torch
 
         batch, size = options.batch, options.image_size
         self.model = model.to(args.device).train()
-        self.precision = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(args.mixed_precision)
+        self.precision = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(
+            args.computed_precision
+        )
         conv = next((one for one in model.modules() if isinstance(one, torch.nn.Conv2d)), None)
         last = conv is not None and conv.weight.is_contiguous(memory_format=torch.channels_last)
         layout = torch.channels_last if last else torch.contiguous_format
@@ -233,7 +229,7 @@ def compare_epochs(name: str, options, work: Path):
         run_example(copy.deepcopy(model), options, work, example)
         speed = run_ours(copy.deepcopy(model), options, work, name, [ours], num_train_epochs=1)
         yield (
-            describe_speed(speed["precision"], speed["channels_last"]),
+            speed,
             f"{example.seconds:.1f}",
             f"{ours.seconds:.1f}",
             f"{example.seconds / ours.seconds:.2f}",
@@ -241,7 +237,7 @@ def compare_epochs(name: str, options, work: Path):
 
 
 def run_example(model, options, work: Path, callback) -> None:
-    """Train an epoch as transformers' examples/pytorch/image-classification does it."""
+    """Train an epoch as transformers' examples/pytorch/image-classification."""
     _, data, _ = prepare(options)
     with silence():
         make_example(
@@ -262,7 +258,7 @@ def run_example(model, options, work: Path, callback) -> None:
 
 @contextmanager
 def silence() -> Iterator[None]:
-    """Keep what a run prints out of the tables."""
+    """Keep the output of a run out of the tables."""
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
         yield
 

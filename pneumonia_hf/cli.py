@@ -1,15 +1,18 @@
-"""What every script shares: recipe and flags read into dataclasses, errors as one sentence."""
+"""What all scripts share: recipe and flags -> dataclasses; errors as one sentence."""
 
 from __future__ import annotations
 
+import ast
 import errno
 import logging
 import os
 import sys
-from argparse import Action, ArgumentParser, RawDescriptionHelpFormatter
+from argparse import SUPPRESS, Action, ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
-from dataclasses import fields as field_list
+from dataclasses import MISSING, fields
 from difflib import get_close_matches
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from traceback import walk_tb
 from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
@@ -17,24 +20,26 @@ from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 from pneumonia_hf.errors import Stopped, UserError
 
 EXIT_FAULT = 2
-# What gloo and NCCL say in the processes that are left.
+EXIT_STOPPED = 143  # 128 + SIGTERM, as in a shell
+# Messages of gloo and NCCL in the processes that are still running.
 PEER_IS_GONE = (
     "Connection closed by peer",
     "Connection reset by peer",
     "NCCL communicator was aborted",
 )
-# Names of flags and recipe keys in earlier versions, which are still read.
+# Flags and recipe keys of earlier versions, which are still read.
 OLD_NAMES = {"stages": "phases", "trainable_stages": "trainable_layer_groups"}
-EXIT_STOPPED = 143  # 128 + SIGTERM, as the shell has it
+# Where the bases of our dataclasses are defined: transformers' own imports are lazy.
+BASES = {"TrainingArguments": "transformers.training_args:TrainingArguments"}
 
 
 def run_script(main: Callable[[], int | None]) -> None:
     """Run a script's `main` and exit with its status.
 
-    What a user can mend is printed as one sentence, with exit status 2; only faults of ours
+    An error that a user can correct is printed as one sentence, with exit status 2; only bugs
     show a traceback.
     """
-    # Its report of a head that is new would read like a fault; build_model checks the weights.
+    # Its warning about a new head would read like an error; build_model checks the weights.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     for name in ("httpx", "httpx2", "httpcore", "huggingface_hub"):
@@ -42,13 +47,13 @@ def run_script(main: Callable[[], int | None]) -> None:
     try:
         status = main() or 0
     except KeyboardInterrupt:
-        print("\nStopped by you; what was finished before is kept.", file=sys.stderr)
+        print("\nInterrupted; completed work is kept.", file=sys.stderr)
         status = 130
     except Stopped as stop:
         print(f"\n{stop}", file=sys.stderr)
         status = EXIT_STOPPED
     except BrokenPipeError:
-        sys.stderr.close()  # the reader of our output has gone: nothing is left to say
+        sys.stderr.close()  # nobody reads our output any more
         status = 0
     except Exception as error:
         sentence = format_error(error)
@@ -60,21 +65,21 @@ def run_script(main: Callable[[], int | None]) -> None:
 
 
 def format_error(error: BaseException) -> str | None:
-    """Return the sentence for an error that a user can mend, or None for a fault of ours."""
+    """Return one sentence for an error that a user can correct, or None for a bug."""
     if isinstance(error, UserError):
         return str(error)
     if is_disk_full(error):
-        return "The disk is full; free some space and start again: what was finished is kept."
+        return "The disk is full; free some space and start again: completed work is kept."
     if type(error).__name__ == "OutOfMemoryError":
         return "The accelerator's memory is too small; halve --per_device_train_batch_size."
     if is_worker_dead(error):
         return (
-            "A process that reads the data was killed, maybe for want of memory; lower "
-            "--dataloader_num_workers, and go on with --resume from the last checkpoint."
+            "A process that reads the data was killed, perhaps for lack of memory; lower "
+            "--dataloader_num_workers, and continue with --resume from the last checkpoint."
         )
     if isinstance(error, RuntimeError) and any(word in str(error) for word in PEER_IS_GONE):
         return (
-            "Another process of this run has ended; see what it said, and start all of them "
+            "Another process of this run has ended; read its message, and start all processes "
             "again with --resume: the last checkpoint is kept."
         )
     if isinstance(error, PermissionError) and error.filename:
@@ -87,12 +92,12 @@ def format_error(error: BaseException) -> str | None:
 
 
 def is_worker_dead(error: BaseException) -> bool:
-    """Return whether an error comes from the sudden end of a process that reads the data."""
+    """Return whether an error comes from the sudden end of a data loader process."""
     if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):
         return True
     if not isinstance(error, ConnectionError | EOFError):
         return False
-    # It died while a batch was handed over: the error is that of the pipe.
+    # It died while it sent a batch: the error is that of the pipe.
     frames = walk_tb(error.__traceback__)
     return any(Path(one.f_code.co_filename).parent.name == "multiprocessing" for one, _ in frames)
 
@@ -114,69 +119,104 @@ def is_disk_full(error: BaseException) -> bool:
 
 
 class _Parser(ArgumentParser):
-    """A parser whose complaints are one sentence, like all others."""
+    """A parser that reports an error as a UserError."""
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message[:1].upper()}{message[1:]}; --help lists the flags.")
 
 
 def make_parser(description: str) -> ArgumentParser:
-    """Return a parser for a script's few flags; `description` is the script's docstring."""
+    """Return a parser for the flags of a script; `description` is the script's docstring."""
     return _Parser(
         description=description, formatter_class=RawDescriptionHelpFormatter, allow_abbrev=False
     )
 
 
 def parse_recipe(
-    dataclasses: Sequence[type],
+    kinds: Sequence[type | str],
     arguments: Sequence[str] | None = None,
-    others: Sequence[type] = (),
+    others: Sequence[type | str] = (),
 ) -> tuple:
-    """Return one object a dataclass, from `--config RECIPE.yaml` and flags; flags win.
+    """Return one object for each dataclass, from `--config RECIPE.yaml` and flags; flags win.
 
     Args:
-        dataclasses: the kinds of object, whose field names are the keys and flags.
-        arguments: the command line; left out, that of the process.
-        others: kinds whose keys a recipe may hold too, though nothing here reads them.
+        kinds: dataclasses, whose field names are the recipe keys and flags; MODULE:CLASS names
+            one that is imported only when all names are known to be right.
+        arguments: the command line; by default that of the process.
+        others: dataclasses whose keys a recipe may hold too, but which are not read here.
 
     Raises:
-        UserError: no such recipe, an unknown key or flag, a value of the wrong type, a required
-            one left out.
+        UserError: as `check_names`; a value of the wrong type or out of its range.
     """
+    arguments = _rename_flags(arguments)
+    check_names(kinds, arguments, others)
+    recipe = _config_flag(arguments)
+    keys = _read_recipe(recipe) if recipe else {}
     from transformers import HfArgumentParser
     from transformers.utils.logging import disable_progress_bar
 
-    disable_progress_bar()  # of each of the many small weight files; ours and downloads' stay
+    disable_progress_bar()  # one for each small weight file; ours and those of downloads stay
 
     class Parser(_Parser, HfArgumentParser):
         pass
 
-    parser = Parser(dataclasses, allow_abbrev=False)
+    parser = Parser([_import_kind(kind) for kind in kinds], allow_abbrev=False)
     parser.add_argument("--config", help="Recipe: a YAML file of the flags below.")
-    known = {name for action in parser._actions for name in action.option_strings}
-    arguments = [_rename_flag(one) for one in (sys.argv[1:] if arguments is None else arguments)]
-    for flag in arguments:
-        name = flag.partition("=")[0]
-        if name.startswith("--") and name not in known:
-            raise UserError(f"Unknown flag {name}{_similar(name, known)}.")
-    recipe = _config_flag(arguments)
-    if recipe is not None:
-        keys = _read_recipe(recipe)
-        kinds = (*dataclasses, *others)
-        fields = {field.name for kind in kinds for field in field_list(kind) if field.init}
-        for key in keys:
-            if key not in fields:
-                raise UserError(f"{recipe} has an unknown key {key!r}{_similar(key, fields)}.")
-        for action in parser._actions:
-            if action.dest in keys:
-                action.required = False
-                # Text goes through the flag's own type, as if it had been typed.
-                action.default = _as_typed(parser, action, keys[action.dest], recipe)
+    for action in parser._actions:
+        if action.dest in keys:
+            action.required = False
+            # Text is converted by the type of the flag, as on the command line.
+            action.default = _as_typed(parser, action, keys[action.dest], recipe)
     try:
         *parsed, _ = parser.parse_args_into_dataclasses(arguments, look_for_args_file=False)
     except ValueError as error:  # transformers' own checks of its arguments
         raise UserError(" ".join(str(error).split())) from error
     return tuple(parsed)
+
+
+def check_names(
+    kinds: Sequence[type | str],
+    arguments: Sequence[str] | None = None,
+    others: Sequence[type | str] = (),
+) -> dict[str, Any]:
+    """Return what recipe and flags give, by name and not yet converted; flags win.
+
+    Takes 0.2 s, because it imports none of `kinds` given by name: importing transformers'
+    arguments takes 5 s or more. With `--help` the result is empty.
+
+    Args:
+        kinds, arguments, others: as for `parse_recipe`.
+
+    Raises:
+        UserError: no such recipe, an unknown key or flag, a required flag left out.
+    """
+    arguments = _rename_flags(arguments)
+    own = {name: facts for kind in kinds for name, facts in _list_fields(kind).items()}
+    flag_names = {flag for name, (_, is_on) in own.items() for flag in _flags_of(name, is_on)}
+    known = flag_names | {"-h", "--help", "--config"}
+    for flag in arguments:
+        name = flag.partition("=")[0]
+        if name.startswith("--") and name not in known:
+            raise UserError(f"Unknown flag {name}{_similar(name, known)}.")
+    recipe = _config_flag(arguments)
+    keys = _read_recipe(recipe) if recipe else {}
+    all_keys = own.keys() | {name for kind in others for name in _list_fields(kind)}
+    for key in keys:
+        if key not in all_keys:
+            raise UserError(f"{recipe} has an unknown key {key!r}{_similar(key, all_keys)}.")
+    if {"-h", "--help"} & set(arguments):
+        return {}
+    finder = _Parser(add_help=False, allow_abbrev=False, argument_default=SUPPRESS)
+    for name in own:
+        finder.add_argument(*_flags_of(name), dest=name, nargs="*")
+    given = keys | vars(finder.parse_known_args(arguments)[0])
+    absent = [name for name, (is_required, _) in own.items() if is_required and name not in given]
+    if absent:
+        finder.error(
+            f"the following arguments are required: "
+            f"{', '.join('/'.join(_flags_of(name)) for name in absent)}"
+        )
+    return given
 
 
 def check_choices(config: Any) -> None:
@@ -189,8 +229,54 @@ def check_choices(config: Any) -> None:
             )
 
 
+def _import_kind(kind: type | str) -> type:
+    if not isinstance(kind, str):
+        return kind
+    module, _, name = kind.partition(":")
+    return getattr(import_module(module), name)
+
+
+def _list_fields(kind: type | str) -> dict[str, tuple[bool, bool]]:
+    """Return whether each field of a dataclass is required, and whether it is True by default.
+
+    The fields of a class given as MODULE:CLASS are read from its source.
+    """
+    if not isinstance(kind, str):
+        return {
+            one.name: (one.default is one.default_factory is MISSING, one.default is True)
+            for one in fields(kind)
+            if one.init
+        }
+    module, _, class_name = kind.partition(":")
+    root, *inner = module.split(".")
+    # find_spec of a submodule would import its parents.
+    source = Path(find_spec(root).origin).parent.joinpath(*inner).with_suffix(".py")
+    tree = ast.parse(source.read_text(encoding="utf-8"))
+    (body,) = (one for one in tree.body if isinstance(one, ast.ClassDef) and one.name == class_name)
+    found = {}
+    for base in body.bases:
+        found |= _list_fields(BASES[base.id])
+    for line in body.body:
+        if isinstance(line, ast.AnnAssign):
+            settings = {"default": line.value} if line.value else {}
+            made_by = getattr(line.value, "func", None)
+            if getattr(made_by, "id", None) in ("field", "HfArg"):
+                settings = {one.arg: one.value for one in line.value.keywords}
+            if getattr(settings.get("init"), "value", True):
+                is_on = getattr(settings.get("default"), "value", None) is True
+                is_required = not {"default", "default_factory"} & settings.keys()
+                found[line.target.id] = is_required, is_on
+    return found
+
+
+def _flags_of(name: str, is_on: bool = False) -> list[str]:
+    """Return the flags that HfArgumentParser makes for a field."""
+    names = [name, f"no_{name}"] if is_on else [name]
+    return list(dict.fromkeys(f"--{one}" for own in names for one in (own, own.replace("_", "-"))))
+
+
 def _config_flag(arguments: Sequence[str]) -> Path | None:
-    """Return the recipe, the last one if it is given twice, as for any flag."""
+    """Return the recipe; the last one if there are two, as for any flag."""
     finder = _Parser(add_help=False, allow_abbrev=False)
     finder.add_argument("--config", type=Path)
     return finder.parse_known_args(arguments)[0].config
@@ -213,9 +299,14 @@ def _read_recipe(path: Path) -> dict:
     return {OLD_NAMES.get(str(key), str(key)): value for key, value in keys.items()}
 
 
-def _rename_flag(text: str) -> str:
-    flag, equals, value = text.partition("=")
-    return f"--{OLD_NAMES[flag[2:]]}{equals}{value}" if flag[2:] in OLD_NAMES else text
+def _rename_flags(arguments: Sequence[str] | None) -> list[str]:
+    """Return the command line with the present names of flags."""
+    renamed = []
+    for text in sys.argv[1:] if arguments is None else arguments:
+        flag, equals, value = text.partition("=")
+        new = OLD_NAMES.get(flag[2:]) if flag.startswith("--") else None
+        renamed.append(f"--{new}{equals}{value}" if new else text)
+    return renamed
 
 
 def _as_typed(parser: ArgumentParser, action: Action, value: Any, recipe: Path) -> Any:
@@ -228,9 +319,27 @@ def _as_typed(parser: ArgumentParser, action: Action, value: Any, recipe: Path) 
             raise ValueError
         return parser._get_value(action, str(value))
     except Exception as error:
-        raise UserError(f"{recipe} has {action.dest}: {value}, which is no valid value.") from error
+        raise UserError(
+            f"{recipe} has {action.dest}: {value}, which is not a valid value."
+        ) from error
 
 
 def _similar(name: str, known: set[str]) -> str:
     close = get_close_matches(name, known, n=1)
     return f"; did you mean {close[0]}?" if close else "; --help lists all"
+
+
+def check_inputs(models: Sequence[str | Path] = (), data_folders: Sequence[str] = ()) -> None:
+    """Raise a UserError if a model or data folder does not exist, before torch is imported.
+
+    A model that may be a Hub id is left to `fetch_folder`.
+    """
+    from pneumonia_hf.files import expand
+    from pneumonia_hf.hub import HUB_ID
+
+    for model in map(str, models):
+        if not HUB_ID.match(model.partition("@")[0]) and not expand(model).exists():
+            raise UserError(f"The model folder {model} does not exist; check --model.")
+    for folder in data_folders:
+        if not expand(folder).exists():
+            raise UserError(f"The data folder {folder} does not exist; check --data_dir.")

@@ -1,17 +1,16 @@
-"""The errors that are a user's to mend: one sentence each, never a traceback."""
+"""Errors that the user can correct: one sentence each, without a traceback."""
 
 from __future__ import annotations
 
 
 class UserError(Exception):
-    """Something the user can put right; its text says what is wrong and what to do.
+    """An error that the user can correct; its text says what is wrong and what to do.
 
-    Scripts print the text and exit with status 2; the app shows it in the page, and a notebook
-    below the cell.
+    Scripts print the text and exit with status 2; the app and notebooks show it.
     """
 
     def _render_traceback_(self) -> list[str]:
-        """Return what IPython shows in the place of a traceback."""
+        """Return what IPython shows instead of a traceback."""
         return [f"error: {self}"]
 
 
@@ -20,7 +19,7 @@ class XrayError(UserError, ValueError):
 
 
 class Stopped(BaseException):
-    """The process was asked to end (SIGTERM), and did; what it says is a sentence for the user.
+    """The process was ended by a signal (SIGTERM); its text is a sentence for the user.
 
-    Like KeyboardInterrupt it is no Exception: nobody who catches errors may swallow it.
+    Like KeyboardInterrupt, it is not an Exception, so that no handler of errors swallows it.
     """

@@ -1,9 +1,9 @@
-"""Read thousands of damaged X-rays: each must end in an image or an XrayError, soon and small.
+"""Read thousands of damaged X-rays: each must give an image or an XrayError, within limits.
 
     python tests/fuzz_xray.py --count 2000 --seed 13 [--xrays FOLDER] [--keep FOLDER]
 
-Damage depends on the seed and the number of the case alone: `--first N --count 1` repeats case N. A
-child process reads the files; its death or silence is a breach like a wrong exception.
+The damage depends only on the seed and the case number: `--first N --count 1` repeats case N. A
+child process reads the files; a crash or a hang is a breach, like a wrong exception.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 CPU_SECONDS, MEGABYTES, SILENT_SECONDS = 2.0, 500.0, 30.0
-# Full-size X-rays take as long as twenty small ones, and so are drawn rarely.
+# A full-size X-ray takes as long as twenty small ones.
 FULL_SIZE_SHARE = 0.12
-LARGEST = 7999  # a square of it is just within the bound of 64 megapixels
+LARGEST = 7999  # a square of this side is just below 64 megapixels
 EXTREMES = (0, 1, 2, 7, 255, 4096, 8000, 16384, 32767, 32768, 65535)
 
 
 @dataclass
 class Tally:
-    """What came of the X-rays of one kind."""
+    """The results for one kind of X-ray."""
 
     images: int = 0
     refusals: int = 0
@@ -55,7 +55,7 @@ class Tally:
 
 
 def encode_images(gray: Image.Image, small: bool = True) -> dict[str, bytes]:
-    """Return a gray X-ray in every encoding of images that `read_xray` takes."""
+    """Return a gray X-ray in every image format that `read_xray` supports."""
     rng = np.random.default_rng(0)
     deep = (np.asarray(gray, np.uint16) << 4) + rng.integers(0, 16, gray.size[::-1], np.uint16)
     colours = Image.merge("RGB", [gray, gray.point(lambda v: v // 2), gray])
@@ -97,11 +97,11 @@ def encode_dicoms(step: int) -> dict[str, bytes]:
     from pydicom.uid import JPEGBaseline8Bit, RLELossless
 
     data = find_dicom("RG1_UNCR.dcm")
-    dicom_image = pydicom.dcmread(io.BytesIO(data))
-    values = np.ascontiguousarray(dicom_image.pixel_array[::step, ::step])
-    dicom_image.Rows, dicom_image.Columns = values.shape
-    dicom_image.PixelData = values.tobytes()
-    seeds = {"dicom": write_dicom(dicom_image)}
+    dataset = pydicom.dcmread(io.BytesIO(data))
+    values = np.ascontiguousarray(dataset.pixel_array[::step, ::step])
+    dataset.Rows, dataset.Columns = values.shape
+    dataset.PixelData = values.tobytes()
+    seeds = {"dicom": write_dicom(dataset)}
     names = {
         "dicom jpeg lossless": gdcm.TransferSyntax.JPEGLosslessProcess14_1,
         "dicom jpeg process 14": gdcm.TransferSyntax.JPEGLosslessProcess14,
@@ -114,17 +114,17 @@ def encode_dicoms(step: int) -> dict[str, bytes]:
     for name, syntax in names.items():
         seeds[name] = transcode(seeds["dicom"], syntax)
     gray = (values >> 7).astype(np.uint8)
-    dicom_image.BitsAllocated, dicom_image.BitsStored, dicom_image.HighBit = 8, 8, 7
-    dicom_image.WindowCenter, dicom_image.WindowWidth = 15000 >> 7, 30000 >> 7
+    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = 8, 8, 7
+    dataset.WindowCenter, dataset.WindowWidth = 15000 >> 7, 30000 >> 7
     buffer = io.BytesIO()
     Image.fromarray(gray).save(buffer, "JPEG", quality=95)
-    dicom_image.PixelData = encapsulate([buffer.getvalue()])
-    dicom_image["PixelData"].VR = "OB"
-    dicom_image.file_meta.TransferSyntaxUID = JPEGBaseline8Bit
-    seeds["dicom jpeg"] = write_dicom(dicom_image)
-    dicom_image = pydicom.dcmread(io.BytesIO(seeds["dicom"]))
-    dicom_image.compress(RLELossless, encoding_plugin="pydicom")
-    seeds["dicom rle"] = write_dicom(dicom_image)
+    dataset.PixelData = encapsulate([buffer.getvalue()])
+    dataset["PixelData"].VR = "OB"
+    dataset.file_meta.TransferSyntaxUID = JPEGBaseline8Bit
+    seeds["dicom jpeg"] = write_dicom(dataset)
+    dataset = pydicom.dcmread(io.BytesIO(seeds["dicom"]))
+    dataset.compress(RLELossless, encoding_plugin="pydicom")
+    seeds["dicom rle"] = write_dicom(dataset)
     if step > 1:
         names = {
             "palette": "OBXXXX1A",
@@ -144,14 +144,14 @@ def find_dicom(name: str) -> bytes:
     return (Path(data_store.__file__).parent / "data" / name).read_bytes()
 
 
-def write_dicom(dicom_image) -> bytes:
+def write_dicom(dataset) -> bytes:
     buffer = io.BytesIO()
-    dicom_image.save_as(buffer)
+    dataset.save_as(buffer)
     return buffer.getvalue()
 
 
 def transcode(data: bytes, syntax: int) -> bytes:
-    """Return a DICOM file in another transfer syntax, by GDCM, which knows nothing of bytes."""
+    """Return a DICOM file in another transfer syntax, by GDCM, which needs files."""
     import gdcm
 
     with tempfile.TemporaryDirectory() as folder:
@@ -174,19 +174,23 @@ def transcode(data: bytes, syntax: int) -> bytes:
         return Path(after).read_bytes()
 
 
-def collect_seeds(xrays: Path | None) -> tuple[dict[str, bytes], dict[str, bytes]]:
-    """Return small X-rays of each kind, and a few as large as they come."""
+def collect_seeds(
+    xrays: Path | None, full_size: bool = True
+) -> tuple[dict[str, bytes], dict[str, bytes]]:
+    """Return small X-rays of each kind, and some of full size if wanted."""
     files = sorted(xrays.rglob("*.jp*g")) if xrays and xrays.exists() else []
     if files:
         gray = Image.open(files[0]).convert("L")
     else:
         import pydicom
 
-        dicom_image = pydicom.dcmread(io.BytesIO(find_dicom("RG1_UNCR.dcm")))
-        gray = Image.fromarray(255 - (dicom_image.pixel_array >> 7).astype(np.uint8))
+        dataset = pydicom.dcmread(io.BytesIO(find_dicom("RG1_UNCR.dcm")))
+        gray = Image.fromarray(255 - (dataset.pixel_array >> 7).astype(np.uint8))
     small = gray.copy()
     small.thumbnail((400, 400))
     seeds = encode_images(small) | encode_dicoms(6)
+    if not full_size:
+        return seeds, {}
     full = {f"full {kind}": data for kind, data in encode_images(gray, small=False).items()}
     full |= {f"full {kind}": data for kind, data in encode_dicoms(1).items()}
     full["full dicom jpeg 2000 lossy"] = find_dicom("RG1_J2KI.dcm")
@@ -239,7 +243,7 @@ def forge_number(draw: random.Random, data: bytearray, _: list[bytes]) -> bytes:
 
 
 def forge_size(draw: random.Random, data: bytearray, others: list[bytes]) -> bytes:
-    """Change what the file says of its own size and depth, as a forger would: consistently."""
+    """Change the size and depth in the header consistently, as a forger would."""
     if data[:3] == b"\xff\xd8\xff":
         return forge_jpeg(draw, data)
     if data[:4] == b"\x89PNG":
@@ -339,7 +343,7 @@ def forge_dicom(draw: random.Random, data: bytearray) -> bytes:
         if found >= 0:
             struct.pack_into("<H", data, found + 8, draw.choice(numbers[tag]))
     if draw.random() < 0.3:
-        # Any element's length, or a window's numbers: what follows is then misread.
+        # The length of any element, or the values of a window.
         groups = (b"\x08\0", b"\x10\0", b"\x20\0", b"\x28\0", b"\xe0\x7f")
         found = data.find(draw.choice(groups), draw.randrange(132, 1500))
         if found >= 0:
@@ -369,8 +373,8 @@ DAMAGES: dict[str, Callable[[random.Random, bytearray, list[bytes]], bytes]] = {
 }
 
 
-def damage_dicom(seeds: tuple[dict, dict], seed: int, number: int) -> tuple[str, str, bytes]:
-    """Return the kind, the damages, and the bytes of damaged X-ray `number`."""
+def damage_xray(seeds: tuple[dict, dict], seed: int, number: int) -> tuple[str, str, bytes]:
+    """Return the kind, the damages and the bytes of damaged X-ray `number`."""
     draw = random.Random(f"{seed}-{number}")
     pool = seeds[draw.random() < FULL_SIZE_SHARE] or seeds[0]
     kind = draw.choice(sorted(pool))
@@ -390,19 +394,19 @@ def damage_dicom(seeds: tuple[dict, dict], seed: int, number: int) -> tuple[str,
 
 
 def work(pickled: Path, seed: int, first: int, last: int) -> None:
-    """Read the X-rays from `first` to before `last`, and print a line of JSON for each."""
+    """Read the X-rays from `first` up to `last`, and print JSON lines for each."""
     from pneumonia_hf.imaging.read import read_xray
 
     seeds = pickle.loads(pickled.read_bytes())
     warnings.simplefilter("error")  # as in the test suite
-    for kind, data in seeds[0].items():  # imports and first allocations are no X-ray's
+    for kind, data in seeds[0].items():  # excludes imports and first allocations
         read_xray(data, name=kind)
     path = pickled.with_name(f"X-ray-{first}")
     for number in range(first, last):
-        kind, done, data = damage_dicom(seeds, seed, number)
-        name = "film.dcm" if kind.split()[0] == "dicom" else None
+        kind, done, data = damage_xray(seeds, seed, number)
+        name = "xray.dcm" if kind.split()[0] == "dicom" else None
         source = data
-        if number % 3 == 0:  # libtiff, for one, reads files otherwise than bytes
+        if number % 3 == 0:  # libtiff reads files and bytes in different ways
             path.write_bytes(data)
             source = path
         print(json.dumps({"number": number, "kind": kind, "damage": done}), flush=True)
@@ -419,7 +423,7 @@ def work(pickled: Path, seed: int, first: int, last: int) -> None:
 
 
 def try_read(read_xray: Callable, source: object, name: str | None) -> tuple[str, str | None]:
-    """Return "image" or "refusal", and what is wrong with it."""
+    """Return "image" or "refusal", and the breach, if any."""
     from pneumonia_hf.errors import XrayError
 
     try:
@@ -441,7 +445,7 @@ def try_read(read_xray: Callable, source: object, name: str | None) -> tuple[str
 
 
 def measure_memory(reset: bool = False) -> float:
-    """Return the most memory held since the last reset, in MB; 0 where Linux is not."""
+    """Return the peak memory since the last reset, in MB; 0 on other systems than Linux."""
     try:
         if reset:
             Path("/proc/self/clear_refs").write_text("5")
@@ -463,13 +467,14 @@ def fuzz(
     xrays: Path | None = None,
     keep: Path | None = None,
     only: str = "",
+    full_size: bool = True,
 ) -> dict[str, Tally]:
-    """Return what came of `count` damaged X-rays, by kind; `only` of kinds that match a pattern."""
+    """Return the results of `count` damaged X-rays by kind; `only` is a pattern for the kinds."""
     tallies: dict[str, Tally] = {}
     with tempfile.TemporaryDirectory() as folder:
         seeds = tuple(
             {kind: data for kind, data in pool.items() if re.search(only, kind)}
-            for pool in collect_seeds(xrays)
+            for pool in collect_seeds(xrays, full_size)
         )
         pickled = Path(folder) / "seeds"
         pickled.write_bytes(pickle.dumps(seeds))
@@ -482,14 +487,14 @@ def fuzz(
         for tally in tallies.values():
             for breach in tally.breaches if keep else []:
                 which = int(breach.split()[1])
-                kind, _, data = damage_dicom(seeds, seed, which)
+                kind, _, data = damage_xray(seeds, seed, which)
                 keep.mkdir(parents=True, exist_ok=True)
                 (keep / f"{seed}-{which}-{kind.replace(' ', '-')}").write_bytes(data)
     return tallies
 
 
 def follow(child: subprocess.Popen, tallies: dict[str, Tally], number: int, last: int) -> int:
-    """Tally what a child reports until it ends; return the first X-ray that it has not read."""
+    """Count a child's results until it ends; return the first X-ray that it has not read."""
     started = None
     for line in read_lines(child):
         found = json.loads(line)
@@ -502,15 +507,15 @@ def follow(child: subprocess.Popen, tallies: dict[str, Tally], number: int, last
         tally.seconds = max(tally.seconds, found["seconds"])
         tally.megabytes = max(tally.megabytes, found["mb"])
         if found["breach"]:
-            tally.breaches.append(name_dicom(started) + found["breach"])
+            tally.breaches.append(describe_case(started) + found["breach"])
         started, number = None, number + 1
-    silent = child.poll() is None and number < last
-    if silent:
+    hung = child.poll() is None and number < last
+    if hung:
         child.kill()
     status = child.wait()
     if started is not None:
-        what = f"hung for {SILENT_SECONDS:.0f} s" if silent else f"ended the process ({status})"
-        tallies.setdefault(started["kind"], Tally()).breaches.append(name_dicom(started) + what)
+        what = f"hung for {SILENT_SECONDS:.0f} s" if hung else f"ended the process ({status})"
+        tallies.setdefault(started["kind"], Tally()).breaches.append(describe_case(started) + what)
         return number + 1
     if number < last and status != 0:
         raise RuntimeError(f"the child ended with {status} outside of any X-ray")
@@ -518,7 +523,7 @@ def follow(child: subprocess.Popen, tallies: dict[str, Tally], number: int, last
 
 
 def read_lines(child: subprocess.Popen):
-    """Yield the lines of a child's output until it ends or says nothing for too long."""
+    """Yield the lines of a child's output until it ends or is silent for too long."""
     rest = b""
     with child.stdout, selectors.DefaultSelector() as selector:
         selector.register(child.stdout, selectors.EVENT_READ)
@@ -531,12 +536,12 @@ def read_lines(child: subprocess.Popen):
             yield from lines
 
 
-def name_dicom(started: dict) -> str:
+def describe_case(started: dict) -> str:
     return f"X-ray {started['number']} ({started['kind']}; {started['damage']}) "
 
 
 def summarise(tallies: dict[str, Tally]) -> str:
-    """Return the one line that tells all."""
+    """Return the results in one line."""
     every = list(tallies.values())
     breaches = sum(len(tally.breaches) for tally in every)
     images, refusals = sum(t.images for t in every), sum(t.refusals for t in every)
@@ -553,7 +558,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=13)
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--xrays", type=Path, default=ROOT.parent / "shared" / "xrays")
-    parser.add_argument("--keep", type=Path, help="where X-rays that broke something are written")
+    parser.add_argument("--keep", type=Path, help="folder for the X-rays of breaches")
     parser.add_argument("--only", default="", help="a pattern of the kinds to damage")
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()

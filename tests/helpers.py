@@ -226,6 +226,8 @@ def train_tiny(
         "report_to": ["none"],
         "disable_tqdm": True,
         "attribution_images": 1,  # a scale of the maps, at little cost
+        "bootstrap_resamples": 20,  # resampling would take most of a tiny run's time
+        "threshold_resamples": 50,
     } | changes
     arguments = XrayTrainingArguments(output_dir=str(output), **settings)
     recipe = Recipe(

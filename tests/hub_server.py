@@ -1,7 +1,7 @@
-"""A small Hub on loopback: what huggingface_hub asks for a push and a pull, in memory.
+"""A local Hub in memory, with the requests of huggingface_hub for a push and a pull.
 
-It keeps commits, private repositories, one token a user, LFS and regular files, and answers
-errors with the headers that the client goes by.
+It supports commits, private repositories, one token per user, LFS and regular files, and errors
+with the headers that the client reads.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 @dataclass
 class Repository:
-    """One model repository: its commits, newest last, each a path -> bytes mapping."""
+    """A model repository: its commits, newest last, each a mapping of paths to bytes."""
 
     private: bool
     commits: list[tuple[str, dict[str, bytes]]] = field(default_factory=list)
     messages: list[str] = field(default_factory=list)
 
     def commit(self, message: str, files: dict[str, bytes], deleted: tuple[str, ...] = ()) -> str:
-        """Add a commit with `files` besides those of the one before, less `deleted`."""
+        """Add a commit: the files of the previous one with `files` added and `deleted` removed."""
         before = self.commits[-1][1] if self.commits else {}
         sha = hashlib.sha1(f"{len(self.commits)}{message}".encode()).hexdigest()
         self.commits.append((sha, before | files))
@@ -50,7 +50,7 @@ class LocalHub:
         self.users = {"hf_of_me": "me"}
         self.blobs: dict[str, bytes] = {}
         self.requests: list[str] = []
-        self.broken = False  # answer everything with 500
+        self.broken = False  # answer every request with 500
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Handler, self))
         self.port = self.server.server_address[1]
         self.url = f"http://127.0.0.1:{self.port}"
@@ -109,7 +109,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _readable(self, repo: str) -> Repository | None:
         repository = self.hub.repositories.get(repo)
         if repository is None or (repository.private and repo.split("/")[0] != self.user):
-            # As the real Hub does, so that nobody learns of private repositories.
+            # Like the real Hub, which does not reveal private repositories.
             status = 404 if self.user else 401
             self._answer(status, {"error": "Repository not found"}, X_Error_Code="RepoNotFound")
             return None
@@ -136,9 +136,9 @@ class _Handler(BaseHTTPRequestHandler):
         text = json.loads(self.body)["content"]
         card = yaml.safe_load(text.split("---")[1])
         base = card.get("base_model", "a/b")
-        sound = isinstance(base, str) and re.fullmatch(r"[\w.-]+/[\w.-]+", base)
-        errors = [] if sound else [{"message": '"base_model" must be a Hub id'}]
-        self._answer(200 if sound else 400, {"errors": errors, "warnings": []})
+        valid = isinstance(base, str) and re.fullmatch(r"[\w.-]+/[\w.-]+", base)
+        errors = [] if valid else [{"message": '"base_model" must be a Hub id'}]
+        self._answer(200 if valid else 400, {"errors": errors, "warnings": []})
 
     def preupload(self, repo: str, revision: str) -> None:
         if self._readable(repo) is None:
@@ -169,7 +169,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def lfs_put(self, oid: str) -> None:
         if hashlib.sha256(self.body).hexdigest() != oid:
-            return self._answer(422, {"error": "the bytes are not those announced"})
+            return self._answer(422, {"error": "the bytes do not match their hash"})
         self.hub.blobs[oid] = self.body
         return self._answer(200)
 
@@ -257,7 +257,7 @@ class _Handler(BaseHTTPRequestHandler):
         data = files[path]
         digest = hashlib.sha256(data).hexdigest()
         if digest in self.hub.blobs:
-            # The client follows redirects of the same host by itself, and then misses headers.
+            # Another host name: the client follows redirects on one host and then misses headers.
             return self._answer(
                 302,
                 Location=f"http://localhost:{self.hub.port}/lfs/{digest}",
@@ -272,12 +272,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def _describe(path: str, data: bytes) -> dict:
-    return {
-        "type": "file",
-        "path": path,
-        "size": len(data),
-        "oid": hashlib.sha1(data).hexdigest(),
-    }
+    return {"type": "file", "path": path, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
 
 
 _REPO = r"(?P<repo>(?!datasets/)[^/]+/[^/]+)"

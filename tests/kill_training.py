@@ -1,14 +1,14 @@
-"""Kill training again and again, resume it, and compare what comes out, bit for bit.
+"""Kill training repeatedly, resume it, and compare it with an uninterrupted run, bit by bit.
 
 python tests/kill_training.py --data_dir DATA --work_dir FOLDER [--kills 20] [-- FLAGS OF train.py]
 
-A run is made without interruption, with a cache of its own. Another is killed (SIGKILL, to all of
-its processes) at moments drawn by lot: while the cache is built, in an epoch, while a checkpoint
-is written, while the finished folder is made. Each time the same command is given again. In the
-end its weights and its config.json must be those of the first, and so must all that the last
-checkpoint of each phase keeps (see same_bits.py): the best checkpoint, from which the folder is
-made, may be older than the kills. A run that comes to its end before the kills are used up is
-compared, and the next one begun, again with an empty cache.
+One run is not interrupted. Another is killed (SIGKILL to all of its processes) at random moments:
+while the cache is built, in an epoch, while a checkpoint is written, while the model folder is
+made. After each kill the same command is given again. In the end its weights and config.json must
+equal those of the first run, and so must the whole state in the last checkpoint of each phase (see
+same_bits.py): the best checkpoint, from which the model folder is made, may be older than the
+kills. A run that completes before all kills are used is compared, and another one is started.
+Each run has its own, empty cache.
 """
 
 import argparse
@@ -25,9 +25,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 COMPARED = ("model.safetensors", "config.json", "preprocessor_config.json")
-# A small network, with all that keeps a state between steps. The AUROC of drawn images is 1 after
-# the first epoch; by the Brier score the best checkpoint is a later one. Each step is logged, so
-# that it is known which one a kill came after.
+# A small network, with all options that keep a state between steps. The AUROC of drawn images is 1
+# after the first epoch; by the Brier score the best checkpoint is a later one. Each step is logged,
+# so that the step before a kill is known.
 FLAGS = (
     "--backbone xray-cnn --image_size 64 --precision fp32 --channels_last false --cpu_threads 1 "
     "--phases head:1:1e-2 all:6:3e-3 --ema_decay 0.9 --mixup 0.2 --cutmix 1 --imbalance sampler "
@@ -35,8 +35,8 @@ FLAGS = (
     "--metric_for_best_model brier --report_to none --disable_tqdm true"
 ).split()
 POLL = 0.002  # seconds
-PATIENCE = 600.0  # seconds that a process may take to come to a moment
-# A kill in training comes after this share of the steps that are left, at the least and at most.
+PATIENCE = 600.0  # seconds that a process may take to reach a moment
+# Range of the share of the remaining steps after which a kill in training comes.
 SHARES = (0.05, 0.6)
 
 
@@ -50,7 +50,7 @@ def main() -> int:
     parser.add_argument("flags", nargs="*", default=FLAGS, help="After --: of train.py.")
     options = parser.parse_args()
     options.work_dir.mkdir(parents=True)
-    lot = random.Random(options.seed)
+    generator = random.Random(options.seed)
 
     reference = Run(options, "uninterrupted")
     started = time.monotonic()
@@ -65,24 +65,22 @@ def main() -> int:
     while len(reached) < options.kills:
         name = list(MOMENTS)[len(reached) % len(MOMENTS)]
         if name == "while the cache is built" and runs[-1].output.exists():
-            runs[-1].finish()  # it has been killed, and has to be compared
+            runs[-1].finish()  # it was killed, and must be compared
             runs.append(Run(options, f"killed-{len(runs) + 1}", phases))
-        summary = kill_at(runs[-1], name, lot, seconds)
-        if summary is None:  # it came to its end
+        left = kill_at(runs[-1], name, generator, seconds)
+        if left is None:  # the run has completed
             runs.append(Run(options, f"killed-{len(runs) + 1}", phases))
             continue
         reached.append(runs[-1].count_steps())
-        where = f"step {reached[-1]} of {total}"
-        print(
-            f"kill {len(reached)}, {runs[-1].folder.name}, {name}: {where}; {summary}", flush=True
-        )
+        where = f"{runs[-1].folder.name}, {name}: step {reached[-1]} of {total}"
+        print(f"kill {len(reached)}, {where}; {left}", flush=True)
     if not runs[-1].is_complete():
         runs[-1].finish()
     different = []
     for run in runs:
         print(f"{run.folder.name}: {run.describe()}")
         if run.hash_files() != wanted:
-            different.append(f"{run.folder.name}: the finished folder")
+            different.append(f"{run.folder.name}: the model folder")
         different += compare_checkpoints(reference, run)
     mattered = sum(0 < step < total for step in reached)
     print(f"{mattered} of {len(reached)} kills mattered: in training, before the last step.")
@@ -94,8 +92,8 @@ def main() -> int:
 
 
 def compare_checkpoints(reference: "Run", run: "Run") -> list[str]:
-    """Return in what the last checkpoints of a run's phases differ from the reference's."""
-    sys.path.insert(0, str(ROOT))  # of pneumonia_hf, which need not be installed
+    """Return the differences between the last checkpoints of two runs, for each phase."""
+    sys.path.insert(0, str(ROOT))  # pneumonia_hf need not be installed
     from same_bits import assert_same_last_checkpoint
 
     different = []
@@ -108,7 +106,7 @@ def compare_checkpoints(reference: "Run", run: "Run") -> list[str]:
 
 
 class Run:
-    """A run in a folder of its own: the output, the cache, and what was printed."""
+    """A run in its own folder: its output, cache and log."""
 
     def __init__(
         self, options: argparse.Namespace, name: str, phases: list[tuple[int, float]] | None = None
@@ -125,7 +123,7 @@ class Run:
         self.command += [*options.flags, "--resume"]
 
     def start(self) -> subprocess.Popen:
-        """Give the one command, the first time and each time after."""
+        """Start or resume the run, by the same command."""
         with (self.folder / "log").open("ab") as log:
             self.log_before = log.tell()
             return subprocess.Popen(
@@ -133,13 +131,13 @@ class Run:
                 stdout=log,
                 stderr=log,
                 cwd=ROOT,
-                # Unbuffered, so that the log tells of each step at once.
+                # Unbuffered, so that each step is logged at once.
                 env=os.environ | {"PNEUMONIA_HF_CACHE": str(self.cache), "PYTHONUNBUFFERED": "1"},
                 start_new_session=True,
             )
 
     def finish(self) -> None:
-        """Let the run come to its end."""
+        """Complete the run."""
         if self.start().wait() != 0:
             raise SystemExit((self.folder / "log").read_text()[-2000:])
 
@@ -150,18 +148,18 @@ class Run:
         return [hashlib.sha256((self.output / name).read_bytes()).hexdigest() for name in COMPARED]
 
     def describe(self) -> str:
-        """Return which weights a finished run has, and where they come from."""
+        """Return the weights of a complete run, and its best checkpoint."""
         best = json.loads((self.output / "run.json").read_text())["training"]["best_checkpoint"]
         return f"weights {self.hash_files()[0][:16]}, the best checkpoint is {best}"
 
     def list_phases(self) -> list[tuple[int, float]]:
-        """Return the steps and epochs of each phase of a finished run."""
-        outcomes = sorted(self.output.glob("checkpoints/phase-*/outcome.json"))
-        summary = [json.loads(path.read_text()) for path in outcomes]
-        return [(one["steps"], one["epochs"]) for one in summary]
+        """Return the steps and epochs of each phase of a complete run."""
+        paths = sorted(self.output.glob("checkpoints/phase-*/outcome.json"))
+        outcomes = [json.loads(path.read_text()) for path in paths]
+        return [(one["steps"], one["epochs"]) for one in outcomes]
 
     def count_steps(self) -> int:
-        """Return the step, over all phases, that was logged last, or that a checkpoint has."""
+        """Return the last step, over all phases, in the log or in a checkpoint."""
         with (self.folder / "log").open("rb") as file:
             file.seek(self.log_before)
             *_, number, log = re.split(r"Phase (\d+) of \d+", "Phase 1 of 1" + file.read().decode())
@@ -174,7 +172,7 @@ class Run:
         return max((self.count_before(phase) + step for phase, step in places), default=0)
 
     def count_before(self, phase: int) -> int:
-        """Return how many steps the phases before this one have."""
+        """Return the number of steps before this phase."""
         return sum(steps for steps, _ in self.phases[: phase - 1])
 
     def torn_checkpoint(self) -> Path | None:
@@ -184,26 +182,26 @@ class Run:
 
 
 def is_building_cache(run: Run, step: int) -> bool:
-    """Return whether the store has begun, and training has not."""
+    """Return whether the cache is being written, and training has not begun."""
     return any(run.cache.glob("*/*")) and not (run.output / "checkpoints/recipe.json").exists()
 
 
 def is_training(run: Run, step: int) -> bool:
-    """Return whether this process has come to a step."""
+    """Return whether this process has reached a step."""
     return run.count_steps() >= step
 
 
 def is_writing_checkpoint(run: Run, step: int) -> bool:
-    """Return whether a checkpoint after a step has begun, another than the kill before tore."""
+    """Return whether a checkpoint after a step is being written, not left by an earlier kill."""
     return run.torn_checkpoint() not in (None, run.torn_before) and is_training(run, step)
 
 
 def is_making_folder(run: Run, step: int) -> bool:
-    """Return whether the finished folder is being put together."""
+    """Return whether the model folder is being assembled."""
     return (run.output / ".unfinished").exists()
 
 
-# What to wait for, and the longest time, as a share of a whole run, to wait after it.
+# What to wait for, and the longest time to wait after it, as a share of a whole run.
 MOMENTS = {
     "while the cache is built": (is_building_cache, 0.02),
     "in an epoch": (is_training, 0.01),
@@ -214,13 +212,13 @@ MOMENTS = {
 }
 
 
-def kill_at(run: Run, name: str, lot: random.Random, seconds: float) -> str | None:
-    """Start a run, kill it at a moment, and say what was on disk; None if it ended before."""
+def kill_at(run: Run, name: str, generator: random.Random, seconds: float) -> str | None:
+    """Start a run and kill it; return what is on disk, or None if it completed before."""
     has_come, share = MOMENTS[name]
     run.torn_before = run.torn_checkpoint()
     process = run.start()
     done, total = run.count_steps(), run.count_before(len(run.phases) + 1)
-    step = done + max(1, round(lot.uniform(*SHARES) * (total - done)))
+    step = done + max(1, round(generator.uniform(*SHARES) * (total - done)))
     started = time.monotonic()
     while not has_come(run, step):
         if process.poll() is not None:
@@ -229,9 +227,9 @@ def kill_at(run: Run, name: str, lot: random.Random, seconds: float) -> str | No
             return None
         if time.monotonic() - started > PATIENCE:
             os.killpg(process.pid, signal.SIGKILL)
-            raise SystemExit(f"{name} did not come within {PATIENCE:.0f} s")
+            raise SystemExit(f"{name}: not reached within {PATIENCE:.0f} s")
         time.sleep(POLL)
-    time.sleep(lot.uniform(0, share * seconds))
+    time.sleep(generator.uniform(0, share * seconds))
     if process.poll() is not None:
         return None
     os.killpg(process.pid, signal.SIGKILL)
@@ -240,22 +238,22 @@ def kill_at(run: Run, name: str, lot: random.Random, seconds: float) -> str | No
 
 
 def describe(run: Run) -> str:
-    """Return what a kill left on disk."""
+    """Return what a kill has left on disk."""
     complete = sorted(
         str(path.parent.relative_to(run.output / "checkpoints"))
         for path in run.output.glob("checkpoints/phase-*/checkpoint-*/trainer_state.json")
     )
-    summary = [f"complete: {', '.join(complete) or 'none'}"]
+    left = [f"complete: {', '.join(complete) or 'none'}"]
     torn = run.torn_checkpoint()
     if torn:
-        summary.append(f"torn: {torn.name} with {len(list(torn.iterdir()))} files")
+        left.append(f"torn: {torn.name} with {len(list(torn.iterdir()))} files")
     if is_making_folder(run, 0):
         files = len(list((run.output / ".unfinished").iterdir()))
-        summary.append(f"unfinished folder with {files} files")
+        left.append(f"unfinished folder with {files} files")
     if not (run.output / "checkpoints/recipe.json").exists():
         size = sum(path.stat().st_size for path in run.cache.rglob("*") if path.is_file())
-        summary.append(f"cache of {size} bytes")
-    return "; ".join(summary)
+        left.append(f"cache of {size} bytes")
+    return "; ".join(left)
 
 
 if __name__ == "__main__":

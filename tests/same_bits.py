@@ -1,4 +1,4 @@
-"""What a resumed run must share with an uninterrupted one: all of its state, bit for bit.
+"""Compare the whole state of a resumed run with that of an uninterrupted one, bit by bit.
 
 Not part of conftest.py: kill_training.py uses it without pytest.
 """
@@ -14,16 +14,16 @@ from safetensors.torch import load_file
 
 from pneumonia_hf.training.checkpoints import STATE_FILE, last_checkpoint, phase_folder
 
-# A comparison without one of these would say nothing about it.
+# Files that every checkpoint must have, or the comparison would be incomplete.
 ALWAYS = {"model.safetensors", "optimizer.pt", "scheduler.pt", STATE_FILE}
 PROGRESS = ("global_step", "max_steps", "epoch", "best_global_step", "best_metric")
 
 
 def assert_same_model(one: Path, two: Path) -> None:
-    """Check that two finished folders hold the same weights.
+    """Check that two model folders hold the same weights.
 
-    They are those of the best checkpoint, which may be older than the cut: this check alone does
-    not tell whether training went on as it should.
+    They are those of the best checkpoint, which may be older than the interruption: this check
+    alone does not show that training continued correctly.
     """
     states = [load_file(folder / "model.safetensors") for folder in (one, two)]
     different = list_differences(*states)
@@ -35,21 +35,21 @@ def assert_same_last_checkpoint(
 ) -> None:
     """Check that the last checkpoints of a phase of two runs hold the same state.
 
-    That is weights, averaged weights if there are any, optimizer, scheduler, every process'
-    random numbers, the step, and what each evaluation found.
+    That is weights, averaged weights if there are any, optimizer, scheduler, the random state of
+    each process, the step, and the results of each evaluation.
 
     Args:
         one, two: output folders of the runs.
-        after: the step at which one of them was cut; the checkpoints must be newer.
+        after: the step at which one of them was interrupted; the checkpoints must be newer.
         phase: the number of the phase.
         ignored: what may differ, as FILE/KEY.
     """
     last = [last_checkpoint(phase_folder(run, phase)) for run in (one, two)]
-    assert all(last), f"stage {phase} has no whole checkpoint in {last.index(None) + 1} of 2"
+    assert all(last), f"phase {phase} has no checkpoint in {last.index(None) + 1} of 2"
     states = [read_checkpoint(checkpoint) for checkpoint in last]
     steps = [state[STATE_FILE]["global_step"] for state in states]
     assert [path.name for path in last] == [f"checkpoint-{step}" for step in steps]
-    assert min(steps) > after, f"the last checkpoints are of the steps {steps}, cut at {after}"
+    assert min(steps) > after, f"the last checkpoints are of steps {steps}, interrupted at {after}"
     different = list_differences(*states)
     if ignored is not None:
         different = [where for where in different if not where.startswith(f"/{ignored}/")]
@@ -57,7 +57,7 @@ def assert_same_last_checkpoint(
 
 
 def read_checkpoint(checkpoint: Path) -> dict[str, Any]:
-    """Return all that a checkpoint keeps of training, by file."""
+    """Return the training state in a checkpoint, by file."""
     state: dict[str, Any] = {}
     for path in sorted(checkpoint.iterdir()):
         if path.suffix == ".safetensors":
@@ -65,21 +65,21 @@ def read_checkpoint(checkpoint: Path) -> dict[str, Any]:
         elif path.suffix == ".pt" or path.name.startswith("rng_state"):
             state[path.name] = torch.load(path, weights_only=False)
         elif path.name == STATE_FILE:
-            summary = json.loads(path.read_text())
-            state[path.name] = {name: summary[name] for name in PROGRESS}
+            progress = json.loads(path.read_text())
+            state[path.name] = {name: progress[name] for name in PROGRESS}
             state[path.name]["evaluations"] = [
                 {name: value for name, value in entry.items() if not is_time(name)}
-                for entry in summary["log_history"]
+                for entry in progress["log_history"]
                 if "eval_loss" in entry
             ]
     absent = ALWAYS - state.keys()
     assert not absent, f"{checkpoint.name} lacks {sorted(absent)}"
-    assert any(name.startswith("rng_state") for name in state), "no random numbers are kept"
+    assert any(name.startswith("rng_state") for name in state), "no random state is saved"
     return state
 
 
 def is_time(name: str) -> bool:
-    """Return whether a value of the log tells how long something took."""
+    """Return whether a value of the log is a duration or a speed."""
     return name.endswith(("_runtime", "_per_second"))
 
 
@@ -106,7 +106,7 @@ def is_same(one: Any, two: Any) -> bool:
         return one.dtype == two.dtype and torch.equal(one, two)
     if isinstance(one, np.ndarray):
         return one.dtype == two.dtype and np.array_equal(one, two)
-    if isinstance(one, float) and math.isnan(one):  # a precision of no positives
+    if isinstance(one, float) and math.isnan(one):  # the precision without positives
         return math.isnan(two)
     return bool(one == two)
 

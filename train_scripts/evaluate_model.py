@@ -1,4 +1,4 @@
-"""Measure a model on labelled X-rays and write a report.
+"""Evaluate a model on labelled X-rays and write a report.
 
 python train_scripts/evaluate_model.py --model runs/NAME --data_dir DATA --split test \
     --output_dir eval_reports/NAME
@@ -6,7 +6,7 @@ python train_scripts/evaluate_model.py --model runs/NAME --data_dir DATA --split
 
 from pathlib import Path
 
-from pneumonia_hf.cli import make_parser, run_script
+from pneumonia_hf.cli import check_inputs, make_parser, run_script
 
 
 def main() -> None:
@@ -16,7 +16,7 @@ def main() -> None:
         "--model",
         nargs="+",
         required=True,
-        help="Model folder, or Hub id with @revision; several are measured as one ensemble.",
+        help="Model folder, or Hub id with @revision; several form an ensemble.",
     )
     parser.add_argument(
         "--data_dir",
@@ -24,11 +24,11 @@ def main() -> None:
         required=True,
         help="One or more sources, each [NAME=][KIND:]WHERE, as for training.",
     )
-    parser.add_argument("--split", help="train, val or test; left out: test, or all there is.")
+    parser.add_argument("--split", help="train, val or test; default: test, or all images.")
     parser.add_argument("--output_dir", type=Path, required=True, help="Folder of the report.")
-    parser.add_argument("--name", help="What the report calls the data; the folder's name else.")
+    parser.add_argument("--name", help="Name of the data in the report; default: its sources.")
     parser.add_argument(
-        "--strict", action="store_true", help="Stop at anything that is no labelled X-ray."
+        "--strict", action="store_true", help="Stop at any file that is not a labelled X-ray."
     )
     parser.add_argument(
         "--tta", action="store_true", help="Average over five views of each image: slower."
@@ -38,23 +38,23 @@ def main() -> None:
         nargs="+",
         default=[],
         metavar="COLUMN",
-        help="Columns of metadata.csv: each value of them is measured by itself too.",
+        help="Columns of metadata.csv: metrics of each of their values.",
     )
     parser.add_argument(
         "--other_classes",
         nargs="+",
         default=[],
         metavar="FOLDER",
-        help="Folders beside NORMAL and PNEUMONIA: their images are scored, and in no metric.",
+        help="Folders beside NORMAL and PNEUMONIA: their images are scored but are in no metric.",
     )
     parser.add_argument(
         "--external",
         action="store_true",
-        help="The data is of another site than any that the model was trained on.",
+        help="The data is an external test set: of another site than all training data.",
     )
     parser.add_argument("--overwrite", action="store_true", help="Replace an older report.")
     parser.add_argument(
-        "--add_to_card", action="store_true", help="Put the numbers into the model's card too."
+        "--add_to_card", action="store_true", help="Add the metrics to the model's card."
     )
     options = parser.parse_args()
 
@@ -68,18 +68,19 @@ def main() -> None:
 
     check_report_folder(options.output_dir, options.overwrite)
     card = check_card(options.model, options.tta) if options.add_to_card else None
+    sources = [parse_source(one) for one in options.data_dir]
+    check_inputs(options.model, [one.where for one in sources if one.kind == "folder"])
     others = []
     if options.other_classes:
-        if len(options.data_dir) > 1 or parse_source(options.data_dir[0]).kind != "folder":
+        if len(sources) > 1 or sources[0].kind != "folder":
             raise UserError("--other_classes needs one folder as --data_dir.")
-        others = list_others(parse_source(options.data_dir[0]).where, options.other_classes)
+        others = list_others(sources[0].where, options.other_classes)
     predictor = Predictor.from_pretrained(options.model, tta=options.tta)
     split, data = choose_split(options.data_dir, options.split, predictor, options.strict)
-    name = options.name or " + ".join(parse_source(one).name for one in options.data_dir)
     report = evaluate_predictor(
         predictor,
         data,
-        name,
+        options.name or " + ".join(one.name for one in sources),
         split,
         strict=options.strict,
         subgroups=options.subgroups,

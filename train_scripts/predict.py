@@ -1,36 +1,39 @@
-"""Score X-rays, files or folders, into a CSV table.
+"""Score X-rays (files or folders) into a CSV table.
 
 python train_scripts/predict.py --model runs/NAME --input FILE_OR_FOLDER ... --output out.csv
 """
 
 import sys
 
-from pneumonia_hf.cli import EXIT_FAULT, make_parser, run_script
+from pneumonia_hf.cli import EXIT_FAULT, check_inputs, make_parser, run_script
 
 
 def main() -> int:
-    """Write a row for every input; the exit status is 2 if one of them could not be read."""
+    """Write a row for every input; return exit status 2 if one of them cannot be read."""
     parser = make_parser(__doc__)
     parser.add_argument(
         "--model",
         nargs="+",
-        help="Model folder, or Hub id with @revision, or several as an ensemble; else the default.",
+        help="Model folder, or Hub id with @revision; several form an ensemble; default: the one "
+        "included.",
     )
-    parser.add_argument("--input", nargs="+", required=True, help="Files, and folders of them.")
-    parser.add_argument("--output", required=True, help="The table to write; - prints it.")
+    parser.add_argument("--input", nargs="+", required=True, help="Image files or folders.")
+    parser.add_argument("--output", required=True, help="CSV file to write; - prints it.")
     parser.add_argument(
         "--tta", action="store_true", help="Average over five views of each image: slower."
     )
     parser.add_argument("--overwrite", action="store_true", help="Replace an older table.")
     options = parser.parse_args()
 
-    from pneumonia_hf.inference.batch import check_table, find_inputs, write_predictions
+    from pneumonia_hf.inference.batch import check_output_file, find_inputs, write_predictions
     from pneumonia_hf.inference.predictor import Predictor
     from pneumonia_hf.models.model_folder import DEFAULT_MODEL
 
-    check_table(options.output, options.overwrite)
+    check_output_file(options.output, options.overwrite)
     paths = find_inputs(options.input)
-    predictor = Predictor.from_pretrained(options.model or DEFAULT_MODEL, tta=options.tta)
+    models = options.model or [DEFAULT_MODEL]
+    check_inputs(models)
+    predictor = Predictor.from_pretrained(models, tta=options.tta)
     failed = write_predictions(predictor, paths, options.output)
     if failed:
         print(f"{failed} of {len(paths)} files could not be read; see their rows.", file=sys.stderr)

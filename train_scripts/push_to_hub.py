@@ -1,4 +1,4 @@
-"""Push a saved model folder to the Hugging Face Hub, in one commit, with its card.
+"""Push a saved model folder, with its card, to the Hugging Face Hub in one commit.
 
 python train_scripts/push_to_hub.py --model runs/NAME --repo_id me/NAME
 """
@@ -9,11 +9,11 @@ from pneumonia_hf.cli import make_parser, run_script
 
 
 def main() -> None:
-    """Push the folder and print where it is now."""
+    """Push the folder and print the URL of the commit."""
     parser = make_parser(__doc__)
     parser.add_argument("--model", type=Path, required=True, help="Saved model folder.")
     parser.add_argument("--repo_id", required=True, help="owner/name on the Hub.")
-    parser.add_argument("--public", action="store_true", help="Let everybody see it.")
+    parser.add_argument("--public", action="store_true", help="Create a public repository.")
     options = parser.parse_args()
 
     from pneumonia_hf.models.model_folder import push_model

@@ -1,28 +1,35 @@
-"""Calibrate a saved model anew, on the validation images that it was chosen on.
+"""Recalibrate a saved model on its own validation images.
 
 python train_scripts/recalibrate.py --model runs/NAME --data_dir DATA
 
-For models that an earlier version finished. Temperature, threshold, range of referral and the
-scale of attribution maps are found as training finds them now; the weights below the head stay.
-Reports in the model's card are removed: measure it again with evaluate_model.py --add_to_card.
+For models of an earlier version. Temperature, threshold, REFER range and the references of
+attribution maps become those that training finds now; the weights below the head stay. Reports in
+the model's card are removed: evaluate the model again with evaluate_model.py --add_to_card.
 """
 
 from pathlib import Path
 
-from pneumonia_hf.cli import make_parser, run_script
+from pneumonia_hf.cli import check_inputs, make_parser, run_script
 
 
 def main() -> None:
-    """Find the model's own validation images in the data, and calibrate it on them."""
+    """Find the model's own validation images in the data, and calibrate the model on them."""
     parser = make_parser(__doc__)
     parser.add_argument("--model", type=Path, required=True, help="Folder of a saved model.")
     parser.add_argument(
         "--data_dir",
         nargs="+",
         required=True,
-        help="The sources that it was trained on, each [NAME=][KIND:]WHERE.",
+        help="The sources of its training data, each [NAME=][KIND:]WHERE.",
     )
     options = parser.parse_args()
+
+    from pneumonia_hf.data.sources import parse_source
+    from pneumonia_hf.models.model_folder import check_model_folder
+
+    check_model_folder(options.model)
+    sources = [parse_source(one) for one in options.data_dir]
+    check_inputs(data_folders=[one.where for one in sources if one.kind == "folder"])
 
     from pneumonia_hf.evaluation.recalibrate import find_validation, recalibrate
 
@@ -30,7 +37,7 @@ def main() -> None:
     found = recalibrate(options.model, validation)["config"]
     print(
         f"Calibrated on {len(validation)} validation images: temperature "
-        f"{found['temperature']:.4f}, pneumonia at or above {found['threshold']:.4f}, referred "
+        f"{found['temperature']:.4f}, positive at or above {found['threshold']:.4f}, referred "
         f"from {found['refer_low']:.4f} to {found['refer_high']:.4f}."
     )
 

@@ -4,22 +4,18 @@ accelerate launch train_scripts/train.py --config train_scripts/configs/dinov2-s
     --data_dir DATA --output_dir runs/NAME
 """
 
-from pneumonia_hf.cli import parse_recipe, run_script
+from pneumonia_hf.cli import run_script
 
 
 def main() -> None:
-    """Read recipe and flags, train, and say what came out."""
-    from pneumonia_hf.data.load import DataConfig
-    from pneumonia_hf.models.build import ModelConfig
-    from pneumonia_hf.training.arguments import XrayTrainingArguments
-    from pneumonia_hf.training.augment import AugmentConfig
-    from pneumonia_hf.training.recipe import Recipe
-    from pneumonia_hf.training.runs import run_recipe
+    """Read recipe and flags, train, and print where the model is."""
+    from pneumonia_hf.training.recipe import parse_run
 
-    data, model, augment, arguments = parse_recipe(
-        [DataConfig, ModelConfig, AugmentConfig, XrayTrainingArguments]
-    )
-    folder = run_recipe(Recipe(data, model, augment), arguments)
+    recipe, arguments = parse_run()
+
+    from pneumonia_hf.training.runs import run_recipe  # imports torch
+
+    folder = run_recipe(recipe, arguments)
     if arguments.process_index == 0:
         if arguments.seeds is None:
             print(f"The saved model is in {folder}; its card is {folder / 'README.md'}.")

@@ -21,33 +21,33 @@ if TYPE_CHECKING:
 
     from pneumonia_hf.audit.label_errors import FeatureConfig
 
-VERDICTS = ("fine", "look", "stop")
+VERDICTS = ("pass", "warn", "fail")
 MOST_EXAMPLES = 12  # of a check, in audit.json and as thumbnails
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What a check found."""
+    """The result of a check."""
 
     verdict: str  # of VERDICTS
-    count: int  # of what it looks for: images, groups, patients
+    count: int  # of the images, groups or patients found
     text: str  # a sentence
     examples: tuple[Any, ...] = ()  # the first or worst cases
-    shown: tuple[tuple[int, str], ...] = ()  # images worth seeing, each with a caption
-    more: dict[str, Any] = field(default_factory=dict)  # numbers and lists of its own
+    shown: tuple[tuple[int, str], ...] = ()  # rows of images for thumbnails, with captions
+    more: dict[str, Any] = field(default_factory=dict)  # further entries of audit.json
 
 
 @dataclass
 class Xrays:
-    """All images of an audit, as columns, and what their sources were in issue with."""
+    """All images of an audit, as columns, and the data issues of their sources."""
 
-    data: Dataset  # the rows of all parts, one part after the other
+    data: Dataset  # the rows of all splits, one split after the other
     splits: tuple[str, ...]
-    split: np.ndarray  # int8 [N], places in `parts`
+    split: np.ndarray  # int8 [N], indices into `splits`
     images: XrayPixels
     issues: tuple[DataIssue, ...] = ()
-    features: FeatureConfig | None = None  # what label suspects are looked for with
-    unseen_pairs: int = 0  # of X-rays with like hashes, when too many were to be compared
+    features: FeatureConfig | None = None  # for label suspects
+    unseen_pairs: int = 0  # pairs with similar hashes that were not compared, being too many
 
     def __len__(self) -> int:
         return len(self.split)
@@ -58,28 +58,34 @@ class Xrays:
         return column(self.data, "label").to_numpy()
 
     @cached_property
+    def _coded_patients(self) -> Any:
+        return column(self.data, "patient").dictionary_encode()
+
+    @cached_property
+    def _file_names(self) -> Any:
+        return column(self.data, "file")
+
+    @cached_property
     def patient(self) -> np.ndarray:
-        """Numbers that stand for the patients: int32 [N]."""
-        coded = column(self.data, "patient").dictionary_encode()
-        self._patient_names = coded.dictionary
-        return coded.indices.to_numpy()
+        """Patient numbers: int32 [N]."""
+        return self._coded_patients.indices.to_numpy()
 
     @cached_property
     def exact(self) -> np.ndarray:
-        """Numbers of the groups of images with equal pixels: int64 [N]."""
+        """Group numbers of images with equal pixels: int64 [N]."""
         return group_exact(self.images.facts("pixels"))
 
     @cached_property
     def near(self) -> np.ndarray:
-        """Numbers of the groups of images of one X-ray: int64 [N]."""
+        """Group numbers of images of one X-ray: int64 [N]."""
         groups, self.unseen_pairs = group_near(self.images, self.exact)
         return groups
 
     @cached_property
     def related(self) -> np.ndarray:
-        """Numbers of the groups that share a patient or an X-ray: int64 [N].
+        """Group numbers of images that share a patient or an X-ray: int64 [N].
 
-        What is measured by cross-validation must not have one of a group on each side.
+        A cross-validation must not split such a group.
         """
         from scipy.sparse import coo_array
         from scipy.sparse.csgraph import connected_components
@@ -91,61 +97,51 @@ class Xrays:
 
     @cached_property
     def by_file_name(self) -> bool:
-        """Whether patients are groups by file name, so that there are at least as many."""
-        _ = self.patient
-        return named_by_file(self._patient_names.to_pylist())
+        """Whether patients are groups by file name, so that their number is a lower bound."""
+        return named_by_file(self._coded_patients.dictionary.to_pylist())
 
     def patient_name(self, number: int) -> str:
-        """Return the patient that a number stands for."""
-        _ = self.patient
-        return self._patient_names[int(number)].as_py()
+        """Return the name of a patient."""
+        return self._coded_patients.dictionary[int(number)].as_py()
 
     def files(self, rows: Iterable[int]) -> list[str]:
-        """Return what people call the images at `rows`."""
-        rows = [int(row) for row in rows]
-        names = self._file_names
-        return [names[row].as_py() for row in rows]
-
-    @cached_property
-    def _file_names(self) -> Any:
-        return column(self.data, "file")
+        """Return the file names of the images at `rows`."""
+        return [self._file_names[int(row)].as_py() for row in rows]
 
     def describe(self, row: int) -> dict[str, str]:
-        """Return file, part and label of an image."""
-        summary = {"file": self.files([row])[0]}
-        if len(self.splits) > 1:
-            summary["part"] = self.splits[self.split[row]]
-        return summary | {"label": LABELS[self.label[row]]}
+        """Return file, split and label of an image."""
+        split = {"part": self.splits[self.split[row]]} if len(self.splits) > 1 else {}
+        return {"file": self.files([row])[0]} | split | {"label": LABELS[self.label[row]]}
 
 
 def finding_of_issues(
     verdict: str, cases: Sequence[DataIssue], text: str, count: int | None = None, **more: Any
 ) -> Finding:
-    examples = tuple({"file": one.file, "reason": one.reason} for one in cases[:MOST_EXAMPLES])
-    found = {"file": [one.file for one in cases], "reason": [one.reason for one in cases]}
-    listed = [{"file": f, "reason": r} for f, r in zip(*found.values(), strict=True)]
-    return Finding(
-        verdict,
-        len(cases) if count is None else count,
-        text,
-        examples,
-        more={"files": found["file"], "cases": listed} | more,
-    )
+    """Return a finding whose cases are data issues; `count` is by default their number."""
+    listed = [{"file": one.file, "reason": one.reason} for one in cases]
+    more = {"files": [one.file for one in cases], "cases": listed} | more
+    count = len(cases) if count is None else count
+    return Finding(verdict, count, text, tuple(listed[:MOST_EXAMPLES]), more=more)
 
 
-def show_examples(
-    xrays: Xrays, rows: np.ndarray, captions: Sequence[str] | None = None
-) -> tuple[tuple[dict, ...], tuple[tuple[int, str], ...]]:
-    """Return the first of some images as examples and as thumbnails."""
-    first = rows[:MOST_EXAMPLES]
-    captions = list(captions or [""] * len(rows))
-    examples = tuple(
-        xrays.describe(row) | ({"why": caption} if caption else {})
-        for row, caption in zip(first, captions, strict=False)
-    )
-    return examples, tuple((int(r), c) for r, c in zip(first, captions, strict=False))
+def finding_of_images(
+    xrays: Xrays,
+    verdict: str,
+    rows: np.ndarray,
+    text: str,
+    captions: Sequence[str] = (),
+    **more: Any,
+) -> Finding:
+    """Return a finding whose cases are the images at `rows`, each with a caption if given."""
+    shown = [(int(row), "") for row in rows[:MOST_EXAMPLES]]
+    if captions:
+        shown = [(row, caption) for (row, _), caption in zip(shown, captions, strict=False)]
+    examples = (xrays.describe(row) | ({"why": why} if why else {}) for row, why in shown)
+    more |= {"files": xrays.files(rows)}
+    return Finding(verdict, len(rows), text, tuple(examples), tuple(shown), more)
 
 
 def count_noun(things: Sequence[Any] | np.ndarray, noun: str) -> str:
+    """Return the number of things in words, such as `no images`."""
     count = len(things)
     return f"{count or 'no'} {noun}{'' if count == 1 else 's'}"

@@ -1,27 +1,20 @@
-"""Checks of labels: balance, both labels, probable label errors."""
+"""Checks of labels: class balance, patients with both labels, probable label errors."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from pneumonia_hf.audit.dataset import (
-    MOST_EXAMPLES,
-    VERDICTS,
-    Finding,
-    Xrays,
-    count_noun,
-    finding_of_issues,
-)
+from pneumonia_hf.audit.dataset import MOST_EXAMPLES, VERDICTS, Finding, Xrays, count_noun
 from pneumonia_hf.labels import LABELS
 
-SMALLEST_SHARE = 0.2  # of a class in a part
-FALSE_ALARMS = 0.01  # how often random splits are said to differ in their shares of pneumonia
-SUSPECTS_STOP = 0.05  # share of the images
-WEAK_FEATURES = 0.9  # AUROC below which features say more of themselves than of the labels
+SMALLEST_SHARE = 0.2  # of a class in a split
+FALSE_ALARMS = 0.01  # rate of warnings about the shares of pneumonia in random splits
+SUSPECTS_FAIL = 0.05  # share of the images
+WEAK_FEATURES = 0.9  # AUROC below which the features are too weak to judge single labels
 
 
 def check_balance(xrays: Xrays) -> Finding:
-    """Classes in each part: too few of one, or shares that differ between parts."""
+    """Class balance of each split: too few images of a class, or shares that differ by split."""
     counts = {
         name: np.bincount(xrays.label[xrays.split == number], minlength=len(LABELS))
         for number, name in enumerate(xrays.splits)
@@ -30,41 +23,39 @@ def check_balance(xrays: Xrays) -> Finding:
     few = [name for name, share in shares.items() if min(share, 1 - share) < SMALLEST_SHARE]
     shift = max(shares.values()) - min(shares.values())
     chance = compare_shares(xrays.label, xrays.patient, xrays.split)
-    verdict = "stop" if any(0 in of for of in counts.values()) else "look" if few else "fine"
-    summary = "; ".join(
+    verdict = "fail" if any(0 in of for of in counts.values()) else "warn" if few else "pass"
+    text = "; ".join(
         f"{name} has {of[0]} {LABELS[0]} and {of[1]} {LABELS[1]} ({shares[name]:.1%} of all)"
         for name, of in counts.items()
     )
     if chance < FALSE_ALARMS:
-        verdict = max(verdict, "look", key=VERDICTS.index)
-        summary += (
-            f"; the shares differ by {shift:.1%} between splits, more than splitting these "
-            f"patients at random explains (p = {chance:.3g})"
+        verdict = max(verdict, "warn", key=VERDICTS.index)
+        text += (
+            f"; the shares differ by {shift:.1%} between splits, more than random splits of these "
+            f"patients do (p = {chance:.3g})"
         )
         few = few or list(counts)
     numbers = {name: {LABELS[0]: int(of[0]), LABELS[1]: int(of[1])} for name, of in counts.items()}
     examples = tuple({"part": name, **numbers[name]} for name in few)
     more = {"parts": numbers, "p_of_shift": round(chance, 4)}
-    return Finding(verdict, len(few), f"{summary}.", examples, more=more)
+    return Finding(verdict, len(few), f"{text}.", examples, more=more)
 
 
 def compare_shares(
     label: np.ndarray, patient: np.ndarray, split: np.ndarray, draws: int = 999, seed: int = 0
 ) -> float:
-    """Return how likely splits of the same sizes differ so much in their share of pneumonia.
+    """Return the p-value of a permutation test of equal shares of pneumonia in the splits.
 
-    A permutation test: whole patients are dealt to the splits anew, each split getting as many
-    patients as it has. What is compared is the chi-squared sum of the shares' distances from
-    that of all.
+    Patients are permuted over the splits, each of which keeps its number of patients. The
+    statistic is the chi-squared sum of the shares' distances from the overall share.
 
     Args:
         label: 0 or 1, [N].
-        patient, split: numbers that stand for the patient and the split, [N].
-        draws: random deals.
-        seed: of the deals.
+        patient, split: patient and split numbers, [N].
+        draws, seed: number and seed of the permutations.
 
     Returns:
-        The p-value, 1 / (draws + 1) or more; 1 where there is one split only.
+        1 / (draws + 1) to 1; 1 if there is one split only.
     """
     units, of_unit = np.unique(np.stack([patient, split]), axis=1, return_inverse=True)
     of_unit = of_unit.ravel()  # a patient in two splits counts in each
@@ -75,9 +66,9 @@ def compare_shares(
     if len(np.unique(splits)) < 2 or overall in (0, 1):
         return 1.0
 
-    def distance(dealt: np.ndarray) -> float:
-        images = np.bincount(dealt, size)
-        found = np.bincount(dealt, ill)
+    def distance(permuted: np.ndarray) -> float:
+        images = np.bincount(permuted, size)
+        found = np.bincount(permuted, ill)
         images, found = images[images > 0], found[images > 0]
         return float((images * (found / images - overall) ** 2).sum())
 
@@ -88,32 +79,29 @@ def compare_shares(
 
 
 def check_patient_labels(xrays: Xrays) -> Finding:
-    """Patients with images of both labels: ill at one time, well at another, or mistaken."""
+    """Patients with images of both labels: ill at one time and well at another, or mislabelled."""
     cases = [one for one in xrays.issues if one.kind == "both_labels"]
-    text = f"{count_noun(cases, 'patient')} with both labels"
+    text = f"{count_noun(cases, 'patient')} with both labels."
     if not cases and xrays.by_file_name:
         text = (
-            "not to be seen: patients are groups by file name, and the names differ by class, so "
-            "no group can have both labels"
+            "cannot be checked: patients are groups by file name, and the names differ by class, "
+            "so no group can have both labels."
         )
-    finding = finding_of_issues("look" if cases else "fine", cases, f"{text}.")
     examples = tuple({"patient": one.file, "reason": one.reason} for one in cases[:MOST_EXAMPLES])
-    patients = [one.file for one in cases]
-    return Finding(
-        finding.verdict, finding.count, finding.text, examples, more={"patients": patients}
-    )
+    more = {"patients": [one.file for one in cases]}
+    return Finding("warn" if cases else "pass", len(cases), text, examples, more=more)
 
 
 def check_label_suspects(xrays: Xrays) -> Finding:
-    """Labels that cross-validated predictions from frozen features speak against (cleanlab)."""
+    """Labels that cross-validated predictions from frozen features contradict (cleanlab)."""
     from pneumonia_hf.audit.label_errors import find_label_errors
 
     if xrays.features is None:
-        return Finding("look", 0, "not looked for, as no features were asked for.")
+        return Finding("warn", 0, "not checked: no features were requested.")
     found = find_label_errors(xrays.images, xrays.label, xrays.related, xrays.features)
     if found is None:
-        return Finding("look", 0, "too few patients of a class to look for wrong labels.")
-    rows, probabilities, area, means = found
+        return Finding("warn", 0, "not checked: too few patients of a class.")
+    rows, probabilities, area, features = found
     share = len(rows) / max(len(xrays), 1)
     given = xrays.label[rows]
     belief = np.where(given == 1, probabilities[rows], 1 - probabilities[rows])
@@ -123,21 +111,16 @@ def check_label_suspects(xrays: Xrays) -> Finding:
         for row, p in zip(rows, belief, strict=True)
     ]
     counts = {LABELS[label]: int(np.sum(given == label)) for label in range(len(LABELS))}
-    text = (
-        f"{len(rows)} labels are doubtful, {counts[LABELS[0]]} {LABELS[0]} and "
-        f"{counts[LABELS[1]]} {LABELS[1]} (features: {means}; their cross-validated AUROC "
-        f"is {area:.3f})."
-    )
     weak = area < WEAK_FEATURES
-    if weak:
-        text = f"{text[:-1]}: too low to judge single labels by them."
     return Finding(
-        "stop" if share > SUSPECTS_STOP and not weak else "look" if len(rows) else "fine",
+        "fail" if share > SUSPECTS_FAIL and not weak else "warn" if len(rows) else "pass",
         len(rows),
-        text,
+        f"{len(rows)} labels are doubtful, {counts[LABELS[0]]} {LABELS[0]} and "
+        f"{counts[LABELS[1]]} {LABELS[1]} (features: {features}; cross-validated AUROC "
+        f"{area:.3f}{': too low to judge single labels' if weak else ''}).",
         tuple(cases[:MOST_EXAMPLES]),
         more={
-            "features": means,
+            "features": features,
             "auroc_of_features": round(area, 4),
             "files": [one["file"] for one in cases],
             "cases": cases,

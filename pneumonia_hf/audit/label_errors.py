@@ -1,7 +1,6 @@
-"""What a plain model can tell from frozen features: doubtful labels, and shortcuts to the class.
+"""Cross-validated predictions of the label from frozen features, and doubtful labels.
 
-All predictions are cross-validated: no image is judged by a model that saw its patient, or
-another copy of its X-ray.
+No image is scored by a model that was fitted on its patient or on another copy of its X-ray.
 """
 
 from __future__ import annotations
@@ -20,27 +19,27 @@ if TYPE_CHECKING:
     from pneumonia_hf.data.pixel_store import XrayPixels
 
 FOLDS = 5
-MOST_ROWS = 8_000  # that a fold's model is fitted on, so that memory does not grow with the data
-COMPONENTS = 128  # kept of the features at most, and one for every ten images
-PIXELS = "pixels"  # the features that need no network
+MOST_ROWS = 8_000  # to fit a fold's model, so that memory does not grow with the data
+COMPONENTS = 128  # of the features at most, and one for every ten images
+PIXELS = "pixels"  # features without a network
 
 
 @dataclass
 class FeatureConfig:
-    """Which frozen network looks for doubtful labels."""
+    """The frozen features for the search for doubtful labels."""
 
     features: str = field(
         default="dinov2-small",
         metadata={
-            "help": "Backbone whose pretrained features look for doubtful labels, or pixels: "
-            "the gray levels themselves, which need no network; none leaves it out."
+            "help": "Backbone whose pretrained features are used to find doubtful labels; "
+            "pixels: gray levels, without a network; none: no search."
         },
     )
     weights: str | None = field(
         default=None,
         metadata={
             "help": "Pretrained weights of the backbone: a local folder or a Hub id. They must "
-            "not come from training on these labels."
+            "not have been trained on these labels."
         },
     )
 
@@ -57,17 +56,17 @@ def find_label_errors(
 ) -> tuple[np.ndarray, np.ndarray, float, str] | None:
     """Return the rows whose labels are doubtful, most doubtful first.
 
-    By confident learning (Northcutt et al. 2021, doi 10.1613/jair.1.12125) as cleanlab does it,
-    over the predictions of a logistic regression on frozen features.
+    By confident learning (Northcutt et al. 2021, doi 10.1613/jair.1.12125), in cleanlab, over the
+    predictions of a logistic regression on frozen features.
 
     Args:
-        images, labels: what is judged, and the class numbers given to it, [N].
-        groups: numbers of what belongs together, [N]: one of a group never judges another.
+        images, labels: the images and their class numbers, [N].
+        groups: group numbers, [N]; a group is never split by the cross-validation.
         config: the features.
 
     Returns:
-        Rows, P(pneumonia) of all images, the AUROC of these against the labels, and the name
-        of the features; None where a class has too few patients.
+        Rows, P(pneumonia) of all images, its AUROC against the labels, and the name of the
+        features; None if a class has too few patients.
     """
     from cleanlab.filter import find_label_issues
     from sklearn.linear_model import LogisticRegression
@@ -92,7 +91,7 @@ def find_label_errors(
 def compute_features(images: XrayPixels, config: FeatureConfig | None) -> tuple[np.ndarray, str]:
     """Return the principal components of frozen features, [N, COMPONENTS] float16, and their name.
 
-    Where the backbone's weights cannot be fetched, the gray levels take their place, and the
+    If the backbone's weights are not available, the gray levels replace the features, and the
     name says so.
     """
     from sklearn.decomposition import PCA
@@ -105,12 +104,12 @@ def compute_features(images: XrayPixels, config: FeatureConfig | None) -> tuple[
         except UserError:
             if config.weights:
                 raise
-            name = f"{PIXELS}, since the weights of {name} cannot be had"
+            name = f"{PIXELS}, since the weights of {name} are not available"
     count = len(images)
-    # The components come from a sample, so that no features of all images are kept.
+    # Fitted on a sample, so that the features of all images need not be in memory.
     sample = np.sort(np.random.default_rng(0).permutation(count)[:2000])
     some = _in_batches(images, sample, extract)
-    # As many components as images would be nothing but noise.
+    # As many components as images would fit noise.
     components = min(COMPONENTS, max(2, count // 10), *some.shape)
     reduction = PCA(components, random_state=0).fit(some)
     if count == len(sample):
@@ -124,40 +123,32 @@ def compute_features(images: XrayPixels, config: FeatureConfig | None) -> tuple[
 def cross_validate(
     features: np.ndarray, labels: np.ndarray, groups: np.ndarray, make_model: Callable[[], Any]
 ) -> np.ndarray:
-    """Return P(pneumonia) of each row, from a model that saw none of its group: float [N]."""
+    """Return P(pneumonia) of each row, from a model fitted without its group: float [N]."""
     from sklearn.model_selection import StratifiedGroupKFold
 
     generator = np.random.default_rng(0)
     probabilities = np.zeros(len(labels))
-    folds = StratifiedGroupKFold(min(FOLDS, _least(labels, groups)), shuffle=True, random_state=0)
+    folds = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=0)
+    kind = np.promote_types(features.dtype, np.float32)  # half precision is for storage only
     for fitted, held in folds.split(labels, labels, groups):
         if len(fitted) > MOST_ROWS:
             fitted = np.sort(generator.permutation(fitted)[:MOST_ROWS])
-        model = make_model().fit(_widen(features[fitted]), labels[fitted])
+        model = make_model().fit(features[fitted].astype(kind), labels[fitted])
         for start in range(0, len(held), 10_000):
             rows = held[start : start + 10_000]
-            probabilities[rows] = model.predict_proba(_widen(features[rows]))[:, 1]
+            probabilities[rows] = model.predict_proba(features[rows].astype(kind))[:, 1]
     return probabilities
 
 
-def _widen(features: np.ndarray) -> np.ndarray:
-    """Return features as models take them: half precision is for keeping only."""
-    return features.astype(np.float32) if features.dtype == np.float16 else features
-
-
-def _least(labels: np.ndarray, groups: np.ndarray) -> int:
-    return min(len(np.unique(groups[labels == label])) for label in range(len(LABELS)))
-
-
 def has_enough_groups(labels: np.ndarray, groups: np.ndarray) -> bool:
-    """Return whether both classes have the patients that a cross-validation needs."""
-    return _least(labels, groups) >= FOLDS
+    """Return whether both classes have a group for each fold of a cross-validation."""
+    return min(len(np.unique(groups[labels == label])) for label in range(len(LABELS))) >= FOLDS
 
 
 def _in_batches(
     images: XrayPixels, rows: np.ndarray, extract: Callable[[Any], np.ndarray]
 ) -> np.ndarray:
-    """Return what `extract` makes of the images at `rows`: float16 [N, D]."""
+    """Return the features of the images at `rows`: float16 [N, D]."""
     from tqdm.auto import tqdm
 
     out = None
@@ -180,7 +171,7 @@ def _pixel_features(pixels: Any) -> np.ndarray:
 
 
 def _network_features(name: str, weights: str | None) -> Callable[[Any], np.ndarray]:
-    """Return what makes features of uint8 images: the input of the backbone's last layer."""
+    """Return a function from uint8 images to features: the input of the backbone's last layer."""
     import torch
 
     from pneumonia_hf.models.backbones import fast_precision, head_of

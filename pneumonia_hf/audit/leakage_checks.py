@@ -11,37 +11,29 @@ from pneumonia_hf.labels import LABELS
 
 
 def check_exact_duplicates(xrays: Xrays) -> Finding:
-    """Images whose decoded pixels are the same."""
+    """Images with equal decoded pixels."""
     return _check_groups(xrays, xrays.exact, "equal pixels")
 
 
 def check_near_duplicates(xrays: Xrays) -> Finding:
-    """Images that show the same X-ray, stored in another way; confirmed by correlation."""
-    finding = _check_groups(
-        xrays, xrays.near, "the same X-ray, stored otherwise", beyond=xrays.exact
-    )
+    """Images of the same X-ray in different encodings, confirmed by correlation."""
+    finding = _check_groups(xrays, xrays.near, "the same X-ray", beyond=xrays.exact)
     if not xrays.unseen_pairs:
         return finding
-    text = (
-        f"{finding.text[:-1]}; {xrays.unseen_pairs} more pairs with like hashes were not compared."
-    )
-    return replace(finding, text=text)
+    omitted = f"{xrays.unseen_pairs} more pairs with similar hashes were not compared."
+    return replace(finding, text=f"{finding.text[:-1]}; {omitted}")
 
 
 def check_patient_overlap(xrays: Xrays) -> Finding:
-    """Patients with images in more than one part."""
+    """Patients with images in more than one split."""
     places = np.unique(np.stack([xrays.patient, xrays.split]), axis=1)
     numbers, counts = np.unique(places[0], return_counts=True)
     shared = numbers[counts > 1]
     if len(xrays.splits) == 1:
-        text = "the data is not parted yet; training splits it by patient."
-    elif len(shared):
-        text = (
-            f"{count_noun(shared, 'patient')} in more than one split: what is measured there is "
-            f"optimistically biased."
-        )
+        text = "the data has no splits yet; training splits it by patient."
     else:
-        text = "no patient is in two parts."
+        text = f"{count_noun(shared, 'patient')} in more than one split"
+        text += ": metrics there are optimistically biased." if len(shared) else "."
     rows = np.flatnonzero(np.isin(xrays.patient, shared))
     examples = [
         {
@@ -51,7 +43,7 @@ def check_patient_overlap(xrays: Xrays) -> Finding:
         for number in shared[:MOST_EXAMPLES]
     ]
     return Finding(
-        "stop" if len(shared) else "fine",
+        "fail" if len(shared) else "pass",
         len(shared),
         text,
         tuple(examples),
@@ -63,22 +55,22 @@ def check_patient_overlap(xrays: Xrays) -> Finding:
 
 
 def check_unknown_patients(xrays: Xrays) -> Finding:
-    """Files that do not tell their patient: each counts as a patient of its own."""
+    """Files without a known patient; each counts as a separate patient."""
     cases = [one for one in xrays.issues if one.kind == "own_patient"]
     count = sum(one.count for one in cases)
-    text = (
-        f"{count} files do not tell whose they are: if one patient has several of them, "
-        f"the parts may share patients"
-        if count
-        else "every file tells its patient"
-    )
-    return finding_of_issues("look" if count else "fine", cases, f"{text}.", count=count)
+    text = "the patient of every file is known."
+    if count:
+        text = (
+            f"{count} files have no known patient: if several are of one patient, the splits may "
+            f"share patients."
+        )
+    return finding_of_issues("warn" if count else "pass", cases, text, count)
 
 
 def _check_groups(
     xrays: Xrays, groups: np.ndarray, what: str, beyond: np.ndarray | None = None
 ) -> Finding:
-    """Report groups of two and more; with `beyond`, those that hold more than one of its groups."""
+    """Report groups of two or more images; with `beyond`, only those that join its groups."""
     order = np.argsort(groups, kind="stable")
     starts = np.flatnonzero(np.diff(groups[order], prepend=-1))
     several = [rows for rows in np.split(order, starts[1:]) if len(rows) > 1]
@@ -90,7 +82,7 @@ def _check_groups(
         "across_patients": [len(np.unique(xrays.patient[rows])) > 1 for rows in several],
     }
     counts = {name: int(np.sum(flags)) for name, flags in crossing.items()}
-    # Those first that do most harm.
+    # The most harmful first.
     ranks = sorted(
         range(len(several)),
         key=lambda at: (*(not flags[at] for flags in crossing.values()), several[at].min()),
@@ -99,14 +91,14 @@ def _check_groups(
     files = sum(len(rows) for rows in several)
     if not several:
         return Finding(
-            "fine", 0, f"no two images show {what}.", more=counts | {"groups": [], "files": []}
+            "pass", 0, f"no two images show {what}.", more=counts | {"groups": [], "files": []}
         )
-    summary = ", ".join(
-        f"{n} with {name.replace('across_', 'different ')}" for name, n in counts.items() if n
+    details = ", ".join(
+        f"{n} across {noun}"
+        for noun, n in zip(("splits", "labels", "patients"), counts.values(), strict=True)
+        if n
     )
-    text = f"{files} images in {count_noun(several, 'group')} show {what}" + (
-        f": {summary}" if summary else ""
-    )
+    text = f"{files} images in {count_noun(several, 'group')} show {what}"
     examples = [
         {
             "files": xrays.files(rows),
@@ -121,9 +113,9 @@ def _check_groups(
         for row in rows[:2]
     ]
     return Finding(
-        "stop" if counts["across_parts"] else "look",
+        "fail" if counts["across_parts"] else "warn",
         len(several),
-        f"{text}.",
+        f"{text}: {details}." if details else f"{text}.",
         tuple(examples),
         more=counts
         | {

@@ -1,4 +1,4 @@
-"""Images that are there twice: the same pixels, or the same X-ray stored in another way."""
+"""Duplicates: images with equal pixels, and images of the same X-ray in other encodings."""
 
 from __future__ import annotations
 
@@ -12,125 +12,105 @@ if TYPE_CHECKING:
 
     from pneumonia_hf.data.pixel_store import XrayPixels
 
-# Of 256 bits of the perceptual hash. Copies of 60 real X-rays made by another compression, size,
-# exposure, blur or noise differed by up to 34; a crop of 2%, a turn of 1 degree or a shift of 2%
-# by up to 56, in 19 of 20. Different X-rays mostly differ by 80 to 160.
+# Of 256 bits of the perceptual hash. Copies of 60 real X-rays with another compression, size,
+# exposure, blur or noise differed by up to 34; with a crop of 2%, a rotation of 1 degree or a
+# shift of 2% by up to 56, in 19 of 20. Different X-rays mostly differ by 80 to 160.
 MOST_BITS = 60
-# Correlation of images of 64 x 64. The most alike of 5,216 different X-rays reach 0.981 after
-# the overlay, all of those copies 0.986 and more.
+# Correlation of images of 64 x 64. After registration the most similar of 5,216 different X-rays
+# reach 0.981; all of those copies reach 0.986 or more.
 LEAST_CORRELATION = 0.985
-SIDE = 64  # pixels of the images that are compared
-TILE = 256  # images against all others at a time
-PAIRS = 64  # pairs that are laid over each other at a time
-PARTNERS = 50  # of an image at most; blank ones would make pairs without end
-OVERLAYS = 1.0  # for each image at most; among 5,216 X-rays there were 0.14
-STEPS = 25  # of the search for the best overlay, in small and then in large
-WORTH_A_LOOK = 0.97  # correlation in small from which the large images are compared
+SIDE = 64  # pixels of the compared images
+TILE = 256  # images whose hashes are compared with all others at a time
+PAIRS = 64  # pairs compared at a time
+PARTNERS = 50  # of an image at most; blank images would make too many pairs
+OVERLAYS = 1.0  # registrations an image at most; among 5,216 X-rays there were 0.14
+STEPS = 25  # of the registration, at half the side and then at the full side
+CANDIDATE = 0.97  # correlation at half the side from which the full side is compared
 
 
 def group_exact(pixels: np.ndarray) -> np.ndarray:
-    """Return a group number for each image; equal decoded pixels have the same: int64 [N].
+    """Return group numbers of images with equal decoded pixels: int64 [N].
 
     Args:
         pixels: uint64 [N, 2], the hashes of the decoded pixels.
     """
-    order = np.lexsort((pixels[:, 1], pixels[:, 0]))
-    new = np.any(pixels[order][1:] != pixels[order][:-1], axis=1)
-    groups = np.empty(len(pixels), np.int64)
-    groups[order] = np.concatenate([[0], np.cumsum(new)]) if len(pixels) else 0
-    return groups
+    return np.unique(pixels, axis=0, return_inverse=True)[1].ravel()
 
 
-def group_near(split: XrayPixels, exact: np.ndarray) -> tuple[np.ndarray, int]:
-    """Return a group number for each image, int64 [N], and how many pairs were left unseen.
+def group_near(images: XrayPixels, exact: np.ndarray) -> tuple[np.ndarray, int]:
+    """Return group numbers of images of one X-ray, int64 [N], and the number of omitted pairs.
 
-    Copies are found that differ by compression, size, exposure, blur or noise, and by a crop or
-    shift of up to about 2% or a turn of up to about 2 degrees.
+    Finds copies that differ in compression, size, exposure, blur or noise, by a crop or shift of
+    up to about 2%, or by a rotation of up to about 2 degrees.
 
-    Pairs of similar perceptual hashes are confirmed by the correlation of their pixels, if need
-    be after one was laid over the other by a small shift, turn and zoom. All pairs of hashes are
-    compared, at a few nanoseconds each; the most alike come first, and overlays end when there
-    were OVERLAYS for each image.
+    Pairs with similar perceptual hashes are confirmed by the correlation of their pixels, if
+    necessary after registration by a small shift, rotation and zoom. All pairs of hashes are
+    compared, at a few nanoseconds each; the most similar come first, and registrations end at
+    OVERLAYS an image.
 
     Args:
-        split: the images.
-        exact: their groups by `group_exact`, one of each is compared.
+        images: the images.
+        exact: their groups by `group_exact`; one image of each is compared.
     """
+    from scipy.cluster.hierarchy import DisjointSet
+
     _, firsts, members = np.unique(exact, return_index=True, return_inverse=True)
-    xrays = _Groups(len(firsts))
-    ones, others = _similar_pairs(split.facts("phash")[firsts])
+    groups = DisjointSet(range(len(firsts)))
+
+    def join(ones: np.ndarray, others: np.ndarray, same: np.ndarray) -> None:
+        for one, other in zip(ones[same].tolist(), others[same].tolist(), strict=True):
+            groups.merge(one, other)
+
+    ones, others = _similar_pairs(images.facts("phash")[firsts])
     overlays, unseen = max(100, int(OVERLAYS * len(firsts))), 0
     for start in range(0, len(ones), PAIRS):
-        a, b = xrays.apart(ones[start : start + PAIRS], others[start : start + PAIRS])
+        a, b = ones[start : start + PAIRS], others[start : start + PAIRS]
+        pairs = zip(a.tolist(), b.tolist(), strict=True)
+        separate = np.array([not groups.connected(*pair) for pair in pairs], dtype=bool)
+        a, b = a[separate], b[separate]
         if not len(a):
             continue
-        images = split.pixels(firsts[a]), split.pixels(firsts[b])
-        correlations = correlate(*images)
-        xrays.join(a, b, correlations >= LEAST_CORRELATION)
+        pixels = images.pixels(firsts[a]), images.pixels(firsts[b])
+        correlations = correlate(*pixels)
+        join(a, b, correlations >= LEAST_CORRELATION)
         doubtful = np.flatnonzero(correlations < LEAST_CORRELATION)
         unseen += max(0, len(doubtful) - overlays)
         doubtful = doubtful[:overlays]
         if len(doubtful):
             overlays -= len(doubtful)
-            found = overlay(*(one[doubtful] for one in images))
-            xrays.join(a[doubtful], b[doubtful], found >= LEAST_CORRELATION)
-    return xrays.numbers()[members.ravel()], unseen
-
-
-class _Groups:
-    """Things that are joined two by two, and the groups that come of it."""
-
-    def __init__(self, count: int) -> None:
-        self.parents = list(range(count))
-
-    def root(self, one: int) -> int:
-        parents = self.parents
-        while parents[one] != one:
-            parents[one] = parents[parents[one]]
-            one = parents[one]
-        return one
-
-    def apart(self, ones: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the pairs that are not in one group yet."""
-        pairs = zip(ones.tolist(), others.tolist(), strict=True)
-        apart = np.array([self.root(a) != self.root(b) for a, b in pairs], dtype=bool)
-        return ones[apart], others[apart]
-
-    def join(self, ones: np.ndarray, others: np.ndarray, which: np.ndarray) -> None:
-        for a, b in zip(ones[which].tolist(), others[which].tolist(), strict=True):
-            self.parents[self.root(a)] = self.root(b)
-
-    def numbers(self) -> np.ndarray:
-        return np.array([self.root(one) for one in range(len(self.parents))], dtype=np.int64)
+            found = overlay(*(one[doubtful] for one in pixels))
+            join(a[doubtful], b[doubtful], found >= LEAST_CORRELATION)
+    roots = np.array([groups[one] for one in range(len(firsts))], dtype=np.int64)
+    return roots[members.ravel()], unseen
 
 
 def correlate(ones: Tensor, others: Tensor) -> np.ndarray:
-    """Return the correlation of each pair of images as they lie: float [N]."""
+    """Return the correlation of each pair of images without registration: float [N]."""
     import torch
 
     return _correlation(_shrink(ones, SIDE), _shrink(others, SIDE), torch.ones(1)).numpy().copy()
 
 
 def overlay(ones: Tensor, others: Tensor) -> np.ndarray:
-    """Return the correlation of each pair where the second is laid over the first: float [N].
+    """Return the correlation of each pair after registration of the second: float [N].
 
-    Shift, turn and zoom of each pair are found by gradient ascent on the correlation over the
-    part that both show. Pairs that stay far apart in small are not looked at in large.
+    Gradient ascent finds the shift, rotation and zoom with the highest correlation over the area
+    that both images show. Pairs below CANDIDATE at half the side skip the full side.
     """
     import torch
 
-    moves = torch.zeros(len(ones), 5)  # turn, two zooms, two shifts
+    moves = torch.zeros(len(ones), 5)  # rotation, two zooms, two shifts
     best, moves = _search(_shrink(ones, SIDE // 2), _shrink(others, SIDE // 2), moves)
-    close = best >= WORTH_A_LOOK
+    close = best >= CANDIDATE
     if close.any():
         best[close], _ = _search(
             _shrink(ones[close], SIDE), _shrink(others[close], SIDE), moves[close]
         )
-    return best.clamp(max=1.0).where(close, best.clamp(max=WORTH_A_LOOK)).numpy()
+    return best.clamp(max=1.0).where(close, best.clamp(max=CANDIDATE)).numpy()
 
 
 def _search(ones: Tensor, others: Tensor, moves: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the best correlation of each pair, and the moves that give it."""
+    """Return the best correlation of each pair, and its rotation, zooms and shifts."""
     import torch
     from torch.nn.functional import affine_grid, grid_sample
 
@@ -151,7 +131,7 @@ def _search(ones: Tensor, others: Tensor, moves: Tensor) -> tuple[Tensor, Tensor
             moved = grid_sample(others, grid, align_corners=False)
             mask = (grid_sample(inside, grid.detach(), align_corners=False) > 0.99).float()
             correlation = _correlation(ones, moved, mask)
-            # An overlay that leaves little in common proves nothing.
+            # A small common area proves nothing.
             better = (mask.mean((1, 2, 3)) > 0.8) & (correlation.detach() > best)
             best = torch.where(better, correlation.detach(), best)
             found = torch.where(better[:, None], moves.detach(), found)
@@ -178,7 +158,7 @@ def _correlation(ones: Tensor, others: Tensor, mask: Tensor) -> Tensor:
 
 
 def _similar_pairs(hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the numbers of pairs whose hashes differ little, the most alike first: int64 [P]."""
+    """Return the indices of pairs with similar hashes, the most similar first: int64 [P]."""
 
     def compare(start: int) -> np.ndarray:
         tile = hashes[start : start + TILE]
@@ -193,7 +173,7 @@ def _similar_pairs(hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             rows, columns = rows[above], columns[above]
             found.append(np.stack([rows + start, columns + from_, bits[rows, columns]]))
         pairs = np.concatenate(found, axis=1).astype(np.int32)
-        # The partners of each image that are most like it.
+        # The most similar partners of each image.
         pairs = pairs[:, np.lexsort((pairs[1], pairs[2], pairs[0]))]
         firsts = np.searchsorted(pairs[0], pairs[0])
         return pairs[:, np.arange(pairs.shape[1]) - firsts < PARTNERS]

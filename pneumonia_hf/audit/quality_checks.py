@@ -1,62 +1,61 @@
-"""Checks of image quality and of what is left out."""
+"""Checks of image quality and of files that are left out."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from pneumonia_hf.audit.dataset import Finding, Xrays, count_noun, finding_of_issues, show_examples
+from pneumonia_hf.audit.dataset import (
+    Finding,
+    Xrays,
+    count_noun,
+    finding_of_images,
+    finding_of_issues,
+)
 from pneumonia_hf.data.issues import ISSUE_KINDS
 from pneumonia_hf.imaging import input_checks as gate
 from pneumonia_hf.labels import LABELS
 
 WHITE_SHARE = 0.1  # of saturated pixels; real X-rays have up to 0.04
 DARK, BRIGHT = 40.0, 220.0  # mean gray levels; real X-rays have 60 to 200
-FEW = 0.01  # share of the images up to which oddities of exposure are no matter
-UNREADABLE_STOP = 0.05  # share of the files
+FEW = 0.01  # share of the images up to which an unusual exposure is acceptable
+UNREADABLE_FAIL = 0.05  # share of the files
 
 
 def check_sizes(xrays: Xrays) -> Finding:
     """Sizes and shapes: images too small or too long to be chest X-rays."""
-    width = xrays.images.facts("width").astype(np.float64)
-    height = xrays.images.facts("height").astype(np.float64)
+    width = xrays.images.facts("width").astype(np.int64)
+    height = xrays.images.facts("height").astype(np.int64)
     small = np.minimum(width, height) < gate.SMALLEST_SIDE
     long = np.maximum(width, height) > gate.LONGEST_SHAPE * np.minimum(width, height)
     odd = np.flatnonzero(small | long)
     ratio = width / height
-    coded, counts = np.unique(
-        width.astype(np.uint64) << 32 | height.astype(np.uint64), return_counts=True
-    )
-    common = {
-        f"{one >> 32}x{one & 0xFFFFFFFF}": int(count)
-        for one, count in sorted(
-            zip(coded.tolist(), counts.tolist(), strict=True), key=lambda pair: -pair[1]
-        )[:10]
-    }
-    if len(coded) == 1:
+    sizes, counts = np.unique(np.stack([width, height]), axis=1, return_counts=True)
+    order = np.argsort(-counts, kind="stable")[:10]
+    common = {f"{sizes[0, at]}x{sizes[1, at]}": int(counts[at]) for at in order}
+    if len(counts) == 1:
         text = f"all are {next(iter(common))}"
     else:
         text = (
-            f"{len(coded)} sizes, from {int(width.min())}x{int(height.min())} (least sides) to "
-            f"{int(width.max())}x{int(height.max())} (greatest), "
+            f"{len(counts)} sizes, from {width.min()}x{height.min()} (smallest sides) to "
+            f"{width.max()}x{height.max()} (largest), "
             f"width to height {ratio.min():.2f} to {ratio.max():.2f}"
         )
     if len(odd):
         text += f"; {len(odd)} are too small or too long for a chest X-ray"
-    return Finding(
-        "look" if len(odd) else "fine",
-        len(odd),
+    captions = [f"{width[row]}x{height[row]}" for row in odd]
+    return finding_of_images(
+        xrays,
+        "warn" if len(odd) else "pass",
+        odd,
         f"{text}.",
-        *show_examples(xrays, odd, [f"{int(width[row])}x{int(height[row])}" for row in odd]),
-        more={
-            "sizes": common,
-            "aspect_ratio": _quantiles(ratio),
-            "files": xrays.files(odd),
-        },
+        captions,
+        sizes=common,
+        aspect_ratio=_quantiles(ratio),
     )
 
 
 def check_modes(xrays: Xrays) -> Finding:
-    """How images are stored: kinds of file, bits and colour; coloured ones are no X-rays."""
+    """Encodings: file formats, bit depths and colour; coloured images are not X-rays."""
     coloured = np.flatnonzero(xrays.images.facts("coloured"))
     formats, modes = xrays.images.facts("format"), xrays.images.facts("mode")
     kinds: dict[str, int] = {}
@@ -66,105 +65,87 @@ def check_modes(xrays: Xrays) -> Finding:
     text = ", ".join(f"{count} {name}" for name, count in kinds.items())
     if len(coloured):
         text += f"; {len(coloured)} are coloured"
-    return Finding(
-        "look" if len(coloured) else "fine",
-        len(coloured),
-        f"{text}.",
-        *show_examples(xrays, coloured),
-        more={"kinds": kinds, "files": xrays.files(coloured)},
-    )
+    verdict = "warn" if len(coloured) else "pass"
+    return finding_of_images(xrays, verdict, coloured, f"{text}.", kinds=kinds)
 
 
 def check_brightness(xrays: Xrays) -> Finding:
     """Mean gray level: X-rays that are nearly black or nearly white."""
     mean = xrays.images.facts("mean").astype(np.float64)
     odd = np.flatnonzero((mean < DARK) | (mean > BRIGHT))
-    of_class = [float(mean[xrays.label == label].mean()) for label in np.unique(xrays.label)]
     low, middle, high = np.percentile(mean, [5, 50, 95]) if len(mean) else (0, 0, 0)
-    summary = " and ".join(
-        f"{value:.0f} in {LABELS[label]}"
-        for value, label in zip(of_class, np.unique(xrays.label), strict=True)
+    by_class = " and ".join(
+        f"{mean[xrays.label == label].mean():.0f} in {LABELS[label]}"
+        for label in np.unique(xrays.label)
     )
-    text = f"mean gray level {middle:.0f} (5% to 95%: {low:.0f} to {high:.0f}); {summary}"
+    text = f"mean gray level {middle:.0f} (5% to 95%: {low:.0f} to {high:.0f}); {by_class}"
     if len(odd):
         text += f"; {count_noun(odd, 'image')} below {DARK:.0f} or above {BRIGHT:.0f}"
-    return Finding(
-        "look" if len(odd) > FEW * len(mean) else "fine",
-        len(odd),
+    return finding_of_images(
+        xrays,
+        "warn" if len(odd) > FEW * len(mean) else "pass",
+        odd,
         f"{text}.",
-        *show_examples(xrays, odd, [f"mean {mean[row]:.0f}" for row in odd]),
-        more={"mean": _quantiles(mean), "files": xrays.files(odd)},
+        [f"mean {mean[row]:.0f}" for row in odd],
+        mean=_quantiles(mean),
     )
 
 
 def check_saturated(xrays: Xrays) -> Finding:
-    """Images in which a large share of the pixels is white to the limit."""
+    """Saturation: images with a large share of white pixels."""
     white = xrays.images.facts("white").astype(np.float64)
     odd = np.flatnonzero(white > WHITE_SHARE)
     odd = odd[np.argsort(-white[odd], kind="stable")]
-    return Finding(
-        "look" if len(odd) > FEW * len(white) else "fine",
-        len(odd),
+    return finding_of_images(
+        xrays,
+        "warn" if len(odd) > FEW * len(white) else "pass",
+        odd,
         f"{count_noun(odd, 'image')} with more than {WHITE_SHARE:.0%} white pixels.",
-        *show_examples(xrays, odd, [f"{white[row]:.0%} white" for row in odd]),
-        more={"white": _quantiles(white), "files": xrays.files(odd)},
+        [f"{white[row]:.0%} white" for row in odd],
+        white=_quantiles(white),
     )
 
 
 def check_blank(xrays: Xrays) -> Finding:
-    """Images with nothing in them."""
-    std = xrays.images.facts("std")
-    blank = np.flatnonzero(std < gate.LEAST_SPREAD)
-    return Finding(
-        "look" if len(blank) else "fine",
-        len(blank),
-        f"{count_noun(blank, 'image')}.",
-        *show_examples(xrays, blank),
-        more={"files": xrays.files(blank)},
-    )
+    """Blank images."""
+    blank = np.flatnonzero(xrays.images.facts("std") < gate.LEAST_SPREAD)
+    verdict = "warn" if len(blank) else "pass"
+    return finding_of_images(xrays, verdict, blank, f"{count_noun(blank, 'image')}.")
 
 
 def check_unreadable(xrays: Xrays) -> Finding:
-    """Files that are taken for X-rays by their name and cannot be read."""
+    """Files with an image suffix that cannot be read."""
     cases = [one for one in xrays.issues if one.kind == "unreadable"]
     share = len(cases) / max(len(xrays) + len(cases), 1)
-    verdict = "stop" if share > UNREADABLE_STOP else "look" if cases else "fine"
+    verdict = "fail" if share > UNREADABLE_FAIL else "warn" if cases else "pass"
     text = f"{count_noun(cases, 'file')} cannot be read" if cases else "every file can be read"
     return finding_of_issues(verdict, cases, f"{text}.")
 
 
 def check_strays(xrays: Xrays) -> Finding:
-    """Files that are left out: no images, or of neither class."""
+    """Files that are left out: not images, or of neither class."""
     kinds = ("not_an_image", "odd_name", "unknown_label", "no_place", "system_file")
     cases = [one for one in xrays.issues if one.kind in kinds]
     counts = {kind: sum(one.kind == kind for one in cases) for kind in kinds}
-    summary = "; ".join(f"{n} {ISSUE_KINDS[kind].title}" for kind, n in counts.items() if n)
-    matter = any(ISSUE_KINDS[one.kind].strict for one in cases)
-    return finding_of_issues(
-        "look" if matter else "fine", cases, f"{summary or 'nothing is left out'}.", kinds=counts
-    )
+    text = "; ".join(f"{n} {ISSUE_KINDS[kind].title}" for kind, n in counts.items() if n)
+    verdict = "warn" if any(ISSUE_KINDS[one.kind].strict for one in cases) else "pass"
+    return finding_of_issues(verdict, cases, f"{text or 'no file is left out'}.", kinds=counts)
 
 
 def check_metadata(xrays: Xrays) -> Finding:
-    """Where metadata.csv and the folder disagree."""
+    """Disagreements of metadata.csv and its folder."""
     cases = [one for one in xrays.issues if one.kind.startswith("metadata_")]
-    kinds = dict.fromkeys(one.kind for one in cases)
-    summary = "; ".join(
+    text = "; ".join(
         f"{sum(one.kind == kind for one in cases)} files {ISSUE_KINDS[kind].title}"
-        for kind in kinds
+        for kind in dict.fromkeys(one.kind for one in cases)
     )
-    return finding_of_issues(
-        "look" if cases else "fine",
-        cases,
-        f"{summary or 'no metadata.csv disagrees with its folder'}.",
-    )
+    text = f"{text or 'no metadata.csv disagrees with its folder'}."
+    return finding_of_issues("warn" if cases else "pass", cases, text)
 
 
 def _quantiles(values: np.ndarray) -> dict[str, float]:
     if not len(values):
         return {}
     marks = (0, 5, 25, 50, 75, 95, 100)
-    return {
-        f"{mark}%": round(float(one), 4)
-        for mark, one in zip(marks, np.percentile(values, marks), strict=True)
-    }
+    quantiles = np.percentile(values, marks)
+    return {f"{mark}%": round(float(one), 4) for mark, one in zip(marks, quantiles, strict=True)}

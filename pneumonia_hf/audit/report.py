@@ -1,4 +1,4 @@
-"""What an audit found -> audit.json, audit.md and images in one folder."""
+"""The findings of an audit -> audit.json, audit.md and images in one folder."""
 
 from __future__ import annotations
 
@@ -13,10 +13,9 @@ from PIL import Image, ImageDraw
 from pneumonia_hf import __version__
 from pneumonia_hf.audit.dataset import VERDICTS, Finding, Xrays
 from pneumonia_hf.audit.run import CHECKS
-from pneumonia_hf.audit.shortcuts import SHORTCUT_LOOK
+from pneumonia_hf.audit.shortcuts import SHORTCUT_WARN
 from pneumonia_hf.data.patients import describe_patients
-from pneumonia_hf.errors import UserError
-from pneumonia_hf.files import write_json
+from pneumonia_hf.files import markdown_table, write_json
 from pneumonia_hf.labels import LABELS
 
 if TYPE_CHECKING:
@@ -25,19 +24,8 @@ if TYPE_CHECKING:
 
 TILE = 128  # pixels of a thumbnail
 COLUMNS = 6
+AUDIT_FILES = ("audit.json", "audit.md")
 COLOURS = ("#1f5fa8", "#c0392b")  # of the classes
-
-
-def check_audit_folder(folder: Path, overwrite: bool) -> None:
-    """Raise a UserError if writing an audit into `folder` would replace another."""
-    there = next(one for one in (folder, *folder.absolute().parents) if one.exists())
-    if not there.is_dir():
-        raise UserError(f"{there} is a file; --output_dir takes a folder.")
-    held = [name for name in ("audit.json", "audit.md") if (folder / name).exists()]
-    if held and not overwrite:
-        raise UserError(
-            f"{folder} holds {held[0]}; choose another --output_dir, or give --overwrite."
-        )
 
 
 def write_audit(
@@ -48,18 +36,18 @@ def write_audit(
     thumbnails: bool = True,
     draw_augmentation: Callable[[Tensor], Figure] | None = None,
 ) -> None:
-    """Write audit.json, audit.md, overview.png and, unless told not to, thumbnails.
+    """Write audit.json, audit.md, overview.png and, by default, thumbnails.
 
     Args:
         findings, xrays: as `audit_sources` returns them.
-        folder: made if there is none.
-        name: what the report calls the data.
-        thumbnails: whether X-rays are shown; without, the report can be given to anyone.
-        draw_augmentation: draws what training's augmentation makes of some images, given as
-            uint8 [N, 1, H, W]; by default there is no such sheet.
+        folder: the output folder; it is created if missing.
+        name: of the data, for the report.
+        thumbnails: whether the report shows X-rays; without them, it can be published.
+        draw_augmentation: draws a sheet of augmented images, given uint8 [N, 1, H, W]; by default
+            the report has no such sheet.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for old in (folder / "thumbnails").glob("*.png"):  # of an older report
+    for old in (folder / "thumbnails").glob("*.png"):
         old.unlink()
     _save(draw_overview(findings, xrays), folder / "overview.png")
     sheets = []
@@ -79,7 +67,7 @@ def write_audit(
 
 
 def to_json(findings: dict[str, Finding]) -> dict[str, Any]:
-    """Return each check's verdict, count, text and examples, and what it has beside."""
+    """Return the contents of audit.json: each check's verdict, count, text, examples and more."""
     return {
         name: {
             "verdict": one.verdict,
@@ -93,78 +81,68 @@ def to_json(findings: dict[str, Finding]) -> dict[str, Any]:
 
 
 def format_verdicts(findings: dict[str, Finding]) -> str:
-    """Return a line for each check, and one for all."""
+    """Return a line for each check, and the number of checks with each verdict."""
     lines = [f"{one.verdict:5} {name}: {one.text}" for name, one in findings.items()]
-    counts = {word: sum(one.verdict == word for one in findings.values()) for word in VERDICTS}
-    summary = ", ".join(f"{count} {word}" for word, count in counts.items())
-    return "\n".join([*lines, f"Of {len(findings)} checks: {summary}."])
+    verdicts = [one.verdict for one in findings.values()]
+    counts = ", ".join(f"{verdicts.count(word)} {word}" for word in VERDICTS)
+    return "\n".join([*lines, f"{len(findings)} checks: {counts}."])
 
 
 def _to_markdown(findings: dict[str, Finding], xrays: Xrays, name: str, sheets: list[str]) -> str:
     splits = ", ".join(
         f"{split} {int(np.sum(xrays.split == number))}" for number, split in enumerate(xrays.splits)
     )
-    patients = len(np.unique(xrays.patient))
-    lines = [
+    patients = describe_patients(len(np.unique(xrays.patient)), xrays.by_file_name)
+    rows = [
+        [
+            f"[{check}](#{check})",
+            one.verdict if one.verdict == VERDICTS[0] else f"**{one.verdict}**",
+            one.count,
+            one.text,
+        ]
+        for check, one in findings.items()
+    ]
+    paragraphs = [
         f"# Audit of {name}",
-        "",
-        f"{len(xrays)} images that can be read ({splits}), of "
-        f"{describe_patients(patients, xrays.by_file_name)}. By `audit_data.py` of pneumonia-hf "
-        f"{__version__}.",
-        "",
-        "`fine`: nothing to do. `look`: see the examples. `stop`: numbers measured on this data "
-        "would not be believed.",
-        "",
-        "| check | verdict | count | what was found |",
-        "|---|---|---|---|",
-        *(
-            f"| [{check}](#{check}) | {'' if one.verdict == 'fine' else '**'}{one.verdict}"
-            f"{'' if one.verdict == 'fine' else '**'} | {one.count} | {_cell(one.text)} |"
-            for check, one in findings.items()
-        ),
-        "",
+        f"{len(xrays)} readable images ({splits}), of {patients}. By `audit_data.py` of "
+        f"pneumonia-hf {__version__}.",
+        "`pass`: no action is needed. `warn`: check the examples. `fail`: metrics on this data "
+        "are not credible.",
+        markdown_table(["check", "verdict", "count", "finding"], rows),
         "![overview](overview.png)",
-        "",
     ]
     for check, one in findings.items():
         meaning = (CHECKS[check].__doc__ or "").splitlines()[0]
-        lines += [f"## {check}", "", f"{meaning} **{one.verdict}**: {one.text}", ""]
+        paragraphs += [f"## {check}", f"{meaning} **{one.verdict}**: {one.text}"]
         if one.examples:
-            lines += [f"The first {len(one.examples)} of {max(one.count, len(one.examples))}:", ""]
-            lines += [f"- {_tell(example)}" for example in one.examples] + [""]
+            paragraphs += [
+                f"The first {len(one.examples)} of {max(one.count, len(one.examples))}:",
+                "\n".join(f"- {_describe_example(example)}" for example in one.examples),
+            ]
         if check in sheets:
-            lines += [f"![{check}](thumbnails/{check}.png)", ""]
+            paragraphs.append(f"![{check}](thumbnails/{check}.png)")
     if "augmentation" in sheets:
-        lines += [
+        paragraphs += [
             "## Augmentation",
-            "",
-            "What training makes of some of these images, by `preview_augmentation.py`.",
-            "",
+            "Some of these images, augmented as in training (see `preview_augmentation.py`).",
             "![augmentation](thumbnails/augmentation.png)",
-            "",
         ]
     if not sheets:
-        lines += ["Thumbnails were left out of this report.", ""]
-    lines += ["All files of the findings are in `audit.json`.", ""]
-    return "\n".join(lines)
+        paragraphs.append("Thumbnails were left out of this report.")
+    return "\n\n".join([*paragraphs, "All files of the findings are in `audit.json`."]) + "\n"
 
 
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|")
-
-
-def _tell(example: Any) -> str:
-    if not isinstance(example, dict):
-        return str(example)
-    summary = []
+def _describe_example(example: dict[str, Any]) -> str:
+    texts = []
     for key, value in example.items():
         value = ", ".join(map(str, value)) if isinstance(value, list) else value
-        summary.append(f"`{value}`" if key in ("file", "files", "patient") else f"{key} {value}")
-    return "; ".join(summary)
+        key = {"part": "split", "parts": "splits"}.get(key, key)
+        texts.append(f"`{value}`" if key in ("file", "files", "patient") else f"{key} {value}")
+    return "; ".join(texts)
 
 
 def draw_sheet(xrays: Xrays, finding: Finding) -> Image.Image:
-    """Return the images worth seeing, side by side with their captions."""
+    """Return thumbnails of a finding's images, with file names and captions."""
     rows = [row for row, _ in finding.shown]
     captions = [caption for _, caption in finding.shown]
     names = [name.rsplit("/", 1)[-1] for name in xrays.files(rows)]
@@ -179,7 +157,7 @@ def draw_sheet(xrays: Xrays, finding: Finding) -> Image.Image:
         y = gap + place // COLUMNS * (TILE + 2 * line + 2 * gap)
         image = Image.fromarray(xrays.images.pixels([row])[0, 0].numpy())
         w, h = (int(xrays.images.facts(side)[row]) for side in ("width", "height"))
-        scale = TILE / max(w, h)  # in the shape that the X-ray has
+        scale = TILE / max(w, h)  # in the X-ray's own shape
         image = image.resize((max(1, round(w * scale)), max(1, round(h * scale))))
         sheet.paste(image, (x + (TILE - image.width) // 2, y + TILE - image.height))
         draw.text((x, y + TILE + 2), _fit(name), fill=0)
@@ -188,13 +166,13 @@ def draw_sheet(xrays: Xrays, finding: Finding) -> Image.Image:
 
 
 def _fit(text: str) -> str:
-    """Shorten a text in its middle to what goes under a thumbnail."""
+    """Shorten a text in its middle to the width of a thumbnail."""
     most = TILE // 6
     return text if len(text) <= most else f"{text[: most // 2 - 1]}..{text[-(most // 2 - 1) :]}"
 
 
 def draw_overview(findings: dict[str, Finding], xrays: Xrays) -> Figure:
-    """Return brightness and shape of the classes, and the shortcuts, side by side."""
+    """Return a figure of brightness and shape by class, and of the shortcuts."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12, 3.6), layout="constrained")
@@ -208,14 +186,9 @@ def draw_overview(findings: dict[str, Finding], xrays: Xrays) -> Figure:
         for label, name in enumerate(LABELS):
             of_class = values[xrays.label == label]
             if len(of_class):
-                axes.hist(
-                    of_class,
-                    edges,
-                    weights=np.full(len(of_class), 1 / len(of_class)),
-                    color=COLOURS[label],
-                    alpha=0.55,
-                    label=name,
-                )
+                weights = np.full(len(of_class), 1 / len(of_class))
+                colour = COLOURS[label]
+                axes.hist(of_class, edges, weights=weights, color=colour, alpha=0.55, label=name)
         axes.set_title(title)
         axes.set_ylabel("share of the class")
         axes.legend()
@@ -225,12 +198,12 @@ def draw_overview(findings: dict[str, Finding], xrays: Xrays) -> Figure:
         shortcuts.plot(one["auroc"], place, "o", color=COLOURS[0])
     shortcuts.set_yticks(range(len(areas)), list(reversed(areas)))
     shortcuts.axvline(0.5, color="grey", linestyle=":")
-    shortcuts.axvline(SHORTCUT_LOOK, color="grey", linewidth=0.5)
+    shortcuts.axvline(SHORTCUT_WARN, color="grey", linewidth=0.5)
     shortcuts.set_xlim(min([0.35, *(one["low"] - 0.02 for one in areas.values())]), 1.02)
-    shortcuts.set_title("AUROC of each alone, 95%")
+    shortcuts.set_title("AUROC from each alone, 95% interval")
     return figure
 
 
 def _save(figure: Figure, path: Path) -> None:
-    # No date or version inside, so that the same findings give the same file.
+    # Without date and version, so that the same findings give the same file.
     figure.savefig(path, dpi=100, metadata={"Software": None})

@@ -1,4 +1,4 @@
-"""The audit: every check, run over everything."""
+"""The audit: every check of CHECKS, run over all images of a data set."""
 
 from __future__ import annotations
 
@@ -8,29 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pneumonia_hf.audit import label_checks, leakage_checks, quality_checks, shortcuts
 from pneumonia_hf.audit.dataset import VERDICTS, Finding, Xrays
-from pneumonia_hf.audit.label_checks import (
-    check_balance,
-    check_label_suspects,
-    check_patient_labels,
-)
-from pneumonia_hf.audit.leakage_checks import (
-    check_exact_duplicates,
-    check_near_duplicates,
-    check_patient_overlap,
-    check_unknown_patients,
-)
-from pneumonia_hf.audit.quality_checks import (
-    check_blank,
-    check_brightness,
-    check_metadata,
-    check_modes,
-    check_saturated,
-    check_sizes,
-    check_strays,
-    check_unreadable,
-)
-from pneumonia_hf.audit.shortcuts import check_shortcuts
 from pneumonia_hf.data.cache import decode_splits
 from pneumonia_hf.data.load import load_splits
 from pneumonia_hf.data.pixel_store import XrayPixels
@@ -40,35 +19,35 @@ if TYPE_CHECKING:
     from pneumonia_hf.data.table import XrayData
 
 CHECKS: dict[str, Callable[[Xrays], Finding]] = {
-    "balance": check_balance,
-    "sizes": check_sizes,
-    "modes": check_modes,
-    "brightness": check_brightness,
-    "saturated": check_saturated,
-    "blank": check_blank,
-    "unreadable": check_unreadable,
-    "strays": check_strays,
-    "metadata": check_metadata,
-    "exact_duplicates": check_exact_duplicates,
-    "near_duplicates": check_near_duplicates,
-    "patient_overlap": check_patient_overlap,
-    "patient_labels": check_patient_labels,
-    "unknown_patients": check_unknown_patients,
-    "label_suspects": check_label_suspects,
-    "shortcuts": check_shortcuts,
+    "balance": label_checks.check_balance,
+    "sizes": quality_checks.check_sizes,
+    "modes": quality_checks.check_modes,
+    "brightness": quality_checks.check_brightness,
+    "saturated": quality_checks.check_saturated,
+    "blank": quality_checks.check_blank,
+    "unreadable": quality_checks.check_unreadable,
+    "strays": quality_checks.check_strays,
+    "metadata": quality_checks.check_metadata,
+    "exact_duplicates": leakage_checks.check_exact_duplicates,
+    "near_duplicates": leakage_checks.check_near_duplicates,
+    "patient_overlap": leakage_checks.check_patient_overlap,
+    "patient_labels": label_checks.check_patient_labels,
+    "unknown_patients": leakage_checks.check_unknown_patients,
+    "label_suspects": label_checks.check_label_suspects,
+    "shortcuts": shortcuts.check_shortcuts,
 }
-SIZE = 224  # pixels squared at which images are compared
+SIZE = 224  # pixels a side of the compared images
 
 
 def run_checks(xrays: Xrays) -> dict[str, Finding]:
-    """Return what each check finds; label suspects are looked for if there are features."""
+    """Return the finding of each check."""
     return {name: check(xrays) for name, check in CHECKS.items()}
 
 
 def gather(
     data: XrayData, images: dict[str, XrayPixels], features: FeatureConfig | None = None
 ) -> Xrays:
-    """Return all parts of a data set as one, for the checks."""
+    """Return all splits of a data set as one, for the checks."""
     from datasets import concatenate_datasets
 
     names = tuple(data)
@@ -90,13 +69,13 @@ def audit_sources(
     cache_dir: str | Path | None = None,
     strict: bool = False,
 ) -> tuple[dict[str, Finding], Xrays]:
-    """Read everything in one or several sources, and return what each check finds in it.
+    """Read one or several sources, and return the finding of each check.
 
     Args:
         data_dir: as in DataConfig.
-        features: what label suspects are looked for with; left out, they are not.
+        features: for the check of label suspects, which is skipped without.
         cache_dir: the folder for decoded images.
-        strict: whether what is no readable, labelled X-ray is an error.
+        strict: whether anything but a readable, labelled X-ray is an error.
 
     Raises:
         UserError: as `load_splits` and `decode_splits`.
@@ -113,14 +92,13 @@ def audit_sources(
 def audit_briefly(data: XrayData, images: dict[str, XrayPixels]) -> str:
     """Return the verdicts on the data of a training run, a line for each check.
 
-    All but label suspects are looked for, which take a network's features and minutes.
+    The check of label suspects is left out: it takes a network's features, and minutes.
     """
     findings = run_checks(gather(data, images))
     del findings["label_suspects"]
     counts = ", ".join(f"{name} {len(split)}" for name, split in data.items())
-    lines = [f"What the audit says of the data ({counts}):"]
+    lines = [f"Audit of the data ({counts}):"]
     lines += [f"  {one.verdict:5} {name}: {one.text}" for name, one in findings.items()]
-    worst = max((one.verdict for one in findings.values()), key=VERDICTS.index)
-    if worst != "fine":
-        lines.append("  audit_data.py shows the examples, and looks for wrong labels too.")
+    if any(one.verdict != VERDICTS[0] for one in findings.values()):
+        lines.append("  audit_data.py shows examples, and also searches for label errors.")
     return "\n".join(lines)

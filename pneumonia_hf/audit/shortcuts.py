@@ -1,4 +1,4 @@
-"""Shortcuts: how well something outside the lungs predicts the class."""
+"""Shortcuts: how well something outside the lungs predicts the label."""
 
 from __future__ import annotations
 
@@ -9,72 +9,65 @@ import numpy as np
 from pneumonia_hf.audit.dataset import Finding, Xrays
 from pneumonia_hf.audit.label_errors import MOST_ROWS, cross_validate, has_enough_groups
 from pneumonia_hf.data.table import OWN_COLUMNS, column
+from pneumonia_hf.evaluation.metrics import auroc, draw_patients, percentile_interval
 
 if TYPE_CHECKING:
     from pneumonia_hf.data.pixel_store import XrayPixels
 
-# Lower end of the 95% interval of the AUROC with which something beside the lungs tells the class.
-SHORTCUT_LOOK, SHORTCUT_STOP = 0.6, 0.9
+# Lower end of the 95% interval of the AUROC from a shortcut alone.
+SHORTCUT_WARN, SHORTCUT_FAIL = 0.6, 0.9
+MOST_TEXTS = 20  # different texts in a metadata column that is measured
+RESAMPLES = 200
 
 
 def check_shortcuts(xrays: Xrays) -> Finding:
-    """How well the class is told by what is not in the lungs, each alone, by patient.
+    """Shortcuts: the AUROC from one property outside the lungs alone, cross-validated by patient.
 
-    The border is the outer 4% of the image: arms, neck and belly, markers, and how the X-ray was
-    cut.
+    The border is the outer 4% of the image: arms, neck, abdomen, markers and collimation.
     """
-    extras = {
-        name: column(xrays.data, name).to_pandas().to_numpy()
-        for name in xrays.data.column_names
-        if _is_extra(xrays, name)
-    }
-    areas, passed_over = measure_shortcuts(xrays.images, xrays.label, xrays.related, extras)
+    areas, not_measured = measure_shortcuts(
+        xrays.images, xrays.label, xrays.related, _read_extras(xrays)
+    )
     if not areas:
-        return Finding("look", 0, "too few patients of a class to measure shortcuts.")
-    strong = {name: one for name, one in areas.items() if one["low"] >= SHORTCUT_LOOK}
-    # A network does not see metadata: what that tells, the image may tell, or may not.
+        return Finding("warn", 0, "not checked: too few patients of a class.")
+    strong = {name: one for name, one in areas.items() if one["low"] >= SHORTCUT_WARN}
+    # A network does not see metadata, and the image may or may not show what they predict.
     worst = max(one["low"] for name, one in areas.items() if not name.startswith("metadata:"))
-    summary = ", ".join(
-        f"{name} {one['auroc']:.3f}"
-        for name, one in sorted(areas.items(), key=lambda pair: -pair[1]["auroc"])
-    )
+    ranked = sorted(areas, key=lambda name: -areas[name]["auroc"])
+    listed = ", ".join(f"{name} {areas[name]['auroc']:.3f}" for name in ranked)
     return Finding(
-        "stop" if worst >= SHORTCUT_STOP else "look" if strong else "fine",
+        "fail" if worst >= SHORTCUT_FAIL else "warn" if strong else "pass",
         len(strong),
-        f"AUROC by the image's {summary}.",
+        f"AUROC from each alone: {listed}.",
         tuple({"shortcut": name, **one} for name, one in strong.items()),
-        more={"auroc": areas, "not_measured": passed_over},
+        more={"auroc": areas, "not_measured": not_measured},
     )
 
 
-def _is_extra(xrays: Xrays, name: str) -> bool:
-    """Return whether a column may be a shortcut: metadata, or the source where there are some."""
-    import pyarrow.compute as pc
-
-    if name == "source":
-        return pc.count_distinct(column(xrays.data, name)).as_py() > 1
-    return name not in OWN_COLUMNS
-
-
-MOST_TEXTS = 20  # different ones in a column of metadata that is measured
-RESAMPLES = 200
+def _read_extras(xrays: Xrays) -> dict[str, np.ndarray]:
+    """Return the columns that may be shortcuts: metadata, and the source if there are several."""
+    names = (name for name in xrays.data.column_names if name not in {*OWN_COLUMNS} - {"source"})
+    columns = {name: column(xrays.data, name).to_pandas().to_numpy() for name in names}
+    if len(set(columns.get("source", ()))) < 2:
+        columns.pop("source", None)
+    return columns
 
 
 def measure_shortcuts(
     images: XrayPixels, labels: np.ndarray, groups: np.ndarray, extras: dict[str, np.ndarray]
 ) -> tuple[dict[str, dict[str, float]], list[str]]:
-    """Return the AUROC with which each thing beside the lungs tells the class, by patient.
+    """Return the AUROC for the label from each property outside the lungs alone.
 
-    Boosted trees on that thing alone, cross-validated; the 95% interval is over patients.
+    Boosted trees, cross-validated by patient; the 95% interval is a bootstrap of patients.
 
     Args:
         images, labels, groups: as for `find_label_errors`.
-        extras: columns of metadata, [N] each, that may tell the class too, also by being empty.
-            Those with more than 20 different texts are not measured.
+        extras: further columns, [N] each; empty cells count as a value. Columns with more than 20
+            different texts are not measured.
 
     Returns:
-        auroc, low and high of each, nothing where a class has too few patients; and the columns
-        that were not measured.
+        auroc, low and high of each property, or nothing if a class has too few patients; and the
+        columns that were not measured.
     """
     from sklearn.ensemble import HistGradientBoostingClassifier
 
@@ -85,24 +78,24 @@ def measure_shortcuts(
     width = images.facts("width")[rows].astype(np.float32)
     height = images.facts("height")[rows].astype(np.float32)
     kinds = np.char.add(images.facts("format")[rows], images.facts("mode")[rows])
-    things = {
+    properties = {
         "border": images.facts("border")[rows].astype(np.float32),
         "size": np.stack([width, height], axis=1),
         "aspect_ratio": (width / height)[:, None],
         "brightness": images.facts("mean")[rows][:, None],
         "file_kind": np.unique(kinds, return_inverse=True)[1].astype(np.float32)[:, None],
     }
-    passed_over = []
+    not_measured = []
     for name, cells in extras.items():
         values = _as_numbers(cells[rows])
         if values is None:
-            passed_over.append(name)
+            not_measured.append(name)
         else:
-            things["source" if name == "source" else f"metadata:{name}"] = values
+            properties["source" if name == "source" else f"metadata:{name}"] = values
     areas = {}
-    for name, values in things.items():
-        if len(np.unique(values, axis=0)) < 2:
-            areas[name] = {"auroc": 0.5, "low": 0.5, "high": 0.5}  # the same for all tells nothing
+    for name, values in properties.items():
+        if len(np.unique(values, axis=0)) < 2:  # a constant predicts nothing
+            areas[name] = {"auroc": 0.5, "low": 0.5, "high": 0.5}
             continue
         probabilities = cross_validate(
             values,
@@ -117,11 +110,11 @@ def measure_shortcuts(
             ),
         )
         areas[name] = _area_over_patients(labels, probabilities, groups)
-    return areas, passed_over
+    return areas, not_measured
 
 
 def _as_numbers(values: np.ndarray) -> np.ndarray | None:
-    """Return a metadata column as numbers, [N, 1], NaN where it is empty; None for free text."""
+    """Return a metadata column as numbers, [N, 1], NaN for an empty cell; None for free text."""
     filled = np.array([value is not None and value == value for value in values], dtype=bool)
     numbers = np.full(len(values), np.nan)
     try:
@@ -129,7 +122,7 @@ def _as_numbers(values: np.ndarray) -> np.ndarray | None:
     except ValueError:
         names, codes = np.unique([str(value) for value in values[filled]], return_inverse=True)
         if len(names) > MOST_TEXTS:
-            return None  # names of patients, dates, remarks
+            return None  # such as names of patients, dates, remarks
         numbers[filled] = codes
     return numbers[:, None]
 
@@ -137,29 +130,20 @@ def _as_numbers(values: np.ndarray) -> np.ndarray | None:
 def _area_over_patients(
     labels: np.ndarray, probabilities: np.ndarray, groups: np.ndarray
 ) -> dict[str, float]:
-    from sklearn.metrics import roc_auc_score
-
-    generator = np.random.default_rng(0)
-    order = np.argsort(groups, kind="stable")
-    starts = np.flatnonzero(np.diff(groups[order], prepend=-1))
-    of_group = np.split(order, starts[1:])
-    areas = []
-    for _ in range(RESAMPLES):
-        drawn = generator.integers(0, len(of_group), len(of_group))
-        rows = np.concatenate([of_group[one] for one in drawn])
-        if 0 < labels[rows].sum() < len(rows):
-            areas.append(roc_auc_score(labels[rows], probabilities[rows]))
-    low, high = np.percentile(areas, [2.5, 97.5])
-    area = roc_auc_score(labels, probabilities)
+    areas = [
+        auroc(labels[rows], probabilities[rows], 0.5)
+        for rows in draw_patients(labels, groups, RESAMPLES, seed=0)
+    ]
+    found = percentile_interval(auroc(labels, probabilities, 0.5), areas)
     return {
-        "auroc": round(float(area), 4),
-        "low": round(float(low), 4),
-        "high": round(float(high), 4),
+        "auroc": round(found.value, 4),
+        "low": round(found.low, 4),
+        "high": round(found.high, 4),
     }
 
 
 def _sample_groups(groups: np.ndarray) -> np.ndarray:
-    """Return the rows of as many groups as make about MOST_ROWS rows, all if they are fewer."""
+    """Return the rows of random groups, about MOST_ROWS in all, or all rows if fewer."""
     if len(groups) <= MOST_ROWS:
         return np.arange(len(groups))
     numbers = np.random.default_rng(0).permutation(int(groups.max()) + 1)

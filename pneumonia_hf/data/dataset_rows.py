@@ -1,4 +1,4 @@
-"""Rows of a `datasets` table -> rows of one shape."""
+"""Convert rows of a `datasets` table to rows with the project's columns."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 
 def to_bytes(image: Any) -> bytes | XrayError:
-    """Return the bytes of an image as the datasets library gives it."""
+    """Return the encoded bytes of an undecoded image of the datasets library."""
     if isinstance(image, bytes):
         return image
     if not image or not (image["bytes"] or image["path"]):
@@ -34,38 +34,39 @@ def to_bytes(image: Any) -> bytes | XrayError:
 
 
 def first_line(error: Exception) -> str:
+    """Return the first line of an error's text, or its type, without a full stop."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[0].rstrip(".")[:200]
 
 
 def find_columns(features: Features, where: str) -> tuple[str, str]:
-    """Return the names of the columns with the image and with the class."""
+    """Return the names of the image column and the label column."""
     from datasets import Image as ImageFeature
 
     names = [name for name, kind in features.items() if isinstance(kind, ImageFeature)]
     names += [name for name in ("dcm", "image") if name in features and name not in names]
     if not names:
-        raise UserError(f"{where} has no column of images (it has {', '.join(features)}).")
+        raise UserError(f"{where} has no image column (it has {', '.join(features)}).")
     return names[0], _label_column(features, where)
 
 
 def _label_column(features: Features, where: str) -> str:
-    """Return the column with the class: by its name, else by the names of its classes."""
+    """Return the label column: one whose classes are ours, else by name, else any ClassLabel."""
     from datasets import ClassLabel
 
     named = [name for name in ("label", "labels", "cls") if name in features]
     if "label" in (features.get("json") or {}):
         named.append("json")
     coded = [name for name, kind in features.items() if isinstance(kind, ClassLabel)]
-    summary = [n for n in coded if {one.upper() for one in features[n].names} >= set(LABELS)]
-    found = [*(name for name in named if name in summary), *summary, *named, *coded]
+    ours = [n for n in coded if {one.upper() for one in features[n].names} >= set(LABELS)]
+    found = [*(name for name in named if name in ours), *ours, *named, *coded]
     if not found:
         raise UserError(f"{where} has no column `label` (it has {', '.join(features)}).")
     return found[0]
 
 
 def keep_encoded(data: Any, image: str) -> Any:
-    """Return `data` with its images undecoded."""
+    """Return `data` without decoding of its images."""
     from datasets import Image as ImageFeature
 
     if isinstance(data.features[image], ImageFeature):
@@ -81,28 +82,30 @@ def list_rows(
     listing: Listing,
     names: list[str] | None,
 ) -> None:
-    """Add a part to `listing`: all columns but the image are read, row by row."""
+    """Add the split `name` to `listing`, reading all columns except images row by row.
+
+    Row N gets the address `address#N`, and the file name `names[N]` unless a column has one.
+    """
     from datasets import ClassLabel
     from datasets import Image as ImageFeature
 
     split = SPLIT_NAMES.get(name.lower(), ALL)
     if split in listing.splits:
-        raise UserError(f"{where} has two parts that are {split}; keep one of them.")
+        raise UserError(f"{where} has two {split} splits; keep one of them.")
     prefix = "" if split == ALL else f"{split}/"
     label_name = _label_column(data.features, where)
     kind = data.features[label_name]
     if getattr(kind, "dtype", "").startswith("int") and not isinstance(kind, ClassLabel):
-        logger.warning("%s has numbers for labels: 0 is taken for NORMAL, 1 for PNEUMONIA.", where)
+        logger.warning("%s has numeric labels: 0 is read as NORMAL, 1 as PNEUMONIA.", where)
     images = [name for name, one in data.features.items() if isinstance(one, ImageFeature)]
     data = data.remove_columns(images) if images else data
-    table, rows, number = RowTable(), iter(data), -1
-    while (row := _next_row(rows, where, number)) is not None:
-        number += 1
+    table = RowTable()
+    for number, row in enumerate(_iterate(data, where)):
         row = {**row, **(row.pop("json", None) or {})} if "json" in row else row
         label = row.pop("label" if label_name == "json" else label_name, None)
-        summary = _first(row, ("file_name", "__key__")) or (names[number] if names else "")
-        summary = summary or f"{number:06}"
-        file = f"{prefix}{summary}"
+        file_name = _pop_first(row, ("file_name", "__key__")) or (names[number] if names else "")
+        file_name = file_name or f"{number:06}"
+        file = f"{prefix}{file_name}"
         if isinstance(kind, ClassLabel):
             label = kind.names[label] if label is not None and label >= 0 else None
             found = find_label(label)
@@ -111,7 +114,8 @@ def list_rows(
         if found is None:
             listing.issues.append(DataIssue("unknown_label", file, f"its label is {label!r}"))
             continue
-        patient = _first(row, ("patient_id", "patient")) or find_patient(Path(summary).name, prefix)
+        patient = _pop_first(row, ("patient_id", "patient"))
+        patient = patient or find_patient(Path(file_name).name, prefix)
         extra = {
             name: str(value)
             for name, value in row.items()
@@ -125,28 +129,30 @@ def list_rows(
     listing.splits[split] = table.finish(listing)
 
 
-def _next_row(rows: Iterator[dict], where: str, number: int) -> dict | None:
+def _iterate(data: Dataset | IterableDataset, where: str) -> Iterator[dict]:
+    number = 0
     try:
-        return next(rows, None)
-    except Exception as error:  # of the network, of tar and of Parquet, each its own
+        for number, row in enumerate(data, start=1):  # noqa: B007
+            yield row
+    except Exception as error:  # the network, tar and Parquet raise many types
         raise UserError(
-            f"{where} cannot be read beyond row {number + 1} ({first_line(error)}); mend it, or "
+            f"{where} cannot be read beyond row {number} ({first_line(error)}); repair it, or "
             f"try again."
         ) from error
 
 
-def _first(row: dict, names: Sequence[str]) -> str | None:
-    """Return the first of some cells that holds anything, as text, and take them out."""
+def _pop_first(row: dict, names: Sequence[str]) -> str | None:
+    """Remove cells up to the first one that is not empty, and return that as text."""
     for name in names:
         value = row.pop(name, None)
-        if value is None or value == "" or value != value:  # NaN is none either
+        if value is None or value == "" or value != value:  # NaN
             continue
         return str(int(value) if isinstance(value, float) and value.is_integer() else value)
     return None
 
 
 def list_file_names(data: Dataset, where: str) -> list[str] | None:
-    """Return the file names that a table keeps beside its embedded images."""
+    """Return the file names stored with embedded images, or None without any."""
     import pyarrow as pa
     import pyarrow.compute as pc
 

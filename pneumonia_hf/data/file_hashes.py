@@ -1,10 +1,9 @@
-"""Which content each image has, remembered for as long as its file is as it was."""
+"""Hash the content of images, and cache the hashes of files that do not change."""
 
 from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import sqlite3
 import time
 from collections.abc import Iterator, Sequence
@@ -24,74 +23,79 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 logger = logging.getLogger(__name__)
-Stat = tuple[str, int, int, int]  # address, size, time of change of contents, and of the file
+Stat = tuple[str, int, int, int]  # address, size, time of modification, time of status change
 
 
 def hash_images(data: Dataset, cache_dir: str | Path | None = None) -> np.ndarray:
-    """Return the hash of each row's bytes, 0 for those that cannot be had: uint64 [N].
+    """Return the hash of each image's bytes, 0 for unreadable ones: uint64 [N].
 
-    Files that did not change since they were hashed are not opened.
+    Files that are unchanged since they were hashed are not opened.
     """
+    from joblib import cpu_count
+
     hash_cache = HashCache(cache_folder(cache_dir))
-    hashes, at = np.zeros(len(data), np.uint64), 0
+    hashes, start = np.zeros(len(data), np.uint64), 0
     addresses = list_addresses(data)
     while chunk := list(islice(addresses, 1000)):
-        for offset, content in enumerate(hash_cache.get(chunk), start=at):
-            hashes[offset] = shorten(content) if content else 0
-        at += len(chunk)
+        cached = [shorten(content or b"") for content in hash_cache.get(chunk)]
+        hashes[start : start + len(chunk)] = cached
+        start += len(chunk)
     if hashes.all():
         return hashes
 
     def hash_one(
-        address: str, image: tuple[str, Path | bytes | XrayError], known: bytes | None
+        task: tuple[str, tuple[str, Path | bytes | XrayError]], known: bytes | None
     ) -> tuple[Stat | None, bytes]:
-        source = image[1]
+        address, (_, source) = task
         if known:
             return None, known
-        try:
-            if isinstance(source, XrayError):
-                raise source
-            stat = stat_image(address)
-            data = source if isinstance(source, bytes) else source.read_bytes()
-        except (OSError, XrayError):
+        if isinstance(source, XrayError):
             return None, b""
-        return stat, hash_content(data)
+        try:
+            stat = stat_image(address)
+            return stat, hash_content(source if isinstance(source, bytes) else source.read_bytes())
+        except OSError:
+            return None, b""
 
-    tasks, at = zip(list_addresses(data), open_images(data), strict=True), 0
-    with ThreadPoolExecutor(count_cores()) as pool:
+    tasks, start = zip(list_addresses(data), open_images(data), strict=True), 0
+    with ThreadPoolExecutor(cpu_count()) as pool:
         while chunk := list(islice(tasks, 1000)):
             known = hash_cache.get([address for address, _ in chunk])
-            found = list(pool.map(hash_one, *zip(*chunk, strict=True), known))
-            for offset, (_, content) in enumerate(found, start=at):
-                hashes[offset] = shorten(content) if content else 0
+            found = list(pool.map(hash_one, chunk, known))
+            hashes[start : start + len(chunk)] = [shorten(content) for _, content in found]
             hash_cache.put(found)
-            at += len(found)
+            start += len(chunk)
     return hashes
 
 
 def hash_content(data: bytes) -> bytes:
-    """Return the hash that an image is known by: the first 16 bytes of its file's SHA-256."""
+    """Return the first 16 bytes of the SHA-256 of a file's bytes."""
     return hashlib.sha256(data).digest()[:16]
 
 
+def shorten(content: bytes) -> int:
+    """Return the first 64 bits of a hash, as manifests store them; 0 for no bytes."""
+    return int.from_bytes(content[:8], "big")
+
+
 def to_hex(hashes: np.ndarray) -> list[str]:
-    """Return 16 hex digits for each hash: the first of the file's SHA-256."""
+    """Return each hash as 16 hex digits: the first of the file's SHA-256."""
     return [int(one).to_bytes(8, "big").hex() for one in hashes]
 
 
 def from_hex(hashes: Sequence[str]) -> np.ndarray:
-    """Return the hashes that `to_hex` wrote."""
+    """Return the hashes of `to_hex`: uint64 [N]."""
     return np.array([int(one, 16) for one in hashes], dtype=np.uint64)
 
 
 class HashCache:
-    """Which content each file had when it was last read, by its path, size and times.
+    """Content hashes of files by path, size and times, in an SQLite database.
 
-    A file that is written over gets another change time from the system, so that it is read
-    again. The memory is a help only: without it every file is read and hashed.
+    A file that is overwritten gets a new time of status change, and so is read again. The cache
+    is optional: without it, every file is read and hashed.
     """
 
-    SETTLED = 2.0  # seconds; times of files may be coarser than the writes to them
+    SETTLED = 2.0  # seconds; a file's times may be coarser than the writes to it
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "files.sqlite"
@@ -107,33 +111,27 @@ class HashCache:
             yield base
 
     def get(self, addresses: Sequence[str]) -> list[bytes | None]:
-        """Return the content hash of each image whose file is as it was, None for the others."""
+        """Return the cached hash of each unchanged file, None for the others."""
+        query = "SELECT content FROM files WHERE (path, size, modified, changed) = (?, ?, ?, ?)"
+        contents: list[bytes | None] = [None] * len(addresses)
         if not self.path.exists():
-            return [None] * len(addresses)
-        contents: list[bytes | None] = []
+            return contents
         try:
             with self._connect() as base:
-                for address in addresses:
+                for number, address in enumerate(addresses):
                     try:
                         stat = stat_image(address)
                     except OSError:
-                        stat = None
-                    if stat is None:
-                        contents.append(None)
                         continue
-                    row = base.execute(
-                        "SELECT content FROM files WHERE path = ? AND size = ? AND modified = ? "
-                        "AND changed = ?",
-                        stat,
-                    ).fetchone()
-                    contents.append(row[0] if row else None)
+                    row = base.execute(query, stat).fetchone() if stat else None
+                    contents[number] = row[0] if row else None
         except sqlite3.Error as error:
-            self._forget(error)
+            self._handle(error)
             return [None] * len(addresses)
         return contents
 
     def put(self, found: Sequence[tuple[Stat | None, bytes]]) -> None:
-        """Note the contents of files that were just read."""
+        """Store the hashes of files that were just read."""
         now = time.time_ns() - int(self.SETTLED * 1e9)
         rows = [
             (*stat, content) for stat, content in found if stat and content and max(stat[2:]) < now
@@ -145,20 +143,9 @@ class HashCache:
             with self._connect() as base:
                 base.executemany("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?)", rows)
         except (sqlite3.Error, OSError) as error:
-            self._forget(error)
+            self._handle(error)
 
-    def _forget(self, error: Exception) -> None:
-        logger.debug("The memory of file hashes is not used: %s", error)
+    def _handle(self, error: Exception) -> None:
+        logger.debug("The cache of file hashes is not used: %s", error)
         if isinstance(error, sqlite3.DatabaseError) and "malformed" in str(error):
             self.path.unlink(missing_ok=True)
-
-
-def shorten(content: bytes) -> int:
-    """Return the first 64 bits of a hash, as manifests write them."""
-    return int.from_bytes(content[:8], "big")
-
-
-def count_cores() -> int:
-    """Return how many cores this process may use."""
-    able = getattr(os, "sched_getaffinity", None)  # Linux alone has it
-    return len(able(0)) if able else os.cpu_count() or 1

@@ -1,4 +1,4 @@
-"""Folders of X-rays: their parts, classes and metadata.csv, and all that is odd in them."""
+"""List folders of X-rays: splits, classes and metadata.csv, with all data issues."""
 
 from __future__ import annotations
 
@@ -21,62 +21,58 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 KNOWN_COLUMNS = {"file_name", "label", "patient_id"}  # of metadata.csv, in any case
-# What systems leave in folders; it is told of, but never a reason to stop.
 SYSTEM_FILES = {"thumbs.db", "desktop.ini", "__macosx"}
 
 
 def list_folder(where: str) -> Listing:
-    """List `train/ val/ test/` with class folders in them, class folders alone, or a flat folder.
+    """List `train/ val/ test/` with class folders, class folders alone, or a flat folder.
 
-    A flat folder holds images and a metadata.csv that gives their labels.
+    A flat folder holds images and a metadata.csv with their labels.
 
     Raises:
-        UserError: the folder is missing, has neither parts nor classes, or lacks a class.
+        UserError: the folder is missing, has neither splits nor classes, or lacks a class.
     """
-    root = Path(os.path.abspath(expand(where)))  # without `..`, as metadata is found by
+    root = Path(os.path.abspath(expand(where)))  # normalised, as the keys of metadata are
     if not root.exists():
         raise UserError(f"The data folder {where} does not exist; check --data_dir.")
     if not root.is_dir():
         raise UserError(f"{where} is a file; --data_dir takes a folder.")
-    if not _is_text(root):
-        raise UserError("The data folder's path is no text (UTF-8); rename it.")
-    listing = Listing({})
+    if not _is_utf8(root):
+        raise UserError("The data folder's path is not valid UTF-8; rename it.")
+    lister = _Lister(root)
+    listing = lister.listing
     folders = [entry for entry in sorted(root.iterdir()) if entry.is_dir()]
-    splits = {folder: SPLIT_NAMES[folder.name.lower()] for folder in folders if _is_split(folder)}
+    splits = {f: SPLIT_NAMES[f.name.lower()] for f in folders if f.name.lower() in SPLIT_NAMES}
     classes = [folder for folder in folders if find_label(folder.name) is not None]
-    metadata = _read_metadata(root)
+    has_metadata = lister.read_metadata(root)
     if classes and splits:
         raise UserError(
-            f"{where} has parts ({next(iter(splits)).name}) beside class folders "
-            f"({classes[0].name}); move the one or the other into a folder of its own."
+            f"{where} has split folders ({next(iter(splits)).name}) beside class folders "
+            f"({classes[0].name}); move one or the other into a separate folder."
         )
-    if classes or (not splits and any("label" in row for row in metadata.rows.values())):
-        listing.splits[ALL] = _list_split(root, root, "", metadata, listing)
+    if classes or (not splits and any("label" in row for row in lister.rows.values())):
+        listing.splits[ALL] = lister.list_split(root, "", has_metadata)
     elif splits:
         for folder, name in splits.items():
             if name in listing.splits:
                 raise UserError(f"{root} has two {name} folders; keep one of them.")
-            own = _read_metadata(folder)
-            # A Kermany person number stands for a patient only within one part.
-            listing.splits[name] = _list_split(
-                root, folder, f"{name}/", _Metadata.join(metadata, own), listing
-            )
-            own.named = metadata.named
-            own.tell_missing(root, listing)
-        for path in _walk(root, listing, skip=set(splits)):
-            _tell_apart(path, root, listing, in_split=False)
+            # A person number of the Kermany set identifies a patient only within a split.
+            has_own = lister.read_metadata(folder) or has_metadata
+            listing.splits[name] = lister.list_split(folder, f"{name}/", has_own)
+        for path in lister.walk(root, skip=set(splits)):
+            lister.report_unused(path, in_split=False)
     else:
-        inner = next((f for f in folders if _looks_like_data(f)), None)
+        inner = next((folder for folder in folders if _looks_like_data(folder)), None)
         hint = f"did you mean {inner}?" if inner else "put the images into such folders."
         raise UserError(
             f"{root} has neither train/ val/ test/ nor NORMAL/ and PNEUMONIA/ folders; {hint}"
         )
-    metadata.tell_missing(root, listing)
+    lister.report_missing()
     for name, split in listing.splits.items():
         if not len(split) and listing.issues:
             first = listing.issues[0]
             raise UserError(
-                f"{where} holds no X-ray labelled NORMAL or PNEUMONIA in its {name} part: "
+                f"{where} holds no X-ray labelled NORMAL or PNEUMONIA in its {name} split: "
                 f"{first.file}, {first.reason}."
             )
     return listing
@@ -84,26 +80,22 @@ def list_folder(where: str) -> Listing:
 
 @dataclass(frozen=True)
 class OtherImage:
-    """An image of a class that is neither NORMAL nor PNEUMONIA."""
+    """An image of a class other than NORMAL and PNEUMONIA."""
 
     path: Path
     file: str  # relative to the data folder
     folder: str  # the name of its class
-    cells: dict[str, str]  # what metadata.csv says of it, by column
+    cells: dict[str, str]  # its row of metadata.csv, by column
 
 
 def list_others(where: str, names: Sequence[str]) -> list[OtherImage]:
-    """Return the images in folders of other classes beside NORMAL and PNEUMONIA.
-
-    Args:
-        where: the data folder.
-        names: of the folders.
+    """Return the images in the class folders `names`, beside NORMAL and PNEUMONIA.
 
     Raises:
-        UserError: no such folder, one of the two classes, or a folder without images.
+        UserError: a folder is missing, without images, or one of the two classes.
     """
     root = Path(os.path.abspath(expand(where)))
-    listing = Listing({})
+    lister = _Lister(root)
     found = []
     for name in names:
         folder = root / name
@@ -111,199 +103,166 @@ def list_others(where: str, names: Sequence[str]) -> list[OtherImage]:
             raise UserError(f"{name} is one of the two classes; --other_classes takes others.")
         if not folder.is_dir():
             raise UserError(f"{folder} is no folder; check --other_classes.")
-        metadata = _Metadata.join(_read_metadata(root), _read_metadata(folder))
-        images = [path for path in _walk(folder, listing) if _is_taken(path, root, listing)]
+        lister.read_metadata(root)
+        lister.read_metadata(folder)
+        images = [path for path in lister.walk(folder) if lister.is_usable(path)]
         if not images:
             raise UserError(f"{folder} holds no images; check --other_classes.")
         found += [
-            OtherImage(
-                path, path.relative_to(root).as_posix(), name, metadata.rows.get(str(path), {})
-            )
+            OtherImage(path, lister.relative(path), name, lister.rows.get(str(path), {}))
             for path in images
         ]
     return found
 
 
-class _Metadata:
-    """The rows of metadata.csv files, by the absolute path of the image that each is about."""
+class _Lister:
+    """List the images below `root`, and add the issues of all other files to `listing`."""
 
-    def __init__(self) -> None:
-        self.rows: dict[str, dict[str, str]] = {}
-        self.named: set[str] = set()  # those that were found
-        self.there = False
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.listing = Listing({})
+        self.rows: dict[str, dict[str, str]] = {}  # of metadata.csv files, by absolute path
+        self.found: set[str] = set()  # paths in `rows` whose image was listed
 
-    @classmethod
-    def join(cls, *several: _Metadata) -> _Metadata:
-        joined = cls()
-        for one in several:
-            joined.rows |= one.rows
-            joined.there |= one.there
-        joined.named = several[0].named
-        return joined
+    def relative(self, path: Path) -> str:
+        return path.relative_to(self.root).as_posix()
 
-    def tell_missing(self, root: Path, listing: Listing) -> None:
-        for path in sorted(self.rows.keys() - self.named):
-            if not os.path.exists(path):
-                file = os.path.relpath(path, root)
-                listing.issues.append(
-                    DataIssue("metadata_missing_file", file, "there is no such file")
-                )
-
-
-def _read_metadata(folder: Path) -> _Metadata:
-    """Read the metadata.csv of a folder, if it has one."""
-    metadata = _Metadata()
-    table = folder / "metadata.csv"
-    if not table.is_file():
-        return metadata
-    try:
-        with table.open(newline="", encoding="utf-8-sig") as lines:
-            reader = csv.DictReader(lines)
-            names = [name.strip() for name in reader.fieldnames or []]
-            names = [name.lower() if name.lower() in KNOWN_COLUMNS else name for name in names]
-            if "file_name" not in names:
-                raise UserError(
-                    f"{table} has no column file_name (it has {', '.join(names) or 'none'}); "
-                    f"add it, or remove the file."
-                )
-            reader.fieldnames = names
-            rows = list(reader)
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{table} cannot be read as a CSV file in UTF-8: {error}.") from error
-    metadata.there = True
-    for number, row in enumerate(rows, start=2):
-        file = (row.pop("file_name") or "").strip()
-        row.pop(None, None)  # cells beyond the header
-        if not file:
-            raise UserError(f"Line {number} of {table} names no file; fill in file_name.")
-        path = os.path.normpath(folder / file)
-        cells = {key: value.strip() for key, value in row.items() if value and value.strip()}
-        if metadata.rows.get(path, cells) != cells:
-            raise UserError(f"{table} names {file} twice, and not alike; keep one of the lines.")
-        metadata.rows[path] = cells
-    return metadata
-
-
-def _list_split(
-    root: Path, folder: Path, prefix: str, metadata: _Metadata, listing: Listing
-) -> Dataset:
-    """Return one part: the images in its class folders, or those that its metadata labels."""
-    table = RowTable()
-    class_folders = {
-        entry: find_label(entry.name)
-        for entry in sorted(folder.iterdir())
-        if entry.is_dir() and find_label(entry.name) is not None
-    }
-    for label in range(len(LABELS)):
-        for class_folder in (one for one, number in class_folders.items() if number == label):
-            inner = _read_metadata(class_folder)
-            inner.tell_missing(root, listing)
-            summary = _Metadata.join(metadata, inner) if inner.there else metadata
-            for path in _walk(class_folder, listing):
-                if _is_taken(path, root, listing):
-                    _add_file(table, path, root, folder, prefix, label, summary, listing)
-    for path in _walk(folder, listing, skip={*class_folders}):
-        label = metadata.rows.get(str(path), {}).get("label")
-        if label is None:
-            _tell_apart(path, root, listing)
-        elif not _is_taken(path, root, listing):
-            continue  # which has told of it
-        elif find_plain_label(label) is None:
-            file, reason = path.relative_to(root).as_posix(), f"metadata.csv says {label!r}"
-            listing.issues.append(DataIssue("unknown_label", file, reason))
-        else:
-            label = find_plain_label(label)
-            _add_file(table, path, root, folder, prefix, label, metadata, listing)
-    return table.finish(listing)
-
-
-def _add_file(
-    table: RowTable,
-    path: Path,
-    root: Path,
-    folder: Path,
-    prefix: str,
-    label: int,
-    metadata: _Metadata,
-    listing: Listing,
-) -> None:
-    file = path.relative_to(root).as_posix()
-    row = metadata.rows.get(str(path))
-    if row is None and metadata.there:
-        listing.issues.append(DataIssue("metadata_left_out", file, "no line names it"))
-    if row is not None:
-        metadata.named.add(str(path))
-    row = dict(row or {})
-    summary = row.pop("label", None)
-    if summary is not None and find_plain_label(summary) != label:
-        reason = f"its folder says {LABELS[label]}, which is used; metadata.csv says {summary}"
-        listing.issues.append(DataIssue("metadata_other_label", file, reason))
-    inside = path.relative_to(folder).as_posix()
-    patient = row.pop("patient_id", None) or find_patient(inside, prefix)
-    table.add(str(path), file, label, patient, row)
-
-
-def _is_taken(path: Path, root: Path, listing: Listing) -> bool:
-    if _is_text(path) and is_image_file(path):
+    def read_metadata(self, folder: Path) -> bool:
+        """Add the rows of a folder's metadata.csv to `rows`; return whether there is one."""
+        table = folder / "metadata.csv"
+        if not table.is_file():
+            return False
+        try:
+            with table.open(newline="", encoding="utf-8-sig") as file:
+                reader = csv.DictReader(file)
+                names = [name.strip() for name in reader.fieldnames or []]
+                names = [name.lower() if name.lower() in KNOWN_COLUMNS else name for name in names]
+                if "file_name" not in names:
+                    raise UserError(
+                        f"{table} has no column file_name (it has {', '.join(names) or 'none'}); "
+                        f"add it, or remove the file."
+                    )
+                reader.fieldnames = names
+                lines = list(reader)
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise UserError(f"{table} cannot be read as a CSV file in UTF-8: {error}.") from error
+        rows: dict[str, dict[str, str]] = {}
+        for number, row in enumerate(lines, start=2):
+            file = (row.pop("file_name") or "").strip()
+            row.pop(None, None)  # cells beyond the header
+            if not file:
+                raise UserError(f"Line {number} of {table} names no file; fill in file_name.")
+            path = os.path.normpath(folder / file)
+            cells = {key: value.strip() for key, value in row.items() if value and value.strip()}
+            if rows.setdefault(path, cells) != cells:
+                raise UserError(f"{table} names {file} twice with different values; keep one line.")
+        self.rows |= rows
         return True
-    _tell_apart(path, root, listing)
-    return False
+
+    def list_split(self, folder: Path, prefix: str, has_metadata: bool) -> Dataset:
+        """Return a split: the images in its class folders, or labelled by metadata."""
+        table = RowTable()
+        entries = [entry for entry in sorted(folder.iterdir()) if entry.is_dir()]
+        label_of = {entry: find_label(entry.name) for entry in entries}
+        class_folders = [entry for entry in entries if label_of[entry] is not None]
+
+        def add(path: Path, label: int, must_be_listed: bool) -> None:
+            row = dict(self.rows.get(str(path), {}))
+            if str(path) in self.rows:
+                self.found.add(str(path))
+            elif must_be_listed:
+                self._report("metadata_left_out", path, "no line names it")
+            text = row.pop("label", None)
+            if text is not None and find_plain_label(text) != label:
+                reason = f"its folder says {LABELS[label]}, which is used; metadata.csv says {text}"
+                self._report("metadata_other_label", path, reason)
+            patient = row.pop("patient_id", None)
+            patient = patient or find_patient(path.relative_to(folder).as_posix(), prefix)
+            table.add(str(path), self.relative(path), label, patient, row)
+
+        for class_folder in sorted(class_folders, key=label_of.__getitem__):
+            must_be_listed = self.read_metadata(class_folder) or has_metadata
+            for path in self.walk(class_folder):
+                if self.is_usable(path):
+                    add(path, label_of[class_folder], must_be_listed)
+        for path in self.walk(folder, skip=set(class_folders)):
+            text = self.rows.get(str(path), {}).get("label")
+            label = find_plain_label(text)
+            if text is None:
+                self.report_unused(path)
+            elif self.is_usable(path):
+                if label is None:
+                    self._report("unknown_label", path, f"metadata.csv says {text!r}")
+                else:
+                    add(path, label, True)
+        return table.finish(self.listing)
+
+    def _report(self, kind: str, path: Path, reason: str) -> None:
+        self.listing.issues.append(DataIssue(kind, self.relative(path), reason))
+
+    def report_missing(self) -> None:
+        """Add an issue for each row of metadata without a file."""
+        for path in sorted(self.rows.keys() - self.found):
+            if not os.path.exists(path):
+                file = os.path.relpath(path, self.root)
+                issue = DataIssue("metadata_missing_file", file, "there is no such file")
+                self.listing.issues.append(issue)
+
+    def is_usable(self, path: Path) -> bool:
+        """Return whether a file is read as an X-ray; if not, add an issue."""
+        if _is_utf8(path) and is_image_file(path):
+            return True
+        self.report_unused(path)
+        return False
+
+    def report_unused(self, path: Path, in_split: bool = True) -> None:
+        """Add an issue that says why a file is not used."""
+        if path.name == "metadata.csv":
+            return
+        file = path.relative_to(self.root)
+        folder = file.parent.as_posix()
+        if not _is_utf8(file):
+            shown = file.as_posix().encode("utf-8", "backslashreplace").decode()
+            self.listing.issues.append(DataIssue("odd_name", shown, "rename it"))
+        elif any(name.startswith(".") or name.lower() in SYSTEM_FILES for name in file.parts):
+            self._report("system_file", path, "hidden or created by an operating system")
+        elif not is_image_file(path):
+            self._report("not_an_image", path, f"its extension is {path.suffix or 'missing'}")
+        elif folder == ".":
+            self._report("no_place", path, "it is outside the folders")
+        else:
+            is_class = in_split and file.parent.name.lower() not in SPLIT_NAMES
+            kind = "unknown_label" if is_class else "no_place"
+            self._report(kind, path, f"its folder is {folder}")
+
+    def walk(self, folder: Path, skip: set[Path] = frozenset()) -> Iterator[Path]:
+        """Yield every file below `folder` in order, through links but without cycles."""
+
+        def report(error: OSError) -> None:
+            reason = error.strerror or "it cannot be listed"
+            issue = DataIssue("closed_folder", str(error.filename), reason)
+            self.listing.issues.append(issue)
+
+        for here, folders, files in os.walk(folder, followlinks=True, onerror=report):
+            target = os.path.realpath(here) + os.sep
+            folders[:] = sorted(
+                name
+                for name in folders
+                if Path(here, name) not in skip
+                # A link to one of its own parents would never end.
+                and not target.startswith(os.path.realpath(Path(here, name)) + os.sep)
+            )
+            for name in sorted(files):
+                yield Path(here, name)
 
 
-def _tell_apart(path: Path, root: Path, listing: Listing, in_split: bool = True) -> None:
-    """Say of a file that is not used why it is not."""
-    if path.name == "metadata.csv":
-        return
-    file = path.relative_to(root)
-    folder = file.parent.as_posix()
-    if not _is_text(file):
-        shown = file.as_posix().encode("utf-8", "backslashreplace").decode()
-        listing.issues.append(DataIssue("odd_name", shown, "rename it"))
-        return
-    if any(name.startswith(".") or name.lower() in SYSTEM_FILES for name in file.parts):
-        kind, reason = "system_file", "hidden, or a system's own"
-    elif not is_image_file(path):
-        kind, reason = "not_an_image", f"its name ends in {path.suffix or 'nothing'}"
-    elif folder == ".":
-        kind, reason = "no_place", "it lies beside the folders"
-    elif in_split and file.parent.name.lower() not in SPLIT_NAMES:
-        kind, reason = "unknown_label", f"its folder is {folder}"
-    else:
-        kind, reason = "no_place", f"its folder is {folder}"
-    listing.issues.append(DataIssue(kind, file.as_posix(), reason))
-
-
-def _is_text(path: Path) -> bool:
-    """Return whether a name can be written as text, as tables and reports need it."""
+def _is_utf8(path: Path) -> bool:
+    """Return whether a path can be encoded, as tables and reports need it."""
     try:
         str(path).encode()
     except UnicodeEncodeError:
         return False
     return True
-
-
-def _walk(folder: Path, listing: Listing, skip: set[Path] = frozenset()) -> Iterator[Path]:
-    """Yield every file below `folder` in order, through links too, but never in circles."""
-
-    def tell(error: OSError) -> None:
-        reason = error.strerror or "it cannot be listed"
-        listing.issues.append(DataIssue("closed_folder", str(error.filename), reason))
-
-    for here, folders, files in os.walk(folder, followlinks=True, onerror=tell):
-        place = os.path.realpath(here) + os.sep
-        folders[:] = sorted(
-            name
-            for name in folders
-            if Path(here, name) not in skip
-            # A link to where it lies itself would never end.
-            and not place.startswith(os.path.realpath(Path(here, name)) + os.sep)
-        )
-        for name in sorted(files):
-            yield Path(here, name)
-
-
-def _is_split(folder: Path) -> bool:
-    return folder.name.lower() in SPLIT_NAMES
 
 
 def _looks_like_data(folder: Path) -> bool:

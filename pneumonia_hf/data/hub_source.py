@@ -1,4 +1,4 @@
-"""The source `hub:OWNER/NAME`: a data set of the Hugging Face Hub."""
+"""The source `hub:OWNER/NAME`: a dataset on the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -23,10 +23,9 @@ if TYPE_CHECKING:
 
 
 def list_hub(where: str) -> Listing:
-    """List a data set of the Hub, `owner/name` with an optional `@revision`.
+    """List a dataset on the Hub, `owner/name` with an optional `@revision`.
 
-    It needs a column with the image and one with the class; `patient_id` or `patient`, if it
-    has one, tells the patient.
+    It needs an image column and a label column; `patient_id` or `patient` is optional.
     """
     listing = Listing({})
     splits = _load_hub(where)
@@ -34,7 +33,7 @@ def list_hub(where: str) -> Listing:
     for split, data in splits.items():
         find_columns(data.features, where)
         if known and split.lower() not in SPLIT_NAMES:
-            reason = "its part is neither train, validation nor test"
+            reason = "its split is not train, validation or test"
             listing.issues.append(DataIssue("no_place", split, reason, count=len(data)))
             continue
         names = list_file_names(data, where)
@@ -43,7 +42,7 @@ def list_hub(where: str) -> Listing:
 
 
 def read_hub(where: str, numbers: Sequence[int]) -> Iterator[bytes | XrayError]:
-    """Yield the bytes of the numbered images of a part of a Hub data set."""
+    """Yield the bytes of the numbered images of a split, `owner/name@@split`."""
     where, _, split = where.rpartition("@@")
     data = _load_hub(where)[split]
     image, _ = find_columns(data.features, where)
@@ -51,7 +50,7 @@ def read_hub(where: str, numbers: Sequence[int]) -> Iterator[bytes | XrayError]:
     for number in numbers:
         try:
             yield to_bytes(images[number][image])
-        except Exception as error:  # what Arrow raises on a damaged row
+        except Exception as error:  # Arrow's, on a damaged row
             yield XrayError(f"The image cannot be fetched ({first_line(error)}).")
 
 
@@ -65,5 +64,5 @@ def _load_hub(where: str) -> dict[str, Dataset]:
     try:
         return load_dataset(name, revision=revision or None)
     except Exception as error:
-        # datasets wraps what the Hub, the network and its readers raise, each in its own way.
+        # datasets passes on many types of error from the Hub, the network and its readers.
         raise UserError(explain_data_error(error, name, revision)) from error

@@ -1,4 +1,4 @@
-"""What is recorded of each image while it is whole: FACTS."""
+"""Compute FACTS: the statistics of each full-size image that the cache keeps."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import numpy as np
 if TYPE_CHECKING:
     from PIL import Image
 
-SEGMENTS = 8  # of each side of the border
-BORDER = 0.04  # width of the border strips, as a share of the side
-# What is kept of each image beside its pixels. Shares are of all pixels of the whole image.
+SEGMENTS = 8  # per side of the border
+BORDER = 0.04  # width of the border strips, as a share of the image's side
+# Shares are of all pixels of the full-size image.
 FACTS = np.dtype(
     [
         ("content", "<u8", 2),  # hash of the file's bytes
@@ -34,8 +34,8 @@ FACTS = np.dtype(
 )
 
 
-def describe(image: Image.Image) -> np.ndarray:
-    """Return what is kept of a whole image, as a record of FACTS."""
+def compute_facts(image: Image.Image) -> np.ndarray:
+    """Return the FACTS of a full-size image: a record without content, border and checksum."""
     import imagehash
 
     record = np.zeros((), FACTS)
@@ -45,7 +45,7 @@ def describe(image: Image.Image) -> np.ndarray:
     size = f"{image.width}x{image.height}".encode()
     digest = hashlib.blake2b(image.tobytes(), digest_size=16, key=size).digest()
     record["pixels"] = np.frombuffer(digest, "<u8")
-    # 16 x 16 frequencies: with the usual 8 x 8, different chests have the same hash.
+    # 16 x 16 frequencies: with the usual 8 x 8, different chests share a hash.
     bits = imagehash.phash(image, hash_size=16).hash
     record["phash"] = np.packbits(bits).view("<u8")
     record["width"], record["height"] = image.size
@@ -58,7 +58,7 @@ def describe(image: Image.Image) -> np.ndarray:
     return record
 
 
-def describe_border(pixels: np.ndarray) -> np.ndarray:
+def compute_border(pixels: np.ndarray) -> np.ndarray:
     """Return the mean level along the four sides of images [N, H, W]: uint8 [N, 4 * SEGMENTS]."""
     _, height, width = pixels.shape
     y, x = max(1, round(BORDER * height)), max(1, round(BORDER * width))
@@ -68,13 +68,12 @@ def describe_border(pixels: np.ndarray) -> np.ndarray:
         pixels[:, :, :x].mean(axis=2),
         pixels[:, :, -x:].mean(axis=2),
     ]
-    means = [
-        split.mean(axis=1) for side in profiles for split in np.array_split(side, SEGMENTS, axis=1)
-    ]
-    return np.round(np.stack(means, axis=1)).astype(np.uint8)
+    segments = [one for side in profiles for one in np.array_split(side, SEGMENTS, axis=1)]
+    means = np.stack([segment.mean(axis=1) for segment in segments], axis=1)
+    return np.round(means).astype(np.uint8)
 
 
-def checksum_of(pixels: np.ndarray, record: np.void) -> int:
-    """Return the CRC-32 of an image and of all in its record but the checksum itself."""
+def compute_checksum(pixels: np.ndarray, record: np.void) -> int:
+    """Return the CRC-32 of an image's pixels and of its record without the checksum."""
     offset = FACTS.fields["checksum"][1]
     return zlib.crc32(record.tobytes()[:offset], zlib.crc32(pixels.tobytes()))

@@ -1,4 +1,4 @@
-"""Data issues: what is wrong with a file or row, and how it is logged."""
+"""Data issues: problems with files and rows, and how they are logged."""
 
 from __future__ import annotations
 
@@ -13,44 +13,44 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class DataIssue:
-    """Something in the data that is not as it should be."""
+    """A problem with a file, row or patient."""
 
-    kind: str  # a key of TROUBLES
-    file: str  # the image, file or patient that it is about
+    kind: str  # a key of ISSUE_KINDS
+    file: str  # the file or patient concerned
     reason: str
-    count: int = 1  # of files, where `file` is only the first of them
+    count: int = 1  # of files; `file` is the first
 
 
 @dataclass(frozen=True)
 class IssueKind:
-    """What one kind of issue is called, and whether --strict makes an error of it."""
+    """The message of one kind of issue, and whether --strict makes it an error."""
 
     title: str
     strict: bool = True
 
 
 ISSUE_KINDS = {
-    "unreadable": IssueKind("cannot be read as X-rays, and are left out"),
-    "not_an_image": IssueKind("are no images by their names, and are left out"),
-    "odd_name": IssueKind("have names that are no text (UTF-8), and are left out"),
-    "closed_folder": IssueKind("are folders that cannot be opened, and are left out"),
-    "unknown_label": IssueKind("are neither NORMAL nor PNEUMONIA, and are left out"),
-    "no_place": IssueKind("lie where no part and no class is, and are left out"),
-    "metadata_missing_file": IssueKind("are named by metadata.csv, but are not there"),
-    "metadata_left_out": IssueKind("are left out of metadata.csv"),
-    "metadata_other_label": IssueKind("have another label in metadata.csv than by their folder"),
-    "both_labels": IssueKind("patients have images of both labels", strict=False),
-    "own_patient": IssueKind("do not tell their patient: each counts as one", strict=False),
-    "system_file": IssueKind("were left by a system, and are left out", strict=False),
+    "unreadable": IssueKind("cannot be read as X-rays and are left out"),
+    "not_an_image": IssueKind("do not have the name of an image and are left out"),
+    "odd_name": IssueKind("have names that are not valid UTF-8 and are left out"),
+    "closed_folder": IssueKind("folder(s) cannot be opened and are left out"),
+    "unknown_label": IssueKind("are neither NORMAL nor PNEUMONIA and are left out"),
+    "no_place": IssueKind("are outside the split and class folders and are left out"),
+    "metadata_missing_file": IssueKind("are listed in metadata.csv but do not exist"),
+    "metadata_left_out": IssueKind("are not listed in metadata.csv"),
+    "metadata_other_label": IssueKind("have a label in metadata.csv that contradicts their folder"),
+    "both_labels": IssueKind("patient(s) have images of both labels", strict=False),
+    "own_patient": IssueKind("do not name their patient: each counts as one", strict=False),
+    "system_file": IssueKind("were created by an operating system and are left out", strict=False),
 }
-FIRST_CASES = 3  # of a kind of issue, in messages
+FIRST_CASES = 3  # of each kind, in messages
 
 
 def log_issues(issues: Iterable[DataIssue], strict: bool = False) -> None:
-    """Log what is wrong, a line for each kind with the first few cases.
+    """Log one line for each kind of issue, with the first few cases.
 
     Raises:
-        UserError: with `strict`, if any of it is of a kind that counts.
+        UserError: with `strict`, if any issue is of a strict kind.
     """
     kinds: dict[str, list[DataIssue]] = {}
     for issue in issues:
@@ -58,7 +58,7 @@ def log_issues(issues: Iterable[DataIssue], strict: bool = False) -> None:
     lines = {kind: _describe_issues(kind, cases) for kind, cases in kinds.items()}
     if strict and (counts := [line for kind, line in lines.items() if ISSUE_KINDS[kind].strict]):
         raise UserError(
-            f"{' '.join(counts)} Mend or remove them, or leave --strict out to go on without them."
+            f"{' '.join(counts)} Fix or remove them, or leave out --strict to go on without them."
         )
     for kind, line in lines.items():
         if kind != "system_file":

@@ -1,4 +1,4 @@
-"""X-rays of one or several sources -> train, validation and test splits."""
+"""Load X-rays of one or several sources as train, validation and test splits."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pneumonia_hf.data.issues import DataIssue, log_issues
-from pneumonia_hf.data.sources import Source, list_source, parse_source
+from pneumonia_hf.data.sources import SOURCES, Source, parse_source
 from pneumonia_hf.data.splits import SPLIT_TOLERANCE, split_by_patient
 from pneumonia_hf.data.table import ALL, SPLIT_NAMES, XrayData, column, to_dataset
 from pneumonia_hf.errors import UserError
@@ -26,39 +26,38 @@ SPLITS = ("train", "validation", "test")
 
 @dataclass
 class DataConfig:
-    """Where the X-rays are and how they are parted."""
+    """Where the X-rays are and how they are split."""
 
     data_dir: list[str] = field(
         metadata={
             "help": "One or more sources, each [NAME=][KIND:]WHERE: a folder with train/ val/ "
             "test/ or with NORMAL/ and PNEUMONIA/, hub:OWNER/NAME, medmnist:224, "
             "shards:PATH_OR_URL."
-        },
+        }
     )
     data_name: str | None = field(
         default=None,
-        metadata={"help": "What the model card calls the data; left out, the sources' names."},
+        metadata={"help": "Name of the data in the model card; default: the sources' names."},
     )
     validation_fraction: float = field(
-        default=0.15,
-        metadata={"help": "Share of the images cut off for validation, whole patients."},
+        default=0.15, metadata={"help": "Share of the images for validation, in whole patients."}
     )
     test_fraction: float = field(
-        default=0.15, metadata={"help": "Share of the images cut off for testing, whole patients."}
+        default=0.15, metadata={"help": "Share of the images for testing, in whole patients."}
     )
     smallest_validation: int = field(
         default=100,
-        metadata={"help": "A val/ part with fewer images joins train/, and another is cut."},
+        metadata={"help": "A val/ split with fewer images joins train/, and a new one is made."},
     )
-    split_seed: int = field(default=13, metadata={"help": "Seed of the patient-grouped cut."})
+    split_seed: int = field(default=13, metadata={"help": "Seed of the patient-grouped split."})
     strict: bool = field(
         default=False,
-        metadata={"help": "Stop if anything in the data is not a readable, labelled X-ray."},
+        metadata={"help": "Stop if any file or row is not a readable, labelled X-ray."},
     )
     cache_dir: str | None = field(
         default=None,
         metadata={
-            "help": "Folder for decoded images; left out, $PNEUMONIA_HF_CACHE or "
+            "help": "Folder for decoded images; default: $PNEUMONIA_HF_CACHE or "
             "~/.cache/pneumonia-hf."
         },
     )
@@ -71,7 +70,7 @@ class DataConfig:
                 raise UserError(f"{name} is {getattr(self, name)}; give a share in 0..0.5.")
         if self.validation_fraction + self.test_fraction > 0.8:
             raise UserError(
-                f"validation_fraction and test_fraction make "
+                f"validation_fraction and test_fraction add up to "
                 f"{self.validation_fraction + self.test_fraction}; leave 0.2 or more to train on."
             )
         if not 0 <= self.split_seed < 2**32:
@@ -79,22 +78,20 @@ class DataConfig:
 
 
 def load_xrays(config: DataConfig) -> XrayData:
-    """Return the parts `train`, `validation` and `test`, each with image, label and patient.
+    """Return the splits `train`, `validation` and `test`.
 
-    Parts that a source does not have are cut from its train split, grouped by patient and
-    balanced by class. `image` holds a path or address (`Image(decode=False)`; `open_images`
-    fetches it), `label` is 0 for NORMAL and 1 for PNEUMONIA, `patient` is a name that no two
-    patients share, `file` what people call the image, `source` where it is from; further
-    columns of a metadata.csv follow as text. All that was not as it should be is logged, and
-    is in the `issues` of the result.
+    Splits that a source lacks are split off its train split, grouped by patient and stratified
+    by class. The columns are `image`, a path or address (`Image(decode=False)`; `open_images`
+    reads it), `label`, 0 for NORMAL and 1 for PNEUMONIA, `patient`, a unique name, `file`, the
+    image's name, `source`, the source's name, and the further columns of metadata.csv as text.
+    Data issues are logged and are in the result's `issues`.
 
     Raises:
-        UserError: a source is missing, holds one class only, or is too small to be parted; with
-            `config.strict`, anything that is not a readable, labelled X-ray.
+        UserError: a source is missing, has only one class, or is too small to be split; with
+            `config.strict`, any file or row is not a readable, labelled X-ray.
     """
-    listed = _list_sources(config.data_dir)
-    cut = [_cut(splits, config, text) for splits, text in zip(listed, config.data_dir, strict=True)]
-    splits = _join(cut, SPLITS)
+    listed = zip(_list_sources(config.data_dir), config.data_dir, strict=True)
+    splits = _join([_add_splits(own, config, text) for own, text in listed], SPLITS)
     _check_classes(splits, config.data_dir)
     _warn_of_shared_patients(splits)
     log_issues(splits.issues, config.strict)
@@ -104,13 +101,12 @@ def load_xrays(config: DataConfig) -> XrayData:
 def load_splits(
     data_dir: str | Path | Sequence[str], strict: bool = False, may_lack: bool = False
 ) -> XrayData:
-    """Return the parts as the sources have them: `train`, `validation`, `test`, or `all`.
+    """Return the sources' own splits: `train`, `validation`, `test`, or `all` without splits.
 
-    `all` stands for a source that is not parted. Rows are as `load_xrays` returns them. With
-    `may_lack`, a part may hold one class only.
+    Rows are as `load_xrays` returns them. With `may_lack`, a split may lack a class.
 
     Raises:
-        UserError: a source is missing, has neither parts nor classes, or lacks a class.
+        UserError: a source is missing, has neither splits nor classes, or lacks a class.
     """
     sources = [str(data_dir)] if isinstance(data_dir, str | Path) else list(data_dir)
     listed = _list_sources(sources, may_lack)
@@ -122,17 +118,17 @@ def load_splits(
 
 
 def _list_sources(texts: Sequence[str], may_lack: bool = False) -> list[XrayData]:
-    """Return the parts of every source as it has them, with patients that no two share."""
+    """Return the own splits of every source, with unique patient names."""
     sources = [parse_source(text) for text in texts]
     names = [source.name for source in sources]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice:
         raise UserError(f"Two sources are called {twice!r}; name them: --data_dir A=... B=...")
+    several = len(sources) > 1
     listed = []
     for source in sources:
-        listing = list_source(source)
-        several = len(sources) > 1
-        splits = {name: _mark(data, source, several) for name, data in listing.splits.items()}
+        listing = SOURCES[source.kind].list(source.where)
+        splits = {name: _add_source(d, source, several) for name, d in listing.splits.items()}
         for name, data in splits.items():
             _check_one_source(source, name, data, may_lack or several)
         issues = [*listing.issues, *_find_both_labels(listing.splits)]
@@ -145,8 +141,8 @@ def _list_sources(texts: Sequence[str], may_lack: bool = False) -> list[XrayData
     return listed
 
 
-def _mark(data: Dataset, source: Source, several: bool) -> Dataset:
-    """Say in every row where it is from; among several sources, in patients and files too."""
+def _add_source(data: Dataset, source: Source, several: bool) -> Dataset:
+    """Add the column `source`; among several sources, prefix patients and files with its name."""
     import pyarrow as pa
     import pyarrow.compute as pc
     from datasets import Value
@@ -154,8 +150,8 @@ def _mark(data: Dataset, source: Source, several: bool) -> Dataset:
     table, features = data.data.table, data.features.copy()
     if several:
         for name in ("patient", "file"):
-            summary = pc.binary_join_element_wise(source.name, table[name], ":")
-            table = table.set_column(table.column_names.index(name), name, summary)
+            prefixed = pc.binary_join_element_wise(source.name, table[name], ":")
+            table = table.set_column(table.column_names.index(name), name, prefixed)
     names = pa.DictionaryArray.from_arrays(pa.array(np.zeros(len(data), np.int8)), [source.name])
     table = table.append_column("source", names.cast(pa.string()))
     features["source"] = Value("string")
@@ -165,55 +161,49 @@ def _mark(data: Dataset, source: Source, several: bool) -> Dataset:
 def _find_both_labels(splits: dict[str, Dataset]) -> list[DataIssue]:
     import pyarrow as pa
 
-    patients = pa.concat_arrays([column(data, "patient") for data in splits.values()])
-    labels = np.concatenate([column(data, "label").to_numpy() for data in splits.values()])
-    coded = patients.dictionary_encode()
-    codes = coded.indices.to_numpy()
-    seen = np.zeros((len(coded.dictionary), len(LABELS)), np.int64)
-    np.add.at(seen, (codes, labels), 1)
+    columns = {
+        name: pa.concat_arrays([column(data, name) for data in splits.values()])
+        for name in ("patient", "label")
+    }
+    groups = pa.table(columns).group_by("patient", use_threads=False)
+    counted = groups.aggregate([("label", "count"), ("label", "sum")])
     return [
-        DataIssue(
-            "both_labels",
-            coded.dictionary[int(code)].as_py(),
-            f"{seen[code, 0]} {LABELS[0]}, {seen[code, 1]} {LABELS[1]}",
-        )
-        for code in np.flatnonzero(seen.all(axis=1))
+        DataIssue("both_labels", patient, f"{count - ill} {LABELS[0]}, {ill} {LABELS[1]}")
+        for patient, count, ill in zip(*counted.to_pydict().values(), strict=True)
+        if 0 < ill < count
     ]
 
 
 def _check_one_source(source: Source, split: str, data: Dataset, may_lack: bool) -> None:
-    """Raise, or warn among several sources, if a part lacks a class."""
+    """Raise an error if a split lacks a class, or log a warning where it may."""
     counts = np.bincount(column(data, "label").to_numpy(), minlength=len(LABELS))
     for label in np.flatnonzero(counts == 0):
         name = LABELS[label]
         if may_lack and counts.any():
             logger.warning(
-                "The %s part of %s has no %s: there, the source tells the class.",
+                "The %s split of %s has no %s: in that split, the source determines the class.",
                 split,
                 source.name,
                 name,
             )
             continue
         if source.kind != "folder":
-            raise UserError(f"The {split} part of {source.where} has no {name} images.")
-        folder = _find_split_folder(Path(source.where).expanduser(), split)
-        found = [one for one in folder.iterdir() if one.is_dir() and one.name.upper() == name]
+            raise UserError(f"The {split} split of {source.where} has no {name} images.")
+        root = Path(source.where).expanduser()
+        inner = (f for f in sorted(root.iterdir()) if SPLIT_NAMES.get(f.name.lower()) == split)
+        folder = next(inner, root)
+        others = {one.name: one for one in sorted(folder.iterdir()) if one.is_dir()}
+        found = next((one for one in others if one.upper() == name), None)
         if found:
-            raise UserError(f"{found[0]} holds no images; put the {name} X-rays there.")
-        others = sorted(one.name for one in folder.iterdir() if one.is_dir())
-        has = f" (it has {', '.join(others[:5])})" if others else ""
+            raise UserError(f"{others[found]} holds no images; put the {name} X-rays there.")
+        has = f" (it has {', '.join([*others][:5])})" if others else ""
         raise UserError(
             f"{folder} has no {name} folder, and both classes are needed{has}; add {folder / name}."
         )
 
 
-def _find_split_folder(root: Path, split: str) -> Path:
-    inner = (one for one in sorted(root.iterdir()) if SPLIT_NAMES.get(one.name.lower()) == split)
-    return next(inner, root)
-
-
-def _cut(splits: XrayData, config: DataConfig, source: str) -> XrayData:
-    """Cut what a source does not have from its train split, by patient."""
+def _add_splits(splits: XrayData, config: DataConfig, source: str) -> XrayData:
+    """Split what a source lacks off its train split, by patient."""
     from datasets import concatenate_datasets
 
     own = dict(splits)
@@ -226,13 +216,13 @@ def _cut(splits: XrayData, config: DataConfig, source: str) -> XrayData:
     validation = own.get("validation")
     if validation is not None and len(validation) < config.smallest_validation:
         logger.warning(
-            "The val split has %d images, too few to choose a model or a threshold on: "
-            "it joins train, and a patient-grouped validation split is cut from both "
+            "The val split has %d images, too few to choose a model or a threshold: it joins "
+            "train, from which a patient-grouped validation split is taken "
             "(--smallest_validation 0 keeps it as it is).",
             len(validation),
         )
         train = concatenate_datasets([train, own.pop("validation")])
-    # Both shares are of all images: the second cut is from what the first has left.
+    # Both fractions are of all images, but the second split is taken from the rest.
     count = len(train)
     if "test" not in own:
         train, own["test"] = split_by_patient(train, config.test_fraction, config.split_seed)
@@ -246,12 +236,12 @@ def _cut(splits: XrayData, config: DataConfig, source: str) -> XrayData:
         )
     own["train"] = train
     if sum(len(split) for split in own.values()) != sum(len(split) for split in splits.values()):
-        raise AssertionError("images were lost between the source and its parts")
+        raise AssertionError("images were lost when the source was split")
     return XrayData(own, splits.issues)
 
 
 def _join(several: Sequence[XrayData], names: Sequence[str]) -> XrayData:
-    """Return the parts of several sources as one."""
+    """Concatenate the splits of several sources."""
     from datasets import concatenate_datasets
 
     joined = {}
@@ -267,7 +257,7 @@ def _check_classes(splits: XrayData, sources: Sequence[str]) -> None:
         counts = np.bincount(column(data, "label").to_numpy(), minlength=len(LABELS))
         if len(sources) > 1 and not counts.all():
             lacking = LABELS[int(np.argmin(counts))]
-            raise UserError(f"No source has {lacking} images for the {name} part; add some.")
+            raise UserError(f"No source has {lacking} images for the {name} split; add some.")
 
 
 def _warn_of_shared_patients(splits: XrayData) -> None:
@@ -278,9 +268,11 @@ def _warn_of_shared_patients(splits: XrayData) -> None:
         shared = patients[one].filter(pc.is_in(patients[one], patients[other]))
         if len(shared):
             logger.warning(
-                "%d patients are both in %s and in %s (%s, ...): numbers measured there flatter.",
+                "%d patients are in %s and in %s (%s, ...): results on %s are optimistically "
+                "biased.",
                 len(shared),
                 one,
                 other,
                 min(shared.to_pylist()),
+                other,
             )

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
+from pneumonia_hf.data.dataset_rows import first_line
 from pneumonia_hf.data.table import SPLIT_NAMES, Listing, RowTable
 from pneumonia_hf.errors import UserError
 from pneumonia_hf.files import expand
@@ -15,20 +16,20 @@ from pneumonia_hf.files import expand
 def list_medmnist(where: str) -> Listing:
     """List PneumoniaMNIST at 28, 64, 128 or 224 pixels: `medmnist:224`, or `medmnist:224@FOLDER`.
 
-    It does not tell patients, and its images are those of the Kermany set, cropped.
+    It has no patients. Its images are cropped images of the Kermany set.
     """
     listing = Listing({})
-    for own in ("train", "val", "test"):
-        split, table = SPLIT_NAMES[own], RowTable()
-        for number, label in enumerate(_load_medmnist(where, own)[1]):
+    for name in ("train", "val", "test"):
+        split, table = SPLIT_NAMES[name], RowTable()
+        for number, label in enumerate(_load_medmnist(where, name)[1]):
             file = f"{split}/{number:05}.png"
-            table.add(f"medmnist:{where}@@{own}#{number}", file, int(label), None)
+            table.add(f"medmnist:{where}@@{name}#{number}", file, int(label), None)
         listing.splits[split] = table.finish(listing)
     return listing
 
 
 def read_medmnist(where: str, numbers: Sequence[int]) -> Iterator[bytes]:
-    """Yield the numbered images of a part of PneumoniaMNIST, as PNG files."""
+    """Yield the numbered images of a split, `SIZE@@split`, as PNG files."""
     from PIL import Image
 
     where, _, split = where.rpartition("@@")
@@ -41,7 +42,7 @@ def read_medmnist(where: str, numbers: Sequence[int]) -> Iterator[bytes]:
 
 @lru_cache(maxsize=3)
 def _load_medmnist(where: str, split: str) -> tuple[Any, Any]:
-    """Return images [N, H, W] and labels [N] of one part."""
+    """Return the images [N, H, W] and labels [N] of a split."""
     from medmnist import PneumoniaMNIST
 
     size, _, folder = where.partition("@")
@@ -55,10 +56,9 @@ def _load_medmnist(where: str, split: str) -> tuple[Any, Any]:
             split=split, download=not file.exists(), root=str(root), size=int(size)
         )
     except Exception as error:
-        # medmnist raises RuntimeError for all that can go wrong with a download.
-        reason = str(error).strip().splitlines()[0].rstrip(".")
+        # medmnist raises RuntimeError for any failed download.
         raise UserError(
-            f"PneumoniaMNIST cannot be had ({reason}); download it from "
+            f"PneumoniaMNIST cannot be loaded ({first_line(error)}); download it from "
             f"https://medmnist.com into {root}."
         ) from error
     return data.imgs, data.labels.ravel()

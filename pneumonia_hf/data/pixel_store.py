@@ -1,10 +1,9 @@
-"""The store of decoded images: uint8 at the model's size in a file that all processes map.
+"""Store decoded images at the model's size in a memory-mapped file.
 
-A store is a folder for one way of reading and resizing. `pixels.bin` holds the resized images
-one after another, `facts.bin` a record for each: the hash of the file that it came from, and what
-was seen while it was whole. An image counts from the moment that its record is on the disk, and
-pixels are there before: a process that is killed leaves at worst bytes that the next one writes
-over. One process builds at a time, the others wait and then find what they need.
+A store is a folder for one version of the decoding code and one image size. `pixels.bin` holds
+the images one after another, uint8, and `facts.bin` a record of FACTS for each. Pixels are
+written before their record, and an image exists once its record does: a killed process leaves
+only bytes that the next one overwrites. One process writes at a time; the others wait.
 """
 
 from __future__ import annotations
@@ -24,41 +23,33 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pneumonia_hf.data.image_stats import FACTS, checksum_of
+from pneumonia_hf.data.image_stats import FACTS, compute_checksum
 from pneumonia_hf.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import BaseImageProcessor
 
-CACHE_VARIABLE = "PNEUMONIA_HF_CACHE"  # names the folder of the stores
-MAPPED = 16 << 20  # bytes read through the map before its pages are given back
-# The modules of ours whose code decides how a file becomes pixels and facts.
-READING = tuple(
-    f"pneumonia_hf.{name}"
-    for name in (
-        "imaging.read",
-        "imaging.dicom",
-        "imaging.dicom_display",
-        "imaging.modalities",
-        "imaging.jpeg_headers",
-        "imaging.grayscale",
-        "imaging.preprocess",
-        "data.image_stats",
-        "data.pixel_store",
-    )
+CACHE_VARIABLE = "PNEUMONIA_HF_CACHE"  # environment variable with the cache folder
+MAPPED = 16 << 20  # bytes read through the map before its pages are released
+# The modules whose code determines pixels and facts.
+_MODULES = "read dicom dicom_display modalities jpeg_headers grayscale preprocess".split()
+READING = (
+    *(f"pneumonia_hf.imaging.{name}" for name in _MODULES),
+    "pneumonia_hf.data.image_stats",
+    "pneumonia_hf.data.pixel_store",
 )
 
 
 @dataclass(frozen=True)
 class XrayPixels:
-    """Images of a store: a torch data set of `pixel_values` and `labels`.
+    """Images of a store: a torch dataset of `pixel_values` and `labels`.
 
-    It is small and can be sent to other processes; each maps the file for itself.
+    A pickle of it is small: each process maps the file itself.
     """
 
     store: PixelStore
-    rows: np.ndarray  # int64 [N], places in the store
+    rows: np.ndarray  # int64 [N], rows of the store
     labels: np.ndarray  # int64 [N]
     hashes: np.ndarray  # uint64 [N], of the files' bytes
 
@@ -66,13 +57,10 @@ class XrayPixels:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return {
-            "pixel_values": self.pixels([index])[0],
-            "labels": int(self.labels[index]),
-        }
+        return {"pixel_values": self.pixels([index])[0], "labels": int(self.labels[index])}
 
     def __getitems__(self, indices: Sequence[int]) -> dict[str, Tensor]:
-        """Return a whole batch at once, as torch's loaders ask for it."""
+        """Return a whole batch, as torch's loaders request it."""
         import torch
 
         return {
@@ -81,23 +69,21 @@ class XrayPixels:
         }
 
     def pixels(self, indices: Sequence[int]) -> Tensor:
-        """Return gray images as the processor resizes them: uint8 [N, 1, H, W], 0..255."""
+        """Return gray images at the model's size: uint8 [N, 1, H, W], 0..255.
+
+        Raises:
+            UserError: the store was deleted or rebuilt since these rows were found.
+        """
         import torch
 
-        if not self.store.mapped:
-            self._check_store()
+        if not self.store.is_mapped and len(self.rows):
+            facts = self.store.facts()
+            exists = self.rows.max() < len(facts)
+            if not exists or np.any(facts["content"][self.rows, 0] != self.hashes.byteswap()):
+                raise UserError(
+                    f"The cache in {self.store.folder} was deleted while in use; start again."
+                )
         return torch.from_numpy(self.store.read(self.rows[np.asarray(indices, dtype=np.int64)]))
-
-    def _check_store(self) -> None:
-        """Raise if the store was deleted, and maybe built anew, since these rows were found."""
-        facts = self.store.facts()
-        whole = len(self.rows) == 0 or self.rows.max() < len(facts)
-        if not whole or not np.array_equal(
-            facts["content"][self.rows, 0], self.hashes.byteswap() if len(facts) else self.hashes
-        ):
-            raise UserError(
-                f"The cache in {self.store.folder} was deleted while it was in use; start again."
-            )
 
     def facts(self, name: str) -> np.ndarray:
         """Return one field of FACTS for every image: [N, ...]."""
@@ -105,7 +91,7 @@ class XrayPixels:
 
 
 class PixelStore:
-    """The folder of one way of reading and resizing."""
+    """The folder of one store."""
 
     def __init__(self, folder: Path, height: int, width: int) -> None:
         self.folder = folder
@@ -117,24 +103,24 @@ class PixelStore:
         return self.__dict__ | {"_map": None, "_read": 0}
 
     @property
-    def mapped(self) -> bool:
-        """Return whether this process has the pixels before it."""
+    def is_mapped(self) -> bool:
+        """Whether this process has mapped the pixels."""
         return self._map is not None
 
     @property
     def stride(self) -> int:
-        """Return the bytes of one image."""
+        """The bytes of one image."""
         return self.height * self.width
 
     def count(self) -> int:
-        """Return how many images are whole on the disk."""
+        """Return the number of complete images."""
         return min(
             _size(self.folder / "facts.bin") // FACTS.itemsize,
             _size(self.folder / "pixels.bin") // self.stride,
         )
 
     def facts(self) -> np.ndarray:
-        """Return the records, mapped from the disk: FACTS [count]."""
+        """Return the memory-mapped records: FACTS [count]."""
         count = self.count()
         if not count:
             return np.zeros(0, FACTS)
@@ -145,54 +131,55 @@ class PixelStore:
         if self._map is None or (len(rows) and (rows.max() + 1) * self.stride > len(self._map)):
             with (self.folder / "pixels.bin").open("rb") as file:
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        whole = len(self._map) // self.stride
-        images = np.frombuffer(self._map, np.uint8, whole * self.stride)
-        out = images.reshape(whole, 1, self.height, self.width)[rows]
+        count = len(self._map) // self.stride
+        images = np.frombuffer(self._map, np.uint8, count * self.stride)
+        out = images.reshape(count, 1, self.height, self.width)[rows]
         del images
         self._read += out.nbytes
         if self._read > MAPPED and hasattr(mmap, "MADV_DONTNEED"):
-            # The system keeps the pages for whoever comes next; this process lets them go, so
-            # that its memory does not grow with the number of images.
+            # Release the pages (the system still caches them), so that this process's memory
+            # does not grow with the number of images.
             self._map.madvise(mmap.MADV_DONTNEED)
             self._read = 0
         return out
 
     def append(self, pixels: np.ndarray, facts: np.ndarray) -> np.ndarray:
-        """Add images and return their rows; only the process that holds `lock` may.
+        """Append images and return their rows; the caller must hold `lock`.
 
         Args:
             pixels: uint8 [N, 1, H, W].
-            facts: FACTS [N]; the checksums are filled in.
+            facts: FACTS [N]; the checksums are set here.
         """
         start = self.count()
         for one, record in zip(pixels, facts, strict=True):
-            record["checksum"] = checksum_of(one, record)
-        # Pixels first: a record on the disk is the promise that its pixels are there too.
+            record["checksum"] = compute_checksum(one, record)
+        # Pixels first: a record guarantees that its pixels are on the disk.
         _write_at(self.folder / "pixels.bin", start * self.stride, pixels.tobytes())
         _write_at(self.folder / "facts.bin", start * FACTS.itemsize, facts.tobytes())
         return np.arange(start, start + len(facts))
 
-    def whole(self, row: int) -> bool:
-        """Return whether the image at `row` is as it was written."""
-        facts = self.facts()
-        return bool(
-            checksum_of(self.read(np.array([row]))[0], facts[row]) == facts[row]["checksum"]
-        )
+    def index(self) -> dict[bytes, int]:
+        """Return the row of each image by the hash of its file, about 150 bytes per image."""
+        contents = np.ascontiguousarray(self.facts()["content"])
+        # Of two records with one content, the later replaces a damaged image.
+        return {content.tobytes(): row for row, content in enumerate(contents)}
+
+    def is_intact(self, row: int, facts: np.ndarray | None = None) -> bool:
+        """Return whether the checksum of the image at `row` is right; `facts` saves a mapping."""
+        record = (self.facts() if facts is None else facts)[row]
+        return bool(compute_checksum(self.read(np.array([row]))[0], record) == record["checksum"])
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Keep other processes from building; a lock is freed when its process ends, however."""
+        """Keep other processes from writing; the lock is released when the process ends."""
         from filelock import FileLock, Timeout
 
         lock = FileLock(self.folder / "lock")
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            print(
-                "Another process is reading images into the cache; waiting for it.",
-                file=sys.stderr,
-                flush=True,
-            )
+            message = "Another process is writing images to the cache; waiting for it."
+            print(message, file=sys.stderr, flush=True)
             lock.acquire()
         try:
             yield
@@ -200,33 +187,11 @@ class PixelStore:
             lock.release()
 
 
-class StoreIndex:
-    """Where each image of a store is, by its content."""
-
-    def __init__(self, store: PixelStore) -> None:
-        content = np.array(store.facts()["content"])
-        # Of two records of one content the later one counts: it mends the earlier.
-        content = content[::-1]
-        self.rows = np.argsort(content[:, 0], kind="stable")
-        self.high, self.low = content[self.rows, 0], content[self.rows, 1]
-        self.rows = len(content) - 1 - self.rows
-        self.added: dict[bytes, int] = {}
-
-    def find(self, content: bytes) -> int | None:
-        if content in self.added:
-            return self.added[content]
-        high, low = np.frombuffer(content, "<u8")
-        at = np.searchsorted(self.high, high)
-        if at < len(self.high) and self.high[at] == high and self.low[at] == low:
-            return int(self.rows[at])
-        return None
-
-
 def open_store(processor: BaseImageProcessor, cache_dir: str | Path | None = None) -> PixelStore:
-    """Return the store for a processor's resize, making its folder if there is none.
+    """Return the store for a processor's image size, and create its folder.
 
     Raises:
-        UserError: the folder cannot be made.
+        UserError: the folder cannot be written.
     """
     size = processor.size
     settings = {
@@ -243,28 +208,26 @@ def open_store(processor: BaseImageProcessor, cache_dir: str | Path | None = Non
     except OSError as error:
         raise UserError(
             f"The cache folder {folder} cannot be written ({error.strerror}); "
-            f"name another with --cache_dir or ${CACHE_VARIABLE}."
+            f"set another with --cache_dir or ${CACHE_VARIABLE}."
         ) from error
     return PixelStore(folder, size["height"], size["width"])
 
 
 def cache_folder(cache_dir: str | Path | None = None) -> Path:
-    """Return the folder of the stores."""
-    named = cache_dir or os.environ.get(CACHE_VARIABLE)
-    if named:
-        return Path(named).expanduser().absolute()
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "pneumonia-hf"
+    """Return the folder that holds all stores."""
+    if folder := cache_dir or os.environ.get(CACHE_VARIABLE):
+        return Path(folder).expanduser().absolute()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pneumonia-hf"
 
 
 @lru_cache(maxsize=1)
 def _hash_of_reading() -> str:
-    """Return a hash of all that decides how a file becomes pixels: our code and the decoders."""
+    """Return a hash of the code that determines the pixels: ours, and the decoders' versions."""
     from importlib.metadata import PackageNotFoundError, version
 
     digest = hashlib.sha256()
     for name in READING:
-        # A module that has moved is an error here: passed over, it would keep stale pixels.
+        # A missing module must be an error: without it, stale pixels would be used.
         digest.update(Path(import_module(name).__file__).read_bytes())
     for package in ("pillow", "pydicom", "python-gdcm", "torchvision", "torch", "ImageHash"):
         try:
@@ -275,7 +238,7 @@ def _hash_of_reading() -> str:
 
 
 def _write_at(path: Path, place: int, data: bytes) -> None:
-    """Write `data` at `place` and see it onto the disk; the file is made if there is none."""
+    """Write `data` at offset `place` and sync it; create the file if needed."""
     handle = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
     with os.fdopen(handle, "r+b", buffering=0) as file:
         file.seek(place)

@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 
 
 def list_shards(where: str) -> Listing:
-    """List Parquet (`.parquet`) or WebDataset (`.tar`) shards, local or remote, by streaming them.
+    """List local or remote Parquet (`.parquet`) or WebDataset (`.tar`) shards by streaming them.
 
-    `where` is a path or a URL, with `*` for several and `,` between more. Nothing is downloaded
-    to stay: labels are read now, and the images when they are asked for. Parts are told by the
-    names of the files (`train-000.tar`, `test-000.tar`); files that name none are one part.
+    `where` holds paths or URLs, with `*` as a wildcard and `,` as separator. No file is stored:
+    labels are streamed now, and images when they are read. File names give the splits
+    (`train-000.tar`, `test-000.tar`); files without one form the split `all`.
     """
     listing = Listing({})
     for split, files in _find_shards(where).items():
@@ -41,10 +41,10 @@ def list_shards(where: str) -> Listing:
 
 
 def read_shards(where: str, numbers: Sequence[int]) -> Iterator[bytes | XrayError]:
-    """Yield the bytes of the numbered images of some shards, in one pass where they ascend.
+    """Yield the bytes of the numbered images, in one pass if the numbers ascend.
 
     Raises:
-        UserError: the stream broke off, by a damaged shard or a fault of the network.
+        UserError: a damaged shard or a network error ended the stream.
     """
     files = tuple(where.split("|"))
     data = _stream(files)
@@ -58,20 +58,20 @@ def read_shards(where: str, numbers: Sequence[int]) -> Iterator[bytes | XrayErro
         while at <= number:
             try:
                 row = next(rows, None)
-            except Exception as error:  # of the network, of tar and of Parquet, each its own
+            except Exception as error:  # the network, tar and Parquet raise many types
                 raise UserError(
-                    f"{files[0]} broke off at image {at} ({first_line(error)}); mend it, or "
+                    f"{files[0]} broke off at image {at} ({first_line(error)}); repair it, or "
                     f"try again."
                 ) from error
             at += 1
         if row is None:
-            yield XrayError("The data set ended before this image; was it changed?")
+            yield XrayError("The dataset ended before this image; was it changed?")
         else:
             yield to_bytes(row[image])
 
 
 def stat_shards(where: str) -> tuple[int, int, int] | None:
-    """Return the size and times of all shards of a part; None for those that do not tell."""
+    """Return the size and times of all shards of a split, or None if they are unknown."""
     return _stat_files(tuple(where.split("|")), int(time.monotonic() // 60))
 
 
@@ -88,28 +88,22 @@ def _stat_files(files: tuple[str, ...], _minute: int) -> tuple[int, int, int] | 
             continue
         try:
             system, inner = fsspec.url_to_fs(file)
-            summary = system.info(inner)
+            info = system.info(inner)
         except Exception:
-            return None  # every file system raises its own; reading will tell what is wrong
-        mark = next(
-            (
-                summary[key]
-                for key in ("ETag", "etag", "LastModified", "mtime", "xet_hash", "blob_id")
-                if summary.get(key)
-            ),
-            None,
-        )
-        if mark is None or not summary.get("size"):
+            return None  # file systems raise many types; reading reports the error
+        keys = ("ETag", "etag", "LastModified", "mtime", "xet_hash", "blob_id")
+        mark = next((info[key] for key in keys if info.get(key)), None)
+        if mark is None or not info.get("size"):
             return None
-        size += summary["size"]
+        size += info["size"]
         marks.append(str(mark))
-    # Anything that changes when one of the files does.
+    # Any value that changes when one of the files does.
     digest = hashlib.sha256(repr((times, marks)).encode()).digest()
     return size, max(times, default=0), int.from_bytes(digest[:6], "big")
 
 
 def _find_shards(where: str) -> dict[str, list[str]]:
-    """Return the files that `where` means, by part."""
+    """Return the files of `where` by split."""
     import fsspec
 
     files: list[str] = []
@@ -121,7 +115,7 @@ def _find_shards(where: str) -> dict[str, list[str]]:
             try:
                 system, inner = fsspec.url_to_fs(pattern)
                 files += [system.unstrip_protocol(one) for one in sorted(system.glob(inner))]
-            except Exception as error:  # each file system raises its own
+            except Exception as error:  # file systems raise many types
                 raise UserError(f"{pattern} cannot be listed: {error}.") from error
         else:
             files.append(pattern)
@@ -130,9 +124,9 @@ def _find_shards(where: str) -> dict[str, list[str]]:
     if len(kinds) != 1 or not kinds <= {".parquet", ".tar"}:
         if not files:
             raise UserError(f"There is no such file as {where}; check --data_dir.")
-        found = ", ".join(one or "no ending" for one in sorted(kinds))
+        found = ", ".join(one or "no extension" for one in sorted(kinds))
         raise UserError(
-            f"{where} must mean Parquet (.parquet) or WebDataset (.tar) files of one kind, "
+            f"{where} must name Parquet (.parquet) or WebDataset (.tar) files of one format, "
             f"but has {found}."
         )
     splits: dict[str, list[str]] = {}
@@ -142,8 +136,8 @@ def _find_shards(where: str) -> dict[str, list[str]]:
         splits.setdefault(split, []).append(one)
     if ALL in splits and len(splits) > 1:
         raise UserError(
-            f"Some shards of {where} name their part and some do not ({splits[ALL][0]}); "
-            f"rename them, or give them as sources of their own."
+            f"Some shards of {where} name their split and some do not ({splits[ALL][0]}); "
+            f"rename them, or give them as separate sources."
         )
     return splits
 
@@ -154,19 +148,16 @@ def _stream(files: tuple[str, ...], labels_only: bool = False) -> IterableDatase
     from pneumonia_hf.hub import explain_data_error
 
     kind = "parquet" if ".parquet" in files[0] else "webdataset"
+    options = {"path": kind, "data_files": {"x": list(files)}, "split": "x", "streaming": True}
     try:
-        data = load_dataset(kind, data_files={"x": list(files)}, streaming=True)["x"]
-        if labels_only:
-            image, _ = find_columns(data.features, files[0])
-            if kind == "parquet":
-                # Only these columns are read: no image crosses the network for a label.
-                names = [name for name in data.features if name != image]
-                data = load_dataset(
-                    kind, data_files={"x": list(files)}, columns=names, streaming=True
-                )["x"]
-            else:
-                data = data.remove_columns(image)
-        return data
+        data = load_dataset(**options)
+        if not labels_only:
+            return data
+        image, _ = find_columns(data.features, files[0])
+        if kind == "webdataset":
+            return data.remove_columns(image)
+        # With `columns`, no image is downloaded for its label.
+        return load_dataset(**options, columns=[name for name in data.features if name != image])
     except UserError:
         raise
     except Exception as error:
@@ -174,7 +165,7 @@ def _stream(files: tuple[str, ...], labels_only: bool = False) -> IterableDatase
 
 
 def _stream_names(files: tuple[str, ...]) -> list[str] | None:
-    """Return the file names that Parquet shards keep beside their images, and nothing else."""
+    """Return the file names stored with the images of Parquet shards, or None without any."""
     import fsspec
     import pyarrow.parquet as pq
 
@@ -185,12 +176,12 @@ def _stream_names(files: tuple[str, ...]) -> list[str] | None:
     for file in files:
         try:
             with fsspec.open(file, "rb").open() as opened, pq.ParquetFile(opened) as table:
-                # One leaf of the struct: no image crosses the network for its name.
+                # One leaf of the struct: no image is downloaded for its name.
                 if f"{image}.path" not in [one.path for one in table.schema]:
                     return None
                 for batch in table.iter_batches(columns=[f"{image}.path"]):
-                    summary = batch.column(0).field("path").to_pylist()
-                    names += [Path(one or "").name for one in summary]
+                    paths = batch.column(0).field("path").to_pylist()
+                    names += [Path(one or "").name for one in paths]
         except (OSError, ValueError) as error:
             raise UserError(f"{file} cannot be read ({first_line(error)}).") from error
     return names

@@ -1,8 +1,7 @@
-"""SOURCES: where X-rays may come from, and how their images are fetched.
+"""SOURCES: the kinds of data sources, and how their images are read.
 
-Every source becomes tables of one shape. The images stay where they are: a row holds the path of
-a file or, for an image that is no file of its own, an address `KIND:WHERE#N`, and `open_images`
-fetches them in order.
+Every source becomes tables with the same columns. Images are not copied: a row has the path of a
+file or an address `KIND:WHERE#N`, and `open_images` reads them in order.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Source:
-    """One place that X-rays come from, as the user named it."""
+    """A data source as the user named it."""
 
     name: str
     kind: str  # a key of SOURCES
@@ -38,20 +37,20 @@ class Source:
 
 @dataclass(frozen=True)
 class SourceKind:
-    """How one kind of source is listed and its images are fetched."""
+    """The functions of one kind of source."""
 
     list: Callable[[str], Listing]
-    # The bytes of the numbered images of a part, given `WHERE` and ascending numbers.
+    # Reads the numbered images of `WHERE`; None: the images are files.
     read: Callable[[str, Sequence[int]], Iterator[bytes | XrayError]] | None = None
-    # Size and times of the files that images are in, which change when those do.
+    # Size and times of the files of `WHERE`, which change when the images do.
     stat: Callable[[str], tuple[int, int, int]] | None = None
 
 
 def parse_source(text: str) -> Source:
-    """Return the source that `[NAME=][KIND:]WHERE` means; without a kind it is a folder.
+    """Parse `[NAME=][KIND:]WHERE`; the default kind is a folder.
 
     Raises:
-        UserError: an unknown kind, or nothing after it.
+        UserError: an unknown kind, or no `WHERE`.
     """
     name, equals, rest = text.partition("=")
     if not equals or not re.fullmatch(r"[\w. -]+", name) or Path(text).exists():
@@ -65,7 +64,7 @@ def parse_source(text: str) -> Source:
         raise UserError(f"{text!r} names no data; give {kind}:WHERE.")
     if not name:
         last = where if kind == "folder" else where.partition("@")[0]
-        # Where data lies on this machine is the user's own affair: reports name its last part.
+        # Local paths are private: reports get only the last component.
         if kind == "folder" or kind == "shards" or Path(last).exists():
             last = expand(last).resolve().name if "://" not in last else last.rpartition("/")[2]
         name = last if kind == "folder" else f"{kind}-{last}"
@@ -73,20 +72,10 @@ def parse_source(text: str) -> Source:
     return Source(name, kind, where)
 
 
-def list_source(source: Source) -> Listing:
-    """Return the tables and issues of a source.
-
-    Raises:
-        UserError: it is not there, or holds no X-rays of the two classes.
-    """
-    return SOURCES[source.kind].list(source.where)
-
-
 def open_images(data: Dataset) -> Iterator[tuple[str, Path | bytes | XrayError]]:
-    """Yield each row's name and its image, not yet decoded, in the order of the rows.
+    """Yield the name and the encoded image of each row, in order.
 
-    An image is the path of its file, the bytes of one, or the error that kept it from being
-    fetched.
+    An image is the path of its file, its bytes, or the error that occurred when it was fetched.
     """
     names = (name for batch in batches(data, "file") for name in batch)
     paths = list_addresses(data)
@@ -97,9 +86,8 @@ def open_images(data: Dataset) -> Iterator[tuple[str, Path | bytes | XrayError]]
                 yield name, Path(path)
         else:
             group = list(group)
-            read = SOURCES[kind].read(where, [int(number) for _, _, number, _ in group])
-            for (_, _, _, name), image in zip(group, read, strict=True):
-                yield name, image
+            images = SOURCES[kind].read(where, [int(number) for _, _, number, _ in group])
+            yield from zip((name for *_, name in group), images, strict=True)
 
 
 def list_addresses(data: Dataset) -> Iterator[str]:
@@ -108,17 +96,17 @@ def list_addresses(data: Dataset) -> Iterator[str]:
 
 
 def stat_image(address: str) -> tuple[str, int, int, int] | None:
-    """Return an address with the size and times of its file; None where nothing tells them.
+    """Return an address with the size and times of its file, or None if they are unknown.
 
     Raises:
-        OSError: the file is not there.
+        OSError: the file does not exist.
     """
     kind, where, _ = _split_address(address)
     if kind == "folder":
         stat = os.stat(address)
         return address, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
-    summary = SOURCES[kind].stat(where) if SOURCES[kind].stat else None
-    return summary and (address, *summary)
+    stat = SOURCES[kind].stat(where) if SOURCES[kind].stat else None
+    return stat and (address, *stat)
 
 
 def _split_address(path: str) -> tuple[str, str, str]:

@@ -1,7 +1,7 @@
-"""Rows of one shape for all X-rays, wherever they come from, and what is not as it should be.
+"""Tables of X-rays with the same columns for every source.
 
-A row has `image` ({path, bytes}), `label`, `patient` and `file`, besides whatever else its source
-knows of the image.
+A row has `image` ({path, bytes}), `label`, `patient` and `file`, and further columns of its
+source.
 """
 
 from __future__ import annotations
@@ -30,17 +30,14 @@ SPLIT_NAMES = {
     "test": "test",
     "testing": "test",
 }
-ALL = "all"  # the part of a source that is not parted
+ALL = "all"  # the only split of a source without splits
 OWN_COLUMNS = ("image", "label", "patient", "file", "source")
-RESERVED = {*OWN_COLUMNS, "path", "bytes", ""}  # names that further columns cannot have
+RESERVED = {*OWN_COLUMNS, "path", "bytes", ""}  # further columns get another name
 
 
 @dataclass(frozen=True, eq=False)
 class XrayData(Mapping):
-    """The splits of one or several sources, by name, and the data issues found in them.
-
-    A split is a `datasets.Dataset`; its name is train, validation, test or `all`.
-    """
+    """The splits of one or several sources by name (train, validation, test; or `all`)."""
 
     splits: dict[str, Dataset]
     issues: tuple[DataIssue, ...] = ()
@@ -57,14 +54,14 @@ class XrayData(Mapping):
 
 @dataclass
 class Listing:
-    """What a source holds: its parts, and all in it that is not as it should be."""
+    """The splits and data issues of one source."""
 
     splits: dict[str, Dataset]  # train, validation, test; or `all`
     issues: list[DataIssue] = field(default_factory=list)
 
 
 class RowTable:
-    """Rows as they are found, made columns every few thousand: many of them take little memory."""
+    """Collect rows, and convert each chunk of them to Arrow to save memory."""
 
     CHUNK = 5000
 
@@ -73,8 +70,8 @@ class RowTable:
         self.extras: list[dict[str, str]] = []
         self.chunks: list[Any] = []
         self.count = 0
-        self.strangers = 0  # images of patients that nothing names
-        self.first_stranger = ""
+        self.unnamed = 0  # images without a patient
+        self.first_unnamed = ""
 
     def add(
         self,
@@ -84,12 +81,12 @@ class RowTable:
         patient: str | None,
         extra: dict[str, str] | None = None,
     ) -> None:
-        """Add an image; one whose patient is not known gets a patient of its own."""
+        """Add an image; without `patient` it counts as a patient of its own."""
         if patient is None:
-            # Rows of a data set may all have the same name.
+            # Rows of a dataset may all have the same file name.
             patient = file if os.path.isabs(path) else f"{file}#{self.count}"
-            self.first_stranger = self.first_stranger or file
-            self.strangers += 1
+            self.first_unnamed = self.first_unnamed or file
+            self.unnamed += 1
         for name, value in zip(self.columns, (path, label, patient, file), strict=True):
             self.columns[name].append(value)
         self.extras.append(extra or {})
@@ -114,16 +111,15 @@ class RowTable:
         self.extras = []
 
     def finish(self, listing: Listing) -> Dataset:
-        """Return the rows as a table, and tell `listing` of patients without a name."""
+        """Return the rows as a Dataset, and add an issue to `listing` for unnamed patients."""
         import pyarrow as pa
         from datasets import ClassLabel, Features, Value
         from datasets import Image as ImageFeature
 
-        if self.strangers:
-            reason = "neither a name nor metadata tells whose it is"
-            listing.issues.append(
-                DataIssue("own_patient", self.first_stranger, reason, count=self.strangers)
-            )
+        if self.unnamed:
+            reason = "neither its name nor its metadata gives the patient"
+            issue = DataIssue("own_patient", self.first_unnamed, reason, count=self.unnamed)
+            listing.issues.append(issue)
         self._flush()
         table = pa.concat_tables(self.chunks, promote_options="default").combine_chunks()
         self.chunks = []
@@ -138,7 +134,7 @@ class RowTable:
 
 
 def column(data: Dataset, name: str) -> Any:
-    """Return a column of `data` as an Arrow array, without a Python object for every row."""
+    """Return a column of `data` as an Arrow array, without Python objects."""
     import pyarrow as pa
 
     values = data.select_columns(name).with_format("arrow")[:][name]
@@ -149,10 +145,9 @@ def column(data: Dataset, name: str) -> Any:
 
 
 def take(data: Dataset, rows: np.ndarray) -> Dataset:
-    """Return some rows of `data` as a table of its own.
+    """Return a copy of some rows of `data`.
 
-    What `select` of the datasets library returns looks up each row when it is read, at almost a
-    kilobyte a row.
+    `Dataset.select` would keep an index instead, which takes almost 1 KB for each row read.
     """
     import pyarrow as pa
 
@@ -163,11 +158,11 @@ def to_dataset(table: pa.Table, features: Features) -> Dataset:
     """Return an Arrow table as a Dataset."""
     from datasets import Dataset, DatasetInfo
 
-    # A fingerprint made from the contents would copy all of them.
+    # A fingerprint of the contents would copy them.
     return Dataset(table, info=DatasetInfo(features=features), fingerprint=uuid4().hex)
 
 
 def batches(data: Dataset, name: str) -> Iterator[list]:
-    """Yield a column of `data` as lists of some rows."""
+    """Yield a column of `data` as lists of up to 1,000 rows."""
     for batch in data.select_columns(name).with_format("arrow").iter(1000):
         yield batch[name].to_pylist()

@@ -1,4 +1,4 @@
-"""build_demo: the web page and its endpoint; the only file that imports gradio."""
+"""build_demo: the web page and its endpoint; the only module that imports gradio."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ from pneumonia_hf.models.model_card import find_misfit
 from pneumonia_hf.models.model_folder import REPORTS_FILE, RUN_FILE
 
 NOTICE = (
-    "**Research software, not a medical device.** It must not be used to diagnose or to rule out "
-    "disease. It errs, most of all on X-rays unlike those it was trained on."
+    "**Research software, not a medical device.** Do not use it to diagnose or rule out disease. "
+    "It makes errors, above all on X-rays unlike its training data."
 )
 MAP_NOTICE = (
-    "Bright places raised the score for pneumonia. They do **not** show where disease is: such "
-    "maps agree badly with radiologists. Full brightness is what the model finds in a typical "
-    "pneumonia of its validation images, so a dark map means that it found little."
+    "Bright places raised the score for pneumonia. They do **not** locate disease: such maps agree "
+    "poorly with radiologists. Full brightness is the value for a typical pneumonia of the "
+    "validation split, so a dark map means that the model found little."
 )
 CALIBRATED = "Probability of pneumonia, calibrated for a population in which half have it:"
-UNCALIBRATED = "Score for pneumonia (0 to 1, not a probability you can count on, see the model):"
+UNCALIBRATED = "Score for pneumonia (0 to 1, not a reliable probability; see the model):"
 COLOURS = {"PNEUMONIA": "#b3261e", "NORMAL": "#1b6e3c", "REFER": "#8a5a00"}
 SHOWN_METRICS = {"auroc": "AUROC", "sensitivity": "sensitivity", "specificity": "specificity"}
-KEPT_SECONDS = 3600  # uploaded images are patients' data: deleted after an hour
+KEPT_SECONDS = 3600  # uploaded images are patient data: deleted after an hour
 QUEUE_LENGTH = 32
-# What launch() takes, for whoever starts the app.
+# Keyword arguments for launch().
 LAUNCH_OPTIONS: dict[str, Any] = {
-    # Fonts of the visitor's own machine: the page asks nothing of any other server.
+    # System fonts: the page loads nothing from another server.
     "theme": gr.themes.Soft(
         font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
     ),
@@ -49,16 +49,15 @@ LAUNCH_OPTIONS: dict[str, Any] = {
 def build_demo(predictor: Predictor) -> gr.Blocks:
     """Return the app for one model; `.launch(**LAUNCH_OPTIONS)` serves it.
 
-    The endpoint `/predict` takes a file and a method of `methods_for` the model, and gives the
-    fields of a `Prediction` and the overlay. The warnings about the attribution map stand among
-    those of the prediction.
+    The endpoint `/predict` takes a file and a method of `methods_for`, and returns the fields of a
+    `Prediction`, whose warnings include those of the attribution map, and the overlay.
     """
     methods = methods_for(predictor)
     misfits = [find_misfit(_reports_of(one)) for one in predictor.networks]
     meaning = UNCALIBRATED if any(misfits) else CALIBRATED
 
     def predict(image: str | None, method: str) -> tuple[dict[str, Any], Image.Image]:
-        """Decide on one chest X-ray and draw what raised the score."""
+        """Return the decision on one chest X-ray and its attribution map."""
         prediction, _, map_over_image = _analyse(predictor, image, method)
         return asdict(prediction), map_over_image
 
@@ -67,7 +66,7 @@ def build_demo(predictor: Predictor) -> gr.Blocks:
             return "", None, None
         try:
             prediction, image, map_over_image = _analyse(predictor, path, method)
-        except gr.Error as error:  # said where the answer would be, and it stays there
+        except gr.Error as error:  # shown in place of the result, where it stays
             return f"<p><b>{html.escape(error.message)}</b></p>", None, None
         return _to_html(prediction, meaning), image, map_over_image
 
@@ -92,15 +91,15 @@ def build_demo(predictor: Predictor) -> gr.Blocks:
                 verdict = gr.HTML(elem_classes="verdict")
                 with gr.Row():
                     with gr.Column(min_width=240):
-                        # Not as labels, which would lie over the markers in the X-ray's corner.
-                        gr.Markdown("As the model reads it")
+                        # Not labels, which would cover the markers in the X-ray's corner.
+                        gr.Markdown("X-ray as the model reads it")
                         image = gr.Image(**shown)
                     with gr.Column(min_width=240):
-                        gr.Markdown("What raised the score")
+                        gr.Markdown("Attribution map")
                         attribution_map = gr.Image(**shown)
                 gr.Markdown(MAP_NOTICE)
 
-        # One image at a time: captum hooks into the one model that all requests share.
+        # One image at a time: captum hooks into the model that all requests share.
         alone = {"concurrency_id": "model", "concurrency_limit": 1}
         inputs, outputs = [file, method], [verdict, image, attribution_map]
         for event in (file.upload, file.clear, method.change, button.click):
@@ -117,7 +116,7 @@ def _analyse(
     predictor: Predictor, path: str | None, method: str
 ) -> tuple[Prediction, Image.Image, Image.Image]:
     if path is None:
-        raise gr.Error("Give a chest X-ray first.", print_exception=False)
+        raise gr.Error("Upload a chest X-ray first.", print_exception=False)
     try:
         image = read_xray(path)
         found = attribute(predictor, image, method)
@@ -134,7 +133,7 @@ def _to_html(prediction: Prediction, meaning: str) -> str:
     at = f"left:{prediction.threshold:.1%}"
     scale = (
         f'<div style="position:relative;height:14px;border-radius:7px;background:#8884;'
-        f'log odds:10px 0 4px" role="img" aria-label="probability {prediction.probability:.3f}, '
+        f'margin:10px 0 4px" role="img" aria-label="probability {prediction.probability:.3f}, '
         f'threshold {prediction.threshold:.3f}">'
         f'<div style="width:{prediction.probability:.1%};height:100%;border-radius:7px;'
         f'background:{colour}"></div>'
@@ -143,49 +142,48 @@ def _to_html(prediction: Prediction, meaning: str) -> str:
     )
     warnings = "".join(f"<li>{html.escape(text)}</li>" for text in prediction.warnings)
     referred = (
-        f"<p>A person should look. The model itself leans to {prediction.label}.</p>"
+        f"<p>A person must decide. The side of the threshold is {prediction.label}.</p>"
         if prediction.decision == "REFER"
         else ""
     )
     return (
         f'<div><span style="background:{colour};color:white;border-radius:6px;padding:4px 12px;'
         f'font-size:1.4rem;font-weight:700">{prediction.decision}</span>{scale}'
-        f"<p>{meaning} <b>{prediction.probability:.3f}</b>; pneumonia at or above "
+        f"<p>{meaning} <b>{prediction.probability:.3f}</b>; positive at or above "
         f"<b>{prediction.threshold:.3f}</b> (the mark on the bar).</p>"
         f"{referred}{f'<ul>{warnings}</ul>' if warnings else ''}</div>"
     )
 
 
 def _describe_model(predictor: Predictor) -> str:
-    """Return what the model has measured, as its own folder tells."""
+    """Return the model's name and its reports, as its folder holds them."""
     if predictor.path is None:
         return f"**Model:** {predictor.name}"
-    local = Path(predictor.name).expanduser().is_dir()  # where it lies is not for visitors
+    local = Path(predictor.name).expanduser().is_dir()  # visitors do not see local paths
     backbone = read_json(predictor.path / RUN_FILE, {}).get("model", {}).get("backbone")
     name = predictor.path.resolve().name if local else predictor.name
     lines = [f"**Model:** {name}{f' ({backbone})' if backbone else ''}", ""]
     reports = _reports_of(predictor)
     for report in reports:
         metrics = report["metrics"]
-        summary = ", ".join(
+        values = ", ".join(
             f"{title} {metrics[key]['value']:.3f}"
             for key, title in SHOWN_METRICS.items()
             if metrics[key]["value"] is not None
         )
-        # An interval that holds 0.5 says that the order of the images may be chance.
         low = metrics["auroc"]["low"]
         chance = " **This is no better than chance.**" if low is not None and low <= 0.5 else ""
         site = " (another site)" if report.get("external") else ""
-        lines.append(f"- {report['data']}{site}, {report['n']} images: {summary}.{chance}")
+        lines.append(f"- {report['data']}{site}, {report['n']} images: {values}.{chance}")
     if misfit := find_misfit(reports):
         error = misfit["metrics"]["ece_balanced"]["value"]
         lines.append(
-            f"\nIts probabilities are **not calibrated** for {misfit['data']}: there they are off "
-            f"by {error:.2f} on average."
+            f"\nIts probabilities are **not calibrated** for {misfit['data']}: the mean "
+            f"error there is {error:.2f}."
         )
     return "\n".join(lines)
 
 
 def _reports_of(predictor: Predictor) -> list[dict[str, Any]]:
-    """Return the reports that the model's own folder holds."""
+    """Return the reports in the model's own folder."""
     return read_json(predictor.path / REPORTS_FILE, []) if predictor.path else []

@@ -15,27 +15,34 @@ from pneumonia_hf.inference.operating_point import OperatingPoint, to_logit, to_
 
 logger = logging.getLogger(__name__)
 
+RESAMPLES = 300  # of the intervals of the validation metrics
+THRESHOLD_RESAMPLES = 500
+TEMPERATURES = (0.05, 20.0)  # range of the search
+# Standard deviation of the prior on log T. By the simulation in tests/evaluation/test_metrics.py
+# it loses less than Platt's softened targets, and than a narrower prior.
+PRIOR_SD = 1.0
+
 
 def choose_threshold(
     labels: Sequence[int],
     probabilities: Sequence[float],
     patients: Sequence[str],
     required_sensitivity: float | None = None,
-    resamples: int = 500,
+    resamples: int = THRESHOLD_RESAMPLES,
     seed: int = 13,
 ) -> OperatingPoint:
     """Return the operating point for these validation images.
 
-    The threshold maximises sensitivity + specificity (Youden 1950). Where a model nearly solves
-    the validation split, a wide gap of thresholds does so and its edges hang on single images:
-    so the middle of the gap, on the logit scale, is taken in each of `resamples` bootstraps of
-    the patients, and their median is the answer; the 2.5th and 97.5th percentiles are its range.
+    The threshold maximises sensitivity + specificity (Youden 1950). If a model nearly solves the
+    validation split, a wide gap of thresholds does so, and its edges depend on single images.
+    So the middle of the gap, on the logit scale, is taken in each of `resamples` bootstraps of
+    the patients. Their median is the threshold; the 2.5th and 97.5th percentiles are its range.
 
     Args:
         labels, probabilities, patients: of each validation image, [N].
         required_sensitivity: if given, the threshold of each resample is lowered until at least
-            this share of its pneumonias reaches it, so that the range allows for how uncertain
-            that is; and the median until this share of all validation pneumonias does.
+            this share of its pneumonias reaches it, so that the range covers that uncertainty
+            too, and the median until this share of all validation pneumonias does.
         resamples, seed: of the bootstrap.
     """
     labels = np.asarray(labels)
@@ -53,37 +60,53 @@ def choose_threshold(
     return OperatingPoint(*(float(to_probability(x)) for x in (threshold, low, high)))
 
 
+def _sensitive_logit(labels: np.ndarray, logits: np.ndarray, required: float) -> float:
+    """Return the highest threshold that at least `required` of the pneumonias reach."""
+    positives = np.sort(logits[labels == 1])
+    misses = math.floor((1 - required) * len(positives) + 1e-9)
+    # Slightly below the image that must be positive, so that rounding cannot exclude it.
+    return float(positives[min(misses, len(positives) - 1)] - 1e-6)
+
+
+def _youden_logit(labels: np.ndarray, logits: np.ndarray) -> float:
+    """Return the middle of the best gap between two neighbouring logits."""
+    order = np.argsort(logits)
+    logits, labels = logits[order], labels[order]
+    edges = np.flatnonzero(np.diff(logits) > 0)  # a threshold lies between edge and edge + 1
+    if len(edges) == 0:
+        return float(logits[0])
+    missed = np.cumsum(labels == 1)[edges] / np.sum(labels == 1)
+    specificity = np.cumsum(labels == 0)[edges] / np.sum(labels == 0)
+    youden = specificity - missed
+    best = edges[youden >= youden.max() - 1e-12]
+    middle = best[len(best) // 2]
+    return float((logits[middle] + logits[middle + 1]) / 2)
+
+
 @dataclass(frozen=True)
 class Temperature:
-    """A temperature, and what is to be known of how it was found."""
+    """A temperature, and how the search for it ended."""
 
-    value: float  # logits are divided by it
-    separable: bool  # the validation labels can be told by a threshold without an error
+    value: float  # divides the logits
+    separable: bool  # a threshold separates the validation labels without an error
     at_bound: bool  # the search ended at the end of its range
-
-
-# The range in which a temperature is sought, and the standard deviation of the prior on its
-# logarithm. tests/test_metrics.py has the simulation by which the prior was chosen: it loses less
-# than Platt's softened targets, and than a narrower prior.
-TEMPERATURES = (0.05, 20.0)
-PRIOR_SD = 1.0
 
 
 def fit_temperature(labels: Sequence[int], log_odds: Sequence[float]) -> Temperature:
     """Return the temperature T that calibrates the validation log odds (Guo et al. 2017).
 
-    Dividing the log odds by T minimises the log loss, each class weighing a half, so that
-    P(pneumonia) is meant for a population in which half of the images show one. A normal prior
-    on log T (mean 0, standard deviation 1) keeps T finite where the labels can be told without
-    an error; there T is also not below 1, since nothing shows that the network doubts too much.
+    Dividing the log odds by T minimises the log loss with each class weighing a half, so that
+    P(pneumonia) holds for a population in which half of the images show one. A normal prior on
+    log T (mean 0, standard deviation 1) keeps T finite if the labels are separable; then T is
+    also not below 1, since no error shows that the network is underconfident.
 
     Args:
         labels: [N].
         log_odds: logit(PNEUMONIA) - logit(NORMAL), [N].
 
     Returns:
-        T in 0.05..20; above 1 where the network was too sure of itself. A value at the end of
-        that range is logged as a warning.
+        T in 0.05..20; above 1 for an overconfident network. A value at the end of that range is
+        logged as a warning.
     """
     from scipy.optimize import minimize_scalar
 
@@ -104,42 +127,16 @@ def fit_temperature(labels: Sequence[int], log_odds: Sequence[float]) -> Tempera
     at_bound = min(found - low, high - found) < 1e-3
     if at_bound:
         logger.warning(
-            "The temperature that calibrates the model is %.3g, at the end of the range that is "
-            "searched: its probabilities are not to be trusted; look at the validation split.",
+            "The temperature that calibrates the model is %.3g, at the end of the range of the "
+            "search; do not trust its probabilities, and check the validation split.",
             math.exp(found),
         )
     return Temperature(math.exp(found), bool(separable), bool(at_bound))
 
 
-def _sensitive_logit(labels: np.ndarray, logits: np.ndarray, required: float) -> float:
-    """Return the highest threshold that at least `required` of the pneumonias reach."""
-    positives = np.sort(logits[labels == 1])
-    misses = math.floor((1 - required) * len(positives) + 1e-9)
-    # A little below the image that must be found, so that rounding cannot lose it.
-    return float(positives[min(misses, len(positives) - 1)] - 1e-6)
-
-
-def _youden_logit(labels: np.ndarray, logits: np.ndarray) -> float:
-    """Return the middle of the best gap between two neighbouring logits."""
-    order = np.argsort(logits)
-    logits, labels = logits[order], labels[order]
-    edges = np.flatnonzero(np.diff(logits) > 0)  # a threshold lies between edge and edge + 1
-    if len(edges) == 0:
-        return float(logits[0])
-    missed = np.cumsum(labels == 1)[edges] / np.sum(labels == 1)
-    spared = np.cumsum(labels == 0)[edges] / np.sum(labels == 0)
-    youden = spared - missed
-    best = edges[youden >= youden.max() - 1e-12]
-    middle = best[len(best) // 2]
-    return float((logits[middle] + logits[middle + 1]) / 2)
-
-
-RESAMPLES = 300  # of the intervals of the validation metrics
-
-
 @dataclass(frozen=True)
 class Calibration:
-    """What the validation images give: how to read the scores of a model."""
+    """Temperature and operating point of a model, and its metrics on the validation images."""
 
     temperature: Temperature
     point: OperatingPoint
@@ -149,7 +146,7 @@ class Calibration:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What predictors need to know, as it goes into the model's own files."""
+        """What predictors need, as it is stored in config.json."""
         return {
             "threshold": self.point.threshold,
             "refer_low": self.point.low,
@@ -161,7 +158,7 @@ class Calibration:
 
     @property
     def remarks(self) -> dict[str, bool]:
-        """What is to be known of the temperature, as it goes into run.json."""
+        """How the search for the temperature ended, as it is stored in run.json."""
         return {
             "validation_is_separable": self.temperature.separable,
             "temperature_at_bound": self.temperature.at_bound,
@@ -173,21 +170,21 @@ def calibrate_scores(
     log_odds: Sequence[float],
     patients: Sequence[str],
     required_sensitivity: float | None = None,
+    resamples: int = RESAMPLES,
+    threshold_resamples: int = THRESHOLD_RESAMPLES,
 ) -> Calibration:
     """Return temperature and operating point for the log odds of validation images.
 
     Args:
         labels, log_odds, patients: of each image, [N].
-        required_sensitivity: as `choose_threshold` takes it.
+        required_sensitivity, threshold_resamples: for `choose_threshold`.
+        resamples: of the intervals of the metrics.
     """
     temperature = fit_temperature(labels, log_odds)
     probabilities = to_probability(np.asarray(log_odds) / temperature.value)
-    point = choose_threshold(labels, probabilities, patients, required_sensitivity)
-    metrics = bootstrap_intervals(labels, probabilities, point.threshold, patients, RESAMPLES)
-    return Calibration(
-        temperature,
-        point,
-        probabilities,
-        {name: asdict(interval) for name, interval in metrics.items()},
-        required_sensitivity,
+    point = choose_threshold(
+        labels, probabilities, patients, required_sensitivity, threshold_resamples
     )
+    metrics = bootstrap_intervals(labels, probabilities, point.threshold, patients, resamples)
+    metrics = {name: asdict(interval) for name, interval in metrics.items()}
+    return Calibration(temperature, point, probabilities, metrics, required_sensitivity)

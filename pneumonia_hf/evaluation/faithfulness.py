@@ -1,4 +1,4 @@
-"""Are attribution maps right about the model? Measured against covering parts of the image."""
+"""Faithfulness of attribution maps: their agreement with occlusion."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 def measure_agreement(
     predictor: Predictor, images: Sequence[Image.Image], methods: Sequence[str]
 ) -> dict[str, list[float]]:
-    """Return the rank correlation (Spearman) of each image's map with occlusion, by method.
+    """Return Spearman's rank correlation of each image's map with occlusion, by method.
 
-    Maps are compared with their sign, before they are scaled and cut for display; a map that is
-    the same everywhere counts as 0.
+    Maps are compared with their sign, before scaling and clipping for display; a constant map
+    counts as 0.
     """
     from scipy.stats import spearmanr
 

@@ -1,4 +1,4 @@
-"""METRICS as metrics of the `evaluate` library; nothing is downloaded."""
+"""METRICS as metrics of the `evaluate` library, without a download."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from pneumonia_hf.evaluation.metrics import METRICS
 
-CITATION = """Pedregosa et al., Scikit-learn: Machine Learning in Python, JMLR 12, 2011."""
+CITATION = "Pedregosa et al., Scikit-learn: Machine Learning in Python, JMLR 12, 2011."
 
 
 class XrayMetric(evaluate.Metric):
@@ -43,7 +43,7 @@ class XrayMetric(evaluate.Metric):
 def compute_with_evaluate(
     labels: Sequence[int], probabilities: Sequence[float], threshold: float
 ) -> dict[str, float]:
-    """Return what `compute_metrics` returns, computed through `evaluate.combine`."""
+    """Return the result of `compute_metrics`, computed through `evaluate.combine`."""
     combined = evaluate.combine([XrayMetric(name) for name in METRICS])
     return combined.compute(
         predictions=[float(one) for one in probabilities],

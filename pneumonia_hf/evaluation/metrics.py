@@ -1,4 +1,4 @@
-"""Metrics, their confidence intervals, the decision threshold and the temperature."""
+"""Metrics of P(pneumonia) against the labels, and their confidence intervals."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Probabilities = np.ndarray  # [N], P(pneumonia) in 0..1
 
 @dataclass(frozen=True)
 class Interval:
-    """A measured value and its 95% confidence interval; NaN where it is not defined."""
+    """A measured value and its 95% confidence interval; NaN if it is not defined."""
 
     value: float
     low: float
@@ -24,35 +24,35 @@ class Interval:
 
 
 def accuracy(labels: Labels, probabilities: Probabilities, threshold: float) -> float:
-    """Return the share of images decided right."""
+    """Return the share of images on the right side of the threshold."""
     return float(np.mean((probabilities >= threshold) == (labels == 1)))
 
 
 def sensitivity(labels: Labels, probabilities: Probabilities, threshold: float) -> float:
-    """Return the share of pneumonias called pneumonia (recall, true positive rate)."""
+    """Return the share of pneumonias that are positive (recall, true positive rate)."""
     return _share(probabilities[labels == 1] >= threshold)
 
 
 def specificity(labels: Labels, probabilities: Probabilities, threshold: float) -> float:
-    """Return the share of normals called normal (true negative rate)."""
+    """Return the share of normals that are negative (true negative rate)."""
     return _share(probabilities[labels == 0] < threshold)
 
 
 def precision(labels: Labels, probabilities: Probabilities, threshold: float) -> float:
-    """Return the share of true pneumonias among those called so; it moves with prevalence."""
+    """Return the share of pneumonias among the positives; it depends on the prevalence."""
     return _share(labels[probabilities >= threshold] == 1)
 
 
 def f1(labels: Labels, probabilities: Probabilities, threshold: float) -> float:
     """Return the harmonic mean of precision and sensitivity."""
-    called = probabilities >= threshold
-    wrong = np.sum(called != (labels == 1))
-    hits = np.sum(called & (labels == 1))
+    positive = probabilities >= threshold
+    wrong = np.sum(positive != (labels == 1))
+    hits = np.sum(positive & (labels == 1))
     return float(2 * hits / (2 * hits + wrong)) if hits + wrong else math.nan
 
 
 def auroc(labels: Labels, probabilities: Probabilities, threshold: float) -> float:
-    """Return the area under the ROC curve; NaN if a class is absent. No threshold is used."""
+    """Return the area under the ROC curve, without a threshold; NaN if a class is absent."""
     from sklearn.metrics import roc_auc_score
 
     if len(np.unique(labels)) < 2:
@@ -77,7 +77,7 @@ def brier(labels: Labels, probabilities: Probabilities, threshold: float) -> flo
 def calibration_error(labels: Labels, probabilities: Probabilities, threshold: float) -> float:
     """Return the expected calibration error over 10 bins of equal width (Guo et al. 2017).
 
-    The mean distance between the share of pneumonias and the mean probability of a bin, weighted
+    It is the mean distance between a bin's share of pneumonias and its mean probability, weighted
     by the bin's size.
     """
     return _calibration_gap(labels, probabilities, np.ones(len(labels)))
@@ -86,8 +86,8 @@ def calibration_error(labels: Labels, probabilities: Probabilities, threshold: f
 def balanced_brier(labels: Labels, probabilities: Probabilities, threshold: float) -> float:
     """Return the Brier score with each class weighing a half; NaN if a class is absent.
 
-    Our probabilities are calibrated for a population in which half have pneumonia: this is the
-    Brier score in such a population.
+    It is the score in a population in which half have pneumonia, for which our probabilities are
+    calibrated.
     """
     weights = _balance(labels)
     if weights is None:
@@ -98,10 +98,7 @@ def balanced_brier(labels: Labels, probabilities: Probabilities, threshold: floa
 def balanced_calibration_error(
     labels: Labels, probabilities: Probabilities, threshold: float
 ) -> float:
-    """Return the expected calibration error with each class weighing a half.
-
-    As `calibration_error`, in a population in which half have pneumonia; NaN if a class is absent.
-    """
+    """Return the calibration error with each class weighing a half; NaN if a class is absent."""
     weights = _balance(labels)
     return math.nan if weights is None else _calibration_gap(labels, probabilities, weights)
 
@@ -113,20 +110,17 @@ def _calibration_gap(labels: Labels, probabilities: Probabilities, weights: np.n
 
 
 def _balance(labels: Labels) -> np.ndarray | None:
-    """Return weights with which both classes sum to a half, [N]; None if one is absent."""
+    """Return weights that give both classes a sum of a half, [N]; None if one is absent."""
     counts = np.bincount(labels, minlength=2)
     return (0.5 / counts)[labels] if counts.all() else None
 
 
 def calibration_p_value(labels: Labels, probabilities: Probabilities) -> float:
-    """Return how likely calibrated probabilities fit the labels as badly as these do.
+    """Return the p-value of Spiegelhalter's test of calibration; NaN if a class is absent.
 
-    Spiegelhalter's test (1986, Statistics in Medicine 5:421), two-sided. The probabilities are
-    taken to be calibrated for a population in which half have pneumonia, and are moved to the
-    prevalence of the data first. Images count as independent.
-
-    Returns:
-        The p-value; NaN if a class is absent.
+    Statistics in Medicine 1986, 5:421; two-sided. The probabilities, calibrated for a population
+    in which half have pneumonia, are first moved to the prevalence of the data. Images count as
+    independent.
     """
     from scipy.stats import norm
 
@@ -165,12 +159,12 @@ METRICS = {
 def compute_metrics(
     labels: Sequence[int], probabilities: Sequence[float], threshold: float
 ) -> dict[str, float]:
-    """Return every one of METRICS; NaN where one is not defined.
+    """Return all METRICS; NaN for one that is not defined.
 
     Args:
         labels: [N] of 0 (NORMAL) and 1 (PNEUMONIA).
         probabilities: P(pneumonia) of each image, [N].
-        threshold: images at or above it count as pneumonia.
+        threshold: images at or above it are positive.
     """
     labels, probabilities = np.asarray(labels), np.asarray(probabilities, dtype=np.float64)
     return {
@@ -188,14 +182,12 @@ def bootstrap_intervals(
 ) -> dict[str, Interval]:
     """Return every metric with its 95% percentile bootstrap interval (Efron 1979).
 
-    Patients are drawn, not images, since the images of one patient are alike: see
-    `draw_patients`.
+    `draw_patients` resamples patients, not images, since the images of one patient are alike.
 
     Args:
         labels, probabilities, patients: of each image, [N].
-        threshold: the operating point; it is held fixed.
-        resamples: number of resamples.
-        seed: of the draws.
+        threshold: the same in every resample.
+        resamples, seed: of the bootstrap.
     """
     labels, probabilities = np.asarray(labels), np.asarray(probabilities, dtype=np.float64)
     values = compute_metrics(labels, probabilities, threshold)
@@ -203,21 +195,26 @@ def bootstrap_intervals(
         compute_metrics(labels[rows], probabilities[rows], threshold)
         for rows in draw_patients(labels, patients, resamples, seed)
     ]
-    intervals = {}
-    for name, value in values.items():
-        defined = [draw[name] for draw in draws if not math.isnan(draw[name])]
-        low, high = np.percentile(defined, [2.5, 97.5]) if defined else (math.nan, math.nan)
-        intervals[name] = Interval(float(value), float(low), float(high))
-    return intervals
+    return {
+        name: percentile_interval(value, [draw[name] for draw in draws])
+        for name, value in values.items()
+    }
+
+
+def percentile_interval(value: float, draws: Sequence[float]) -> Interval:
+    """Return a value with the 2.5th and 97.5th percentiles of its defined bootstrap draws."""
+    defined = [draw for draw in draws if not math.isnan(draw)]
+    low, high = np.percentile(defined, [2.5, 97.5]) if defined else (math.nan, math.nan)
+    return Interval(float(value), float(low), float(high))
 
 
 def draw_patients(
-    labels: np.ndarray, patients: Sequence[str], resamples: int, seed: int
+    labels: np.ndarray, patients: Sequence[str] | np.ndarray, resamples: int, seed: int
 ) -> Iterator[np.ndarray]:
     """Yield the rows of each bootstrap resample of patients.
 
-    A patient is drawn once with all images. Those with normals only, with pneumonias only and
-    with both are drawn apart, so that both classes are in every resample.
+    A patient is drawn with all images. Patients with normals only, with pneumonias only and with
+    both are separate strata, so that every resample holds both classes.
     """
     generator = np.random.default_rng(seed)
     labels = np.asarray(labels)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import csv
 import math
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,21 +15,30 @@ from pneumonia_hf.data.patients import describe_patients, named_by_file
 from pneumonia_hf.errors import UserError
 from pneumonia_hf.evaluation.evaluate import Report
 from pneumonia_hf.evaluation.metrics import Interval
-from pneumonia_hf.files import write_json
+from pneumonia_hf.files import markdown_table, write_json
 from pneumonia_hf.labels import LABELS
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 COLOUR = "#1f5fa8"
 
 
-def check_report_folder(folder: Path, overwrite: bool) -> None:
-    """Raise a UserError if writing a report into `folder` would replace another."""
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder} is a file; --output_dir takes a folder.")
-    names = ["report.json", "report.md", "predictions.csv", *(f"{name}.png" for name in FIGURES)]
-    held = [name for name in names if (folder / name).exists()]
-    if held and not overwrite:
+def check_report_folder(folder: Path, overwrite: bool, files: Sequence[str] | None = None) -> None:
+    """Raise a UserError if `folder` lies in a file, or one of `files` in it would be replaced.
+
+    By default `files` are those of `write_report`.
+    """
+    nearest = next(one for one in (folder, *folder.absolute().parents) if one.exists())
+    if not nearest.is_dir():
+        raise UserError(f"{nearest} is a file; --output_dir takes a folder.")
+    figures = (f"{name}.png" for name in FIGURES)
+    files = files or ("report.json", "report.md", "predictions.csv", *figures)
+    existing = [name for name in files if (folder / name).exists()]
+    if existing and not overwrite:
         raise UserError(
-            f"{folder} holds {held[0]}; choose another --output_dir, or give --overwrite."
+            f"{folder} holds {existing[0]}; choose another --output_dir, or give --overwrite."
         )
 
 
@@ -36,23 +46,22 @@ def write_report(report: Report, folder: Path) -> None:
     """Write report.json, report.md, predictions.csv and the figures into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, draw in FIGURES.items():
-        _save(draw(report), folder / f"{name}.png")
+        # Without date and version, so that the same numbers give the same file.
+        draw(report).savefig(
+            folder / f"{name}.png", dpi=110, bbox_inches="tight", metadata={"Software": None}
+        )
+    columns = (report.files, report.patients, report.labels, report.probabilities, report.decisions)
     with (folder / "predictions.csv").open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file, lineterminator="\n")
         table.writerow(["file", "patient", "label", "probability", "decision"])
-        labelled = zip(
-            report.files,
-            report.patients,
-            (LABELS[label] for label in report.labels),
-            # In full: eight decimals would make one number of all high scores.
-            (repr(float(p)) for p in report.probabilities),
-            report.decisions,
-            strict=True,
-        )
-        table.writerows(labelled)
+        # All digits: rounded to eight decimals, the highest scores would tie.
         table.writerows(
-            (file, "", name, repr(float(p)), decision)
-            for file, name, p, decision in report.other_rows
+            (name, patient, LABELS[label], repr(float(p)), decision)
+            for name, patient, label, p, decision in zip(*columns, strict=True)
+        )
+        table.writerows(
+            (name, "", folder_name, repr(float(p)), decision)
+            for name, folder_name, p, decision in report.other_rows
         )
     (folder / "report.md").write_text(_to_markdown(report), encoding="utf-8")
     write_json(folder / "report.json", to_json(report))
@@ -60,7 +69,6 @@ def write_report(report: Report, folder: Path) -> None:
 
 def to_json(report: Report) -> dict[str, Any]:
     """Return the report's numbers, without the single images."""
-    point = report.operating_point
     return {
         "data": report.data,
         "split": report.split,
@@ -74,9 +82,9 @@ def to_json(report: Report) -> dict[str, Any]:
         "external": report.external,
         "NORMAL": int(np.sum(report.labels == 0)),
         "PNEUMONIA": int(np.sum(report.labels == 1)),
-        "threshold": point.threshold,
-        "refer_low": point.low,
-        "refer_high": point.high,
+        "threshold": report.operating_point.threshold,
+        "refer_low": report.operating_point.low,
+        "refer_high": report.operating_point.high,
         "referred": report.referral.referred,
         "calibration_p": report.calibration_p,
         "referral": asdict(report.referral),
@@ -93,108 +101,94 @@ def to_json(report: Report) -> dict[str, Any]:
 
 
 def _to_markdown(report: Report) -> str:
-    numbers = to_json(report)
-    lines = [
-        f"# {report.model} on {report.data} ({report.split})",
-        "",
-        "Research software, not a medical device.",
-        "",
-        f"{numbers['n']} images of "
-        f"{describe_patients(numbers['patients'], numbers['patients_by_file_name'])}: "
-        f"{numbers['NORMAL']} NORMAL, {numbers['PNEUMONIA']} PNEUMONIA (a prevalence of "
-        f"{numbers['prevalence']:.1%}). An image is PNEUMONIA at or above a probability of "
-        f"{numbers['threshold']:.4f}, the model's own threshold. Every image counts in the first "
-        f"table, also the {numbers['referred']} that the model refers to a person.",
-        "",
-        *(f"**{note}**\n" for note in report.notes),
-        "| metric | value | 95% interval |",
-        "|---|---|---|",
+    numbers, counts = to_json(report), report.confusion
+    patients = describe_patients(numbers["patients"], numbers["patients_by_file_name"])
+    metrics = [
+        [name, "not defined", ""]
+        if math.isnan(one.value)
+        else [name, f"{one.value:.4f}", f"{one.low:.4f} to {one.high:.4f}"]
+        for name, one in report.metrics.items()
     ]
-    for name, interval in report.metrics.items():
-        if math.isnan(interval.value):
-            lines.append(f"| {name} | not defined | |")
-        else:
-            lines.append(
-                f"| {name} | {interval.value:.4f} | {interval.low:.4f} to {interval.high:.4f} |"
-            )
-    counts = report.confusion
-    lines += [
-        "",
-        f"The intervals are 2.5th to 97.5th percentiles over {report.resamples} bootstrap "
-        "resamples of whole patients at the fixed threshold. Precision, accuracy, F1 and AUPRC "
-        "move with the prevalence. `brier` is the Brier score and `ece` the expected calibration "
-        f"error over 10 bins (lower is better for both), at this data's prevalence of "
-        f"{numbers['prevalence']:.1%}. The model's probability is calibrated for a prevalence of "
-        "50%: `brier_balanced` and `ece_balanced` are the same figures at that prevalence. "
-        "Calibrated probabilities, moved to this data's prevalence, would fit as badly with "
-        f"p = {report.calibration_p:.2g} (Spiegelhalter 1986).",
-        "",
-        "| | called NORMAL | called PNEUMONIA |",
-        "|---|---|---|",
-        f"| NORMAL | {counts['true_negative']} | {counts['false_positive']} |",
-        f"| PNEUMONIA | {counts['false_negative']} | {counts['true_positive']} |",
-        *_refer_lines(report),
-        *_subgroup_lines(report),
-        *_other_lines(report),
-        "",
-        *(f"![{name.replace('_', ' ')}]({name}.png)\n" for name in FIGURES),
-        *(f"- not read: {reason}" for reason in report.unreadable),
-        *([""] if report.unreadable else []),
+    confusion = [
+        ["NORMAL", counts["true_negative"], counts["false_positive"]],
+        ["PNEUMONIA", counts["false_negative"], counts["true_positive"]],
+    ]
+    paragraphs = [
+        f"# {report.model} on {report.data} ({report.split})",
+        "Research software, not a medical device.",
+        f"{numbers['n']} images of {patients}: {numbers['NORMAL']} NORMAL, {numbers['PNEUMONIA']} "
+        f"PNEUMONIA (prevalence {numbers['prevalence']:.1%}). An image is positive at or above a "
+        f"probability of {numbers['threshold']:.4f}, the model's own threshold. The first table "
+        f"counts every image, including the {numbers['referred']} that the model refers to a "
+        f"person.",
+        *(f"**{note}**" for note in report.notes),
+        markdown_table(["metric", "value", "95% interval"], metrics),
+        f"The intervals are the 2.5th to 97.5th percentiles over {report.resamples} bootstrap "
+        "resamples of patients at the fixed threshold. Precision, accuracy, F1 and AUPRC depend on "
+        "the prevalence. `brier` is the Brier score and `ece` the expected calibration error over "
+        f"10 bins (lower is better), at this data's prevalence of {numbers['prevalence']:.1%}. The "
+        "model's probability is calibrated for a prevalence of 50%: `brier_balanced` and "
+        "`ece_balanced` are the same metrics at that prevalence. Spiegelhalter's test (1986) of "
+        "the probabilities, moved to this data's prevalence, gives "
+        f"p = {report.calibration_p:.2g}; a small p is evidence against calibration.",
+        markdown_table(["label", "predicted NORMAL", "predicted PNEUMONIA"], confusion),
+        *_describe_referral(report),
+        *_describe_subgroups(report),
+        *_describe_others(report),
+        *(f"![{name.replace('_', ' ')}]({name}.png)" for name in FIGURES),
+        "\n".join(f"- not read: {reason}" for reason in report.unreadable),
         "Every image's probability is in `predictions.csv`. "
         f"Weights: SHA-256 `{report.weights_sha256 or 'unknown'}`.",
-        "",
     ]
-    return "\n".join(lines)
+    return "\n\n".join(filter(None, paragraphs)) + "\n"
 
 
-def _refer_lines(report: Report) -> list[str]:
-    """Return the share of the images that is referred beside the error of the others."""
+def _describe_referral(report: Report) -> list[str]:
+    """Return the share of referred images beside the error on the others."""
     one, count = report.referral, len(report.labels)
     error = "-" if math.isnan(one.error_of_referred) else f"{one.error_of_referred:.4f}"
+    kept, referred = count - one.referred, one.referred
+    rows = [
+        ["all", count, "100%", _to_text(one.error)],
+        ["kept", kept, f"{1 - referred / count:.1%}", _to_text(one.error_of_kept)],
+        ["referred", referred, f"{referred / count:.1%}", error],
+    ]
     return [
-        "",
-        "| | images | share | error (95% interval) |",
-        "|---|---|---|---|",
-        f"| all | {count} | 100% | {_to_text(one.error)} |",
-        f"| kept | {count - one.referred} | {1 - one.referred / count:.1%} | "
-        f"{_to_text(one.error_of_kept)} |",
-        f"| referred | {one.referred} | {one.referred / count:.1%} | {error} |",
-        "",
+        markdown_table(["", "images", "share", "error (95% interval)"], rows),
         "An image is referred if its probability lies in the range in which resampling the "
-        "validation patients moves the threshold, or if plain checks doubt that it is a chest "
-        "X-ray. That is the sampling error of the threshold, and no measure of doubt about the "
-        "image: referring helps only where the error of the kept is below that of all.",
+        "validation patients moves the threshold, or if the input checks doubt that it is a chest "
+        "X-ray. That range is the sampling error of the threshold, not the uncertainty of the "
+        "image: referral helps only if the error on the kept images is below that on all.",
     ]
 
 
-def _subgroup_lines(report: Report) -> list[str]:
+def _describe_subgroups(report: Report) -> list[str]:
     if not report.subgroups:
         return []
     names = list(next((one.metrics for one in report.subgroups if one.metrics), ()))
-    lines = ["", f"| within | NORMAL | PNEUMONIA | {' | '.join(names)} |"]
-    lines.append("|---|---|---|" + "---|" * len(names))
-    for one in report.subgroups:
-        cells = [_to_text(one.metrics[name]) if one.metrics else "one class only" for name in names]
-        title = f"{one.column} {one.value}"
-        lines.append(f"| {title} | {one.normals} | {one.pneumonias} | {' | '.join(cells)} |")
-    return lines
+    rows = [
+        [f"{one.column} {one.value}", one.normals, one.pneumonias]
+        + [_to_text(one.metrics[name]) if one.metrics else "one class only" for name in names]
+        for one in report.subgroups
+    ]
+    return [markdown_table(["subgroup", "NORMAL", "PNEUMONIA", *names], rows)]
 
 
-def _other_lines(report: Report) -> list[str]:
+def _describe_others(report: Report) -> list[str]:
     if not report.others:
         return []
-    return [
-        "",
-        "Images of neither class, which are in no figure above:",
-        "",
-        "| class | images | at or above the threshold | referred | median probability |",
-        "|---|---|---|---|---|",
-        *(
-            f"| {one.name} | {one.count} | {one.called} ({one.called / one.count:.1%}) | "
-            f"{one.referred} ({one.referred / one.count:.1%}) | {one.median:.4f} |"
-            for one in report.others
-        ),
+    header = ["class", "images", "at or above the threshold", "referred", "median probability"]
+    rows = [
+        [
+            one.name,
+            one.count,
+            f"{one.called} ({one.called / one.count:.1%})",
+            f"{one.referred} ({one.referred / one.count:.1%})",
+            f"{one.median:.4f}",
+        ]
+        for one in report.others
     ]
+    return ["Images of neither class, which are in no metric above:", markdown_table(header, rows)]
 
 
 def _to_text(interval: Interval) -> str:
@@ -203,9 +197,9 @@ def _to_text(interval: Interval) -> str:
     return f"{interval.value:.4f} ({interval.low:.4f} to {interval.high:.4f})"
 
 
-def draw_confusion(report: Report):
-    """Return the confusion matrix at the threshold, as a matplotlib figure."""
-    figure, axes = _axes()
+def draw_confusion(report: Report) -> Figure:
+    """Return the confusion matrix at the threshold."""
+    figure, axes = _make_axes()
     c = report.confusion
     counts = np.array(
         [
@@ -215,59 +209,43 @@ def draw_confusion(report: Report):
     )
     shares = counts / counts.sum(axis=1, keepdims=True)
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    for row in range(2):
-        for column in range(2):
-            axes.text(
-                column,
-                row,
-                f"{counts[row, column]}\n{shares[row, column]:.1%}",
-                ha="center",
-                va="center",
-                color="white" if shares[row, column] > 0.5 else "black",
-            )
+    for (row, column), share in np.ndenumerate(shares):
+        text = f"{counts[row, column]}\n{share:.1%}"
+        colour = "white" if share > 0.5 else "black"
+        axes.text(column, row, text, ha="center", va="center", color=colour)
     axes.set_xticks([0, 1], LABELS)
     axes.set_yticks([0, 1], LABELS)
-    axes.set_xlabel("called")
-    axes.set_ylabel("label in the data")
-    axes.set_title(f"At threshold {report.operating_point.threshold:.3f}")
+    axes.set(
+        xlabel="predicted label",
+        ylabel="label in the data",
+        title=f"At threshold {report.operating_point.threshold:.3f}",
+    )
     return figure
 
 
-def draw_roc(report: Report):
-    """Return the ROC curve with the operating point on it, as a matplotlib figure."""
+def draw_roc(report: Report) -> Figure:
+    """Return the ROC curve with the operating point on it."""
     from sklearn.metrics import roc_curve
 
-    figure, axes = _axes()
+    figure, axes = _make_axes()
     false_positives, true_positives, _ = roc_curve(report.labels, report.probabilities)
     area = report.metrics["auroc"]
-    axes.plot(
-        false_positives,
-        true_positives,
-        color=COLOUR,
-        label=f"AUROC {area.value:.3f} ({area.low:.3f} to {area.high:.3f})",
-    )
+    label = f"AUROC {area.value:.3f} ({area.low:.3f} to {area.high:.3f})"
+    axes.plot(false_positives, true_positives, color=COLOUR, label=label)
     axes.plot([0, 1], [0, 1], color="grey", linestyle=":", label="chance")
-    axes.plot(
-        1 - report.metrics["specificity"].value,
-        report.metrics["sensitivity"].value,
-        "o",
-        color="#c0392b",
-        label="at the threshold",
-    )
-    axes.set_xlabel("1 - specificity")
-    axes.set_ylabel("sensitivity")
-    axes.set_aspect("equal")
+    point = 1 - report.metrics["specificity"].value, report.metrics["sensitivity"].value
+    axes.plot(*point, "o", color="#c0392b", label="at the threshold")
     axes.legend(loc="lower right")
-    axes.set_title("ROC curve")
+    axes.set(xlabel="1 - specificity", ylabel="sensitivity", aspect="equal", title="ROC curve")
     return figure
 
 
-def draw_calibration(report: Report):
+def draw_calibration(report: Report) -> Figure:
     """Return the reliability diagram over 10 bins, with Wilson's 95% intervals of the shares."""
     from scipy.stats import binomtest
 
-    figure, axes = _axes()
-    axes.plot([0, 1], [0, 1], color="grey", linestyle=":", label="perfect")
+    figure, axes = _make_axes()
+    axes.plot([0, 1], [0, 1], color="grey", linestyle=":", label="perfect calibration")
     bins = np.minimum((report.probabilities * 10).astype(int), 9)
     for number in np.unique(bins):
         ill = report.labels[bins == number] == 1
@@ -279,15 +257,16 @@ def draw_calibration(report: Report):
             str(len(ill)), (mean, share), textcoords="offset points", xytext=(5, 3), fontsize=8
         )
     axes.plot([], [], "o-", color=COLOUR, label="this model, with 95% interval")
-    axes.set_xlabel("mean probability of the bin (number: images in it)")
-    axes.set_ylabel("share of pneumonias in the bin")
-    axes.set_xlim(-0.03, 1.09)
-    axes.set_aspect("equal")
+    axes.set(
+        xlabel="mean probability of the bin (number: images in it)",
+        ylabel="share of pneumonias in the bin",
+        xlim=(-0.03, 1.09),
+        aspect="equal",
+    )
     # Below the axes, where it covers no bin.
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=2, frameon=False)
-    prevalence = np.mean(report.labels)
     axes.set_title(
-        f"Calibration at a prevalence of {prevalence:.0%}\n"
+        f"Calibration at a prevalence of {np.mean(report.labels):.0%}\n"
         f"expected error {report.metrics['ece'].value:.3f}, "
         f"{report.metrics['ece_balanced'].value:.3f} at 50%",
         fontsize=11,
@@ -302,13 +281,8 @@ FIGURES = {
 }
 
 
-def _axes():
+def _make_axes() -> tuple[Figure, Axes]:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5, 4.6), layout="constrained")
     return figure, figure.subplots()
-
-
-def _save(figure, path: Path) -> None:
-    # No date or version inside, so that the same numbers give the same file.
-    figure.savefig(path, dpi=110, bbox_inches="tight", metadata={"Software": None})

@@ -1,4 +1,4 @@
-"""DICOM display: stored values -> 8-bit grayscale, by rescale, window and lookup tables."""
+"""Display DICOM values as 8-bit grayscale: rescale, window and lookup tables."""
 
 from __future__ import annotations
 
@@ -18,28 +18,31 @@ from pneumonia_hf.imaging.grayscale import (
 if TYPE_CHECKING:
     from pydicom import Dataset
 
-_LEAST_SPREAD = 64  # gray levels that a window must leave between the 1st and 99th percentile
+_LEAST_SPREAD = 64  # gray levels between the 1st and 99th percentile after windowing
 
 
-def render_samples(pixels: np.ndarray, kind: str, bits: int) -> tuple[np.ndarray, bool]:
+def render_samples(pixels: np.ndarray, photometric: str, bits: int) -> tuple[np.ndarray, bool]:
+    """Return colour samples [H, W, 3] as gray, and whether they are coloured."""
     from pydicom.pixels import convert_color_space
 
     def to_rgb(band: np.ndarray) -> np.ndarray:
         band = (band >> max(bits - 8, 0)).astype(np.uint8)
-        return convert_color_space(band, kind, "RGB") if kind.startswith("YBR_FULL") else band
+        is_ybr = photometric.startswith("YBR_FULL")
+        return convert_color_space(band, photometric, "RGB") if is_ybr else band
 
     return colours_to_gray(pixels, to_rgb)
 
 
 def render_palette(pixels: np.ndarray, dataset: Dataset) -> tuple[np.ndarray, bool]:
+    """Return palette indices [H, W] as gray, and whether the palette colours are in use."""
     from pydicom.pixels import apply_color_lut
 
     if pixels.dtype.itemsize > 2 or "RedPaletteColorLookupTableData" not in dataset:
-        # Segmented palettes can be bombs, and are not seen on X-rays.
-        raise ValueError("its palette is of a kind that is not read")
+        # Segmented palettes can be decompression bombs, and X-rays do not use them.
+        raise ValueError("its type of palette is not supported")
     levels, stored = _list_stored(pixels, dataset)
     colours = apply_color_lut(stored, dataset)[:, :3]
-    if colours.max() > 255:  # some writers put 8-bit palettes into 16 bits, others use them all
+    if colours.max() > 255:  # some 16-bit palettes hold 8-bit values
         colours = colours >> 8
     colours = colours.astype(np.uint8)
     counts = count_levels(levels)[: len(stored)]
@@ -49,9 +52,9 @@ def render_palette(pixels: np.ndarray, dataset: Dataset) -> tuple[np.ndarray, bo
 
 
 def render_levels(pixels: np.ndarray, dataset: Dataset) -> np.ndarray:
-    """Return numbers of up to 16 bits as they are to be shown: DICOM PS3.4 N.2.
+    """Return values of up to 16 bits as displayed gray (DICOM PS3.4 N.2).
 
-    Every step is taken once for each number there can be, not for each pixel.
+    Each step works on the table of possible values, not on the pixels.
     """
     levels, stored = _list_stored(pixels, dataset)
     counts = count_levels(levels)[: len(stored)]
@@ -71,13 +74,13 @@ def render_levels(pixels: np.ndarray, dataset: Dataset) -> np.ndarray:
 
 
 def _list_stored(pixels: np.ndarray, dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
-    """Return `pixels` as unsigned numbers, and what each of those stands for."""
+    """Return `pixels` as unsigned levels, and the stored value of each possible level."""
     levels = pixels.view(pixels.dtype.str.replace("i", "u"))
     bits = 8 * pixels.dtype.itemsize
     signed = dataset.PixelRepresentation == 1
     stored = np.arange(1 << bits).astype(f"u{bits // 8}").view(f"{'ui'[signed]}{bits // 8}")
     if not dataset.file_meta.TransferSyntaxUID.is_encapsulated:
-        # The bits above those stored may hold an overlay, or nothing of use.
+        # The bits above those stored may hold an overlay or garbage.
         unused = bits - dataset.BitsStored
         stored = np.right_shift(np.left_shift(stored, unused), unused)
     return levels, stored.astype(np.int32)
@@ -102,15 +105,15 @@ def _rescale(stored: np.ndarray, dataset: Dataset) -> np.ndarray:
         return stored.astype(np.float64)
     values = stored * float(slope) + float(intercept)
     if not np.isfinite(values).all():
-        raise ValueError("its rescale slope and intercept make no sense")
+        raise ValueError("its rescale slope and intercept are invalid")
     return values
 
 
 def _apply_window(values: np.ndarray, counts: np.ndarray, dataset: Dataset) -> np.ndarray | None:
-    """Return the gray of `values` under the X-ray's first VOI LUT or window, if it has a good one.
+    """Return `values` as gray under the first VOI LUT or window, or None without a usable one.
 
-    Scaled by all that the window can put out, not by what it does: what fills half the range
-    on the X-ray's own workstation fills half of it here.
+    The gray is scaled by the window's possible output, not by its actual output, so that it
+    looks as it does on a workstation.
     """
     from pydicom.pixels import apply_windowing
 
@@ -124,20 +127,19 @@ def _apply_window(values: np.ndarray, counts: np.ndarray, dataset: Dataset) -> n
         else:
             return None
     except Exception:
-        # A window of no width, a table of no length: they are common, pydicom raises many kinds
-        # of error on them, and the X-ray can be shown without.
+        # Windows without width and tables without length are common; pydicom raises many types
+        # of error on them. The X-ray is then scaled by its own range.
         return None
     shown = np.clip((shown - least) / (most - least), 0, 1) * 255
-    # Some X-rays carry a window so wide that lungs and bones look alike: then their own range
-    # tells more.
+    # Some windows are so wide that lungs and bones look alike: use the X-ray's own range.
     low, high = find_percentiles(shown, counts, [1, 99])
     return np.round(shown).astype(np.uint8) if high - low >= _LEAST_SPREAD else None
 
 
 def _apply_table(values: np.ndarray, dataset: Dataset, item: Dataset) -> tuple[np.ndarray, float]:
-    """Return what a modality or VOI LUT makes of `values`, and the most that it can: C.11.1.
+    """Return `values` mapped by a modality or VOI LUT (C.11.1), and its largest possible output.
 
-    Not pydicom's: `apply_voi` wraps around in tables of more than 256 entries of 8 bits, and
+    pydicom's `apply_voi` wraps around in tables of more than 256 8-bit entries, and its
     `apply_modality_lut` fails on entries of 10 to 15 bits.
     """
     entries, first, bits = (int(number) for number in item.LUTDescriptor)

@@ -1,7 +1,7 @@
-"""Numbers and colours of any depth -> 8-bit gray, a band of rows at a time.
+"""Convert values and colours of any depth to 8-bit gray, a band of rows at a time.
 
-An X-ray of 64 megapixels is to be read with a few copies of it in memory, not with twenty: numpy's
-percentiles and Pillow's conversions of a whole image would each make several.
+On a whole image of 64 megapixels, numpy's percentiles and Pillow's conversions would each make
+several copies; in bands they need a few copies in all.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from PIL import Image, ImageChops
 
 from pneumonia_hf.errors import XrayError
 
-# Mean distance between the colour channels, in gray levels of 255, from which an image counts
-# as coloured. JPEG's colour subsampling leaves less than 2 in scans that were stored as RGB.
+# An image is coloured above this mean distance between its channels, in gray levels of 255.
+# JPEG's chroma subsampling causes less than 2 in gray scans stored as RGB.
 COLOUR_DISTANCE = 4.0
 _BAND = 1 << 20  # pixels
-_SAMPLE = 1 << 22  # pixels that percentiles of wide numbers are taken from
+_SAMPLE = 1 << 22  # pixels sampled for the percentiles of 32-bit values
 
 
 def check_size(name: str, size: tuple[int, int], most: int) -> None:
-    """Raise an XrayError where an image has more than `most` pixels."""
+    """Raise an XrayError if an image has more than `most` pixels."""
     width, height = size
     if width * height > most:
         raise XrayError(
@@ -29,19 +29,23 @@ def check_size(name: str, size: tuple[int, int], most: int) -> None:
         )
 
 
+def shape_of(image: Image.Image | np.ndarray) -> tuple[int, int]:
+    """Return the height and width of an image or array."""
+    return image.shape[:2] if isinstance(image, np.ndarray) else image.size[::-1]
+
+
 def cut_bands(image: Image.Image | np.ndarray) -> Iterator[tuple[slice, Image.Image]]:
-    """Yield the rows of an image or array, with their place, about a million pixels each."""
-    whole = isinstance(image, np.ndarray)
-    height, width = image.shape[:2] if whole else image.size[::-1]
+    """Yield bands of rows of about a million pixels: their slice, and the band itself."""
+    height, width = shape_of(image)
     step = max(1, _BAND // width)
     for top in range(0, height, step):
         bottom = min(top + step, height)
-        rows = slice(top, bottom)
-        yield rows, image[rows] if whole else image.crop((0, top, width, bottom))
+        rows, box = slice(top, bottom), (0, top, width, bottom)
+        yield rows, image[rows] if isinstance(image, np.ndarray) else image.crop(box)
 
 
 def count_levels(levels: Image.Image | np.ndarray) -> np.ndarray:
-    """Return how many pixels have each of the 65,536 values of unsigned 16-bit numbers."""
+    """Return the histogram of unsigned 16-bit values: int64 [65536]."""
     counts = np.zeros(65536, np.int64)
     for _, band in cut_bands(levels):
         counts += np.bincount(np.asarray(band).ravel(), minlength=65536)
@@ -49,7 +53,7 @@ def count_levels(levels: Image.Image | np.ndarray) -> np.ndarray:
 
 
 def find_percentiles(values: np.ndarray, counts: np.ndarray, percents: list[float]) -> np.ndarray:
-    """Return what `np.percentile` does of `values`, each repeated `counts` times."""
+    """Return `np.percentile` of `values` repeated `counts` times."""
     present = np.flatnonzero(counts)
     present = present[np.argsort(values[present], kind="stable")]
     last = np.cumsum(counts[present]) - 1
@@ -60,9 +64,9 @@ def find_percentiles(values: np.ndarray, counts: np.ndarray, percents: list[floa
 
 
 def scale_levels(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Return the gray, 0..255, of `values` that lie `counts` times in an image.
+    """Return the gray of `values` that occur `counts` times in an image: uint8.
 
-    The 0.1st to the 99.9th percentile fill the range, so that one hot pixel costs nothing.
+    The 0.1st to the 99.9th percentile span 0..255, so that hot pixels do not count.
     """
     low, high = find_percentiles(values, counts, [0.1, 99.9])
     if high <= low:
@@ -72,17 +76,16 @@ def scale_levels(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
 
 
 def look_up(table: np.ndarray, levels: Image.Image | np.ndarray) -> np.ndarray:
-    """Return `table[levels]` as an image of 8 bits."""
-    height, width = levels.shape if isinstance(levels, np.ndarray) else levels.size[::-1]
-    gray = np.empty((height, width), np.uint8)
+    """Return `table[levels]`: uint8 [H, W]."""
+    gray = np.empty(shape_of(levels), np.uint8)
     for rows, band in cut_bands(levels):
         gray[rows] = table[np.asarray(band)]
     return gray
 
 
 def scale_wide(numbers: Image.Image | np.ndarray) -> np.ndarray:
-    """Scale floats, or integers of 32 bits, as `scale_levels` does."""
-    height, width = numbers.shape if isinstance(numbers, np.ndarray) else numbers.size[::-1]
+    """Scale floats or 32-bit integers as `scale_levels` does: uint8 [H, W]."""
+    height, width = shape_of(numbers)
     stride = -(-height * width // _SAMPLE)
     sample = np.concatenate(
         [np.asarray(band).ravel()[::stride].astype(np.float64) for _, band in cut_bands(numbers)]
@@ -104,10 +107,9 @@ def colours_to_gray(
 ) -> tuple[np.ndarray, bool]:
     """Return the luminance of an image of any 8-bit mode, and whether it is coloured.
 
-    What is transparent is shown on black. `to_rgb` makes 8-bit RGB of a band of an array.
+    Transparent pixels are composed on black. `to_rgb` converts a band of an array to 8-bit RGB.
     """
-    height, width = image.shape[:2] if isinstance(image, np.ndarray) else image.size[::-1]
-    gray, distance = np.empty((height, width), np.uint8), 0
+    gray, distance = np.empty(shape_of(image), np.uint8), 0
     for rows, band in cut_bands(image):
         if isinstance(band, np.ndarray):
             band = Image.fromarray(to_rgb(band))
@@ -123,7 +125,7 @@ def colours_to_gray(
         most = ImageChops.lighter(ImageChops.lighter(red, green), blue)
         least = ImageChops.darker(ImageChops.darker(red, green), blue)
         distance += int(np.asarray(ImageChops.subtract(most, least)).sum(dtype=np.int64))
-    return gray, distance > COLOUR_DISTANCE * height * width
+    return gray, distance > COLOUR_DISTANCE * gray.size
 
 
 def _stretch(values: np.ndarray, low: float, high: float) -> np.ndarray:

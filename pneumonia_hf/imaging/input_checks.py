@@ -1,7 +1,6 @@
-"""Does an image look like a chest X-ray at all? Plain checks of the image itself.
+"""Check whether an image can be a chest X-ray at all.
 
-Whether it is one *like those the model was trained on* takes the model's features; these checks
-only stop what no chest X-ray can be.
+Whether it resembles the training data takes the model's features: see the input gate.
 """
 
 from __future__ import annotations
@@ -11,17 +10,13 @@ from PIL import Image
 
 from pneumonia_hf.imaging.modalities import MODALITIES, RADIOGRAPHY
 
-SMALLEST_SIDE = 64  # pixels; below it the opacities of a mild pneumonia are gone
-LEAST_SPREAD = 8.0  # standard deviation in gray levels of 255; real X-rays have 40 to 70
+SMALLEST_SIDE = 64  # pixels; below, the opacities of a mild pneumonia are lost
+LEAST_SPREAD = 8.0  # standard deviation, in gray levels of 255; real X-rays have 40 to 70
 LONGEST_SHAPE = 2.5  # long side / short side; real X-rays stay below 2.2
 
 
 def input_warnings(image: Image.Image) -> tuple[str, ...]:
-    """Return what speaks against `image` being a chest X-ray, a sentence each; none is good.
-
-    Args:
-        image: as `read_xray` returns it.
-    """
+    """Return the reasons why `image`, from `read_xray`, may not be a chest X-ray: sentences."""
     found = []
     width, height = image.size
     if image.info.get("coloured"):

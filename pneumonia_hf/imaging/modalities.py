@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-# What (0008,0060) can say, DICOM PS3.3 C.7.3.1.1.1. First what an X-ray of the chest comes as: OT
-# and SC are scanned or captured X-rays.
+# Values of (0008,0060), DICOM PS3.3 C.7.3.1.1.1. OT and SC are scanned or captured X-rays.
 RADIOGRAPHY = frozenset({"", "CR", "DX", "DR", "RG", "RF", "XR", "OT", "SC"})
 MODALITIES = {
     "BI": "biomagnetic imaging",

@@ -1,8 +1,8 @@
-"""The only file that turns images into `pixel_values`.
+"""Convert images to `pixel_values`; no other module does.
 
-Gray image -> RGB -> resized straight to the model's square -> scaled and normalised, all by the
-image processor that is saved in the model's folder. `resize` and `normalise` are the two halves
-of `to_pixel_values`: training keeps what the first returns, augments it and applies the second.
+The image processor saved in the model folder does every step: gray -> RGB -> resized to the
+model's square -> rescaled and normalised. `normalise(resize(images))` is `to_pixel_values`:
+training caches the resized images, augments them and then normalises.
 """
 
 from __future__ import annotations
@@ -15,18 +15,17 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import BaseImageProcessor
 
-BICUBIC = 3  # Pillow's number, which processors save
-STEP = "rescale_and_normalize"  # of the processors that work on tensors
+BICUBIC = 3  # Pillow's value, as processors save it
+STEP = "rescale_and_normalize"  # a method of the processors that work on tensors
 
 
 def make_processor(
     image_size: int, mean: Sequence[float], std: Sequence[float]
 ) -> BaseImageProcessor:
-    """Return a processor for images of `image_size` pixels squared.
+    """Return a processor for square images of `image_size` pixels.
 
-    `mean` and `std` are those of the pretraining, for values in 0..1. Any backbone gets this same
-    processor, because published ones differ in ways that hurt: ConvNeXt's cuts off an eighth of
-    the image.
+    `mean` and `std` are those of the pretraining, for values in 0..1. All backbones share this
+    processor: published ones differ, and ConvNeXt's crops an eighth of the image.
     """
     from transformers import ViTImageProcessor
 
@@ -46,10 +45,10 @@ def to_pixel_values(images: Sequence[Image.Image], processor: BaseImageProcessor
 
 
 def resize(images: Sequence[Image.Image], processor: BaseImageProcessor) -> Tensor:
-    """Return gray `images` at the model's size, as the processor resizes them: uint8 [N, 1, H, W].
+    """Return gray `images` resized by the processor: uint8 [N, 1, H, W].
 
-    `normalise` of the result equals `to_pixel_values` of the images bit for bit: the three
-    channels of a gray image are alike, and only one of them is resized here.
+    `normalise` of the result equals `to_pixel_values` bit for bit: the three channels of a gray
+    image are equal, so only one is resized.
     """
     import numpy as np
     import torch
@@ -66,15 +65,13 @@ def resize(images: Sequence[Image.Image], processor: BaseImageProcessor) -> Tens
 
 
 def normalise(pixels: Tensor, processor: BaseImageProcessor) -> Tensor:
-    """Return the model's input for resized gray `pixels` of 0..255: float32 [N, 3, H, W].
+    """Return the model's input for resized gray pixels: float32 [N, 3, H, W].
 
-    Args:
-        pixels: [N, 1, H, W], uint8 or float, on any device.
-        processor: the processor that resized them.
+    `pixels` are [N, 1, H, W] of 0..255, uint8 or float, on any device.
     """
     rgb = pixels.expand(-1, 3, -1, -1)
     if processor.do_rescale and processor.do_normalize and hasattr(processor, STEP):
-        # The processor's own step, without its sorting of images by size: half the time.
+        # The processor's own step without its grouping of images by size: half the time.
         return getattr(processor, STEP)(
             rgb, True, processor.rescale_factor, True, processor.image_mean, processor.image_std
         )

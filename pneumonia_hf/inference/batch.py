@@ -1,4 +1,4 @@
-"""Batch scoring: files and folders -> a CSV table with a row for each, in order."""
+"""Batch scoring: files and folders -> a CSV table with one row a file, in order."""
 
 from __future__ import annotations
 
@@ -20,30 +20,26 @@ COLUMNS = ("file", "probability", "threshold", "decision", "warnings")
 
 
 def find_inputs(inputs: Sequence[str | Path]) -> list[Path]:
-    """Return the files to score, in order: those named, and the images in folders named.
+    """Return the files to score, in order: the files named, and the images in the folders named.
 
-    A folder is searched through, sorted by name; only files that end like images count in it,
-    while a file that is named itself always does.
-
-    An input that does not exist is returned too: it gets its row like any that cannot be read.
+    Folders are searched recursively and sorted by name, and only files with an image suffix
+    count there. A file that is named itself is always returned, even if it does not exist: it
+    gets its row like any that cannot be read.
 
     Raises:
-        UserError: nothing to score at all.
+        UserError: there is nothing to score.
     """
     found = []
-    for one in map(Path, inputs):
-        if one.is_dir():
-            found += sorted(path for path in one.rglob("*") if is_image_file(path))
-        else:
-            found.append(one)
+    for path in map(Path, inputs):
+        found += sorted(filter(is_image_file, path.rglob("*"))) if path.is_dir() else [path]
     if not found:
-        endings = " ".join(sorted(IMAGE_SUFFIXES))
-        raise UserError(f"No images in {', '.join(map(str, inputs))} (endings: {endings}).")
+        suffixes = " ".join(sorted(IMAGE_SUFFIXES))
+        raise UserError(f"No images in {', '.join(map(str, inputs))} (suffixes: {suffixes}).")
     return found
 
 
-def check_table(output: str, overwrite: bool) -> None:
-    """Raise a UserError if the table cannot be written there, or would replace something."""
+def check_output_file(output: str, overwrite: bool) -> None:
+    """Raise a UserError if no file can be written to `output` (`-`: standard output)."""
     if output == "-":
         return
     path = Path(output)
@@ -60,9 +56,9 @@ def write_predictions(predictor: Predictor, paths: Sequence[Path], output: str) 
 
     Args:
         predictor: the model.
-        paths: what to score.
-        output: the table's path, or `-` for standard output. It appears when it is whole; what
-            stops the work leaves the rows so far in `OUTPUT.unfinished`.
+        paths: the files to score.
+        output: the table's path, or `-` for standard output. The table appears when it is
+            complete; an interrupted run leaves its rows in `OUTPUT.unfinished`.
     """
     failed = 0
     with _open_table(output) as file:
@@ -73,7 +69,7 @@ def write_predictions(predictor: Predictor, paths: Sequence[Path], output: str) 
                 failed += 1
                 table.writerow([path, "", "", "", str(one)])
                 continue
-            # In full: eight decimals would make one number of all high scores.
+            # All digits: rounded to eight decimals, the highest scores would tie.
             numbers = (repr(one.probability), repr(one.threshold))
             table.writerow([path, *numbers, one.decision, " ".join(one.warnings)])
     return failed
@@ -86,7 +82,7 @@ def _open_table(output: str) -> Iterator[TextIO]:
         return
     path = Path(output)
     unfinished = path.with_name(f"{path.name}.unfinished")
-    # File names need not be text: their bytes go through as they are.
+    # File names need not be valid text: their bytes are written unchanged.
     with unfinished.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         yield file
     os.replace(unfinished, path)

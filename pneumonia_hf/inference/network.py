@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 # The key of config.json that holds our settings; transformers keeps unknown keys as they are.
 CONFIG_KEY = "pneumonia_hf"
+REFERENCES_KEY = "attribution_references"  # among our settings
 
 
 class Network:
@@ -48,10 +49,8 @@ class Network:
         self.path = path
         self.class_index = _pneumonia_index(model, name)
         self.settings: dict[str, Any] = getattr(model.config, CONFIG_KEY, None) or {}
-        # The attribution value shown at full brightness, by method.
-        self.attribution_references: dict[str, float] = self.settings.get(
-            "attribution_references", {}
-        )
+        # The value of an attribution map that is shown at full brightness, by method.
+        self.attribution_references: dict[str, float] = self.settings.get(REFERENCES_KEY, {})
 
     @classmethod
     def load(cls, folder: Path, name: str, device: str | None = None) -> Network:
@@ -64,21 +63,22 @@ class Network:
         from transformers import AutoImageProcessor, AutoModelForImageClassification
 
         from pneumonia_hf.models import xray_cnn  # noqa: F401  # registers its classes
+        from pneumonia_hf.models.pretrained import hide_progress_bars
 
         for file in ("config.json", "preprocessor_config.json"):
             if not (folder / file).exists():
                 raise UserError(f"{name} holds no saved model: {file} is missing.")
         try:
             # No remote code: a model folder must not run its own.
-            model = AutoModelForImageClassification.from_pretrained(
-                folder, dtype=torch.float32, trust_remote_code=False
-            )
+            with hide_progress_bars():
+                model = AutoModelForImageClassification.from_pretrained(
+                    folder, dtype=torch.float32, trust_remote_code=False
+                )
             processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
         except Exception as error:
             # transformers, safetensors and json each raise their own on damaged files.
-            raise UserError(
-                f"The model in {name} cannot be loaded: {str(error).splitlines()[0]}"
-            ) from error
+            reason = str(error).splitlines()[0]
+            raise UserError(f"The model in {name} cannot be loaded: {reason}") from error
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         return cls(model.to(device), processor, name, folder)
@@ -110,14 +110,14 @@ class Network:
         """
         import torch
 
-        batches = []
+        batches = [np.zeros(0)]
         for start in range(0, len(images), batch_size):
             with torch.inference_mode():
                 pixel_values = self.pixel_values(images[start : start + batch_size])
                 versions = [pixel_values, *(self._transformed(pixel_values) if tta else ())]
                 scores = [self.log_odds_of(one).cpu().numpy() for one in versions]
             batches.append(np.mean(scores, axis=0))
-        return np.concatenate(batches) if batches else np.zeros(0)
+        return np.concatenate(batches)
 
     def _transformed(self, pixel_values: torch.Tensor) -> Iterator[torch.Tensor]:
         from PIL import Image

@@ -1,11 +1,12 @@
-"""A saved model -> one ONNX file that other programs run without any of our libraries."""
+"""A saved model -> one ONNX file that other programs run without our libraries."""
 
 from __future__ import annotations
 
 import copy
 import json
-import os
 import warnings
+from dataclasses import astuple
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,9 @@ import numpy as np
 
 from pneumonia_hf import __version__
 from pneumonia_hf.errors import UserError
+from pneumonia_hf.files import unfinished_file
 from pneumonia_hf.imaging.preprocess import BICUBIC
+from pneumonia_hf.inference.batch import check_output_file
 
 if TYPE_CHECKING:
     import torch
@@ -27,57 +30,46 @@ CHECKED_BATCHES = (1, 3)  # other sizes than the one that is traced
 
 
 def export_onnx(predictor: Predictor, path: str | Path, overwrite: bool = False) -> Path:
-    """Write the model as one ONNX file, check that it says the same, and return its path.
+    """Write the model as one ONNX file, check its logits against the model's, return its path.
 
-    The file takes `pixel_values`, float32 [N, 3, H, W] as the model's processor makes them, and
-    gives `logits`, float32 [N, classes], and `probability`, float32 [N]: the calibrated
-    P(pneumonia), since the temperature is folded into the weights. Its metadata hold, as text,
-    what else a program needs: `labels`, `image_mean` and `image_std` (JSON lists), `image_size` in
-    pixels a side, `resample` and `version`; where a threshold was chosen, also `threshold`,
-    `refer_low` and `refer_high`. A mean of several models is no one network: an ensemble's members
-    are exported one by one, and test-time augmentation is left to the caller.
+    Input: `pixel_values`, float32 [N, 3, H, W], from the model's processor. Outputs: `logits`,
+    float32 [N, classes], and `probability`, float32 [N], the calibrated P(pneumonia): the
+    temperature is part of the weights. The metadata hold, as text: `labels`, `image_mean` and
+    `image_std` (JSON lists), `image_size` in pixels a side, `resample` and `version`; if a
+    threshold was chosen, also `threshold`, `refer_low` and `refer_high`. The members of an
+    ensemble are exported one by one; test-time augmentation is left to the caller.
 
     Raises:
-        UserError: a package is missing, an ensemble, a network that ONNX cannot express, a file
-            that is there already, a folder that is not, logits that differ by more than 1e-4.
+        UserError: a missing package, an ensemble, a network that ONNX cannot express, a path that
+            `check_output` rejects, logits that differ by more than 1e-4.
     """
-    _check_packages()
+    check_output(path, overwrite)
     path = Path(path)
     network = predictor.network
-    if not path.parent.is_dir():
-        raise UserError(f"The folder {path.parent} does not exist; check --output.")
-    if path.is_dir():
-        raise UserError(f"{path} is a folder; --output takes the name of a file.")
-    if path.exists() and not overwrite:
-        raise UserError(f"{path} exists; choose another --output, or give --overwrite.")
     import torch
 
-    # A copy on the CPU: the predictor's own model stays where and as it is.
+    # A copy on the CPU leaves the predictor's own model as it is.
     model = copy.deepcopy(network.model).cpu().eval()
     model = model.to(memory_format=torch.contiguous_format)
     size = network.processor.size
     crops = getattr(network.processor, "do_center_crop", False)
     if "height" not in size or crops or network.processor.resample != BICUBIC:
         raise UserError(
-            f"{predictor.name} prepares its images in another way than models of this project; "
+            f"{predictor.name} does not preprocess images as models of this project do; "
             f"only those can be exported."
         )
     shape = (3, size["height"], size["width"])
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    try:
-        program = _trace(model, network.class_index, torch.zeros(2, *shape))
-        program.model.metadata_props.update(_describe(predictor))
+    program = _trace(model, network.class_index, torch.zeros(2, *shape))
+    program.model.metadata_props.update(_describe(predictor))
+    with unfinished_file(path) as unfinished:
         program.save(unfinished, external_data=False)  # one file
         _check_equal(model, unfinished, shape)
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
     return path
 
 
-def _check_packages() -> None:
-    from importlib.util import find_spec
-
+def check_output(path: str | Path, overwrite: bool) -> None:
+    """Raise a UserError if a package is missing, or no file can be written to `path`."""
+    check_output_file(str(path), overwrite)
     missing = [name for name in PACKAGES if find_spec(name) is None]
     if missing:
         raise UserError(f"ONNX needs more packages: pip install {' '.join(missing)}.")
@@ -98,7 +90,7 @@ def _trace(model: nn.Module, class_index: int, pixel_values: torch.Tensor):
 
     try:
         with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")  # of the libraries, about themselves
+            warnings.simplefilter("ignore")  # deprecations inside the exporter
             return torch.onnx.export(
                 Outputs().eval(),
                 (pixel_values,),
@@ -114,10 +106,10 @@ def _trace(model: nn.Module, class_index: int, pixel_values: torch.Tensor):
 
 
 def _describe(predictor: Predictor) -> dict[str, str]:
-    """Return the metadata of the file: ONNX holds text only."""
+    """Return the metadata of the file; ONNX holds text only."""
     processor, point = predictor.network.processor, predictor.operating_point
     labels = predictor.network.model.config.id2label
-    summary = {
+    metadata = {
         "labels": json.dumps([labels[index] for index in sorted(labels)]),
         "image_size": str(processor.size["height"]),
         "image_mean": json.dumps(list(processor.image_mean)),
@@ -126,16 +118,13 @@ def _describe(predictor: Predictor) -> dict[str, str]:
         "version": __version__,
     }
     if predictor.has_threshold:
-        summary |= {
-            "threshold": str(point.threshold),
-            "refer_low": str(point.low),
-            "refer_high": str(point.high),
-        }
-    return summary
+        names = ("threshold", "refer_low", "refer_high")
+        metadata |= dict(zip(names, map(str, astuple(point)), strict=True))
+    return metadata
 
 
 def _check_equal(model: nn.Module, path: Path, shape: tuple[int, int, int]) -> None:
-    """Raise a UserError if the file's logits of random images are not the model's."""
+    """Raise a UserError if the file and the model differ in their logits of random images."""
     import onnxruntime
     import torch
 

@@ -13,14 +13,13 @@ class OperatingPoint:
     """A threshold on P(pneumonia) and the range in which resampling moves it."""
 
     threshold: float
-    low: float  # from here on up to `high` the decision is REFER
+    low: float  # at or above `low` and below `high` the decision is REFER
     high: float
 
     @classmethod
     def from_settings(cls, settings: dict[str, Any]) -> OperatingPoint:
         """Return the operating point in the settings of a config.json or ensemble.json."""
-        keys = ("threshold", "refer_low", "refer_high")
-        return cls(*(float(settings[key]) for key in keys))
+        return cls(*(float(settings[key]) for key in ("threshold", "refer_low", "refer_high")))
 
 
 def to_logit(probabilities: np.ndarray) -> np.ndarray:
@@ -31,5 +30,5 @@ def to_logit(probabilities: np.ndarray) -> np.ndarray:
 
 def to_probability(logits: np.ndarray | float) -> np.ndarray | float:
     """Return 1 / (1 + exp(-logit))."""
-    # Below -700 the exponential is no number any more, and the probability is 1e-304.
+    # Below about -709 the exponential overflows; at -700 the probability is 1e-304.
     return 1 / (1 + np.exp(-np.maximum(np.asarray(logits, dtype=np.float64), -700.0)))

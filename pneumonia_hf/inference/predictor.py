@@ -1,4 +1,4 @@
-"""Predictor: one or several networks and everything that turns an image into a decision."""
+"""Predictor: one or several networks that turn an image into a decision."""
 
 from __future__ import annotations
 
@@ -23,12 +23,13 @@ from pneumonia_hf.models.model_folder import ENSEMBLE_FILE
 if TYPE_CHECKING:
     from PIL import Image
 
-CHUNK = 32  # files in memory at a time
-NO_THRESHOLD = "This model carries no chosen threshold: 0.5 is used."
+CHUNK = 32  # images in memory at a time
+NO_THRESHOLD = "This model stores no threshold; 0.5 is used."
 NO_COMMON_THRESHOLD = (
-    "No threshold was chosen for these models together: the mean of their own is used."
+    "No threshold was chosen for these models together; the mean of their own thresholds is used."
 )
-NO_OWN_THRESHOLD = "Some of these models carry no chosen threshold: 0.5 stands in for theirs."
+NO_OWN_THRESHOLD = "Some of these models store no threshold; 0.5 is used for them."
+UndecodedImage = tuple[str | None, Path | bytes | XrayError]  # name and image, by `open_images`
 
 Decision = Literal["PNEUMONIA", "NORMAL", "REFER"]
 
@@ -40,15 +41,15 @@ class Prediction:
     label: str  # PNEUMONIA or NORMAL: the side of the threshold
     probability: float  # calibrated P(pneumonia), 0..1
     threshold: float  # the label is PNEUMONIA at or above it
-    decision: Decision  # the label, or REFER where a person must look
+    decision: Decision  # the label, or REFER to a person
     warnings: tuple[str, ...]  # reasons for REFER and other reservations, a sentence each
 
 
 class Predictor:
     """One or several networks with an operating point, ready to score images.
 
-    Several networks form an ensemble: its log odds are the mean of those of its networks, which
-    are calibrated one by one and may be of different families and sizes.
+    Several networks form an ensemble: its log odds are the mean over its networks, which are
+    calibrated one by one and may differ in family and input size.
 
     For 8-bit grayscale files a plain transformers pipeline gives the same probability as a
     predictor of one network; 16-bit, coloured and DICOM files need `read_xray`.
@@ -68,19 +69,21 @@ class Predictor:
             networks: one, or the members of an ensemble.
             name: for messages and reports; by default made of the networks' names.
             path: the folder they were loaded from, if any.
-            tta: test-time augmentation: log odds are a mean over the image and its
-                TTA_TRANSFORMS, at five times the cost. The threshold stays the one of the model,
-                which was chosen without, unless its settings hold `tta`.
-            settings: of an ensemble: `threshold`, `refer_low`, `refer_high` and, where the mean
-                of the log odds is to be divided by one, `temperature`. By default the operating
-                point is the mean of those of the networks, on the logit scale.
+            tta: test-time augmentation: log odds are the mean over the image and its
+                TTA_TRANSFORMS, at five times the cost. The threshold was chosen without it,
+                unless the model's settings hold `tta`.
+            settings: of an ensemble: `threshold`, `refer_low`, `refer_high` and, optionally, the
+                `temperature` that divides the mean log odds. By default the operating point is
+                the mean of those of the networks, on the logit scale.
         """
+        single = networks[0] if len(networks) == 1 else None
         self.networks = networks
-        names = [networks[0].name] if len(networks) == 1 else [Path(n.name).name for n in networks]
-        self.name = name or " + ".join(names)
-        self.path = path or (networks[0].path if len(networks) == 1 else None)
+        self.name = name or (
+            single.name if single else " + ".join(Path(n.name).name for n in networks)
+        )
+        self.path = path or (single.path if single else None)
         self.tta = tta
-        chosen = networks[0].settings if len(networks) == 1 else settings
+        chosen = single.settings if single else settings
         self.has_threshold = bool(chosen)
         self.temperature = float((settings or {}).get("temperature", 1))
         self.operating_point = (
@@ -88,17 +91,15 @@ class Predictor:
             if chosen
             else _mean_point([n.operating_point for n in networks])
         )
-        # What applies to every answer, a sentence each.
-        self.caveats = self._list_caveats(bool((chosen or {}).get("tta")))
-
-    def _list_caveats(self, chosen_with_tta: bool) -> tuple[str, ...]:
-        if len(self.networks) == 1:
-            found = () if self.has_threshold else (NO_THRESHOLD,)
-            return found + tta_caveats(self.tta, self.has_threshold, chosen_with_tta)
-        found = () if self.has_threshold else (NO_COMMON_THRESHOLD,)
-        if found and not all(one.settings for one in self.networks):
-            found += (NO_OWN_THRESHOLD,)
-        return found + tta_caveats(self.tta, True, chosen_with_tta)
+        caveats = ()
+        if not self.has_threshold:
+            caveats = (NO_THRESHOLD,) if single else (NO_COMMON_THRESHOLD,)
+            if not single and not all(one.settings for one in networks):
+                caveats += (NO_OWN_THRESHOLD,)
+        # Reservations about every prediction, a sentence each.
+        self.caveats = caveats + tta_caveats(
+            tta, self.has_threshold or not single, bool((chosen or {}).get("tta"))
+        )
 
     @property
     def network(self) -> Network:
@@ -108,7 +109,7 @@ class Predictor:
             UserError: this is an ensemble.
         """
         if len(self.networks) > 1:
-            raise UserError(f"{self.name} is an ensemble; give one of its members by itself.")
+            raise UserError(f"{self.name} is an ensemble; give one of its members.")
         return self.networks[0]
 
     @classmethod
@@ -119,13 +120,13 @@ class Predictor:
         device: str | None = None,
         tta: bool = False,
     ) -> Predictor:
-        """Load a model folder, or a Hub id with an optional `@revision`, or several as an ensemble.
+        """Load a model folder or Hub model, or several as an ensemble.
 
         Args:
             path_or_id: a local folder, `owner/name` or `owner/name@revision`; a folder with an
                 `ensemble.json`; or several models, whose log odds are averaged.
             revision: a branch, tag or commit of the Hub, for one model only.
-            device: a torch device; by default the accelerator if there is one.
+            device: a torch device; by default the accelerator, if any.
             tta: test-time augmentation, as in the constructor.
 
         Raises:
@@ -138,16 +139,15 @@ class Predictor:
             if len(path_or_id) == 1:
                 return cls.from_pretrained(path_or_id[0], revision, device, tta)
             if not path_or_id:
-                raise UserError("An ensemble needs models; give one or more.")
+                raise UserError("An ensemble needs one or more models; none is given.")
             if revision is not None:
                 raise UserError(
-                    "One revision cannot be that of several models; give each its own, as "
-                    "owner/name@v1."
+                    "A revision applies to one model; give each model its own, as owner/name@v1."
                 )
             members = [cls.from_pretrained(one, None, device) for one in path_or_id]
             for one, member in zip(path_or_id, members, strict=True):
                 if len(member.networks) > 1:
-                    raise UserError(f"{one} is an ensemble itself; give its members in its place.")
+                    raise UserError(f"{one} is an ensemble itself; give its members instead.")
             return cls(*(member.network for member in members), tta=tta)
         folder = fetch_folder(path_or_id, revision)
         name = str(path_or_id)
@@ -163,7 +163,7 @@ class Predictor:
     def log_odds(self, images: Sequence[Image.Image], batch_size: int = 32) -> np.ndarray:
         """Return the log odds of pneumonia of each image: float64 [N].
 
-        Those of an ensemble are the mean over its networks, divided by its temperature.
+        For an ensemble, the mean over its networks, divided by its temperature.
         """
         scores = [one.log_odds(images, batch_size, self.tta) for one in self.networks]
         return np.mean(scores, axis=0) / self.temperature
@@ -187,9 +187,7 @@ class Predictor:
         """Yield the decision on each file, in order, or the error of one that cannot be read."""
         return self.predict_images((None, path) for path in paths)
 
-    def predict_images(
-        self, images: Iterable[tuple[str | None, Path | bytes | XrayError]]
-    ) -> Iterator[Prediction | XrayError]:
+    def predict_images(self, images: Iterable[UndecodedImage]) -> Iterator[Prediction | XrayError]:
         """Yield the decision on each image, in order, or the error of one that cannot be read.
 
         Images are decoded in parallel, CHUNK of them in memory at a time.
@@ -203,9 +201,7 @@ class Predictor:
             for one in decoded:
                 yield one if isinstance(one, XrayError) else next(predictions)
 
-    def log_odds_of_images(
-        self, images: Iterable[tuple[str | None, Path | bytes | XrayError]]
-    ) -> np.ndarray:
+    def log_odds_of_images(self, images: Iterable[UndecodedImage]) -> np.ndarray:
         """Return the log odds of each undecoded image, CHUNK of them in memory at a time: [N].
 
         Raises:
@@ -225,15 +221,15 @@ class Predictor:
         reasons = list(input_warnings(image))
         if point.low <= probability < point.high:
             reasons.append(
-                f"Too close to the threshold: whether a probability from {point.low:.3f} to "
-                f"{point.high:.3f} is above or below it depends on a few validation images."
+                f"Too close to the threshold: resampling the validation patients moves it between "
+                f"{point.low:.3f} and {point.high:.3f}."
             )
         decision = "REFER" if reasons else label
         return Prediction(label, probability, point.threshold, decision, (*reasons, *self.caveats))
 
 
 def _read_in_chunks(
-    images: Iterable[tuple[str | None, Path | bytes | XrayError]],
+    images: Iterable[UndecodedImage],
 ) -> Iterator[list[Image.Image | XrayError]]:
     images = iter(images)
     with ThreadPoolExecutor() as pool:
@@ -241,7 +237,7 @@ def _read_in_chunks(
             yield list(pool.map(_try_to_read, chunk))
 
 
-def _try_to_read(image: tuple[str | None, Path | bytes | XrayError]) -> Image.Image | XrayError:
+def _try_to_read(image: UndecodedImage) -> Image.Image | XrayError:
     name, source = image
     if isinstance(source, XrayError):
         return source
@@ -252,19 +248,13 @@ def _try_to_read(image: tuple[str | None, Path | bytes | XrayError]) -> Image.Im
 
 
 def _mean_point(points: Sequence[OperatingPoint | None]) -> OperatingPoint:
-    """Return the mean of operating points on the logit scale; 0.5 stands in for a missing one."""
+    """Return the mean of operating points on the logit scale; a missing one counts as 0.5."""
     known = [one or OperatingPoint(0.5, 0.5, 0.5) for one in points]
-
-    def mean(values: list[float]) -> float:
-        return float(to_probability(np.mean(to_logit(np.array(values)))))
-
     if len(known) == 1:
         return known[0]
-    return OperatingPoint(
-        mean([one.threshold for one in known]),
-        mean([one.low for one in known]),
-        mean([one.high for one in known]),
-    )
+    values = zip(*((one.threshold, one.low, one.high) for one in known), strict=True)
+    means = (to_probability(np.mean(to_logit(np.array(several)))) for several in values)
+    return OperatingPoint(*map(float, means))
 
 
 def _read_ensemble(folder: Path, name: str) -> dict[str, Any]:
@@ -286,15 +276,15 @@ def _read_ensemble(folder: Path, name: str) -> dict[str, Any]:
     if not sound:
         raise UserError(
             f"{file} is damaged: it must hold members, threshold, refer_low and refer_high; "
-            f"restore it, or give the members one by one."
+            f"restore it, or give the members as a list."
         )
     for member in members:
-        # By its files and not by its name: a name that is no folder would be looked up on the
-        # Hub, and an ensemble could be a member of itself.
+        # Checked by its files: a name without a folder would be looked up on the Hub, and an
+        # ensemble could be a member of itself.
         if not (folder / member / "config.json").exists():
             raise UserError(
-                f"The member {member} of the ensemble {name} is no saved model; train it again, "
-                f"or give the others by themselves."
+                f"The member {member} of the ensemble {name} is not a saved model; train it "
+                f"again, or give the other members."
             )
         if (folder / member / ENSEMBLE_FILE).exists():
             raise UserError(

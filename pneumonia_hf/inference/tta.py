@@ -9,23 +9,23 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-TTA_ON = "Test-time augmentation is on: the score is a mean over several views of the image."
+TTA_ON = "Test-time augmentation is on: the score is the mean over several views of the image."
 TTA_STRANGE = "The threshold was chosen without test-time augmentation."
 TTA_MISSED = "The threshold was chosen with test-time augmentation, which is off."
 
 
 @dataclass(frozen=True)
 class TtaTransform:
-    """A small change of how an X-ray lies, which no radiologist would mind."""
+    """A small change of position that leaves the diagnosis unchanged."""
 
-    degrees: float = 0.0  # turned clockwise
-    zoom: float = 1.0  # magnified
-    right: float = 0.0  # shifted, as a share of the width
-    down: float = 0.0  # shifted, as a share of the height
+    degrees: float = 0.0  # rotation, clockwise
+    zoom: float = 1.0
+    right: float = 0.0  # shift, as a share of the width
+    down: float = 0.0  # shift, as a share of the height
 
 
-# What test-time augmentation scores beside the image itself: less than training does to it, and
-# as much one way as the other. No flip: the heart has a side.
+# The views beside the image itself: smaller changes than in training, symmetric in direction.
+# No flip: the heart lies on the left.
 TTA_TRANSFORMS = (
     TtaTransform(degrees=3, right=-0.02),
     TtaTransform(degrees=-3, right=0.02),
@@ -37,13 +37,13 @@ TTA_TRANSFORMS = (
 def apply_transform(
     pixel_values: torch.Tensor, view: TtaTransform, black: torch.Tensor
 ) -> torch.Tensor:
-    """Return the images as `view` has them: sampled once, bilinearly, black from outside.
+    """Return the images moved by `view`: one bilinear sampling, black outside of the image.
 
-    Training's augmentation moves images so too, on the same resized pixels.
+    The augmentation in training samples the same resized pixels in the same way.
 
     Args:
         pixel_values: [N, C, H, W].
-        view: how they are to be moved.
+        view: the change of position.
         black: the value of a black pixel, broadcast against `pixel_values`.
     """
     import torch
@@ -51,8 +51,8 @@ def apply_transform(
 
     height, width = pixel_values.shape[-2:]
     angle = math.radians(view.degrees)
-    # From a place in the view to that in the image; both axes have a length of 2 whatever the
-    # image's shape, so that pixels need not be square in them.
+    # From a place in the view to its place in the image. Both axes have length 2 whatever the
+    # image's shape, so pixels need not be square.
     turn = torch.tensor(
         [
             [math.cos(angle), math.sin(angle) * height / width],
@@ -65,12 +65,12 @@ def apply_transform(
     grid = affine_grid(
         matrix.expand(len(pixel_values), 2, 3), pixel_values.shape, align_corners=False
     )
-    # Outside of an image grid_sample finds zeros.
+    # grid_sample pads with zeros.
     return grid_sample(pixel_values - black, grid, align_corners=False) + black
 
 
 def tta_caveats(tta: bool, has_threshold: bool, chosen_with_tta: bool) -> tuple[str, ...]:
-    """Return what is to be said of test-time augmentation, where anything is."""
+    """Return the reservations about test-time augmentation and the threshold."""
     if not tta:
         return (TTA_MISSED,) if chosen_with_tta else ()
     return (TTA_ON, TTA_STRANGE) if has_threshold and not chosen_with_tta else (TTA_ON,)

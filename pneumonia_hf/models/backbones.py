@@ -1,8 +1,8 @@
-"""BACKBONES: the model families, where their feature maps are, how they split into layer groups."""
+"""BACKBONES: the model families, their last feature maps and their layer groups."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -18,53 +18,57 @@ HALF = (0.5, 0.5, 0.5)
 
 @dataclass(frozen=True)
 class Backbone:
-    """What the project must know of a model family; everything else is transformers' own."""
+    """One model family: what transformers does not know about it."""
 
-    hub_id: str | None  # None: there are no pretrained weights, or the user names them
-    model_type: str  # as in the config.json of a model of this family
-    head: str  # dotted name of the last linear layer
-    # The layer whose output is the last feature map that the head's gradient reaches. None: there
-    # is no layer whose Grad-CAM agrees with covering parts of the image.
+    hub_id: str | None  # of the pretrained weights, if any
+    model_type: str  # as in config.json
+    # The layer whose output is the last feature map with a gradient from the head. None: Grad-CAM
+    # agrees with occlusion at no layer.
     features: Callable[[PreTrainedModel], nn.Module] | None
-    # From the input upwards: what is frozen first comes first. With the head they hold every
-    # parameter of the model, each once; none is a normalisation layer alone.
+    # From the input upwards, in the order of freezing. With the head they hold each parameter
+    # once; no group has normalisation layers only.
     layer_groups: Callable[[PreTrainedModel], list[nn.Module]]
-    license: str = "apache-2.0"  # of the pretrained weights, and so of what is made from them
+    head: str = "classifier"  # dotted name of the last linear layer
+    license: str = "apache-2.0"  # of the pretrained weights and of models trained from them
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
-    # Tokens before those of the patches; None where the feature map is a [N, C, h, w] grid.
+    # Number of tokens before the patch tokens. None: the feature map is a [N, C, h, w] grid.
     prefix_tokens: int | None = None
     channels_last: bool = False  # faster as [N, H, W, C] in memory; see benchmarks/precision.py
-    resizable: bool = True  # takes images of another size than it was pretrained on
-    # The published size, as settings of the family's config that differ from its defaults.
+    resizable: bool = True  # accepts other image sizes than the pretraining's
+    # Settings of the published size that differ from the defaults of the family's config.
     config: dict[str, Any] = field(default_factory=dict)
-    # Which setting of its config each of ModelConfig's regularisers is; none if left out.
+    # The name in the family's config of each regulariser of ModelConfig that it has.
     regularisers: dict[str, str] = field(default_factory=dict)
 
 
 def _timm_features(model: PreTrainedModel) -> nn.Module:
-    """Return the layer of any timm model whose output is its last feature map."""
-    own = model.timm_model
-    if _timm_prefix_tokens(own) is not None:
-        return own.blocks[-1].norm1
-    if hasattr(own, "conv_head") and hasattr(own, "bn2"):
-        return own.bn2  # the EfficientNets widen the last layer group's map once more
-    info = getattr(own, "feature_info", None)
-    if not isinstance(info, list) or getattr(own, "output_fmt", "NCHW") not in ("NCHW", None):
+    """Return the layer of a timm model whose output is its last feature map."""
+    network = model.timm_model
+    if _count_prefix_tokens(network) is not None:
+        return network.blocks[-1].norm1
+    if hasattr(network, "conv_head") and hasattr(network, "bn2"):
+        return network.bn2  # feature_info of EfficientNet ends before conv_head
+    info = getattr(network, "feature_info", None)
+    if not isinstance(info, list) or getattr(network, "output_fmt", "NCHW") not in ("NCHW", None):
         raise UserError(
-            f"Where {model.config.architecture} has its last feature map is not known here; "
+            f"The last feature map of {model.config.architecture} is unknown; "
             f"use the method occlusion."
         )
-    return own.get_submodule(info[-1]["module"])
+    return network.get_submodule(info[-1]["module"])
 
 
-def _timm_prefix_tokens(own: nn.Module) -> int | None:
-    """Return how many tokens of a timm model precede the patches'; None for one without tokens."""
-    return getattr(own, "num_prefix_tokens", None) if hasattr(own, "blocks") else None
+def _count_prefix_tokens(network: nn.Module) -> int | None:
+    """Return the number of tokens before the patches of a timm model; None without tokens."""
+    return getattr(network, "num_prefix_tokens", None) if hasattr(network, "blocks") else None
 
 
 def _timm_layer_groups(model: PreTrainedModel) -> list[nn.Module]:
-    """Return the parts of any timm model in the order of its layers, without the head."""
+    """Return the layer groups of a timm model: its top-level modules, with series taken apart.
+
+    timm's own `group_matcher` puts EfficientNet's conv_head into the group of its last blocks and
+    DenseNet's last norm into that of the head, which would change what `last1` trains.
+    """
     from torch import nn
 
     head = model.timm_model.get_classifier()
@@ -81,59 +85,65 @@ def _timm_layer_groups(model: PreTrainedModel) -> list[nn.Module]:
             else:
                 yield child
 
-    return _join_norms(list(split(model.timm_model, is_top=True)))
+    return _join_norms(split(model.timm_model, is_top=True))
 
 
-def _join_norms(groups: list[nn.Module]) -> list[nn.Module]:
-    """Return `layer groups` with bare normalisation layers joined to the one before, or else after.
+def _layer_groups_of(blocks: str) -> Callable[[PreTrainedModel], list[nn.Module]]:
+    """Return the `layer_groups` of a transformers family: embeddings, each block, last norm."""
 
-    "The last layer group" would else be a few hundred weights that learn next to nothing.
+    def list_groups(model: PreTrainedModel) -> list[nn.Module]:
+        body = model.base_model
+        return _join_norms([body.embeddings, *body.get_submodule(blocks), body.layernorm])
+
+    return list_groups
+
+
+def _join_norms(groups: Iterable[nn.Module]) -> list[nn.Module]:
+    """Join groups that are normalisation layers only to the group before, or else after.
+
+    A last group of a few hundred weights would learn next to nothing.
     """
     from torch import nn
 
     joined: list[list[nn.Module]] = []
-    leading: list[nn.Module] = []  # norms before anything else
+    leading: list[nn.Module] = []
     for group in groups:
-        if not _is_norm(group):
+        owners = [one for one in group.modules() if list(one.parameters(recurse=False))]
+        is_norm = bool(owners) and all("Norm" in type(one).__name__ for one in owners)
+        if not is_norm:
             joined.append([*leading, group])
             leading = []
-        elif joined:
-            joined[-1].append(group)
         else:
-            leading.append(group)
+            (joined[-1] if joined else leading).append(group)
     return [one[0] if len(one) == 1 else nn.ModuleList(one) for one in joined]
 
 
-def _is_norm(group: nn.Module) -> bool:
-    """Return whether all parameters of a module belong to normalisation layers."""
-    owners = [one for one in group.modules() if list(one.parameters(recurse=False))]
-    return bool(owners) and all("Norm" in type(one).__name__ for one in owners)
+DROP_PATH = {"drop_path": "drop_path_rate"}  # in transformers and timm
+TIMM_RATES = {**DROP_PATH, "dropout": "drop_rate"}
 
 
 def _timm(hub_id: str | None, classifier: str, **others) -> Backbone:
-    """Return the entry of a model of the timm library, by transformers' wrapper around it."""
+    """Return the entry of a timm model, `timm/ARCHITECTURE.WEIGHTS` on the Hub."""
+    architecture = hub_id and hub_id.removeprefix("timm/").partition(".")[0]
     return Backbone(
         hub_id=hub_id,
         model_type="timm_wrapper",
         head=f"timm_model.{classifier}",
         features=_timm_features,
         layer_groups=_timm_layer_groups,
-        **others,
+        config={"architecture": architecture} if architecture else {},
+        channels_last=hub_id is not None,  # all that are named here are convolutional
+        **{"regularisers": TIMM_RATES} | others,
     )
 
 
-DROP_PATH = {"drop_path": "drop_path_rate"}  # as transformers and timm call it
-TIMM_RATES = {**DROP_PATH, "dropout": "drop_rate"}
 BACKBONES = {
     "vit-base": Backbone(
         hub_id="google/vit-base-patch16-224-in21k",
         model_type="vit",
-        head="classifier",
-        # The last block's patch tokens get no gradient from a class-token head: its input does.
+        # The head reads the class token only: patch tokens after the last block get no gradient.
         features=lambda model: model.vit.layers[-1].layernorm_before,
-        layer_groups=lambda model: _join_norms(
-            [model.vit.embeddings, *model.vit.layers, model.vit.layernorm]
-        ),
+        layer_groups=_layer_groups_of("layers"),
         mean=HALF,
         std=HALF,
         prefix_tokens=1,
@@ -141,12 +151,9 @@ BACKBONES = {
     ),
     "deit-small": Backbone(
         hub_id="facebook/deit-small-distilled-patch16-224",
-        model_type="deit",
-        head="classifier",  # on the class token; the distillation token's own head is left out
+        model_type="deit",  # with a head on the class token, none on the distillation token
         features=lambda model: model.deit.layers[-1].layernorm_before,
-        layer_groups=lambda model: _join_norms(
-            [model.deit.embeddings, *model.deit.layers, model.deit.layernorm]
-        ),
+        layer_groups=_layer_groups_of("layers"),
         prefix_tokens=2,
         resizable=False,
         config={"hidden_size": 384, "num_attention_heads": 6, "intermediate_size": 1536},
@@ -154,57 +161,35 @@ BACKBONES = {
     "dinov2-small": Backbone(
         hub_id="facebook/dinov2-small",
         model_type="dinov2",
-        head="classifier",
-        # Its head takes class token and mean of the patches. Fine-tuned, on 20 X-rays, Grad-CAM
-        # agrees with occlusion at 0.03 to 0.26 (Spearman) in whichever of seven layers.
+        # The head reads the class token and the mean of the patches. On 20 X-rays, the Grad-CAM
+        # of a fine-tuned model agrees with occlusion at 0.03 to 0.26 (Spearman) in seven layers.
         features=None,
-        layer_groups=lambda model: _join_norms(
-            [model.dinov2.embeddings, *model.dinov2.encoder.layer, model.dinov2.layernorm]
-        ),
+        layer_groups=_layer_groups_of("encoder.layer"),
         prefix_tokens=1,
-        config={
-            "hidden_size": 384,
-            "num_attention_heads": 6,
-            "image_size": 518,
-            "patch_size": 14,
-        },
+        config={"hidden_size": 384, "num_attention_heads": 6, "image_size": 518, "patch_size": 14},
         regularisers=DROP_PATH,
     ),
     "swin-tiny": Backbone(
         hub_id="microsoft/swin-tiny-patch4-window7-224",
         model_type="swin",
-        head="classifier",
         features=lambda model: model.swin.layernorm,
-        layer_groups=lambda model: _join_norms(
-            [model.swin.embeddings, *model.swin.encoder.layers, model.swin.layernorm]
-        ),
-        # By github.com/microsoft/Swin-Transformer; the Hub's card says Apache-2.0.
-        license="mit",
+        layer_groups=_layer_groups_of("encoder.layers"),
+        license="mit",  # by github.com/microsoft/Swin-Transformer; the Hub's card says Apache-2.0
         prefix_tokens=0,
         regularisers=DROP_PATH,
     ),
     "convnext-tiny": Backbone(
         hub_id="facebook/convnext-tiny-224",
         model_type="convnext",
-        head="classifier",
         features=lambda model: model.convnext.encoder.stages[-1],
-        layer_groups=lambda model: _join_norms(
-            [model.convnext.embeddings, *model.convnext.encoder.stages, model.convnext.layernorm]
-        ),
+        layer_groups=_layer_groups_of("encoder.stages"),
         regularisers=DROP_PATH,
     ),
     "convnextv2-tiny": Backbone(
         hub_id="facebook/convnextv2-tiny-22k-224",
         model_type="convnextv2",
-        head="classifier",
         features=lambda model: model.convnextv2.encoder.stages[-1],
-        layer_groups=lambda model: _join_norms(
-            [
-                model.convnextv2.embeddings,
-                *model.convnextv2.encoder.stages,
-                model.convnextv2.layernorm,
-            ]
-        ),
+        layer_groups=_layer_groups_of("encoder.stages"),
         # By github.com/facebookresearch/ConvNeXt-V2; the Hub's card says Apache-2.0.
         license="cc-by-nc-4.0",
         regularisers=DROP_PATH,
@@ -212,66 +197,36 @@ BACKBONES = {
     "mobilevit-small": Backbone(
         hub_id="apple/mobilevit-small",
         model_type="mobilevit",
-        head="classifier",
         features=lambda model: model.mobilevit.conv_1x1_exp,
         layer_groups=lambda model: [
             model.mobilevit.conv_stem,
             *model.mobilevit.encoder.layer,
             model.mobilevit.conv_1x1_exp,
         ],
-        license="other",  # Apple's own, as timm's "cvnets-license" and the Hub's card say
-        # Pretrained on 0..1 as it is, in the order BGR: our three channels are alike.
+        license="other",  # Apple's: timm's "cvnets-license" and the Hub's card
+        # Pretrained on values of 0..1 in the order BGR; our three channels are equal.
         mean=(0.0, 0.0, 0.0),
         std=(1.0, 1.0, 1.0),
         regularisers={"dropout": "classifier_dropout_prob"},
         channels_last=True,
     ),
-    "resnet50": _timm(
-        "timm/resnet50.a1_in1k",
-        "fc",
-        config={"architecture": "resnet50"},
-        regularisers=TIMM_RATES,
-        channels_last=True,
-    ),
-    "efficientnet-b0": _timm(
-        "timm/efficientnet_b0.ra_in1k",
-        "classifier",
-        config={"architecture": "efficientnet_b0"},
-        regularisers=TIMM_RATES,
-        channels_last=True,
-    ),
-    "efficientnet-b3": _timm(
-        "timm/efficientnet_b3.ra2_in1k",
-        "classifier",
-        config={"architecture": "efficientnet_b3"},
-        regularisers=TIMM_RATES,
-        channels_last=True,
-    ),
+    "resnet50": _timm("timm/resnet50.a1_in1k", "fc"),
+    "efficientnet-b0": _timm("timm/efficientnet_b0.ra_in1k", "classifier"),
+    "efficientnet-b3": _timm("timm/efficientnet_b3.ra2_in1k", "classifier"),
     "efficientnet-lite0": _timm(
-        "timm/tf_efficientnet_lite0.in1k",
-        "classifier",
-        mean=(127 / 255,) * 3,
-        std=(128 / 255,) * 3,
-        config={"architecture": "tf_efficientnet_lite0"},
-        regularisers=TIMM_RATES,
-        channels_last=True,
+        "timm/tf_efficientnet_lite0.in1k", "classifier", mean=(127 / 255,) * 3, std=(128 / 255,) * 3
     ),
     "densenet121": _timm(
-        "timm/densenet121.ra_in1k",
-        "classifier",
-        config={"architecture": "densenet121"},
-        regularisers={"dropout": "drop_rate"},
-        channels_last=True,
+        "timm/densenet121.ra_in1k", "classifier", regularisers={"dropout": "drop_rate"}
     ),
-    # Any other model of timm: the weights tell which, and what they were normalised with.
-    "timm": _timm(None, "?", license="other", regularisers=TIMM_RATES),
+    # Any other timm model: the weights name the architecture, mean and std.
+    "timm": _timm(None, "?", license="other"),
     "xray-cnn": Backbone(
         hub_id=None,
         model_type="xray_cnn",
-        head="classifier",
         features=lambda model: model.blocks[-1],
         layer_groups=lambda model: list(model.blocks),
-        # What X-rays are: measured on 200 of the Kermany set, rounded.
+        # Measured on 200 X-rays of the Kermany set, rounded.
         mean=HALF,
         std=(0.25, 0.25, 0.25),
         regularisers={"dropout": "dropout"},
@@ -298,26 +253,42 @@ def fast_precision(device: str | None = None) -> str:
 def backbone_of(model: PreTrainedModel) -> Backbone:
     """Return the entry of BACKBONES that a model belongs to.
 
-    Models of timm go by their architecture; one without an entry of its own gets that of `timm`,
-    with the names that timm tells of it.
+    A timm model belongs to the entry of its architecture. One without an entry gets that of
+    `timm`, with its own head and prefix tokens.
 
     Raises:
-        UserError: no entry knows this family.
+        UserError: no entry has this model type.
     """
+    from torch import nn
+
     config = model.config
     for backbone in BACKBONES.values():
-        if backbone.model_type != config.model_type:
-            continue
-        if backbone.config.get("architecture") == getattr(config, "architecture", None):
+        architecture = backbone.config.get("architecture")
+        if (backbone.model_type, architecture) == (
+            config.model_type,
+            getattr(config, "architecture", None),
+        ):
             return backbone
-    if config.model_type == "timm_wrapper":
-        return _generic_timm(model)
-    known = sorted({backbone.model_type for backbone in BACKBONES.values()})
-    raise UserError(f"Models of type {config.model_type!r} are not known here; known are {known}.")
+    if config.model_type != "timm_wrapper":
+        known = sorted({backbone.model_type for backbone in BACKBONES.values()})
+        raise UserError(f"Unknown model type {config.model_type!r}; choose from {known}.")
+    head = model.timm_model.get_classifier()
+    names = [name for name, module in model.named_modules() if module is head]
+    if not names or not isinstance(head, nn.Linear):
+        raise UserError(
+            f"{config.architecture} does not end in one linear layer; choose another model."
+        )
+    prefix_tokens = _count_prefix_tokens(model.timm_model)
+    return replace(BACKBONES["timm"], head=names[0], prefix_tokens=prefix_tokens)
+
+
+def head_of(model: PreTrainedModel) -> nn.Linear:
+    """Return the last linear layer, whose two outputs are the logits."""
+    return model.get_submodule(backbone_of(model).head)
 
 
 def freeze(model: PreTrainedModel, trainable_layer_groups: int | None) -> None:
-    """Let only the last `trainable_layer_groups` groups and the head learn; None: everything."""
+    """Freeze all but the last `trainable_layer_groups` groups and the head; None: freeze none."""
     for parameter in model.parameters():
         parameter.requires_grad = trainable_layer_groups is None
     if trainable_layer_groups is None:
@@ -329,16 +300,15 @@ def freeze(model: PreTrainedModel, trainable_layer_groups: int | None) -> None:
 
 
 def count_trainable(model: PreTrainedModel) -> tuple[int, int]:
-    """Return how many weights of a model learn, and how many it has."""
-    counts = [(one.numel(), one.requires_grad) for one in model.parameters()]
-    return sum(n for n, learns in counts if learns), sum(n for n, _ in counts)
+    """Return the numbers of trainable and of all weights."""
+    return model.num_parameters(only_trainable=True), model.num_parameters()
 
 
 def grow_drop_path(model: PreTrainedModel) -> None:
-    """Let the share of images that skip a block grow with the depth, from 0 to the config's rate.
+    """Let the rate of stochastic depth grow from 0 in the first block to the config's in the last.
 
-    So does every other family here by itself (Huang et al. 2016); transformers' DINOv2 gives
-    all blocks the same rate, and does so again whenever it is loaded.
+    The other families do so themselves (Huang et al. 2016); transformers' DINOv2 gives all
+    blocks the same rate whenever it is loaded.
     """
     if model.config.model_type != "dinov2":
         return
@@ -347,24 +317,3 @@ def grow_drop_path(model: PreTrainedModel) -> None:
         rate = model.config.drop_path_rate * depth / max(len(layers) - 1, 1)
         if hasattr(layer.drop_path, "drop_prob"):  # an Identity where the rate is 0
             layer.drop_path.drop_prob = rate
-
-
-def head_of(model: PreTrainedModel) -> nn.Linear:
-    """Return the last linear layer, whose two outputs are the logits."""
-    return model.get_submodule(backbone_of(model).head)
-
-
-def _generic_timm(model: PreTrainedModel) -> Backbone:
-    from torch import nn
-
-    head = model.timm_model.get_classifier()
-    names = [name for name, module in model.named_modules() if module is head]
-    if not names or not isinstance(head, nn.Linear):
-        raise UserError(
-            f"{model.config.architecture} does not end in one linear layer; choose another model."
-        )
-    return replace(
-        BACKBONES["timm"],
-        head=names[0],
-        prefix_tokens=_timm_prefix_tokens(model.timm_model),
-    )

@@ -1,4 +1,4 @@
-"""build_model: a pretrained body with a new two-class head, and its processor."""
+"""Build a model: a pretrained body with a new two-class head, and its processor."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pneumonia_hf.models.pretrained import label_settings, load_body, timm_confi
 if TYPE_CHECKING:
     from transformers import BaseImageProcessor, PreTrainedModel
 
-NO_WEIGHTS = "none"  # said in the place of weights: draw all of them at random
+NO_WEIGHTS = "none"  # as ModelConfig.weights: initialise all weights at random
 
 
 @dataclass
@@ -26,11 +26,11 @@ class ModelConfig:
         default=None,
         metadata={
             "help": "Pretrained weights: a local folder or a Hub id with an optional @revision; "
-            "none: drawn at random. Left out, the backbone's own Hub id, if it has one."
+            "none: randomly initialised. Default: the backbone's own Hub id, if it has one."
         },
     )
     image_size: int | None = field(
-        default=None, metadata={"help": "Pixels a side; left out, 224 or the weights' own size."}
+        default=None, metadata={"help": "Pixels per side; default: 224 or the weights' own size."}
     )
     trainable_layer_groups: int | None = field(
         default=None,
@@ -39,9 +39,9 @@ class ModelConfig:
     channels_last: bool | None = field(
         default=None,
         metadata={
-            "help": "Keep tensors as [N, H, W, C] in memory: quicker for convolutions. "
+            "help": "Keep tensors as [N, H, W, C] in memory, which is faster for convolutions. "
             "By default on for the families that gain by it.",
-            # So that the flag may stand alone, as one that is True or False may.
+            # The flag may be given without a value.
             "nargs": "?",
             "const": True,
         },
@@ -49,16 +49,13 @@ class ModelConfig:
     drop_path: float | None = field(
         default=None,
         metadata={
-            "help": "Share of the images that skip a block in training (stochastic depth), "
-            "growing up to it with the depth. Left out, the family's own."
+            "help": "Stochastic depth: share of the images that skip a block in training, growing "
+            "with the depth to this rate. Default: the family's own."
         },
     )
     dropout: float | None = field(
         default=None,
-        metadata={
-            "help": "Share of the head's input that is left out in training. "
-            "Left out, the family's own."
-        },
+        metadata={"help": "Dropout rate of the head's input. Default: the family's own."},
     )
 
     def __post_init__(self) -> None:
@@ -77,14 +74,13 @@ class ModelConfig:
 
 
 def build_model(config: ModelConfig) -> tuple[PreTrainedModel, BaseImageProcessor]:
-    """Return a pretrained body with a fresh two-class head, and the processor for its input.
+    """Return a pretrained body with a new two-class head, and the processor for its input.
 
-    The head's weights come from torch's default generator: seed it first. So do all the others
-    where there are no pretrained ones.
+    Weights that are not pretrained come from torch's default generator: seed it first.
 
     Raises:
-        UserError: unknown backbone, weights that are missing or of another family, a size that
-            the backbone cannot take, a regulariser that it does not have.
+        UserError: an unknown backbone; missing weights or weights of another family; an image
+            size or a regulariser that the backbone does not support.
     """
     from pneumonia_hf.hub import fetch_folder
     from pneumonia_hf.imaging.preprocess import make_processor
@@ -93,25 +89,25 @@ def build_model(config: ModelConfig) -> tuple[PreTrainedModel, BaseImageProcesso
         raise UserError(f"Unknown backbone {config.backbone!r}; choose from {sorted(BACKBONES)}.")
     backbone = BACKBONES[config.backbone]
     weights = config.weights or backbone.hub_id or NO_WEIGHTS
-    rates = _rates_of(config)
+    rates = _find_rates(config)
     mean, std = backbone.mean, backbone.std
     if weights != NO_WEIGHTS:
         folder = fetch_folder(weights, what="weights", flag="--weights")
         model = load_body(config.backbone, folder, rates)
         if config.backbone == "timm":
-            mean, std = timm_statistics(folder, model.config.architecture)
+            mean, std = timm_statistics(folder, model)
     elif config.backbone == "timm":
-        raise UserError("Tell which model of timm: --weights timm/NAME, or a folder of one.")
+        raise UserError("Name the timm model: --weights timm/NAME, or the folder of one.")
     else:
-        model = _draw_model(backbone, rates)
+        model = _initialise_model(backbone, rates)
     image_size = config.image_size or 224
     if not backbone.resizable:
-        native = model.config.image_size
-        if config.image_size not in (None, native):
+        image_size = model.config.image_size
+        if config.image_size not in (None, image_size):
             raise UserError(
-                f"{config.backbone} takes images of {native} pixels only; leave --image_size out."
+                f"{config.backbone} takes images of {image_size} pixels only; "
+                f"leave --image_size out."
             )
-        image_size = native
     _check_size(model, config.backbone, image_size)
     grow_drop_path(model)
     freeze(model, config.trainable_layer_groups)
@@ -122,22 +118,19 @@ def build_model(config: ModelConfig) -> tuple[PreTrainedModel, BaseImageProcesso
     return model, make_processor(image_size, mean, std)
 
 
-def _rates_of(config: ModelConfig) -> dict[str, float]:
-    """Return the regularisers that are asked for, by the names of the backbone's config."""
-    rates = {}
-    for name in ("drop_path", "dropout"):
-        rate = getattr(config, name)
-        if rate is None:
-            continue
-        if name not in BACKBONES[config.backbone].regularisers:
-            able = sorted(key for key, one in BACKBONES.items() if name in one.regularisers)
-            raise UserError(f"{config.backbone} has no {name}; these have: {', '.join(able)}.")
-        rates[BACKBONES[config.backbone].regularisers[name]] = rate
-    return rates
+def _find_rates(config: ModelConfig) -> dict[str, float]:
+    """Return the requested regularisers under the names of the backbone's own config."""
+    names = BACKBONES[config.backbone].regularisers
+    requested = {name: getattr(config, name) for name in ("drop_path", "dropout")}
+    requested = {name: rate for name, rate in requested.items() if rate is not None}
+    for name in requested.keys() - names.keys():
+        able = sorted(key for key, one in BACKBONES.items() if name in one.regularisers)
+        raise UserError(f"{config.backbone} has no {name}; these have: {', '.join(able)}.")
+    return {names[name]: rate for name, rate in requested.items()}
 
 
-def _draw_model(backbone: Backbone, rates: dict[str, float]) -> PreTrainedModel:
-    """Return a model of the published size with all weights drawn at random."""
+def _initialise_model(backbone: Backbone, rates: dict[str, float]) -> PreTrainedModel:
+    """Return a randomly initialised model of the published size."""
     from torch import nn
     from transformers import AutoConfig, AutoModelForImageClassification
 
@@ -151,14 +144,14 @@ def _draw_model(backbone: Backbone, rates: dict[str, float]) -> PreTrainedModel:
     model = AutoModelForImageClassification.from_config(config)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d) and backbone.model_type == "mobilevit":
-            # transformers draws these around 0, so that each layer lets a fiftieth through and
-            # the network says the same of all images.
+            # transformers initialises these near 0: each layer passes on a fiftieth of its input,
+            # and the logits of all images are equal.
             nn.init.ones_(module.weight)
-    return model.eval()  # as a loaded one is
+    return model.eval()  # like a loaded model
 
 
 def _check_size(model: PreTrainedModel, name: str, image_size: int) -> None:
-    """Raise a UserError if the model cannot take images of this size."""
+    """Raise a UserError if the model does not accept images of this size."""
     import torch
 
     try:

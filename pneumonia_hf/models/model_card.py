@@ -1,4 +1,4 @@
-"""The model card: made from the files of the model folder."""
+"""Write the model card from the files of the model folder."""
 
 from __future__ import annotations
 
@@ -15,17 +15,15 @@ if TYPE_CHECKING:
     from huggingface_hub import ModelCard
 
 CARD_TEMPLATE = Path(__file__).with_name("model_card.md")
-# The Hub's own names, where it has one.
 HUB_METRICS = {"auroc": "roc_auc", "sensitivity": "recall", "brier": "brier_score"}
-# With which a report shows that a model is badly calibrated: a p-value, and an error that matters.
+# A report shows miscalibration below this p-value and above this calibration error.
 MISFIT_P, MISFIT_ERROR = 0.01, 0.05
 
 
 def add_report(folder: Path, report: dict[str, Any]) -> None:
-    """Keep a report's numbers in the model folder, in place of older ones of the same data.
+    """Add a report to the model folder, replacing an older one of the same data and split.
 
-    Args:
-        report: with `data`, `split`, `n`, `threshold` and `metrics`, as in report.json.
+    It has `data`, `split`, `n`, `threshold` and `metrics`, as in report.json.
     """
     reports = read_json(folder / REPORTS_FILE, otherwise=[])
     key = (report["data"], report["split"])
@@ -35,12 +33,12 @@ def add_report(folder: Path, report: dict[str, Any]) -> None:
 
 
 def write_card(folder: Path) -> None:
-    """Write the model card from the folder's own run.json and reports.json."""
+    """Write the model card from the folder's run.json and reports.json."""
     replace_text(folder / CARD_FILE, str(make_card(folder)))
 
 
 def make_card(folder: Path) -> ModelCard:
-    """Return the model card: every number in it comes from the folder's files."""
+    """Return the model card; every number in it comes from the folder's files."""
     from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
     run = read_json(folder / RUN_FILE, otherwise=None)
@@ -83,11 +81,11 @@ def make_card(folder: Path) -> ModelCard:
 
 
 def find_misfit(reports: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """Return the external report that most shows the model to be badly calibrated, if one does.
+    """Return the external report with the largest significant miscalibration, or None.
 
-    A report shows it where calibrated probabilities would fit its labels so badly once in a
-    hundred times or less, and the error with both classes weighing a half is above 0.05: less is
-    no matter, however many images show it.
+    Significant: calibrated probabilities would fit the labels as badly in at most 1% of samples,
+    and the expected calibration error with equal class weights is above 0.05. A smaller error
+    does not matter, however many images show it.
     """
     bad = [
         one

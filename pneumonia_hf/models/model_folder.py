@@ -1,4 +1,4 @@
-"""The model folder: the files it holds, and how one is checked, installed and pushed."""
+"""The model folder: its files, and how to check, install and push it."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from pneumonia_hf.hub import push_folder
 
 DEFAULT_MODEL = Path(pneumonia_hf.__file__).parent / "default_model"
 RUN_FILE = "run.json"  # how the model was made
-REPORTS_FILE = "reports.json"  # what it measured on data that it had not seen
+REPORTS_FILE = "reports.json"  # results on unseen data
 CARD_FILE = "README.md"
 CURVES_FILE = "training_curves.png"
-ENSEMBLE_FILE = "ensemble.json"  # in the folder of several models
-CODE_FILE = "xray_cnn.py"  # of the family that transformers does not know
-# All that a model folder holds, and all that is pushed: never checkpoints or logs.
+ENSEMBLE_FILE = "ensemble.json"  # in the folder of an ensemble
+CODE_FILE = "xray_cnn.py"  # for the family that transformers does not know
+# The files that are pushed; never checkpoints or logs.
 MODEL_FILES = (
     "config.json",
     "model.safetensors",
@@ -32,15 +32,10 @@ NOT_IN_EACH = {REPORTS_FILE, CURVES_FILE, CODE_FILE}
 
 
 def push_model(folder: str | Path, repo_id: str, private: bool = True) -> str:
-    """Push a saved model folder to the Hub in one commit; return the commit's URL.
-
-    Args:
-        folder: as `train` makes it; only MODEL_FILES are sent.
-        repo_id: `owner/name`; the repository is made if there is none.
-        private: whether a repository that has to be made can be seen by its owner only.
+    """Push MODEL_FILES of a saved model to the Hub; arguments and result as of `push_folder`.
 
     Raises:
-        UserError: not a saved model, a card that the Hub refuses, no permission, no network.
+        UserError: not a saved model, an invalid card, no permission, no network.
     """
     folder = Path(folder)
     check_model_folder(folder)
@@ -48,23 +43,23 @@ def push_model(folder: str | Path, repo_id: str, private: bool = True) -> str:
 
 
 def check_model_folder(folder: Path) -> None:
-    """Raise a UserError unless `folder` holds a model that `train` has finished."""
+    """Raise a UserError unless `folder` holds a saved model."""
     if not folder.is_dir():
         raise UserError(f"The model folder {folder} does not exist; check --model.")
     if (folder / ENSEMBLE_FILE).exists():
-        raise UserError(f"{folder} is an ensemble; give one of its members, one after the other.")
+        raise UserError(f"{folder} is an ensemble; give its members one at a time.")
     for name in sorted(set(MODEL_FILES) - NOT_IN_EACH):
         if not (folder / name).exists():
             raise UserError(f"{folder} holds no saved model: {name} is missing.")
 
 
 def install_model_folder(unfinished: Path, folder: Path) -> None:
-    """Move the files of a saved model into `folder`, over those of an older one."""
-    # The model that is being replaced goes first by its config, without which nothing loads a
-    # folder, and the new config comes last: a folder caught in between is no model at all.
+    """Move the files of a saved model into `folder`, replacing an older model."""
+    # The old config is removed first and the new one is added last: without a config.json,
+    # nothing loads a half-replaced folder.
     for name in ("config.json", REPORTS_FILE, ENSEMBLE_FILE, CODE_FILE):
         (folder / name).unlink(missing_ok=True)
-    # safetensors writes a file that only its owner can read.
+    # safetensors creates files that only their owner can read.
     shutil.copymode(unfinished / RUN_FILE, unfinished / "model.safetensors")
     for path in sorted(unfinished.iterdir(), key=lambda path: path.name == "config.json"):
         os.replace(path, folder / path.name)

@@ -1,26 +1,22 @@
-"""Pretrained weights: loaded from a folder and checked."""
+"""Load pretrained weights from a folder, and check them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pneumonia_hf.errors import UserError
 from pneumonia_hf.labels import LABELS
-from pneumonia_hf.models.backbones import (
-    BACKBONES,
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    backbone_of,
-    head_of,
-)
+from pneumonia_hf.models.backbones import BACKBONES, backbone_of, head_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
 
 def label_settings() -> dict[str, Any]:
+    """Return the settings of a model's config that name the two classes."""
     return {
         "num_labels": len(LABELS),
         "id2label": dict(enumerate(LABELS)),
@@ -31,13 +27,33 @@ def label_settings() -> dict[str, Any]:
 def timm_config(
     architecture: str, model_args: dict[str, Any] | None, rates: dict[str, float]
 ) -> PreTrainedConfig:
+    """Return the config of a timm model; `rates` are its regularisers under timm's names."""
     from transformers import TimmWrapperConfig
 
     model_args = {**(model_args or {}), **rates} or None
     return TimmWrapperConfig(architecture=architecture, model_args=model_args, **label_settings())
 
 
+@contextmanager
+def hide_progress_bars() -> Iterator[None]:
+    """Hide the progress bars of transformers, such as "Loading weights"."""
+    from transformers.utils import logging
+
+    was_enabled = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            logging.enable_progress_bar()
+
+
 def load_body(name: str, folder: Path, rates: dict[str, float]) -> PreTrainedModel:
+    """Return the backbone `name` with the weights in `folder` and a new head.
+
+    Raises:
+        UserError: no weights, damaged weights, or weights of another family.
+    """
     import torch
     from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModelForImageClassification
@@ -49,7 +65,7 @@ def load_body(name: str, folder: Path, rates: dict[str, float]) -> PreTrainedMod
     if architecture and not (folder / "config.json").exists():
         return _load_bare_weights(timm_config(architecture, None, rates), folder)
     try:
-        # No trust: a folder of weights must not run code.
+        # A folder of weights must not run code.
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, **label_settings())
         if config.model_type != backbone.model_type:
             raise UserError(
@@ -57,69 +73,67 @@ def load_body(name: str, folder: Path, rates: dict[str, float]) -> PreTrainedMod
                 f"but this backbone is of type {backbone.model_type!r}; change one of them."
             )
         if config.model_type == "timm_wrapper":
-            tiny = config.architecture.startswith("test_")  # timm's own, of no real size
-            if architecture and config.architecture != architecture and not tiny:
+            is_test_model = config.architecture.startswith("test_")  # timm's tiny models
+            if architecture and config.architecture != architecture and not is_test_model:
                 raise UserError(
                     f"{folder} holds a {config.architecture}, but this backbone is "
                     f"{architecture}; use --backbone timm for it."
                 )
-            # Made anew: timm's own settings would bring its classes back, and its processor,
-            # which crops.
+            # A new config: timm's would bring its own classes and a processor that crops.
             config = timm_config(config.architecture, config.model_args, rates)
         else:
             for key, rate in rates.items():
                 setattr(config, key, rate)
-            # DeiT's weights name a class with two heads, which cannot be trained: by naming none
-            # the family's first one is taken.
+            # DeiT's weights name a class with two heads, which cannot be trained. Without a name,
+            # transformers takes the family's first class.
             config.architectures = []
-        model, loading = AutoModelForImageClassification.from_pretrained(
-            folder,
-            config=config,
-            dtype=torch.float32,  # files saved in half precision would stay in it
-            ignore_mismatched_sizes=True,  # the head of another task
-            output_loading_info=True,
-            trust_remote_code=False,
-        )
+        with hide_progress_bars():
+            model, loading = AutoModelForImageClassification.from_pretrained(
+                folder,
+                config=config,
+                dtype=torch.float32,  # also for weights in half precision
+                ignore_mismatched_sizes=True,  # the head of another task
+                output_loading_info=True,
+                trust_remote_code=False,
+            )
     except (OSError, ValueError, KeyError, TypeError, ImportError, SafetensorError) as error:
-        # TypeError and ImportError: settings or an architecture that this timm does not know.
+        # TypeError and ImportError: settings or an architecture unknown to this timm.
         raise UserError(f"No usable weights in {folder}: {str(error).splitlines()[0]}") from error
     head = backbone_of(model).head
-    absent = [key for key in loading["missing_keys"] if not key.startswith(head)]
+    absent = sorted(key for key in loading["missing_keys"] if not key.startswith(head))
     if absent:
         raise UserError(
             f"The weights in {folder} lack {len(absent)} tensors of this backbone "
-            f"({sorted(absent)[0]}, ...); give weights of {backbone.hub_id or name}."
+            f"({absent[0]}, ...); give weights of {backbone.hub_id or name}."
         )
-    strange = {key for key, *_ in loading["mismatched_keys"]}
-    if f"{head}.weight" not in strange | set(loading["missing_keys"]):
-        # The weights bring a head for two classes, maybe in another order: draw it anew.
+    mismatched = {key for key, *_ in loading["mismatched_keys"]}
+    if f"{head}.weight" not in mismatched | set(loading["missing_keys"]):
+        # These weights have a head for two classes, perhaps in another order: initialise ours.
         torch.nn.init.trunc_normal_(head_of(model).weight, std=0.02)
         torch.nn.init.zeros_(head_of(model).bias)
     return model
 
 
-def timm_statistics(folder: Path, architecture: str) -> tuple[Sequence[float], Sequence[float]]:
-    """Return mean and standard deviation of what timm weights were pretrained on.
+def timm_statistics(
+    folder: Path, model: PreTrainedModel
+) -> tuple[Sequence[float], Sequence[float]]:
+    """Return the mean and standard deviation that timm weights were pretrained with.
 
-    The folder of a model that was trained here tells it in its processor, one of timm in its
-    config; else it is what timm knows of the architecture.
+    They come from the processor of a model that was trained here, else from the `config.json` of
+    a timm model, else from timm's defaults for the architecture.
     """
-    from timm.models import get_pretrained_cfg
-
     from pneumonia_hf.files import read_json
 
     processor = read_json(folder / "preprocessor_config.json", otherwise={})
     if "image_mean" in processor:
         return processor["image_mean"], processor["image_std"]
-    summary = read_json(folder / "config.json", otherwise={}).get("pretrained_cfg") or {}
-    known = get_pretrained_cfg(architecture)
-    mean = summary.get("mean") or (known.mean if known else IMAGENET_MEAN)
-    std = summary.get("std") or (known.std if known else IMAGENET_STD)
-    return mean, std
+    saved = read_json(folder / "config.json", otherwise={}).get("pretrained_cfg") or {}
+    defaults = model.timm_model.pretrained_cfg
+    return tuple(saved.get(key) or defaults[key] for key in ("mean", "std"))
 
 
 def _load_bare_weights(config: PreTrainedConfig, folder: Path) -> PreTrainedModel:
-    """Load a timm state dict that lies in a folder without a config.json."""
+    """Load a timm state dict from a folder without a config.json."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
     from transformers import AutoModelForImageClassification
@@ -130,12 +144,12 @@ def _load_bare_weights(config: PreTrainedConfig, folder: Path) -> PreTrainedMode
     except (FileNotFoundError, SafetensorError) as error:
         raise UserError(f"No usable weights in {folder}: model.safetensors ({error}).") from error
     prefix = backbone_of(model).head.removeprefix("timm_model.")
-    head = {f"{prefix}.{name}" for name in ("weight", "bias")}
+    head = {f"{prefix}.weight", f"{prefix}.bias"}
     body = {key: value.float() for key, value in state.items() if key not in head}
     missing, unexpected = model.timm_model.load_state_dict(body, strict=False)
-    strange = sorted(set(missing) - head) + sorted(unexpected)
-    if strange:
+    wrong = sorted(set(missing) - head) + sorted(unexpected)
+    if wrong:
         raise UserError(
-            f"The weights in {folder} are not those of {config.architecture} ({strange[0]})."
+            f"The weights in {folder} are not those of {config.architecture} ({wrong[0]})."
         )
     return model

@@ -1,7 +1,7 @@
-"""XrayCnn: our own small network for X-rays, which needs no pretrained weights.
+"""XrayCnn: a small network for X-rays that needs no pretrained weights.
 
-The file needs torch and transformers only: a copy of it lies in every model folder of this kind,
-so that a plain transformers pipeline opens such a folder with `trust_remote_code=True`.
+This file imports only torch and transformers: every model folder of this family has a copy, with
+which a plain transformers pipeline loads it (`trust_remote_code=True`).
 """
 
 from collections.abc import Sequence
@@ -21,11 +21,10 @@ class XrayCnnConfig(PretrainedConfig):
     """The sizes of an XrayCnn.
 
     Args:
-        widths: channels of each block, from the input up; each block but the last halves the
-            image's side.
-        depths: convolutions of each block.
-        dropout: share of the pooled features that are left out in training.
-        num_channels: of the image.
+        widths: channels of each block; each block but the first halves the image's side.
+        depths: number of convolutions in each block.
+        dropout: rate for the pooled features.
+        num_channels: channels of the image.
     """
 
     model_type = "xray_cnn"
@@ -48,10 +47,10 @@ class XrayCnnConfig(PretrainedConfig):
 
 
 class XrayCnnForImageClassification(PreTrainedModel):
-    """Blocks of convolution, batch norm and ReLU with max-pooling between, and a linear head.
+    """Blocks of convolution, batch norm and ReLU with max-pooling in between, and a linear head.
 
-    The mean over the last feature map, a 16th of the image's side, goes to the head, so that
-    images of any size from 16 pixels on are taken.
+    The head reads the mean over the last feature map, whose side is 1/16 of the image's, so that
+    any image size from 16 pixels works.
     """
 
     config_class = XrayCnnConfig
@@ -77,7 +76,7 @@ class XrayCnnForImageClassification(PreTrainedModel):
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
-        # He et al. 2015: what suits ReLU. transformers' own normal(0, 0.02) learns more slowly.
+        # He et al. 2015, for ReLU. transformers' default, normal(0, 0.02), learns more slowly.
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         elif isinstance(module, nn.BatchNorm2d):
@@ -90,7 +89,7 @@ class XrayCnnForImageClassification(PreTrainedModel):
     def forward(
         self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None, **_
     ) -> ImageClassifierOutput:
-        """Return the logits [N, labels] of images [N, 3, H, W], and with labels [N] the loss."""
+        """Return the logits [N, num_labels] of images [N, 3, H, W]; with labels [N], the loss."""
         features = pixel_values
         for block in self.blocks:
             features = block(features)
@@ -99,10 +98,10 @@ class XrayCnnForImageClassification(PreTrainedModel):
         return ImageClassifierOutput(loss=loss, logits=logits)
 
 
-# So that save_pretrained copies this file into the model folder and names it in config.json.
+# save_pretrained then copies this file into the model folder and names it in config.json.
 XrayCnnConfig.register_for_auto_class()
 XrayCnnForImageClassification.register_for_auto_class("AutoModelForImageClassification")
-# So that with this package, folders open without trust: the code is ours, never the folder's.
+# With this package, folders load without trust: this code runs, never the folder's copy.
 AutoConfig.register(XrayCnnConfig.model_type, XrayCnnConfig, exist_ok=True)
 AutoModelForImageClassification.register(
     XrayCnnConfig, XrayCnnForImageClassification, exist_ok=True

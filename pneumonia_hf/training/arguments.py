@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 from joblib import cpu_count
 from transformers import TrainingArguments
+from transformers.hf_argparser import HfArg
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from pneumonia_hf.cli import check_choices
@@ -29,7 +30,7 @@ REFUSED = {
     "resume_from_checkpoint": "use --resume",
     "push_to_hub": "use push_to_hub.py when the model is saved",
     "save_only_model": "such a checkpoint cannot be resumed",
-    "ignore_data_skip": "a resumed run would see other images",
+    "ignore_data_skip": "a resumed run would train on other images",
     "enable_jit_checkpoint": "SIGTERM saves a checkpoint in any case",
     "batch_eval_metrics": "metrics need the whole validation split",
     "remove_unused_columns": "it would remove the images",
@@ -43,34 +44,30 @@ REFUSED = {
 class XrayTrainingArguments(TrainingArguments):
     """TrainingArguments with defaults for this task, and further arguments."""
 
-    output_dir: str | None = field(
-        default=None, metadata={"help": "Folder that becomes the saved model folder."}
-    )
+    output_dir: str | None = HfArg(default=None, help="Folder that becomes the model folder.")
     per_device_train_batch_size: int = 16
     per_device_eval_batch_size: int = 32
     num_train_epochs: float = 10
     learning_rate: float = 1e-4
     weight_decay: float = 0.05
-    warmup_steps: float = field(
-        default=0.1,
-        metadata={"help": "Warm-up: a number of steps, or below 1 a share of all steps."},
+    warmup_steps: float = HfArg(
+        default=0.1, help="Warm-up: a number of steps, or below 1 a share of all steps."
     )
-    lr_scheduler_type: str = field(
-        default="cosine",
-        metadata={"help": f"cosine, linear, constant, {PLATEAU} or another of transformers'."},
+    lr_scheduler_type: str = HfArg(
+        default="cosine", help=f"cosine, linear, constant, {PLATEAU} or another of transformers'."
     )
     max_grad_norm: float = 1.0
     eval_strategy: str = "epoch"
     save_strategy: str = "epoch"
     save_total_limit: int | None = 2
-    load_best_model_at_end: bool = field(
-        default=True, metadata={"help": "Save the best checkpoint, not the last one."}
+    load_best_model_at_end: bool = HfArg(
+        default=True, help="Save the best checkpoint, not the last one."
     )
-    metric_for_best_model: Literal[*CRITERIA] = field(
-        default="auroc", metadata={"help": "Validation metric that the best checkpoint has."}
+    metric_for_best_model: Literal[*CRITERIA] = HfArg(
+        default="auroc", help="Validation metric that the best checkpoint is chosen by."
     )
-    greater_is_better: bool | None = field(
-        default=None, metadata={"help": "Follows from --metric_for_best_model."}
+    greater_is_better: bool | None = HfArg(
+        default=None, help="Follows from --metric_for_best_model."
     )
     logging_steps: float = 20
     logging_nan_inf_filter: bool = False  # a NaN stops the run instead
@@ -78,19 +75,15 @@ class XrayTrainingArguments(TrainingArguments):
         default_factory=lambda: ["tensorboard"],
         metadata={"help": "Trackers: tensorboard, trackio, ...; or none."},
     )
-    project: str = field(
-        default="pneumonia-hf", metadata={"help": "trackio: the project that runs belong to."}
-    )
+    project: str = HfArg(default="pneumonia-hf", help="trackio: the project of the run.")
     remove_unused_columns: bool | None = False  # else the Trainer drops the images
     seed: int = 13
     seeds: list[int] | None = field(
         default=None,
-        metadata={
-            "help": "Train once with each of these seeds, and make an ensemble of the models."
-        },
+        metadata={"help": "Train once with each of these seeds, and make an ensemble of them."},
     )
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = field(
-        default="auto", metadata={"help": "auto: bf16 where the hardware computes it, else fp32."}
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = HfArg(
+        default="auto", help="auto: bf16 where the hardware computes it, else fp32."
     )
     phases: list[str] | None = field(
         default=None,
@@ -100,78 +93,56 @@ class XrayTrainingArguments(TrainingArguments):
             "learning_rate and trainable_layer_groups."
         },
     )
-    layer_decay: float = field(
-        default=1.0,
-        metadata={"help": "Each layer group learns at this times the rate of the group above."},
+    layer_decay: float = HfArg(
+        default=1.0, help="Learning rate of each layer group, relative to that of the next one."
     )
-    imbalance: Literal["weights", "sampler", "focal", "none"] = field(
+    imbalance: Literal["weights", "sampler", "focal", "none"] = HfArg(
         default="weights",
-        metadata={
-            "help": "How classes are balanced: weights (in the loss), sampler (as many images of "
-            "each), focal (weights and focal loss), none."
-        },
+        help="How classes are balanced: weights (in the loss), sampler (as many images of each), "
+        "focal (weights and focal loss), none.",
     )
-    focal_gamma: float = field(
-        default=2.0,
-        metadata={"help": "Focal loss: the exponent that reduces the weight of easy images."},
+    focal_gamma: float = HfArg(
+        default=2.0, help="Focal loss: the exponent that reduces the weight of easy images."
     )
-    mixup: float = field(
-        default=0.0, metadata={"help": "Mixup: the Beta distribution's alpha; 0 is off."}
+    mixup: float = HfArg(default=0.0, help="Mixup: alpha of the Beta distribution; 0 is off.")
+    cutmix: float = HfArg(default=0.0, help="CutMix: alpha of the Beta distribution; 0 is off.")
+    ema_decay: float = HfArg(
+        default=0.0, help="Exponential moving average of the weights: its decay; 0 is off."
     )
-    cutmix: float = field(
-        default=0.0, metadata={"help": "CutMix: the Beta distribution's alpha; 0 is off."}
+    teacher: str | None = HfArg(
+        default=None, help="Saved model to distil into the trained one: a folder or a Hub id."
     )
-    ema_decay: float = field(
-        default=0.0,
-        metadata={"help": "Exponential moving average of the weights: its decay; 0 is off."},
+    distil_weight: float = HfArg(
+        default=0.5, help="Distillation: share of the teacher's loss, 0..1."
     )
-    teacher: str | None = field(
-        default=None,
-        metadata={"help": "Distil this saved model, a folder or a Hub id, into the one trained."},
+    distil_temperature: float = HfArg(
+        default=2.0, help="Distillation: temperature of both networks."
     )
-    distil_weight: float = field(
-        default=0.5, metadata={"help": "Distillation: share of the teacher's loss, 0..1."}
+    plateau_patience: int = HfArg(
+        default=1, help=f"{PLATEAU}: evaluations without improvement before the rate falls."
     )
-    distil_temperature: float = field(
-        default=2.0, metadata={"help": "Distillation: temperature of both networks."}
+    plateau_factor: float = HfArg(default=0.3, help=f"{PLATEAU}: factor on the rate.")
+    early_stopping_patience: int = HfArg(
+        default=3, help="Stop after this many evaluations without improvement; 0: off."
     )
-    plateau_patience: int = field(
-        default=1,
-        metadata={"help": f"{PLATEAU}: evaluations without improvement before the rate falls."},
+    cpu_threads: int | None = HfArg(
+        default=None, help="Threads per process; by default all cores, divided between processes."
     )
-    plateau_factor: float = field(default=0.3, metadata={"help": f"{PLATEAU}: factor on the rate."})
-    early_stopping_patience: int = field(
-        default=3,
-        metadata={"help": "Stop after this many evaluations without improvement; 0: off."},
+    required_sensitivity: float | None = HfArg(
+        default=None, help="Lower the threshold until sensitivity is at least this."
     )
-    cpu_threads: int | None = field(
-        default=None,
-        metadata={"help": "Threads per process; by default all cores, divided between processes."},
-    )
-    required_sensitivity: float | None = field(
-        default=None,
-        metadata={"help": "Lower the threshold until sensitivity is at least this."},
-    )
-    attribution_images: int = field(
+    attribution_images: int = HfArg(
         default=8,
-        metadata={
-            "help": "Validation pneumonias on which the scale of attribution maps is measured; "
-            "0: each map is scaled to its own maximum."
-        },
+        help="Validation pneumonias on which the scale of attribution maps is measured; "
+        "0: each map is scaled to its own maximum.",
     )
-    overwrite: bool = field(
-        default=False, metadata={"help": "Replace the model that the output folder holds."}
+    overwrite: bool = HfArg(default=False, help="Replace the model in the output folder.")
+    resume: bool = HfArg(default=False, help="Continue from the last checkpoint, if there is one.")
+    bootstrap_resamples: int = HfArg(
+        default=300, help="Resamples for the intervals of validation metrics."
     )
-    resume: bool = field(
-        default=False,
-        metadata={"help": "Continue from the last checkpoint, if there is one."},
-    )
-
-    bootstrap_resamples: int = field(
-        default=300, metadata={"help": "Resamples for the intervals of validation metrics."}
-    )
-    threshold_resamples: int = field(
-        default=500, metadata={"help": "Resamples in which the threshold is chosen."}
+    threshold_resamples: int = HfArg(
+        default=500, help="Resamples in which the threshold is chosen."
     )
 
     def __post_init__(self) -> None:
@@ -193,15 +164,15 @@ class XrayTrainingArguments(TrainingArguments):
         self.bf16, self.fp16 = precision == "bf16", precision == "fp16"
         self.mixed_precision = precision if precision in ("bf16", "fp16") else "no"
         super().__post_init__()
-        # A single process would train on all GPUs at once by nn.DataParallel, with a wrong loss.
+        # A single process would use all GPUs by nn.DataParallel, with a wrong loss.
         self._n_gpu = min(self.n_gpu, 1)
         by_steps = self.eval_strategy == self.save_strategy == IntervalStrategy.STEPS
         if self.load_best_model_at_end and by_steps and self.eval_steps != self.save_steps:
             raise UserError(
-                f"The best weights are only kept where each evaluation is saved; set --save_steps "
+                f"The best weights are kept only if each evaluation is saved; set --save_steps "
                 f"and --eval_steps alike (they are {self.save_steps:g} and {self.eval_steps:g})."
             )
-        # accelerate launch gives one thread to a process, which leaves the other cores idle.
+        # accelerate launch gives each process one thread, which leaves the other cores idle.
         processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
         torch.set_num_threads(self.cpu_threads or max(1, cpu_count() // processes))
 
@@ -231,7 +202,9 @@ class XrayTrainingArguments(TrainingArguments):
         if self.lr_scheduler_type == "greedy":
             raise UserError(f"Leave the greedy schedule out; {PLATEAU} serves the same purpose.")
         if self.imbalance == "sampler" and self.train_sampling_strategy != "random":
-            raise UserError("--imbalance sampler draws the images; leave the other order out.")
+            raise UserError(
+                "--imbalance sampler orders the images; leave --train_sampling_strategy out."
+            )
         if self.greater_is_better not in (None, CRITERIA[self.metric_for_best_model]):
             raise UserError("Leave greater_is_better out: it follows from metric_for_best_model.")
         if self.lr_scheduler_type == PLATEAU and self.eval_strategy == "no":
@@ -240,27 +213,18 @@ class XrayTrainingArguments(TrainingArguments):
             raise UserError("save_strategy best keeps no last checkpoint; set it to epoch.")
 
 
-# Each a test, what it asks for in words, and the arguments that it holds for.
+# A condition, its wording, and the arguments that it applies to.
 RANGES: tuple[tuple[Callable[[float], bool], str, str], ...] = (
-    (
-        lambda value: value >= 0,
-        "0 or more",
-        "learning_rate weight_decay mixup cutmix focal_gamma dataloader_num_workers max_grad_norm "
-        "adam_epsilon early_stopping_patience plateau_patience attribution_images",
-    ),
-    (
-        lambda value: 0 <= value < 1,
-        "0 or more and less than 1",
-        "adam_beta1 adam_beta2 label_smoothing_factor ema_decay",
-    ),
+    (lambda value: value >= 0, "0 or more",
+     "learning_rate weight_decay mixup cutmix focal_gamma dataloader_num_workers max_grad_norm "
+     "adam_epsilon early_stopping_patience plateau_patience attribution_images"),
+    (lambda value: 0 <= value < 1, "0 or more and less than 1",
+     "adam_beta1 adam_beta2 label_smoothing_factor ema_decay"),
     (lambda value: 0 < value <= 1, "a share in 0..1", "layer_decay required_sensitivity"),
     (lambda value: 0 < value < 1, "a share in 0..1", "plateau_factor"),
     (lambda value: 0 <= value <= 1, "a share in 0..1", "distil_weight"),
     (lambda value: 0 < value < inf, "more than 0", "num_train_epochs distil_temperature"),
-    (
-        lambda value: value >= 1,
-        "1 or more",
-        "per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps "
-        "cpu_threads bootstrap_resamples threshold_resamples",
-    ),
-)
+    (lambda value: value >= 1, "1 or more",
+     "per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps "
+     "cpu_threads bootstrap_resamples threshold_resamples"),
+)  # fmt: skip

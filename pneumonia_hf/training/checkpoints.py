@@ -1,20 +1,19 @@
 """Checkpoints: written to a temporary folder, flushed, renamed. One that exists is complete.
 
-OUTPUT/checkpoints/recipe.json       the run record; a resumed run must be made of the same
+OUTPUT/checkpoints/recipe.json       the run record, which must not change when a run is resumed
 OUTPUT/checkpoints/phase-1/          the Trainer's folder of a training phase
     checkpoint-93/                   the Trainer's checkpoint
     .unfinished/                     a checkpoint that is being written or removed
-    outcome.json                     written when the phase is over: its best checkpoint, its log
+    outcome.json                     the best checkpoint and the log of a complete phase
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-from dataclasses import asdict
 from pathlib import Path
 
-from pneumonia_hf.files import flush_to_disk, read_json, write_json
+from pneumonia_hf.files import flush_to_disk, read_json
 from pneumonia_hf.training.phases import Outcome
 
 CHECKPOINTS = "checkpoints"  # folder inside the output folder
@@ -30,34 +29,29 @@ def phase_folder(output: Path, number: int) -> Path:
 
 
 def read_outcome(folder: Path) -> Outcome | None:
-    """Return how the phase in `folder` ended, or None if it has not."""
+    """Return the outcome of the phase in `folder`, or None if it is not complete."""
     saved = read_json(folder / OUTCOME_FILE, otherwise=None)
     if saved is None or not (folder / saved["checkpoint"]).is_dir():
         return None
     return Outcome(**saved)
 
 
-def write_outcome(folder: Path, outcome: Outcome) -> None:
-    """Record that the phase in `folder` is over."""
-    write_json(folder / OUTCOME_FILE, asdict(outcome))
-
-
 def install_checkpoint(folder: Path, name: str) -> None:
-    """Move the checkpoint `name` from the temporary folder to its place in the phase's folder.
+    """Move the checkpoint `name` from the temporary folder into the phase's folder.
 
-    Does nothing where another process that shares the disk has done it.
+    Does nothing if another process that shares the disk has done it.
     """
     staged = folder / UNFINISHED / name
     if not staged.exists():
         return
-    # After a power cut too, a checkpoint that exists must be complete.
+    # A checkpoint that exists must be complete after a power cut too.
     flush_to_disk([path for path in staged.rglob("*") if path.is_file()])
     remove_checkpoint(folder / name)
     os.replace(staged, folder / name)
 
 
 def remove_checkpoint(checkpoint: Path) -> None:
-    """Remove a checkpoint; a kill in between leaves nothing that looks complete."""
+    """Remove a checkpoint, so that a kill in between leaves nothing that looks complete."""
     if not checkpoint.exists():
         return
     doomed = checkpoint.parent / UNFINISHED / f"removed-{checkpoint.name}"
@@ -69,12 +63,8 @@ def remove_checkpoint(checkpoint: Path) -> None:
 
 def list_checkpoints(folder: Path) -> list[Path]:
     """Return the checkpoints in the folder of a phase, oldest first."""
-    steps = {
-        int(path.name.removeprefix("checkpoint-")): path
-        for path in folder.glob("checkpoint-*")
-        if path.name.removeprefix("checkpoint-").isdigit()
-    }
-    return [steps[step] for step in sorted(steps)]
+    steps = ((path.name.removeprefix("checkpoint-"), path) for path in folder.glob("checkpoint-*"))
+    return [path for _, path in sorted((int(step), path) for step, path in steps if step.isdigit())]
 
 
 def last_checkpoint(folder: Path) -> Path | None:
@@ -82,18 +72,18 @@ def last_checkpoint(folder: Path) -> Path | None:
     return (list_checkpoints(folder) or [None])[-1]
 
 
-def best_beside(checkpoint: Path) -> Path | None:
-    """Return the best checkpoint that the state of `checkpoint` names, or None.
+def best_beside(checkpoint: str | Path) -> str | None:
+    """Return the path of the best checkpoint according to the state of `checkpoint`, or None.
 
-    The Trainer names it by the path at which it was written; the run may have been moved since.
+    The Trainer saves the path at which it was written; the run may have been moved since.
     """
-    best = read_json(checkpoint / STATE_FILE, otherwise={}).get("best_model_checkpoint")
-    here = checkpoint.parent / Path(best).name if best else None
-    return here if here and here.is_dir() else None
+    best = read_json(Path(checkpoint) / STATE_FILE, otherwise={}).get("best_model_checkpoint")
+    here = Path(checkpoint).parent / Path(best).name if best else None
+    return str(here) if here and here.is_dir() else None
 
 
 def remove_old(folder: Path, keep: int | None, best: str | None) -> None:
-    """Remove the oldest checkpoints of a phase but `keep`; the best and the newest stay."""
+    """Remove all but `keep` checkpoints of a phase: the best, the newest, then newer ones."""
     if keep is None:
         return
     *older, newest = list_checkpoints(folder)

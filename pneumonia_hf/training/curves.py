@@ -1,4 +1,4 @@
-"""Training curves: how a run went, as a figure in the model folder."""
+"""Training curves of a run, as a figure in the model folder."""
 
 from __future__ import annotations
 
@@ -14,32 +14,30 @@ BLUE, ORANGE, GREY = "#1f5fa8", "#c8641e", "#777777"
 
 
 def draw_curves(path: Path, outcomes: Sequence[Outcome], arguments: XrayTrainingArguments) -> None:
-    """Write a figure of a run: losses, the validation metric, and the learning rate, over steps.
+    """Write a figure of losses, validation metric and learning rate over the steps of a run.
 
     Args:
         path: the PNG to write.
-        outcomes: of each phase, in order; their steps are counted on.
-        arguments: `metric_for_best_model` is what the checkpoint was chosen by.
+        outcomes: of each phase, in order.
+        arguments: of the run; its `metric_for_best_model` is drawn.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     metric = arguments.metric_for_best_model
-    chosen_by = "auroc" if metric == "loss" else metric
+    metric = "auroc" if metric == "loss" else metric
     figure = Figure(figsize=(7, 7.5), layout="constrained")
     FigureCanvasAgg(figure)
     losses, metrics, rates = figure.subplots(3, sharex=True, height_ratios=[2, 2, 1])
-    _plot(losses, outcomes, "loss", BLUE, "training, as told", ".-")
-    _plot(losses, outcomes, "eval_loss", ORANGE, "validation, classes alike", "o-")
-    _plot(metrics, outcomes, f"eval_{chosen_by}", ORANGE, f"validation {chosen_by}", "o-")
+    _plot(losses, outcomes, "loss", BLUE, "training, as logged", ".-")
+    _plot(losses, outcomes, "eval_loss", ORANGE, "validation, balanced classes", "o-")
+    _plot(metrics, outcomes, f"eval_{metric}", ORANGE, f"validation {metric}", "o-")
     _plot(rates, outcomes, "learning_rate", GREY, "learning rate of the head", ".-")
-    losses.set_ylabel("loss")
-    metrics.set_ylabel(chosen_by)
-    rates.set_ylabel("rate")
-    rates.set_xlabel("step")
-    for axes in (losses, metrics):
-        if axes.lines:  # a run of a few steps may log nothing
+    for axes, label in ((losses, "loss"), (metrics, metric), (rates, "rate")):
+        axes.set_ylabel(label)
+        if axes.lines and axes is not rates:  # a run of a few steps may log nothing
             axes.legend(frameon=False)
+    rates.set_xlabel("step")
     before = 0
     for number, outcome in enumerate(outcomes, start=1):
         best = before + int(outcome.checkpoint.removeprefix("checkpoint-"))
@@ -54,11 +52,11 @@ def draw_curves(path: Path, outcomes: Sequence[Outcome], arguments: XrayTraining
 
 
 def _plot(axes: Any, outcomes: Sequence[Outcome], key: str, colour: str, name: str, mark: str):
-    """Draw one quantity of the log; phases are not joined, since each begins anew."""
+    """Draw one quantity of the log, with a line for each phase."""
     before = 0
     for outcome in outcomes:
         points = [(before + entry["step"], entry[key]) for entry in outcome.log if key in entry]
         if points:
             axes.plot(*zip(*points, strict=True), mark, color=colour, label=name, markersize=4)
-            name = None  # one entry of the legend
+            name = None  # one entry in the legend
         before += outcome.steps

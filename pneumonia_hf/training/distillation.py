@@ -16,13 +16,13 @@ from pneumonia_hf.models.model_folder import RUN_FILE
 
 
 class Teacher:
-    """A saved model that says what it thinks of the very batch that the student sees."""
+    """A saved model that scores the batches that the student is trained on."""
 
     def __init__(self, predictor: Predictor) -> None:
-        """Take a predictor; its parameters are frozen.
+        """Take a predictor, and freeze its parameters.
 
         Raises:
-            UserError: an ensemble, or a model that has more classes than two.
+            UserError: an ensemble, or a model with more than two classes.
         """
         network = predictor.network
         self.model = network.model.eval().requires_grad_(False)
@@ -31,7 +31,7 @@ class Teacher:
         if self.model.config.num_labels != 2:
             raise UserError(
                 f"{predictor.name} has {self.model.config.num_labels} classes; "
-                f"a teacher must tell NORMAL from PNEUMONIA."
+                f"a teacher must have two, NORMAL and PNEUMONIA."
             )
 
     @torch.no_grad()
@@ -39,8 +39,7 @@ class Teacher:
         """Return the teacher's logits, NORMAL first, for gray pixels of 0..255: [N, 2].
 
         Args:
-            pixels: [N, 1, H, W] as they come out of the augmentation; they are resized to the
-                teacher's own size.
+            pixels: [N, 1, H, W], augmented; they are resized to the teacher's input size.
         """
         size = (self.processor.size["height"], self.processor.size["width"])
         pixels = pixels.float()
@@ -56,25 +55,26 @@ class Teacher:
 def load_teacher(name: str, hashes: dict[str, list[str]]) -> Teacher:
     """Return the teacher `name`, a saved model's folder or Hub id.
 
+    Args:
+        hashes: of the student's images, by split.
+
     Raises:
-        UserError: no such model; or one that was trained on images of our validation or test
-            part, of which the student would then learn through it.
+        UserError: no such model, or one that was trained on the student's validation or test
+            images: the student would learn of them through it.
     """
     predictor = Predictor.from_pretrained(name)
-    folder = predictor.path or Path(name)
-    splits = read_json(folder / RUN_FILE, otherwise={}).get("hashes", {})
+    splits = read_json((predictor.path or Path(name)) / RUN_FILE, otherwise={}).get("hashes", {})
     if not splits:
         logging.getLogger(__name__).warning(
-            f"The teacher {name} does not tell which images it has learnt from: "
-            f"if validation or test images are among them, the numbers of its student flatter."
+            f"The teacher {name} does not list its training images: if validation or test images "
+            f"are among them, the student's metrics are optimistically biased."
         )
-    learnt, chosen = (set(splits.get(split, [])) for split in ("train", "validation"))
-    # A teacher that was chosen on the student's validation split only shares its choice with it.
-    for split, known in (("validation", learnt), ("test", learnt | chosen)):
-        seen = known & set(hashes.get(split, []))
-        if seen:
+    trained_on, chosen_on = (set(splits.get(split, [])) for split in ("train", "validation"))
+    # Teacher and student may be chosen on the same validation images.
+    for split, known in (("validation", trained_on), ("test", trained_on | chosen_on)):
+        if seen := known & set(hashes.get(split, [])):
             raise UserError(
                 f"The teacher {name} was made with {len(seen)} images of the {split} split; "
-                f"train it on the same parts as the student (the same data and --split_seed)."
+                f"train it on the same splits as the student (the same data and --split_seed)."
             )
     return Teacher(predictor)

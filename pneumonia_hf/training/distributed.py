@@ -3,41 +3,42 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Any
 
 from pneumonia_hf.errors import UserError
 from pneumonia_hf.training.arguments import XrayTrainingArguments
 
 
-def gather(arguments: XrayTrainingArguments, found: Any) -> list[Any]:
-    """Return what each process has found, in all processes."""
+def gather(arguments: XrayTrainingArguments, value: Any) -> list[Any]:
+    """Return the values of all processes, in all processes."""
     if arguments.world_size == 1:
-        return [found]
+        return [value]
     from accelerate.utils import gather_object
 
-    return gather_object([found])
+    return gather_object([value])
 
 
-def broadcast_from_main(arguments: XrayTrainingArguments, find) -> Any:
-    """Return what the first process finds with `find`, in all processes."""
+def broadcast_from_main(arguments: XrayTrainingArguments, find: Callable[[], Any]) -> Any:
+    """Call `find` in the main process; return its result, or raise its UserError, in all."""
     if arguments.world_size == 1:
         return find()
     from accelerate.utils import broadcast_object_list
 
-    found, error = None, None
+    found, message = None, None
     if arguments.process_index == 0:
         try:
             found = find()
-        except UserError as summary:  # the others must not wait for it in vain
-            error = str(summary)
-    found, error = broadcast_object_list([found, error])
-    if error is not None:
-        raise UserError(error)
+        except UserError as error:  # the other processes would wait without end
+            message = str(error)
+    found, message = broadcast_object_list([found, message])
+    if message is not None:
+        raise UserError(message)
     return found
 
 
 def barrier(arguments: XrayTrainingArguments) -> None:
-    """Wait until all processes are here."""
+    """Wait until all processes have arrived here."""
     if arguments.world_size > 1:
         from accelerate import PartialState
 

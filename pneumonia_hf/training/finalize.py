@@ -6,7 +6,6 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pneumonia_hf.data.table import XrayData
 from pneumonia_hf.evaluation.recalibrate import calibrate
 from pneumonia_hf.files import write_json
 from pneumonia_hf.inference.network import CONFIG_KEY, Network
@@ -29,25 +28,27 @@ if TYPE_CHECKING:
 def finalize(
     model: PreTrainedModel, processor: BaseImageProcessor, facts: RunFacts, folder: Path
 ) -> None:
-    """Save `model` in `folder`: calibrated, with threshold, manifest, curves and card.
+    """Save `model`, which has the best weights, in `folder`: a calibrated model folder.
 
-    The folder is put together beside its place, so that an older model stays until the new one
-    is complete.
-
-    Args:
-        model: with the best weights of the run.
-        processor: of the model.
-        facts: of the run.
-        folder: of the model.
+    It gets threshold, manifest, curves and card. It is assembled in a temporary folder: an older
+    model stays until the new one is complete.
     """
     unfinished = folder / UNFINISHED
     try:
         model.save_pretrained(unfinished)
         processor.save_pretrained(unfinished)
-        # Loaded again: what is calibrated is what was written.
+        # The saved files are calibrated, not the model in memory.
         network = Network.load(unfinished, str(folder))
         print("Calibrating and choosing the threshold on the validation split.", flush=True)
-        validation = _calibrate(network, facts.data, facts)
+        validation = calibrate(
+            Predictor(network),
+            facts.data["validation"],
+            facts.arguments.required_sensitivity,
+            facts.arguments.attribution_images,
+            resamples=facts.arguments.bootstrap_resamples,
+            threshold_resamples=facts.arguments.threshold_resamples,
+        )
+        setattr(network.model.config, CONFIG_KEY, validation["config"])
         network.model.save_pretrained(unfinished)
         draw_curves(unfinished / CURVES_FILE, facts.outcomes, facts.arguments)
         write_json(unfinished / RUN_FILE, make_manifest(facts, network, validation))
@@ -56,15 +57,3 @@ def finalize(
         install_model_folder(unfinished, folder)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
-
-
-def _calibrate(network: Network, data: XrayData, facts: RunFacts) -> dict:
-    """Calibrate `network` on the raw validation images; return what `run.json` says of it."""
-    found = calibrate(
-        Predictor(network),
-        data["validation"],
-        facts.arguments.required_sensitivity,
-        facts.arguments.attribution_images,
-    )
-    setattr(network.model.config, CONFIG_KEY, found["config"])
-    return found

@@ -1,4 +1,4 @@
-"""SIGTERM, by which a cluster warns that it will soon kill: end in good order."""
+"""SIGTERM, the warning of a cluster before it kills: save a checkpoint and end."""
 
 from __future__ import annotations
 
@@ -16,16 +16,17 @@ from transformers import TrainerCallback
 from pneumonia_hf.errors import Stopped
 
 LAUNCHED = "ACCELERATE_MIXED_PRECISION"  # in the environment that accelerate launch makes
-STEPS_TO_AGREE = 8  # processes compare notes so often: each time costs a message
+STEPS_TO_AGREE = 8  # steps between two agreements of the processes, each of which costs a message
+AGAIN = "give the same command with --resume to continue."
 
 
 @dataclass
 class Notice:
-    """Whether this process was asked to end, and whether it may first come to a good place."""
+    """Whether this process was asked to end, and whether it may first save a checkpoint."""
 
     given: bool = False
     may_wait: bool = False
-    # accelerate's launcher of a single process: SIGTERM ends it and nobody else.
+    # accelerate's launcher of one process: SIGTERM ends it and is not passed on.
     launcher: int | None = None
 
     @property
@@ -36,22 +37,20 @@ class Notice:
 
 @contextmanager
 def heed_sigterm() -> Iterator[Notice]:
-    """End with `Stopped` when SIGTERM comes: at once, or while `may_wait`, when a checkpoint is.
+    """Raise `Stopped` after SIGTERM: at once, or while `may_wait` is set, after a checkpoint.
 
     transformers' own way (`enable_jit_checkpoint`) waits three seconds first, may save within an
     accumulated step, and does not agree between processes.
     """
     notice = Notice(launcher=os.getppid() if LAUNCHED in os.environ else None)
     if threading.current_thread() is not threading.main_thread():
-        yield notice  # Python handles signals in the main thread alone
+        yield notice  # Python handles signals in the main thread only
         return
 
-    summary = "Stopped by SIGTERM; give the same command with --resume to go on."
-
-    def receive(_number: int, _frame: object) -> None:
+    def receive(*_: object) -> None:
         notice.given = True
         if not notice.may_wait:
-            raise Stopped(summary)
+            raise Stopped(f"Stopped by SIGTERM; {AGAIN}")
 
     before = signal.signal(signal.SIGTERM, receive)
     try:
@@ -59,13 +58,13 @@ def heed_sigterm() -> Iterator[Notice]:
     finally:
         signal.signal(signal.SIGTERM, before)
         if notice.given and sys.exception() is None:
-            raise Stopped(summary)  # it came in the last moment; whoever goes on now must not
+            raise Stopped(f"Stopped by SIGTERM; {AGAIN}")  # it came too late for a checkpoint
         if notice.given and not isinstance(sys.exception(), Stopped) and callable(before):
             signal.raise_signal(signal.SIGTERM)  # for the search around this run
 
 
 class SaveAndStop(TrainerCallback):
-    """Save a checkpoint at the end of the step in which the notice came, and end."""
+    """Save a checkpoint at the end of the step in which SIGTERM came, and stop."""
 
     def __init__(self, notice: Notice) -> None:
         self.notice = notice
@@ -73,7 +72,7 @@ class SaveAndStop(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs):
         self.agreed = self.agreed or self._agree(args, state.global_step)
-        # The last step of an epoch is followed by an evaluation, which belongs to the checkpoint.
+        # After the last step of an epoch comes an evaluation, which belongs to the checkpoint.
         if self.agreed and state.epoch % 1 and state.global_step < state.max_steps:
             control.should_save = True
 
@@ -84,12 +83,11 @@ class SaveAndStop(TrainerCallback):
     def on_save(self, args, state, control, **kwargs):
         if self.agreed:
             raise Stopped(
-                f"Stopped by SIGTERM, with a checkpoint of step {state.global_step}; "
-                f"give the same command with --resume to go on."
+                f"Stopped by SIGTERM, with a checkpoint of step {state.global_step}; {AGAIN}"
             )
 
     def _agree(self, args, step: int) -> bool:
-        """Return whether any process was given notice: all have to save at the same step."""
+        """Return whether any process was asked to end: all have to save at the same step."""
         if args.world_size == 1:
             return self.notice.has_come
         if step % STEPS_TO_AGREE:

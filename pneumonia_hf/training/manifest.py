@@ -33,46 +33,33 @@ if TYPE_CHECKING:
     from pneumonia_hf.training.recipe import Recipe
 
 OUR_LICENCE = "apache-2.0"  # of models that were trained from no other weights
-# The arguments that a reader needs to judge or repeat a run; others that differ from their
-# defaults are listed under `arguments`.
+# The arguments that a reader needs to judge or repeat a run. Others are listed under `arguments`
+# if they differ from their defaults.
 MAIN_ARGUMENTS = (
-    "per_device_train_batch_size",
-    "gradient_accumulation_steps",
-    "num_train_epochs",
-    "max_steps",
-    "learning_rate",
-    "layer_decay",
-    "weight_decay",
-    "warmup_steps",
-    "lr_scheduler_type",
-    "label_smoothing_factor",
-    "imbalance",
-    "mixup",
-    "cutmix",
-    "ema_decay",
-    "metric_for_best_model",
-    "early_stopping_patience",
-    "seed",
-)
+    "per_device_train_batch_size", "gradient_accumulation_steps", "num_train_epochs", "max_steps",
+    "learning_rate", "layer_decay", "weight_decay", "warmup_steps", "lr_scheduler_type",
+    "label_smoothing_factor", "imbalance", "mixup", "cutmix", "ema_decay",
+    "metric_for_best_model", "early_stopping_patience", "seed",
+)  # fmt: skip
 NAMED_PACKAGES = ("torch", "torchvision", "transformers", "accelerate", "datasets", "timm")
-# Local paths and names are private to the user.
-PRIVATE = (
+# Local paths and names are private to the user; the others follow from further arguments.
+UNNAMED = {
     "output_dir", "teacher", "trackio_space_id", "run_name", "project", "overwrite", "resume",
     "report_to",
-)  # fmt: skip
-DERIVED = ("disable_tqdm", "dataloader_pin_memory", "greater_is_better", "bf16", "fp16", "use_cpu")
+    "disable_tqdm", "dataloader_pin_memory", "greater_is_better", "bf16", "fp16", "use_cpu",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class RunFacts:
-    """What a completed run was, for its manifest."""
+    """The facts of a complete run for its manifest."""
 
     run_id: str
     recipe: Recipe
     arguments: XrayTrainingArguments
     data: XrayData
-    hashes: dict[str, list[str]]  # of each split's images
-    fingerprints: dict[str, str]  # of each split as a whole
+    hashes: dict[str, list[str]]  # of the images of each split
+    fingerprints: dict[str, str]  # of each split
     phases: Sequence[Phase]
     outcomes: Sequence[Outcome]  # of the phases
     best: int  # index of the phase with the best checkpoint
@@ -80,13 +67,7 @@ class RunFacts:
 
 
 def make_manifest(facts: RunFacts, network: Network, validation: dict[str, Any]) -> dict[str, Any]:
-    """Return the contents of `run.json`.
-
-    Args:
-        facts: of the run.
-        network: the saved one.
-        validation: as `calibrate` returns it.
-    """
+    """Return the contents of `run.json`; `validation` is what `calibrate` returns."""
     recipe, arguments, outcomes = facts.recipe, facts.arguments, facts.outcomes
     best = outcomes[facts.best]
     return {
@@ -170,14 +151,13 @@ def _changed_arguments(arguments: XrayTrainingArguments) -> dict[str, Any]:
         and isinstance(value, str | int | float | bool | list)
         and value != defaults[name]
         and (value or isinstance(defaults[name], bool | int | float))
-        and not (name in (*PRIVATE, *DERIVED) or name.startswith(("hub_", "push_")))
+        and not (name in UNNAMED or name.startswith(("hub_", "push_")))
     }
 
 
 def find_commit() -> str | None:
-    """Return the git commit of this code, `+changes` where files differ from it; None without."""
-    # By the package and not by this file, which may move within it. No search upwards: the folder
-    # of an environment may lie in a repository of something else.
+    """Return the git commit of this code, with `+changes` if files differ; None without git."""
+    # No search in the parent folders: an environment may lie in the repository of another project.
     root = Path(pneumonia_hf.__file__).resolve().parents[1]
     if not (root / ".git").exists():
         return None  # installed, or unpacked from an archive
@@ -194,7 +174,7 @@ def find_commit() -> str | None:
 
 
 def _describe_split(split: Dataset, data: XrayData) -> dict[str, int | float | bool]:
-    """Return what a split holds, and its share of all images."""
+    """Return the sizes of a split, and its share of all images."""
     labels, patients = split["label"][:], set(split["patient"][:])
     return {
         "images": len(labels),
@@ -206,14 +186,14 @@ def _describe_split(split: Dataset, data: XrayData) -> dict[str, int | float | b
 
 
 def describe_hardware() -> str:
-    """Return what this process computes on, in words."""
+    """Return the hardware of this process in words."""
     if torch.cuda.is_available():
         return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
     return f"CPU, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
 
 
 def describe_origin(config: ModelConfig, teacher: str | None = None) -> dict[str, str | None]:
-    """Return which weights the model comes from, and under which licence they are."""
+    """Return the origin and licence of the weights that the model starts from."""
     backbone = BACKBONES[config.backbone]
     origin = {"backbone": config.backbone, "base_model": backbone.hub_id, "weights": None}
     licence = backbone.license
@@ -222,18 +202,15 @@ def describe_origin(config: ModelConfig, teacher: str | None = None) -> dict[str
     elif config.weights is None or config.weights.partition("@")[0] == backbone.hub_id:
         pass
     elif Path(config.weights).expanduser().exists():
-        # Assumed to be a copy of the backbone's own; the card names the folder.
+        # Assumed to be a copy of the backbone's own weights; the card names the folder.
         origin["weights"] = _public_name(config.weights)
     else:
         licence, origin["base_model"] = "other", config.weights.partition("@")[0]
-    return origin | {"license": licence if teacher is None else _teacher_licence(licence, teacher)}
-
-
-def _teacher_licence(licence: str, teacher: str) -> str:
-    """Return the licence of a student: a teacher's other licence may bind it too."""
-    run = read_json(Path(teacher).expanduser() / RUN_FILE, otherwise={})
-    theirs = run.get("model", {}).get("license")
-    return licence if theirs == licence else "other"
+    if teacher is not None:
+        run = read_json(Path(teacher).expanduser() / RUN_FILE, otherwise={})
+        if run.get("model", {}).get("license") != licence:
+            licence = "other"  # the teacher's licence may apply to the student too
+    return origin | {"license": licence}
 
 
 def _public_name(folder: str) -> str:

@@ -1,4 +1,4 @@
-"""Staged fine-tuning: which part of the network learns when, and how fast each layer does."""
+"""Training phases: which part of the network is trained, for how long, at which rates."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Phase:
-    """A stretch of training in which the same part of the network learns."""
+    """A period of training in which the same part of the network is trained."""
 
-    trainable_layer_groups: int | None  # of the network, beside the head; None: all of it
+    trainable_layer_groups: int | None  # the last N, besides the head; None: the whole network
     epochs: float
     learning_rate: float
 
     @property
     def name(self) -> str:
-        """What learns, as it is written in a recipe."""
+        """The trained part of the network, as a recipe names it."""
         if self.trainable_layer_groups is None:
             return "all"
         return f"last{self.trainable_layer_groups}" if self.trainable_layer_groups else "head"
@@ -36,12 +36,11 @@ def read_phases(
     learning_rate: float,
     trainable_layer_groups: int | None = None,
 ) -> list[Phase]:
-    """Return the training phases of a run, in order; without `texts` there is one.
+    """Return the training phases of a run, in order.
 
     Args:
-        texts: each phase as PART:EPOCHS:RATE, or None.
-        epochs, learning_rate: of the only phase, without `texts`.
-        trainable_layer_groups: those that learn in the only phase; None: all.
+        texts: each phase as PART:EPOCHS:RATE; None: one phase, of the other arguments.
+        epochs, learning_rate, trainable_layer_groups: of this one phase.
 
     Raises:
         UserError: a phase in another form, or both `texts` and `trainable_layer_groups`.
@@ -49,9 +48,7 @@ def read_phases(
     if texts is None:
         return [Phase(trainable_layer_groups, epochs, learning_rate)]
     if trainable_layer_groups is not None:
-        raise UserError(
-            "--phases and --trainable_layer_groups both say what learns; leave one out."
-        )
+        raise UserError("--phases and --trainable_layer_groups exclude each other; leave one out.")
     if not texts:
         raise UserError("--phases is empty; leave it out, or give such as head:1:1e-3 all:5:3e-5.")
     return [_read_phase(text) for text in texts]
@@ -72,10 +69,10 @@ def _read_phase(text: str) -> Phase:
 
 
 def rate_of_parameters(model: PreTrainedModel, layer_decay: float) -> dict[str, float]:
-    """Return what the learning rate of each parameter is multiplied with, by name.
+    """Return the factor on the learning rate of each parameter, by name.
 
-    The head's is 1, that of the last phase of the network `layer_decay`, that of the one before
-    `layer_decay` squared, and so on down to the input (Clark et al. 2020, ELECTRA).
+    It is 1 for the head, `layer_decay` for the last layer group, `layer_decay` squared for the
+    one before, and so on down to the input (Clark et al. 2020, ELECTRA).
     """
     groups = backbone_of(model).layer_groups(model)
     scale_of = {id(parameter): 1.0 for parameter in head_of(model).parameters()}
@@ -88,11 +85,11 @@ def rate_of_parameters(model: PreTrainedModel, layer_decay: float) -> dict[str, 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a phase of training ended."""
+    """How a training phase ended."""
 
-    checkpoint: str  # the name of the best one, or of the last where best is not asked for
+    checkpoint: str  # name of the best one; of the last without load_best_model_at_end
     metric: float | None  # its validation metric
     steps: int
     epochs: float
-    images_per_second: float | None  # since the phase was last resumed, evaluations included
-    log: list[dict[str, Any]]  # the Trainer's
+    images_per_second: float | None  # since the phase was last resumed, with evaluations
+    log: list[dict[str, Any]]  # of the Trainer

@@ -1,18 +1,93 @@
-"""Recipe: what a run is made of, beside the Trainer's arguments."""
+"""Recipe: what a run is made of besides the Trainer's arguments, and how it is read."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
 
+from pneumonia_hf.cli import check_names, parse_recipe
 from pneumonia_hf.data.load import DataConfig
+from pneumonia_hf.data.sources import parse_source
+from pneumonia_hf.errors import UserError
+from pneumonia_hf.files import expand
 from pneumonia_hf.models.build import ModelConfig
-from pneumonia_hf.training.augment import AugmentConfig
+
+# By name: importing it takes seconds.
+ARGUMENTS = "pneumonia_hf.training.arguments:XrayTrainingArguments"
+
+
+def _strength(help_text: str, default: float = 1.0) -> float:
+    return field(default=default, metadata={"help": help_text})
+
+
+@dataclass
+class AugmentConfig:
+    """Strength of each operation of `augment`: 1 is the usual one, 0 is off."""
+
+    augment_strength: float = _strength("Multiplies all strengths below; 0: no augmentation.")
+    augment_rotation: float = _strength("1: up to 7 degrees.")
+    augment_zoom: float = _strength("1: up to a tenth in or out.")
+    augment_translation: float = _strength("1: up to a twentieth of the width and height.")
+    augment_flip: float = _strength(
+        "1: half of the images are mirrored. Off, since the heart lies on one side.", default=0.0
+    )
+    augment_brightness: float = _strength("1: up to 38 of 255 gray levels.")
+    augment_contrast: float = _strength("1: up to a quarter more or less.")
+    augment_gamma: float = _strength("1: gamma of 0.65 to 1.35.")
+    augment_blur: float = _strength("1: a Gaussian of up to 1.6 pixels.")
+    augment_noise: float = _strength("1: a standard deviation of 7.6 of 255 gray levels.")
+    augment_clahe: float = _strength("Local contrast; 1: a clip limit of 1 to 3.")
+    augment_jpeg: float = _strength("1: a JPEG quality of 90 to 30.")
+    augment_erasing: float = _strength("1: a rectangle of 0.02 to 0.08 of the image.")
+
+    def __post_init__(self) -> None:
+        for one in fields(self):
+            value = getattr(self, one.name)
+            if not (math.isfinite(value) and value >= 0):
+                raise UserError(f"{one.name} is {value}; give 0 (off), 1 (usual) or more.")
+        if self.augment_flip > 1:
+            raise UserError(
+                f"augment_flip is {self.augment_flip}; 1 mirrors half of the images, give 0..1."
+            )
+
+    def strengths(self) -> dict[str, float]:
+        """Return the strength of each operation that is on, by name."""
+        found = {
+            one.name.removeprefix("augment_"): self.augment_strength * getattr(self, one.name)
+            for one in fields(self)
+            if one.name != "augment_strength"
+        }
+        return {name: strength for name, strength in found.items() if strength > 0}
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a run is made of, beside the Trainer's arguments."""
+    """What a run is made of besides the Trainer's arguments."""
 
     data: DataConfig
     model: ModelConfig
     augment: AugmentConfig = field(default_factory=AugmentConfig)
+
+
+def parse_run(*more: str, arguments: Sequence[str] | None = None) -> tuple:
+    """Return a Recipe, XrayTrainingArguments and one object for each of `more`.
+
+    Unknown flags and keys, and recipes and data folders that do not exist, are reported within a
+    second: neither torch nor transformers is imported before.
+
+    Args:
+        more: further dataclasses, as MODULE:CLASS.
+        arguments: the command line; by default that of the process.
+
+    Raises:
+        UserError: as `parse_recipe`; a data folder does not exist.
+    """
+    kinds = [DataConfig, ModelConfig, AugmentConfig, ARGUMENTS, *more]
+    sources = check_names(kinds, arguments).get("data_dir") or []
+    for text in sources if isinstance(sources, list) else [sources]:
+        source = parse_source(str(text))
+        if source.kind == "folder" and not expand(source.where).exists():
+            raise UserError(f"The data folder {source.where} does not exist; check --data_dir.")
+    data, model, augment, training, *others = parse_recipe(kinds, arguments)
+    return (Recipe(data, model, augment), training, *others)

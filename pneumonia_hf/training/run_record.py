@@ -1,4 +1,4 @@
-"""The run record: what a run is made of, so that a resumed run must be the same."""
+"""The run record: what determines the weights of a run, and must not change when it resumes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 RECIPE_FILE = "recipe.json"
 LOCK_FILE = ".lock"
 STUDY_FILE = "study.db"  # of a search, in its output folder
-# Arguments that do not change the weights of a run, and may differ when it is resumed.
+# Arguments that do not affect the weights of a run, and may differ when it is resumed.
 FREE = {
     "output_dir", "resume", "overwrite", "seeds", "report_to", "project", "run_name",
     "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id",
@@ -33,43 +33,42 @@ FREE = {
     "log_level_replica", "log_on_each_node", "dataloader_num_workers", "dataloader_pin_memory",
     "dataloader_persistent_workers", "dataloader_prefetch_factor", "save_total_limit",
     "save_on_each_node", "cpu_threads", "ddp_timeout", "local_rank",
-    "bf16", "fp16",  # they follow from `precision`
+    "bf16", "fp16",  # follow from `precision`
 }  # fmt: skip
 
 
 def check_output_folder(arguments: XrayTrainingArguments) -> None:
-    """Raise a UserError if training into `arguments.output_dir` would destroy something."""
+    """Raise a UserError if training into `arguments.output_dir` would overwrite something."""
     folder = Path(arguments.output_dir)
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file; --output_dir takes a folder.")
     if arguments.overwrite and arguments.resume:
-        raise UserError("--resume goes on with a run and --overwrite replaces it; choose one.")
+        raise UserError("--resume continues a run and --overwrite replaces it; choose one.")
     if arguments.overwrite:
         return
-    begun = has_progress(folder)
-    if begun and arguments.resume:
+    has_run = has_progress(folder)
+    if has_run and arguments.resume:
         if _is_older(folder):
             raise UserError(
-                f"The run in {folder} was begun by version 0.4 or older, whose checkpoints have "
-                f"another layout; give --overwrite to begin anew."
+                f"The run in {folder} is of version 0.4 or older, whose checkpoints have another "
+                f"layout; give --overwrite to start again."
             )
         return
     held = sorted(name for name in (*MODEL_FILES, ENSEMBLE_FILE) if (folder / name).exists())
     if held and not (arguments.resume and arguments.seeds and held == [ENSEMBLE_FILE]):
         what = "a saved model" if "model.safetensors" in held else " and ".join(held)
         raise UserError(
-            f"{folder} holds {what}; choose another --output_dir, "
-            f"or give --overwrite to replace it."
+            f"{folder} holds {what}; choose another --output_dir, or replace it with --overwrite."
         )
-    if begun:
+    if has_run:
         raise UserError(
-            f"{folder} holds an unfinished run; give --resume to go on with it, "
-            f"or --overwrite to begin anew."
+            f"{folder} holds an unfinished run; give --resume to continue it, "
+            f"or --overwrite to start again."
         )
 
 
 def has_progress(output: Path) -> bool:
-    """Return whether `output` holds an unfinished run that would be lost."""
+    """Return whether `output` holds checkpoints of a run, or a search."""
     if _is_older(output) or (output / STUDY_FILE).exists():
         return True
     return any(list_checkpoints(phase) for phase in (output / CHECKPOINTS).glob("phase-*"))
@@ -82,7 +81,7 @@ def _is_older(output: Path) -> bool:
 
 
 def clear(output: Path) -> None:
-    """Remove the checkpoints of an older run; its record first, so that none of it is resumed."""
+    """Remove the checkpoints of an older run; its record first, so that it cannot be resumed."""
     (output / CHECKPOINTS / RECIPE_FILE).unlink(missing_ok=True)
     for path in (output / CHECKPOINTS).glob("*"):
         if path.is_dir():
@@ -93,33 +92,25 @@ def clear(output: Path) -> None:
 
 @contextmanager
 def lock_run(output: Path) -> Iterator[None]:
-    """Keep a second run out of `output`.
+    """Lock `output` against a second run.
 
     Raises:
-        UserError: another process trains there, or the folder cannot be made.
+        UserError: another process is training there, or the folder cannot be made.
     """
     try:
         (output / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(
-            f"{output} cannot be made ({error.strerror}); check --output_dir."
-        ) from error
+        message = f"{output} cannot be made ({error.strerror}); check --output_dir."
+        raise UserError(message) from error
     busy = f"Another process is training in {output}; wait for it, or choose another --output_dir."
     with hold_lock(output / CHECKPOINTS / LOCK_FILE, busy):
         yield
 
 
 def describe_run(
-    recipe: Recipe,
-    fingerprints: dict[str, str],
-    arguments: XrayTrainingArguments,
+    recipe: Recipe, fingerprints: dict[str, str], arguments: XrayTrainingArguments
 ) -> dict[str, Any]:
-    """Return everything that determines the weights of a run.
-
-    Args:
-        recipe, arguments: of the run.
-        fingerprints: of its splits.
-    """
+    """Return all that determines the weights of a run; `fingerprints` are those of its splits."""
     made_of = asdict(recipe.model) | asdict(recipe.augment)
     made_of |= {
         name: value
@@ -130,7 +121,7 @@ def describe_run(
     }
     made_of["precision"] = arguments.computed_precision
     made_of |= {f"{name} images": content for name, content in fingerprints.items()}
-    # Between minor versions the same settings may mean other phases or other augmentation.
+    # Another minor version may train differently with the same settings.
     version = ".".join(__version__.split(".")[:2])
     return made_of | {
         "version of pneumonia_hf": version,
@@ -140,18 +131,18 @@ def describe_run(
 
 
 def fingerprint(hashes: Sequence[str], labels: Sequence[int]) -> str:
-    """Return the SHA-256 of a split: of its images' hashes and labels, in order."""
+    """Return the SHA-256 of a split: of the hashes and labels of its images, in order."""
     lines = "".join(f"{one} {label}\n" for one, label in zip(hashes, labels, strict=True))
     return hashlib.sha256(lines.encode()).hexdigest()
 
 
 def create_run_record(output: Path, made_of: dict[str, Any], resume: bool) -> dict[str, Any]:
-    """Write what a run is made of beside its checkpoints, and return the record.
+    """Write the record of a run beside its checkpoints and return it.
 
     A resumed run keeps its record, and with it its `run_id`.
 
     Raises:
-        UserError: a resumed run was begun with something else.
+        UserError: a resumed run was started with other settings.
     """
     path = output / CHECKPOINTS / RECIPE_FILE
     before = read_json(path, otherwise=None) if resume and has_progress(output) else None
@@ -161,19 +152,16 @@ def create_run_record(output: Path, made_of: dict[str, Any], resume: bool) -> di
         write_json(path, record)
         return record
     was = before.get("made_of", {})
-    different = sorted(
-        name for name in {*was, *made_of} if was.get(name, None) != made_of.get(name, None)
-    )
-    if different:
+    names = sorted({*was, *made_of})
+    if different := [name for name in names if was.get(name) != made_of.get(name)]:
         raise UserError(
             f"The run in {output} was begun with other {', '.join(different)}; "
-            f"resume it with the command that began it, or give --overwrite to begin anew."
+            f"resume it with the original command, or give --overwrite to start again."
         )
     return before
 
 
 def is_complete(output: Path, run_id: str) -> bool:
-    """Return whether `output` holds the saved model of this very run."""
-    run = read_json(output / RUN_FILE, otherwise={})
-    whole = all((output / name).exists() for name in ("config.json", "model.safetensors"))
-    return whole and run.get("run_id") == run_id
+    """Return whether `output` holds the saved model of the run `run_id`."""
+    has_model = all((output / name).exists() for name in ("config.json", "model.safetensors"))
+    return has_model and read_json(output / RUN_FILE, otherwise={}).get("run_id") == run_id

@@ -1,4 +1,4 @@
-"""summarise_seeds: runs that differ by their seed -> how far they scatter, and their ensemble."""
+"""summarise_seeds: runs that differ in their seed -> their spread, and their ensemble."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pneumonia_hf.data.sources import open_images
 from pneumonia_hf.errors import UserError
 from pneumonia_hf.evaluation.calibration import calibrate_scores
 from pneumonia_hf.evaluation.metrics import METRICS
-from pneumonia_hf.files import read_json, replace_text, write_json
+from pneumonia_hf.files import markdown_table, read_json, replace_text, write_json
 from pneumonia_hf.inference.predictor import Predictor
 from pneumonia_hf.models.model_folder import ENSEMBLE_FILE, RUN_FILE, check_model_folder
 
@@ -30,19 +30,19 @@ def summarise_seeds(
     members: Sequence[Path],
     validation: Dataset,
     required_sensitivity: float | None = None,
+    **resamples: int,
 ) -> dict[str, Any]:
-    """Write how far the runs of several seeds scatter, and make an ensemble of them.
+    """Write the spread of runs with several seeds, and make an ensemble of them.
 
-    The ensemble is scored on the raw validation images, as `Predictor` serves it; its
-    temperature and its operating point come from them, as those of a single model do.
+    The ensemble is scored on the raw validation images, as `Predictor` serves it. Its temperature
+    and operating point are chosen on them, as for a single model.
 
     Args:
-        folder: gets `seeds.json`, `seeds.md` and `ensemble.json`, by which it is a model to
+        folder: gets `seeds.json`, `seeds.md` and `ensemble.json`, which makes it a model for
             `Predictor.from_pretrained`.
         members: saved model folders inside `folder`.
-        validation: the validation split that all of them were chosen on; of its images, those
-            that they could not read are passed over.
-        required_sensitivity: as for a single model.
+        validation: the validation split; images that the members could not read are left out.
+        required_sensitivity, resamples: for `calibrate_scores`.
 
     Returns:
         What `seeds.json` holds: `seeds`, a list with `member`, `seed` and the value of each metric
@@ -50,14 +50,15 @@ def summarise_seeds(
         `high` of each over the seeds; `ensemble`, what `ensemble.json` holds.
 
     Raises:
-        UserError: no members, one that is not finished or lies elsewhere, or one that was chosen
-            on other images.
+        UserError: no members; one that is incomplete, lies elsewhere or was chosen on other images.
     """
     folder = Path(folder)
     if not members:
         raise UserError("No members to make an ensemble of; give one seed or more.")
     names = [_name_in(folder, Path(member)) for member in members]
-    runs = [_read_run(folder / name) for name in names]
+    for name in names:
+        check_model_folder(folder / name)
+    runs = [read_json(folder / name / RUN_FILE, otherwise={}) for name in names]
     validation = _select_common(names, runs, validation)
     seeds = [
         {
@@ -68,16 +69,20 @@ def summarise_seeds(
         }
         for name, run in zip(names, runs, strict=True)
     ]
-    ensemble = {"members": names} | _calibrate(
-        [folder / name for name in names], validation, required_sensitivity
+    predictor = Predictor.from_pretrained([folder / name for name in names])
+    # A temperature of its own: members that err on different images should be less sure together.
+    found = calibrate_scores(
+        validation["label"][:],
+        predictor.log_odds_of_images(open_images(validation)),
+        validation["patient"][:],
+        required_sensitivity,
+        **resamples,
     )
+    ensemble = {"members": names, **found.settings, **found.remarks, "metrics": found.metrics}
     ensemble["version"] = __version__
-    summary = {
-        "seeds": seeds,
-        "spread": {key: _spread([one[key] for one in seeds]) for key in COLUMNS},
-        "ensemble": ensemble,
-    }
-    # The table first: what makes the folder a model comes last.
+    spread = {key: _spread([one[key] for one in seeds]) for key in COLUMNS}
+    summary = {"seeds": seeds, "spread": spread, "ensemble": ensemble}
+    # ensemble.json comes last: it makes the folder a model.
     replace_text(folder / SEEDS_TABLE, _to_markdown(summary))
     write_json(folder / SEEDS_FILE, summary)
     write_json(folder / ENSEMBLE_FILE, ensemble)
@@ -88,22 +93,15 @@ def _name_in(folder: Path, member: Path) -> str:
     try:
         return member.resolve().relative_to(folder.resolve()).as_posix()
     except ValueError as error:
-        raise UserError(
-            f"{member} does not lie in {folder}; the members of an ensemble must."
-        ) from error
-
-
-def _read_run(member: Path) -> dict[str, Any]:
-    check_model_folder(member)
-    return read_json(member / RUN_FILE, otherwise={})
+        raise UserError(f"{member} does not lie in {folder}, as members must.") from error
 
 
 def _select_common(
     names: Sequence[str], runs: Sequence[dict[str, Any]], validation: Dataset
 ) -> Dataset:
-    """Return the images of `validation` that all runs kept apart to choose on.
+    """Return the images of `validation` that all runs were chosen on.
 
-    Of others, some member may have been trained on: the ensemble would flatter itself.
+    Members may have been trained on others, which would bias the ensemble optimistically.
     """
     common = set(runs[0]["hashes"]["validation"])
     hashes = to_hex(hash_images(validation))
@@ -121,20 +119,8 @@ def _select_common(
     return validation.select([row for row, one in enumerate(hashes) if one in common])
 
 
-def _calibrate(
-    members: Sequence[Path], validation: Dataset, required_sensitivity: float | None
-) -> dict[str, Any]:
-    """Return the temperature and operating point of an ensemble, and what it scores with them."""
-    labels, patients = validation["label"][:], validation["patient"][:]
-    predictor = Predictor.from_pretrained(members)
-    log_odds = predictor.log_odds_of_images(open_images(validation))
-    # Members that err on different images are less sure together than each should be.
-    found = calibrate_scores(labels, log_odds, patients, required_sensitivity)
-    return found.settings | found.remarks | {"metrics": found.metrics}
-
-
 def _spread(values: Sequence[float | None]) -> dict[str, float | None]:
-    """Return mean, standard deviation and range; None where a value or a second one is missing."""
+    """Return mean, standard deviation and range; None where a value is missing."""
     if None in values:
         return dict.fromkeys(("mean", "sd", "low", "high"))
     return {
@@ -148,44 +134,32 @@ def _spread(values: Sequence[float | None]) -> dict[str, float | None]:
 def _to_markdown(summary: dict[str, Any]) -> str:
     seeds, spread, ensemble = summary["seeds"], summary["spread"], summary["ensemble"]
     metrics = ensemble["metrics"]
-    of_ensemble = {name: interval["value"] for name, interval in metrics.items()}
-    of_ensemble["threshold"] = ensemble["threshold"]
     rows = [(f"seed {one['seed']} (`{one['member']}`)", one) for one in seeds]
-    rows += [
-        (title, {name: of_name[key] for name, of_name in spread.items()})
-        for title, key in (
-            ("mean", "mean"),
-            ("standard deviation", "sd"),
-            ("lowest", "low"),
-            ("highest", "high"),
-        )
-    ]
-    rows.append(("**ensemble**", of_ensemble))
-    auroc = metrics["auroc"]
-    return "\n".join(
-        [
-            f"# {len(seeds)} seeds",
-            "",
-            "Research software, not a medical device.",
-            "",
-            "All numbers are of the validation split, on which checkpoints, temperatures and "
-            "thresholds were chosen: they flatter. Each row is at its own threshold. The "
-            "standard deviation is that of the seeds, over one and the same split: it says how "
-            "far training scatters, and nothing of other patients.",
-            "",
-            f"| | {' | '.join(COLUMNS)} |",
-            f"|---|{'---|' * len(COLUMNS)}",
-            *(
-                f"| {title} | {' | '.join(_to_text(values[name]) for name in COLUMNS)} |"
-                for title, values in rows
-            ),
-            "",
-            "The log odds of the ensemble are the mean of its members', divided by a temperature "
-            f"of {ensemble['temperature']:.3f}. The 95% bootstrap interval of its AUROC over "
-            f"patients is {_to_text(auroc['low'])} to {_to_text(auroc['high'])}.",
-            "",
-        ]
-    )
+    for key, title in (
+        ("mean", "mean"),
+        ("sd", "standard deviation"),
+        ("low", "lowest"),
+        ("high", "highest"),
+    ):
+        rows.append((title, {name: of_name[key] for name, of_name in spread.items()}))
+    of_ensemble = {name: interval["value"] for name, interval in metrics.items()}
+    rows.append(("**ensemble**", of_ensemble | {"threshold": ensemble["threshold"]}))
+    cells = [[title, *(_to_text(values[name]) for name in COLUMNS)] for title, values in rows]
+    low, high = _to_text(metrics["auroc"]["low"]), _to_text(metrics["auroc"]["high"])
+    return f"""# {len(seeds)} seeds
+
+Research software, not a medical device.
+
+All numbers are of the validation split, on which checkpoints, temperatures and thresholds were
+chosen: they are optimistically biased. Each row is at its own threshold. The standard deviation
+is that of the seeds, on one split: it measures how much training varies, not how much patients do.
+
+{markdown_table(["", *COLUMNS], cells)}
+
+The log odds of the ensemble are the mean of its members', divided by a temperature of
+{ensemble["temperature"]:.3f}. The 95% bootstrap interval of its AUROC over patients is
+{low} to {high}.
+"""
 
 
 def _to_text(value: float | None) -> str:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,20 +27,21 @@ from pneumonia_hf.audit.run import audit_briefly
 from pneumonia_hf.data.cache import decode_splits
 from pneumonia_hf.data.file_hashes import to_hex
 from pneumonia_hf.errors import UserError
+from pneumonia_hf.files import write_json
 from pneumonia_hf.inference.operating_point import to_probability
 from pneumonia_hf.models.backbones import count_trainable, freeze, grow_drop_path
 from pneumonia_hf.training.arguments import XrayTrainingArguments
 from pneumonia_hf.training.checkpoints import (
     CHECKPOINTS,
+    OUTCOME_FILE,
     STATE_FILE,
     UNFINISHED,
     best_beside,
     last_checkpoint,
     phase_folder,
     read_outcome,
-    write_outcome,
 )
-from pneumonia_hf.training.distillation import Teacher, load_teacher
+from pneumonia_hf.training.distillation import load_teacher
 from pneumonia_hf.training.distributed import barrier, broadcast_from_main, gather, is_sharded
 from pneumonia_hf.training.finalize import RunFacts, finalize
 from pneumonia_hf.training.interruption import Notice, SaveAndStop, heed_sigterm
@@ -62,7 +64,7 @@ if TYPE_CHECKING:
 
     from pneumonia_hf.data.table import XrayData
 
-AUDITED: set[tuple] = set()  # the data whose audit this process has printed
+AUDITED: set[tuple] = set()  # fingerprints of the data whose audit this process has printed
 
 
 def train(
@@ -77,25 +79,24 @@ def train(
 
     Each training phase starts from the best weights of the one before. The best checkpoint of
     all phases by its validation metric is calibrated, given its threshold and saved in
-    `arguments.output_dir`; checkpoints stay in `checkpoints/` inside it. The test split is not
-    scored.
+    `arguments.output_dir`, beside `checkpoints/`. The test split is not scored.
 
     With `arguments.resume` an interrupted run continues, and ends with the same weights as an
-    uninterrupted one; a complete run is left as it is.
+    uninterrupted one; a complete run stays as it is.
 
     Args:
         model, processor: as `build_model` returns them.
         data: as `load_xrays` returns it.
-        recipe: is written into the run manifest; its `augment` is applied.
+        recipe: written into the run manifest; its `augment` is applied.
         arguments: of the Trainer; `output_dir` is the folder to make.
         callbacks: further callbacks for the Trainer.
 
     Raises:
         UserError: a class without readable images, an output folder in use, a loss of NaN, a
-            resumed run that was begun with something else.
+            resumed run that was started with other settings.
         Stopped: SIGTERM came, and a checkpoint was saved.
     """
-    # Only the main process looks: the others may find what it has just begun.
+    # In the main process only: the others might see what it has just created.
     broadcast_from_main(arguments, lambda: check_output_folder(arguments))
     with heed_sigterm() as notice, ExitStack() as locks:
         lock = lock_run(Path(arguments.output_dir))
@@ -103,61 +104,56 @@ def train(
         return _Run(model, processor, data, recipe, arguments, callbacks, notice).complete()
 
 
+@dataclass
 class _Run:
-    """A run in its output folder: what it is made of, and how far it has come."""
+    """A run in its output folder: its settings and its progress."""
 
-    def __init__(self, model, processor, data, recipe, arguments, callbacks, notice) -> None:
+    model: PreTrainedModel
+    processor: BaseImageProcessor
+    data: XrayData
+    recipe: Recipe
+    arguments: XrayTrainingArguments
+    callbacks: Sequence[TrainerCallback]
+    notice: Notice
+
+    def __post_init__(self) -> None:
         self.started = time.monotonic()
+        arguments, config = self.arguments, self.recipe.data
         self.folder = Path(arguments.output_dir)
-        self.model: PreTrainedModel = model
-        self.processor: BaseImageProcessor = processor
-        self.recipe: Recipe = recipe
-        self.arguments: XrayTrainingArguments = arguments
-        self.callbacks: Sequence[TrainerCallback] = callbacks
-        self.notice: Notice = notice
         self.is_main: bool = arguments.process_index == 0
         self.phases: list[Phase] = read_phases(
             arguments.phases,
             arguments.num_train_epochs,
             arguments.learning_rate,
-            recipe.model.trainable_layer_groups,
+            self.recipe.model.trainable_layer_groups,
         )
-        self._prepare_folder()
-        config = recipe.data
-        self.data, self.splits = decode_splits(data, processor, config.cache_dir, config.strict)
+        if self.is_main:
+            shutil.rmtree(self.folder / UNFINISHED, ignore_errors=True)  # of a killed run
+            if arguments.overwrite:
+                clear(self.folder)  # the old model stays until the new one is saved
+        barrier(arguments)
+        (self.folder / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
+        self.data, self.splits = decode_splits(
+            self.data, self.processor, config.cache_dir, config.strict
+        )
         self.hashes = {name: to_hex(split.hashes) for name, split in self.splits.items()}
-        self.teacher: Teacher | None = (
-            load_teacher(arguments.teacher, self.hashes) if arguments.teacher else None
-        )
+        self.teacher = load_teacher(arguments.teacher, self.hashes) if arguments.teacher else None
         self.fingerprints = {
             name: fingerprint(self.hashes[name], split.labels)
             for name, split in self.splits.items()
         }
         self._check_same_images()
-        self._print_audit()
-        made_of = describe_run(recipe, self.fingerprints, arguments)
+        audited = tuple(sorted(self.fingerprints.items()))
+        if self.is_main and audited not in AUDITED:
+            AUDITED.add(audited)
+            print(audit_briefly(self.data, self.splits), flush=True)
+        made_of = describe_run(self.recipe, self.fingerprints, arguments)
         self.record: dict[str, Any] = broadcast_from_main(
             arguments, lambda: create_run_record(self.folder, made_of, arguments.resume)
         )
 
-    def _print_audit(self) -> None:
-        """Print the audit of the data; once, where several runs share it."""
-        data = tuple(sorted(self.fingerprints.items()))
-        if self.is_main and data not in AUDITED:
-            AUDITED.add(data)
-            print(audit_briefly(self.data, self.splits), flush=True)
-
-    def _prepare_folder(self) -> None:
-        if self.is_main:
-            shutil.rmtree(self.folder / UNFINISHED, ignore_errors=True)  # of a killed run
-            if self.arguments.overwrite:
-                # The old model stays until the new one is saved; its checkpoints cannot.
-                clear(self.folder)
-        barrier(self.arguments)
-        (self.folder / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
-
     def complete(self) -> Path:
-        """Train what is not trained yet, and save the model."""
+        """Train the phases that are not complete, and save the model."""
         run_id = self.record["run_id"]
         if broadcast_from_main(self.arguments, lambda: is_complete(self.folder, run_id)):
             if self.is_main:
@@ -174,12 +170,13 @@ class _Run:
         return self.folder
 
     def _run_phase(self, number: int, phase: Phase) -> Outcome:
-        """Return how a phase ended, after training what is left of it."""
+        """Train the rest of a phase and return how it ended."""
         folder, resume = phase_folder(self.folder, number), self.arguments.resume
-        outcome = broadcast_from_main(
-            self.arguments, lambda: read_outcome(folder) if resume else None
-        )
-        if outcome is not None:
+
+        def find(read: Callable[[Path], Any]) -> Any:
+            return broadcast_from_main(self.arguments, lambda: read(folder) if resume else None)
+
+        if (outcome := find(read_outcome)) is not None:
             return outcome
         freeze(self.model, phase.trainable_layer_groups)
         if self.is_main:
@@ -187,28 +184,23 @@ class _Run:
         if self.recipe.model.channels_last:
             self.model.to(memory_format=torch.channels_last)
         trainer = self._make_trainer(number, phase)
-        checkpoint = broadcast_from_main(
-            self.arguments, lambda: last_checkpoint(folder) if resume else None
-        )
+        checkpoint = find(last_checkpoint)
         if checkpoint is not None:
             self._check_reachable(checkpoint)
         self._run_trainer(trainer, checkpoint)
         outcome = self._outcome_of(trainer)
         if self.is_main:
-            write_outcome(folder, outcome)
+            write_json(folder / OUTCOME_FILE, asdict(outcome))
         trainer.accelerator.free_memory()
         return outcome
 
     def _print_phase(self, number: int, phase: Phase) -> None:
         if len(self.phases) > 1:
-            print(
-                f"Phase {number} of {len(self.phases)}: {phase.name}, {phase.epochs:g} epochs at "
-                f"a rate of {phase.learning_rate:g}.",
-                flush=True,
-            )
-        learning, weights = count_trainable(self.model)
-        share = f"{learning / weights:.2%}" if learning < weights else "All"
-        print(f"{share} of the network's {weights:,} weights learn.", flush=True)
+            where, epochs = f"Phase {number} of {len(self.phases)}", f"{phase.epochs:g} epochs"
+            print(f"{where}: {phase.name}, {epochs} at a rate of {phase.learning_rate:g}.")
+        trained, weights = count_trainable(self.model)
+        share = f"{trained / weights:.2%}" if trained < weights else "All"
+        print(f"{share} of the network's {weights:,} weights are trained.", flush=True)
 
     def _make_trainer(self, number: int, phase: Phase) -> XrayTrainer:
         arguments = copy.copy(self.arguments)
@@ -216,8 +208,11 @@ class _Run:
         arguments.num_train_epochs = phase.epochs
         arguments.learning_rate = phase.learning_rate
         arguments.seed = (self.arguments.seed + number - 1) % 2**32
-        arguments.load_best_model_at_end = False  # `load_best` does it, exactly
-        arguments.run_name = self._name_run(number)
+        arguments.load_best_model_at_end = False  # the Trainer would load it non-strictly
+        # Unique, and the same when the run is resumed: trackio appends to any run of this name.
+        name = self.arguments.run_name or self.folder.resolve().name
+        suffix = f"-phase-{number}" if len(self.phases) > 1 else ""
+        arguments.run_name = f"{name}-{self.record['run_id'][:6]}{suffix}"
         if "trackio" in arguments.report_to:
             keep_dashboard_closed(arguments)
         try:
@@ -235,7 +230,7 @@ class _Run:
                 compute_metrics=_compute_trainer_metrics,
                 callbacks=[*self.callbacks, SaveAndStop(self.notice)],
             )
-            if not is_sharded():  # optimizer and schedule, for their errors
+            if not is_sharded():  # for the errors of optimizer and schedule
                 trainer.create_optimizer_and_scheduler(num_training_steps=10)
                 trainer.optimizer = trainer.lr_scheduler = None
             if not len(trainer.get_train_dataloader()):
@@ -244,35 +239,24 @@ class _Run:
             raise _explain_refusal(error) from error
         return trainer
 
-    def _name_run(self, number: int) -> str:
-        """Return the name of a phase for trackers: the same when resumed, and otherwise unique.
-
-        trackio adds to a run of the same name, also to that of another model.
-        """
-        name = self.arguments.run_name or self.folder.resolve().name
-        name = f"{name}-{self.record['run_id'][:6]}"
-        return name if len(self.phases) == 1 else f"{name}-phase-{number}"
-
     def _run_trainer(self, trainer: XrayTrainer, checkpoint: Path | None) -> None:
-        """Train, from `checkpoint` if there is one; do nothing if it is the last of the phase."""
+        """Train from `checkpoint`, if there is one and it is not the last of the phase."""
         if checkpoint is not None:
             state = TrainerState.load_from_json(str(checkpoint / STATE_FILE))
-            if state.global_step >= state.max_steps or is_exhausted(
-                state.log_history, trainer.args
-            ):
-                best = best_beside(checkpoint)
-                state.best_model_checkpoint = best and str(best)
+            is_last = state.global_step >= state.max_steps
+            if is_last or is_exhausted(state.log_history, trainer.args):
+                state.best_model_checkpoint = best_beside(checkpoint)
                 trainer.state = state
                 return
-            # It was done before the first step; early stopping would count another one.
+            # It is in the log already, and early stopping would count another one.
             trainer.args.eval_on_start = False
         self.notice.may_wait = True
         try:
             trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
         except ValueError as error:
-            if "checkpointing" in str(error):  # this network does not support it
-                raise _explain_refusal(error) from error
-            raise
+            if "checkpointing" not in str(error):
+                raise
+            raise _explain_refusal(error) from error  # this network does not support it
         finally:
             self.notice.may_wait = False
 
@@ -295,12 +279,12 @@ class _Run:
         )
 
     def _load_best_of(self, number: int, outcome: Outcome) -> None:
-        """Take the best weights of a phase for the next one."""
+        """Load the best weights of a phase into the model, for the next phase."""
         checkpoint = phase_folder(self.folder, number) / outcome.checkpoint
         if self.arguments.world_size == 1:
             self.model = load_best(checkpoint)
         else:
-            # Sent by the main process: the others may not see its disk.
+            # The other processes may not see the disk of the main one.
             weights = broadcast_from_main(
                 self.arguments, lambda: load_best(checkpoint).state_dict()
             )
@@ -329,26 +313,25 @@ class _Run:
         names = [STATE_FILE, "config.json"]
         if self.arguments.world_size > 1:
             names.append(f"rng_state_{self.arguments.process_index}.pth")
-        there = all((checkpoint / name).exists() for name in names)
-        if not all(gather(self.arguments, there)):
+        is_here = all((checkpoint / name).exists() for name in names)
+        if not all(gather(self.arguments, is_here)):
             raise UserError(
                 f"{checkpoint} is incomplete on some machine; put --output_dir on a disk that all "
-                f"machines share, or copy the folder of machine 0 into that of each other one."
+                f"machines share, or copy the folder of machine 0 to each of the others."
             )
 
     def _check_same_images(self) -> None:
         found = gather(self.arguments, self.fingerprints)
-        other = [number for number, one in enumerate(found) if one != found[0]]
-        if other:
-            # Otherwise the processes would wait for each other's batches without end.
+        if different := [number for number, one in enumerate(found) if one != found[0]]:
+            # The processes would wait for each other's batches without end.
             raise UserError(
-                f"Process {other[0]} sees other images than process 0 does; "
+                f"Process {different[0]} has other images than process 0; "
                 f"give all machines the same data."
             )
 
 
 def choose_outcome(outcomes: Sequence[Outcome], arguments: XrayTrainingArguments) -> int:
-    """Return which phase has the best checkpoint: the first of equals, or the last phase."""
+    """Return the index of the phase with the best checkpoint; the last where none is chosen."""
     values = [outcome.metric for outcome in outcomes]
     if not arguments.load_best_model_at_end or None in values:
         return len(outcomes) - 1
@@ -356,10 +339,9 @@ def choose_outcome(outcomes: Sequence[Outcome], arguments: XrayTrainingArguments
 
 
 def keep_dashboard_closed(arguments: XrayTrainingArguments) -> None:
-    """Keep trackio from serving its dashboard unasked.
+    """Keep trackio from serving its dashboard, on Colab and Kaggle at a public address.
 
-    It does so when a project is opened in a notebook, on Colab and Kaggle at a public address,
-    but not for a project that is open already.
+    It does so when a project is opened in a notebook, but not for a project that is open already.
     """
     try:
         import trackio
@@ -371,19 +353,17 @@ def keep_dashboard_closed(arguments: XrayTrainingArguments) -> None:
 
 
 def take_batch(batch: dict[str, Tensor] | list[dict[str, Any]]) -> dict[str, Tensor]:
-    """Return a batch unchanged: XrayPixels gives whole ones."""
+    """Return a whole batch unchanged, as XrayPixels gives it; collate single images."""
     return batch if isinstance(batch, dict) else default_data_collator(batch)
 
 
 def _explain_refusal(error: Exception) -> UserError:
     # Trackers and optimizers that are not installed, and arguments that exclude each other.
-    reason = " ".join(str(error).split())
-    return UserError(f"The Trainer refuses these arguments: {reason}")
+    return UserError(f"The Trainer refuses these arguments: {' '.join(str(error).split())}")
 
 
 def _compute_trainer_metrics(prediction: EvalPrediction) -> dict[str, float]:
-    """Return all METRICS and the log loss, each class weighing a half."""
-    # Imported here: the evaluate library takes seconds.
+    """Return all METRICS, and the log loss with balanced classes."""
     from pneumonia_hf.evaluation.hf_metric import compute_with_evaluate
 
     logits = prediction.predictions.astype(np.float64)

@@ -42,17 +42,17 @@ DIVERGED = (
 
 
 class XrayTrainer(Trainer):
-    """The Trainer with our augmentation, average of weights and checkpoints."""
+    """The Trainer with augmentation on the device, averaged weights and exact checkpoints."""
 
     def __init__(
         self, *args, recipe: Recipe, rates: dict[str, float], teacher: Teacher | None = None, **kw
     ) -> None:
-        """Take what Trainer takes, and
+        """Take the arguments of Trainer, and
 
         Args:
             recipe: its `augment` and `model.channels_last` are used.
-            rates: what the learning rate of each parameter is multiplied with, by name.
-            teacher: a model to learn from.
+            rates: factor on the learning rate of each parameter, by name.
+            teacher: the model to distil.
         """
         super().__init__(*args, **kw)
         if is_sharded():
@@ -73,13 +73,13 @@ class XrayTrainer(Trainer):
         self.add_callback(_Companion(self))
 
     def _prepare_sharding(self) -> None:
-        if not self.is_fsdp_enabled:  # accelerate says nothing, and trains unsharded
-            raise UserError("FSDP needs GPUs; take another file of train_scripts/accelerate.")
+        if not self.is_fsdp_enabled:  # accelerate would silently train unsharded
+            raise UserError("FSDP needs GPUs; use another file of train_scripts/accelerate.")
         if self.args.ema_decay:
             raise UserError("--ema_decay does not work with FSDP; leave one of them out.")
-        # A checkpoint has to be a model folder too: from it the run is finished.
+        # A checkpoint must be a model folder: the saved model is made from it.
         self.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
-        # accelerate shards the patch embedding by itself, and fails within a sharded parent.
+        # accelerate would shard the patch embedding, and fail within its sharded parent.
         self.model._no_split_modules = [
             name for name in self.model._no_split_modules if not name.endswith("Embeddings")
         ]
@@ -87,27 +87,24 @@ class XrayTrainer(Trainer):
     # ---- The batch
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """Augment and mix (in training) and normalise the batch, on the device that it is on."""
+        """Augment and mix (in training) and normalise the batch, on its device."""
         inputs = super()._prepare_inputs(inputs)
         pixels = inputs["pixel_values"]
         if self.model.training:
             for norm in self.frozen_norms:
-                norm.eval()  # else frozen layers' running statistics would still move
+                norm.eval()  # else the running statistics of frozen layers would change
             pixels = augment(pixels, self.recipe.augment)
             if self.mix or self.teacher:
-                pixels, inputs["labels"] = self._mix_and_ask(pixels, inputs["labels"])
+                if self.mix:
+                    pixels, classes = self.mix(pixels.float(), inputs["labels"])
+                else:
+                    classes = nn.functional.one_hot(inputs["labels"], len(LABELS)).float()
+                teacher_logits = self.teacher.logits(pixels) if self.teacher else None
+                inputs["labels"] = Targets(classes, teacher_logits)
         pixel_values = normalise(pixels, self.processing_class)
         if self.recipe.model.channels_last:
             pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
         return inputs | {"pixel_values": pixel_values}
-
-    def _mix_and_ask(self, pixels: Tensor, labels: Tensor) -> tuple[Tensor, Targets]:
-        """Return mixed pixels with the shares of their classes, and what the teacher says."""
-        if self.mix:
-            pixels, classes = self.mix(pixels.float(), labels)
-        else:
-            classes = nn.functional.one_hot(labels, len(LABELS)).float()
-        return pixels, Targets(classes, self.teacher.logits(pixels) if self.teacher else None)
 
     def _get_train_sampler(self, train_dataset=None) -> Sampler | None:
         if self.args.imbalance == "sampler":
@@ -120,8 +117,8 @@ class XrayTrainer(Trainer):
     def prediction_step(self, *args, **kwargs) -> tuple[None, Tensor | None, Tensor | None]:
         """Return the logits without a loss.
 
-        The Trainer's mean over batches of a loss counts the images that pad the last batch;
-        `compute_metrics` has the exact one.
+        The Trainer's mean loss counts the images that pad the last batch; `compute_metrics`
+        computes the exact one.
         """
         _, logits, labels = super().prediction_step(*args, **kwargs)
         return None, logits, labels
@@ -129,7 +126,7 @@ class XrayTrainer(Trainer):
     # ---- The step
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
-        """Make the Trainer's optimizer; each parameter at its own share of the rate."""
+        """Make the Trainer's optimizer, with the learning rate of each parameter."""
         if self.optimizer is not None or all(rate == 1 for rate in self.rates.values()):
             return super().create_optimizer(model)
         model = self.model if model is None else model
@@ -139,24 +136,22 @@ class XrayTrainer(Trainer):
             if parameter.requires_grad:
                 rate = self.rates[name.replace("_fsdp_wrapped_module.", "")]
                 groups.setdefault((rate, name in decaying), []).append(parameter)
-        kind, settings = self.get_optimizer_cls_and_kwargs(self.args, model)
-        self.optimizer = kind(
-            [  # the head's first: the Trainer logs the rate of the first group
-                {
-                    "params": parameters,
-                    "lr": self.args.learning_rate * rate,
-                    "weight_decay": self.args.weight_decay * decays,
-                }
-                for (rate, decays), parameters in sorted(
-                    groups.items(), key=lambda group: group[0], reverse=True
-                )
-            ],
-            **settings,
-        )
+        # The head's first: the Trainer logs the rate of the first group.
+        ordered = sorted(groups.items(), key=lambda group: group[0], reverse=True)
+        settings = [
+            {
+                "params": parameters,
+                "lr": self.args.learning_rate * rate,
+                "weight_decay": self.args.weight_decay * decays,
+            }
+            for (rate, decays), parameters in ordered
+        ]
+        kind, common = self.get_optimizer_cls_and_kwargs(self.args, model)
+        self.optimizer = kind(settings, **common)
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer=None) -> LRScheduler:
-        """Make the Trainer's schedule; a plateau in the direction of the metric."""
+        """Make the Trainer's schedule; a plateau schedule follows the direction of the metric."""
         if self.args.lr_scheduler_type != PLATEAU:
             return super().create_scheduler(num_training_steps, optimizer)
         if self.lr_scheduler is None:
@@ -171,22 +166,22 @@ class XrayTrainer(Trainer):
         return self.lr_scheduler
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log, and stop where the loss is no number any more."""
+        """Log, or raise a UserError if the loss is NaN."""
         if not np.isfinite(logs.get("loss", 0.0)):
             raise UserError(DIVERGED)
         super().log(logs, start_time)
 
-    # ---- The average of the weights
+    # ---- The averaged weights
 
     def update_average(self) -> None:
-        """Move the averaged weights towards those after this step."""
+        """Update the exponential moving average after a step."""
         if self.average is None:
             self.average = self._make_average()
         self.average.update_parameters(self.model)
 
     def _make_average(self) -> AveragedModel:
         def move(averaged: list[Tensor], live: list[Tensor], count: Tensor) -> None:
-            # The decay begins low, so that the first weights are soon forgotten.
+            # The decay begins low, so that the first weights soon count little.
             decay = min(self.args.ema_decay, (1 + int(count)) / (10 + int(count)))
             if averaged[0].is_floating_point():
                 torch._foreach_lerp_(averaged, live, 1 - decay)
@@ -196,7 +191,7 @@ class XrayTrainer(Trainer):
         return AveragedModel(self.model, multi_avg_fn=torch.no_grad()(move), use_buffers=True)
 
     def evaluate(self, *args, **kwargs) -> dict[str, float]:
-        """Evaluate, with the averaged weights where there are such."""
+        """Evaluate with the averaged weights, if there are any."""
         if self.average is None:
             return super().evaluate(*args, **kwargs)
         live, self.model = self.model, self.average.module
@@ -208,10 +203,11 @@ class XrayTrainer(Trainer):
     # ---- The checkpoint
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Save a checkpoint in a temporary folder, rename it, and only then remove older ones."""
+        """Save a checkpoint in a temporary folder, rename it, then remove older ones."""
         folder, name = Path(self.args.output_dir), f"checkpoint-{self.state.global_step}"
         staged = folder / UNFINISHED / name
-        self._refuse_nan()
+        if not all(torch.isfinite(one).all() for one in self.model.parameters()):
+            raise UserError(DIVERGED)
         if self.args.should_save:
             shutil.rmtree(staged, ignore_errors=True)  # of a killed run
         self.accelerator.wait_for_everyone()
@@ -225,7 +221,7 @@ class XrayTrainer(Trainer):
                 save_file(plain, staged / AVERAGE_FILE, metadata={"format": "pt"})
         except Exception:  # safetensors, torch and the system each raise their own
             if self.args.should_save:
-                shutil.rmtree(staged, ignore_errors=True)  # it would fill a full disk further
+                shutil.rmtree(staged, ignore_errors=True)  # a disk may be full
             raise
         finally:
             self.args.save_total_limit, self.args.output_dir = limit, str(folder)
@@ -234,32 +230,20 @@ class XrayTrainer(Trainer):
             install_checkpoint(folder, name)
         self.accelerator.wait_for_everyone()
         if self.args.local_process_index == 0:
-            install_checkpoint(folder, name)  # on a machine with a disk of its own
-        if self.state.best_model_checkpoint:
-            self.state.best_model_checkpoint = str(
-                folder / Path(self.state.best_model_checkpoint).name
-            )
+            install_checkpoint(folder, name)  # on a machine with its own disk
+        if best := self.state.best_model_checkpoint:
+            self.state.best_model_checkpoint = str(folder / Path(best).name)
         if self.args.should_save:
             remove_old(folder, limit, self.state.best_model_checkpoint)
 
-    def _refuse_nan(self) -> None:
-        for parameter in self.model.parameters():
-            if not torch.isfinite(parameter).all():
-                raise UserError(DIVERGED)
-
-    def _init_training_state(
-        self, max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
-    ) -> tuple[int, int]:
-        begun = super()._init_training_state(
-            max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
-        )
-        if resume_from_checkpoint is not None:
-            best = best_beside(Path(resume_from_checkpoint))
-            self.state.best_model_checkpoint = best and str(best)
+    def _init_training_state(self, max_steps, steps_of_epoch, epochs, checkpoint, trial):
+        begun = super()._init_training_state(max_steps, steps_of_epoch, epochs, checkpoint, trial)
+        if checkpoint is not None:
+            self.state.best_model_checkpoint = best_beside(checkpoint)
         return begun
 
-    # save_pretrained writes older key names than the live ViT, DeiT, Swin and DINOv2 modules
-    # have, and the Trainer loads them non-strictly: most tensors would silently stay as they are.
+    # save_pretrained writes older key names than those of the ViT, DeiT, Swin and DINOv2 modules,
+    # and the Trainer loads non-strictly: most tensors would silently keep their values.
     def _load_from_checkpoint(
         self, resume_from_checkpoint: str, model: nn.Module | None = None
     ) -> None:
@@ -268,26 +252,19 @@ class XrayTrainer(Trainer):
             return
         model = model or self.model
         module = model.module if hasattr(model, "module") else model  # DDP wraps it
-        module.load_state_dict(read_weights(Path(resume_from_checkpoint)), strict=True)
+        saved = AutoModelForImageClassification.from_pretrained(
+            resume_from_checkpoint, dtype=torch.float32
+        )
+        module.load_state_dict(saved.state_dict(), strict=True)
         average = Path(resume_from_checkpoint) / AVERAGE_FILE
         if average.exists():
             self.average = self._make_average()
             self.average.module.load_state_dict(load_file(average), strict=True)
-            self.average.n_averaged.fill_(_step_of(resume_from_checkpoint))
-
-
-def _step_of(checkpoint: str | Path) -> int:
-    return int(Path(checkpoint).name.removeprefix("checkpoint-"))
-
-
-def read_weights(checkpoint: Path) -> dict[str, Tensor]:
-    """Return the weights of a checkpoint under the names of the live module."""
-    saved = AutoModelForImageClassification.from_pretrained(checkpoint, dtype=torch.float32)
-    return saved.state_dict()
+            self.average.n_averaged.fill_(int(average.parent.name.removeprefix("checkpoint-")))
 
 
 def load_best(checkpoint: Path) -> nn.Module:
-    """Return the model of a checkpoint, in the weights that were evaluated: the averaged ones."""
+    """Return the model of a checkpoint with the weights that were evaluated."""
     model = AutoModelForImageClassification.from_pretrained(checkpoint, dtype=torch.float32)
     average = checkpoint / AVERAGE_FILE
     if average.exists():
@@ -296,20 +273,20 @@ def load_best(checkpoint: Path) -> nn.Module:
 
 
 class BalancedSampler(Sampler[int]):
-    """As many images of each class, drawn with replacement; an epoch is as long as the data.
+    """Draw both classes equally often, with replacement; an epoch is as long as the data.
 
-    torch's WeightedRandomSampler draws from a generator that a run cut within an epoch would
-    find elsewhere; here the draws follow from seed and epoch.
+    The draws follow from seed and epoch. torch's WeightedRandomSampler depends on the state of a
+    generator, which differs after a run is resumed within an epoch.
     """
 
     def __init__(self, labels: np.ndarray, seed: int) -> None:
-        """Take the labels of all images [N], and the seed."""
+        """Take the labels of all images, [N]."""
         self.rows = [torch.from_numpy(np.flatnonzero(labels == label)) for label in range(2)]
         self.seed = seed
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Draw anew for each epoch; accelerate calls this."""
+        """Set the epoch, which changes the draws; accelerate calls this."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -325,15 +302,16 @@ class BalancedSampler(Sampler[int]):
 
 
 class _Companion(TrainerCallback):
-    """What has to happen at moments for which the Trainer has no method."""
+    """What the Trainer has no method for."""
 
     def __init__(self, trainer: XrayTrainer) -> None:
         self.trainer = trainer
-        self.is_due = False  # a checkpoint, after the evaluation that follows
+        self.is_due = False  # a checkpoint, after the next evaluation
 
     def on_train_begin(self, args, state, control, **kwargs):
         if args.world_size > 1 and state.global_step == 0:
-            # Else all processes would augment alike; a resumed run restores each one's own state.
+            # Else all processes would draw the same augmentation. A resumed run restores each
+            # process' own state.
             torch.manual_seed(args.seed + args.process_index)
 
     def on_optimizer_step(self, args, state, control, **kwargs):
@@ -342,18 +320,17 @@ class _Companion(TrainerCallback):
 
     def on_epoch_begin(self, args, state, control, **kwargs):
         if isinstance(self.trainer.sampler, BalancedSampler):
-            # accelerate does not reach it where a resumed epoch is shared among processes.
+            # accelerate does not call it when several processes resume within an epoch.
             self.trainer.sampler.set_epoch(int(state.epoch or 0))
 
     def on_step_end(self, args, state, control, **kwargs):
         if state.epoch % 1 == 0 or state.global_step >= state.max_steps:
-            # The evaluation at the end of the epoch comes first: a run that is resumed from
-            # this checkpoint would lack it.
+            # After the evaluation at the end of the epoch, which belongs to the checkpoint.
             self.is_due = self.is_due or control.should_save
             control.should_save = False
 
     def on_epoch_end(self, args, state, control, **kwargs):
-        # Whatever the strategy, a run ends with a checkpoint.
+        # Every run ends with a checkpoint, whatever the strategy.
         if self.is_due or state.global_step >= state.max_steps:
             control.should_save = True
         self.is_due = False
@@ -365,10 +342,7 @@ class _Companion(TrainerCallback):
 
 
 def is_exhausted(log: list[dict[str, Any]], arguments: XrayTrainingArguments) -> bool:
-    """Return whether so many evaluations were no better that training stops early.
-
-    Counted from the log and not kept in a callback, so that a resumed run counts the same.
-    """
+    """Return whether early stopping is due, counted from the log: so a resumed run agrees."""
     metric = f"eval_{arguments.metric_for_best_model}"
     sign = 1 if arguments.greater_is_better else -1
     values = [sign * entry[metric] for entry in log if metric in entry]
@@ -378,7 +352,7 @@ def is_exhausted(log: list[dict[str, Any]], arguments: XrayTrainingArguments) ->
 
 
 def _make_mix(arguments: XrayTrainingArguments):
-    """Return mixup (Zhang et al. 2018), CutMix (Yun et al. 2019), one of both by lot, or None."""
+    """Return mixup (Zhang et al. 2018), CutMix (Yun et al. 2019), a random choice, or None."""
     from torchvision.transforms import v2
 
     mixes = [

@@ -1,4 +1,4 @@
-"""Decoded once: the same bits as served, shared by processes, and never half of an image."""
+"""The cache holds the served bits, is shared by processes, and survives interruptions."""
 
 import os
 import pickle
@@ -6,7 +6,9 @@ import shutil
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 
 import numpy as np
 import pytest
@@ -14,16 +16,15 @@ import torch
 from helpers import ROOT, draw_folder, draw_xray
 from PIL import Image
 from torch.utils.data import DataLoader
+from xray_files import make_tar
 
 from pneumonia_hf import read_xray
-from pneumonia_hf.data import cache
-from pneumonia_hf.data import file_hashes as hashes
-from pneumonia_hf.data import pixel_store as store
+from pneumonia_hf.data import cache, pixel_store
 from pneumonia_hf.data.cache import decode, decode_splits
-from pneumonia_hf.data.file_hashes import from_hex, hash_images, to_hex
+from pneumonia_hf.data.file_hashes import HashCache, from_hex, hash_images, to_hex
 from pneumonia_hf.data.image_stats import FACTS
 from pneumonia_hf.data.load import load_splits
-from pneumonia_hf.data.pixel_store import open_store
+from pneumonia_hf.data.pixel_store import PixelStore, open_store
 from pneumonia_hf.data.sources import open_images
 from pneumonia_hf.errors import UserError
 from pneumonia_hf.imaging.preprocess import make_processor, normalise, to_pixel_values
@@ -33,7 +34,7 @@ PROCESSOR = make_processor(32, (0.5,) * 3, (0.25,) * 3)
 
 @pytest.fixture
 def data(tmp_path):
-    """Drawn images of several sizes, old enough that their times are settled."""
+    """Drawn images of several sizes, old enough for the hash cache."""
     folder = draw_folder(tmp_path / "data", patients=40)
     for number in range(5):
         size = (50 + 9 * number, 80)
@@ -45,17 +46,17 @@ def data(tmp_path):
 def settle(folder) -> None:
     for path in folder.rglob("*.png"):
         os.utime(path, (1, 1))
-    hashes.HashCache.SETTLED = -3600.0  # the change time cannot be set back
+    HashCache.SETTLED = -3600.0  # the time of status change cannot be set
 
 
 @pytest.fixture(autouse=True)
 def restore():
-    before = hashes.HashCache.SETTLED
+    before = HashCache.SETTLED
     yield
-    hashes.HashCache.SETTLED = before
+    HashCache.SETTLED = before
 
 
-def test_cached_images_are_the_bits_that_are_served(data, tmp_path):
+def test_cached_images_equal_the_served_ones_bit_for_bit(data, tmp_path):
     split = decode(data, PROCESSOR, cache_dir=tmp_path / "cache").pixels
     assert len(split) == len(data) == 85
     assert split.labels.tolist() == data["label"][:]
@@ -65,7 +66,7 @@ def test_cached_images_are_the_bits_that_are_served(data, tmp_path):
     assert torch.equal(served, cached)
 
 
-def test_a_second_reading_opens_no_image(data, tmp_path, monkeypatch):
+def test_second_decode_opens_no_image(data, tmp_path, monkeypatch):
     first = decode(data, PROCESSOR, cache_dir=tmp_path / "cache").pixels
 
     def refuse(*_, **__):
@@ -79,9 +80,7 @@ def test_a_second_reading_opens_no_image(data, tmp_path, monkeypatch):
     assert np.array_equal(hash_images(data, tmp_path / "cache"), first.hashes)
 
 
-def test_shards_that_did_not_change_are_not_streamed_again(tmp_path, monkeypatch):
-    from test_sources import make_tar
-
+def test_unchanged_shards_are_not_streamed_again(tmp_path, monkeypatch):
     from pneumonia_hf.data import shard_source
 
     make_tar(tmp_path / "x.tar", 8)
@@ -93,12 +92,12 @@ def test_shards_that_did_not_change_are_not_streamed_again(tmp_path, monkeypatch
     again = decode(data, PROCESSOR, cache_dir=tmp_path / "cache").pixels
     assert np.array_equal(first.rows, again.rows) and not streams
     make_tar(tmp_path / "x.tar", 8, seed=50)
-    shard_source._stat_files.cache_clear()  # which otherwise looks once a minute
+    shard_source._stat_files.cache_clear()  # valid for a minute
     other = decode(data, PROCESSOR, cache_dir=tmp_path / "cache").pixels
     assert streams and not set(first.hashes.tolist()) & set(other.hashes.tolist())
 
 
-def test_batches_of_a_loader_come_whole_also_from_workers(data, tmp_path):
+def test_loader_gets_whole_batches_with_and_without_workers(data, tmp_path):
     from pneumonia_hf.training.train import take_batch
 
     split = decode(data, PROCESSOR, cache_dir=tmp_path / "cache").pixels
@@ -116,13 +115,13 @@ def test_batches_of_a_loader_come_whole_also_from_workers(data, tmp_path):
         assert torch.cat([one["labels"] for one in batches]).tolist() == data["label"][:]
 
 
-def test_another_size_or_other_contents_are_read_anew(data, tmp_path):
+def test_another_size_or_new_contents_are_decoded_again(data, tmp_path):
     place = tmp_path / "cache"
     before = decode(data, PROCESSOR, cache_dir=place).pixels
     other = decode(data, make_processor(48, (0.5,) * 3, (0.5,) * 3), cache_dir=place).pixels
     assert other.pixels([0]).shape == (1, 1, 48, 48)
     assert other.store.folder != before.store.folder
-    # The scaling to floats comes after the cache.
+    # Normalisation follows the cache.
     assert open_store(make_processor(32, (0.1,) * 3, (0.9,) * 3), place).folder == (
         before.store.folder
     )
@@ -137,7 +136,7 @@ def test_another_size_or_other_contents_are_read_anew(data, tmp_path):
     assert np.array_equal(np.delete(after.rows, 3), np.delete(before.rows, 3))
 
 
-def test_equal_files_are_kept_once(data, tmp_path):
+def test_identical_files_are_stored_once(data, tmp_path):
     folder = draw_folder(tmp_path / "twice", patients=3)
     for path in list(folder.rglob("*.png")):
         path.with_name(f"copy of {path.name}").write_bytes(path.read_bytes())
@@ -145,16 +144,13 @@ def test_equal_files_are_kept_once(data, tmp_path):
     assert len(split) == 12 and len(set(split.rows.tolist())) == 6 == split.store.count()
 
 
-def test_unreadable_files_are_listed_with_their_reasons_and_left_out(tmp_path):
+def test_unreadable_files_are_left_out_and_reported(tmp_path):
     folder = draw_folder(tmp_path / "data", patients=4)
     (folder / "NORMAL" / "IM-0001-0000.png").write_bytes(b"\x89PNG broken")
     (folder / "PNEUMONIA" / "text.jpeg").write_text("not an image")
     splits = load_splits(folder)
     found = decode(splits["all"], PROCESSOR, cache_dir=tmp_path / "cache")
-    assert {one.file for one in found.issues} == {
-        "NORMAL/IM-0001-0000.png",
-        "PNEUMONIA/text.jpeg",
-    }
+    assert {one.file for one in found.issues} == {"NORMAL/IM-0001-0000.png", "PNEUMONIA/text.jpeg"}
     assert all(one.kind == "unreadable" and one.reason for one in found.issues)
     assert len(found.pixels) == 7 and len(found.kept) == 7
     assert found.pixels.labels.tolist() == [
@@ -167,7 +163,7 @@ def test_unreadable_files_are_listed_with_their_reasons_and_left_out(tmp_path):
         decode_splits(splits, PROCESSOR, tmp_path / "cache", strict=True)
 
 
-def test_what_is_seen_of_a_whole_image_is_kept_beside_it(tmp_path):
+def test_facts_describe_the_full_size_image(tmp_path):
     folder = draw_folder(tmp_path / "data", patients=2)
     white = Image.new("L", (300, 200), 255)
     white.save(folder / "NORMAL" / "white.png")
@@ -184,31 +180,28 @@ def test_what_is_seen_of_a_whole_image_is_kept_beside_it(tmp_path):
     assert (split.facts("border")[2] == 255).all()
 
 
-def test_damage_on_the_disk_is_noticed_and_mended(data, tmp_path):
+def test_damage_on_the_disk_is_detected_and_repaired(data, tmp_path):
     place = tmp_path / "cache"
     split = decode(data, PROCESSOR, cache_dir=place).pixels
     good = split.pixels(range(85)).clone()
-    for name, at in (
-        ("pixels.bin", 5 * 1024 + 17),
-        ("facts.bin", 9 * FACTS.itemsize + 60),
-    ):
+    for name, at in (("pixels.bin", 5 * 1024 + 17), ("facts.bin", 9 * FACTS.itemsize + 60)):
         with (split.store.folder / name).open("r+b") as file:
             file.seek(at)
             byte = file.read(1)
             file.seek(at)
             file.write(bytes([byte[0] ^ 0xFF]))
-    mended = decode(data, PROCESSOR, cache_dir=place).pixels
-    assert torch.equal(mended.pixels(range(85)), good)
-    assert mended.store.count() == 87
-    assert np.array_equal(decode(data, PROCESSOR, cache_dir=place).pixels.rows, mended.rows)
+    repaired = decode(data, PROCESSOR, cache_dir=place).pixels
+    assert torch.equal(repaired.pixels(range(85)), good)
+    assert repaired.store.count() == 87
+    assert np.array_equal(decode(data, PROCESSOR, cache_dir=place).pixels.rows, repaired.rows)
 
 
-@pytest.mark.parametrize("cut", ["facts.bin", "pixels.bin"])
-def test_a_torn_tail_is_written_over(data, tmp_path, cut):
+@pytest.mark.parametrize("file", ["facts.bin", "pixels.bin"])
+def test_truncated_file_is_completed(data, tmp_path, file):
     place = tmp_path / "cache"
     split = decode(data, PROCESSOR, cache_dir=place).pixels
     good = split.pixels(range(85)).clone()
-    path = split.store.folder / cut
+    path = split.store.folder / file
     os.truncate(path, path.stat().st_size - 100)
     again = decode(data, PROCESSOR, cache_dir=place).pixels
     assert torch.equal(again.pixels(range(85)), good)
@@ -239,31 +232,48 @@ def start_build(folder, place) -> subprocess.Popen:
     )
 
 
-def test_two_processes_that_build_at_once_end_with_one_whole_store(tmp_path):
+@pytest.mark.slow
+def test_two_processes_at_once_write_one_complete_store(tmp_path):
     folder = draw_folder(tmp_path / "data", patients=60)
     builds = [start_build(folder, tmp_path / "cache") for _ in range(2)]
-    summary = [build.communicate(timeout=120) for build in builds]
-    assert [build.returncode for build in builds] == [0, 0], summary
-    assert summary[0][0] == summary[1][0]
-    assert summary[0][0].startswith("120 120 ")
+    outputs = [build.communicate(timeout=120) for build in builds]
+    assert [build.returncode for build in builds] == [0, 0], outputs
+    assert outputs[0][0] == outputs[1][0]
+    assert outputs[0][0].startswith("120 120 ")
 
 
-# The nth write to the store puts half of its bytes down, and the process is killed.
+def test_two_writers_at_once_write_one_complete_store(data, tmp_path, monkeypatch):
+    barrier, lock = Barrier(2), PixelStore.lock
+
+    def wait_and_lock(store):
+        barrier.wait(timeout=60)  # both have looked up the images and found none
+        return lock(store)
+
+    monkeypatch.setattr(PixelStore, "lock", wait_and_lock)
+    with ThreadPoolExecutor(2) as pool:
+        calls = [pool.submit(decode, data, PROCESSOR, "", tmp_path / "cache") for _ in range(2)]
+        one, other = (call.result().pixels for call in calls)
+    assert one.store.count() == 85
+    assert np.array_equal(one.rows, other.rows)
+
+
+# The process is killed after half of the nth write to the store.
 KILLED = """
 import os, signal
-from pneumonia_hf.data import pixel_store as store
-write, calls = store._write_at, []
+from pneumonia_hf.data import pixel_store
+write, calls = pixel_store._write_at, []
 def write_half(path, place, data):
     calls.append(path)
     if len(calls) == int(os.environ["KILL_AT"]):
         write(path, place, data[: len(data) // 2])
         os.kill(os.getpid(), signal.SIGKILL)
     write(path, place, data)
-store._write_at = write_half
+pixel_store._write_at = write_half
 """
 
 
-def test_a_build_that_is_killed_in_any_write_is_finished_by_the_next(tmp_path):
+@pytest.mark.slow
+def test_killed_process_is_completed_by_the_next(tmp_path):
     folder = draw_folder(tmp_path / "data", patients=100)
     whole = start_build(folder, tmp_path / "whole").communicate(timeout=120)[0]
     assert whole.startswith("200 200 ")
@@ -280,18 +290,18 @@ def test_a_build_that_is_killed_in_any_write_is_finished_by_the_next(tmp_path):
         assert build.returncode == -signal.SIGKILL
         sizes = [path.stat().st_size for path in place.glob("*/facts.bin")]
         kept.append(sum(sizes) // FACTS.itemsize)
-    # What was whole is kept; half of a chunk's records are whole too.
+    # Complete images are kept, also those of half a chunk of records.
     assert kept == [0, 32, 96]
     assert start_build(folder, place).communicate(timeout=120)[0] == whole
 
 
-def test_a_cache_that_is_deleted_while_it_is_in_use_is_noticed(data, tmp_path):
+def test_cache_that_is_deleted_while_in_use_is_an_error(data, tmp_path):
     place = tmp_path / "cache"
     split = decode(data, PROCESSOR, cache_dir=place).pixels
     sent = pickle.dumps(split)  # as to a worker that starts later
     before = split.pixels(range(85)).clone()
     shutil.rmtree(place)
-    assert torch.equal(split.pixels(range(85)), before)  # what is mapped stays
+    assert torch.equal(split.pixels(range(85)), before)  # the mapped file stays
     with pytest.raises(UserError, match="was deleted"):
         pickle.loads(sent).pixels([0])
     decode(data.select(range(84, -1, -1)), PROCESSOR, cache_dir=place)
@@ -299,31 +309,31 @@ def test_a_cache_that_is_deleted_while_it_is_in_use_is_noticed(data, tmp_path):
         pickle.loads(sent).pixels([0])
 
 
-def test_a_cache_folder_that_cannot_be_used_is_one_sentence(data, tmp_path):
+def test_unusable_cache_folder_is_refused_in_one_sentence(data, tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(UserError, match="--cache_dir"):
         decode(data, PROCESSOR, cache_dir=tmp_path / "file" / "cache")
 
 
-def test_a_spoilt_memory_of_hashes_does_no_harm(data, tmp_path):
+def test_damaged_hash_cache_is_ignored(data, tmp_path):
     place = tmp_path / "cache"
     first = decode(data, PROCESSOR, cache_dir=place).pixels
-    (place / "files.sqlite").write_bytes(b"no data base at all" * 100)
+    (place / "files.sqlite").write_bytes(b"not a database" * 100)
     again = decode(data, PROCESSOR, cache_dir=place).pixels
     assert np.array_equal(first.rows, again.rows)
 
 
-def test_hashes_are_written_and_read_alike(data):
+def test_hashes_survive_hexadecimal(data):
     hashes = np.array([0, 1, 2**64 - 1, 81985529216486895], dtype=np.uint64)
     assert to_hex(hashes)[3] == "0123456789abcdef"
     assert np.array_equal(from_hex(to_hex(hashes)), hashes)
 
 
-def test_key_of_the_cache_covers_all_code_that_reads_images():
+def test_cache_key_covers_all_code_that_decodes_images():
     import ast
     from importlib.util import find_spec
 
-    waiting, reached = [*store.READING], set()
+    waiting, reached = [*pixel_store.READING], set()
     while waiting:
         name = waiting.pop()
         if name in reached:
@@ -333,18 +343,20 @@ def test_key_of_the_cache_covers_all_code_that_reads_images():
         for node in ast.walk(tree):
             if isinstance(node, ast.ImportFrom) and node.module.startswith("pneumonia_hf."):
                 waiting.append(node.module)
-    assert reached - {"pneumonia_hf.errors"} == set(store.READING)
+    assert reached - {"pneumonia_hf.errors"} == set(pixel_store.READING)
 
 
-def test_code_of_the_cache_that_has_moved_is_an_error_and_no_stale_key(monkeypatch):
-    before = store._hash_of_reading()
-    store._hash_of_reading.cache_clear()
+def test_missing_module_of_the_cache_key_is_an_error(monkeypatch):
+    before = pixel_store._hash_of_reading()
+    pixel_store._hash_of_reading.cache_clear()
     try:
-        monkeypatch.setattr(store, "READING", store.READING[:-1])
-        assert store._hash_of_reading() != before
-        store._hash_of_reading.cache_clear()
-        monkeypatch.setattr(store, "READING", (*store.READING, "pneumonia_hf.moved_away"))
+        monkeypatch.setattr(pixel_store, "READING", pixel_store.READING[:-1])
+        assert pixel_store._hash_of_reading() != before
+        pixel_store._hash_of_reading.cache_clear()
+        monkeypatch.setattr(
+            pixel_store, "READING", (*pixel_store.READING, "pneumonia_hf.moved_away")
+        )
         with pytest.raises(ModuleNotFoundError):
-            store._hash_of_reading()
+            pixel_store._hash_of_reading()
     finally:
-        store._hash_of_reading.cache_clear()
+        pixel_store._hash_of_reading.cache_clear()

@@ -4,6 +4,7 @@ import shutil
 import numpy as np
 import pytest
 from helpers import REAL_XRAYS, draw_folder, draw_xray
+from xray_files import RAMP, make_dicom
 
 from pneumonia_hf.data.file_hashes import hash_images, to_hex
 from pneumonia_hf.data.load import DataConfig, load_splits, load_xrays
@@ -33,14 +34,14 @@ def test_class_folders_are_split_by_patient_and_no_image_is_lost(xray_folder):
         assert 0.4 < sum(splits[name]["label"][:]) / len(splits[name]) < 0.6
 
 
-def test_labels_follow_the_folders_and_classes_have_their_numbers(xray_folder):
+def test_labels_follow_the_class_folders(xray_folder):
     data = load_splits(xray_folder)["all"]
     for row in data:
         assert ("PNEUMONIA" in row["image"]["path"]) == (row["label"] == 1)
     assert data.features["label"].names == ["NORMAL", "PNEUMONIA"]
 
 
-def test_same_seed_gives_the_same_splits_and_another_seed_others(xray_folder):
+def test_same_seed_gives_the_same_splits_and_another_seed_does_not(xray_folder):
     one, two, other = (
         patients_of(load_xrays(DataConfig(str(xray_folder), split_seed=seed))) for seed in (1, 1, 2)
     )
@@ -50,7 +51,7 @@ def test_same_seed_gives_the_same_splits_and_another_seed_others(xray_folder):
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory):
-    """400 patients with 1 to 6 images each, three quarters of them ill, as rows alone."""
+    """Rows of 400 patients with 1 to 6 images each, three quarters with pneumonia."""
     generator = np.random.default_rng(0)
     listing, table = Listing({}), RowTable()
     for patient in range(400):
@@ -61,40 +62,40 @@ def many(tmp_path_factory):
 
 
 @pytest.mark.parametrize("fraction", [0.01, 0.02, 0.05, 0.1, 0.15, 0.25, 0.5])
-def test_share_that_is_asked_for_is_cut_off_to_within_a_point(many, fraction):
-    kept, cut = split_by_patient(many, fraction, seed=1)
-    assert len(kept) + len(cut) == len(many)
-    assert abs(len(cut) / len(many) - fraction) < 0.01
-    assert not set(kept["patient"][:]) & set(cut["patient"][:])
+def test_requested_share_is_met_within_one_percent(many, fraction):
+    kept, second = split_by_patient(many, fraction, seed=1)
+    assert len(kept) + len(second) == len(many)
+    assert abs(len(second) / len(many) - fraction) < 0.01
+    assert not set(kept["patient"][:]) & set(second["patient"][:])
     for label in (0, 1):  # classes keep their shares
-        of_class = cut["label"][:].count(label) / many["label"][:].count(label)
+        of_class = second["label"][:].count(label) / many["label"][:].count(label)
         assert abs(of_class - fraction) < 0.02
 
 
-def test_both_default_shares_are_of_all_images(xray_folder):
+def test_both_default_fractions_are_of_all_images(xray_folder):
     splits = load_xrays(DataConfig(str(xray_folder)))
     total = sum(len(one) for one in splits.values())
     for name in ("validation", "test"):
         assert abs(len(splits[name]) / total - 0.15) <= 0.01
 
 
-def test_share_that_whole_patients_cannot_make_up_is_refused(tmp_path):
+def test_share_that_whole_patients_cannot_meet_is_refused(tmp_path):
     data = load_splits(draw_folder(tmp_path / "data", patients=6))["all"]
     with pytest.raises(UserError, match=r"cannot make up 20.0% of the 12 images; .* 16.7%"):
         split_by_patient(data, 0.2, seed=1)
-    kept, cut = split_by_patient(data, 1 / 6, seed=1)
-    assert (len(kept), len(cut)) == (10, 2)
+    kept, second = split_by_patient(data, 1 / 6, seed=1)
+    assert (len(kept), len(second)) == (10, 2)
 
 
-def test_patient_with_both_labels_is_split_whole():
+def test_patient_with_both_labels_stays_in_one_split():
     listing, table = Listing({}), RowTable()
     for patient in range(100):
         for image in range(2):
             label = image if patient < 20 else patient % 2
             table.add(f"/nowhere/{patient}-{image}", f"{patient}-{image}", label, f"p{patient}")
-    kept, cut = split_by_patient(table.finish(listing), 0.2, seed=3)
-    assert not set(kept["patient"][:]) & set(cut["patient"][:])
-    assert len(cut) == 40
+    kept, second = split_by_patient(table.finish(listing), 0.2, seed=3)
+    assert not set(kept["patient"][:]) & set(second["patient"][:])
+    assert len(second) == 40
 
 
 def test_existing_splits_are_used_as_they_are(tmp_path):
@@ -106,7 +107,7 @@ def test_existing_splits_are_used_as_they_are(tmp_path):
         assert len(splits[name]) == 16
 
 
-def test_tiny_val_split_joins_train_and_another_is_cut(tmp_path, caplog):
+def test_tiny_val_split_joins_train_and_a_new_one_is_made(tmp_path, caplog):
     for number, name in enumerate(("train", "val", "test")):
         draw_folder(tmp_path / name, patients=10, seed=number * 50)
     splits = load_xrays(DataConfig(str(tmp_path)))
@@ -123,13 +124,13 @@ def test_person_numbers_of_two_splits_are_different_patients(tmp_path):
     assert not set(splits["train"]["patient"][:]) & set(splits["test"]["patient"][:])
 
 
-def test_metadata_tells_the_patient(tmp_path, caplog):
+def test_metadata_gives_the_patient(tmp_path, caplog):
     for name in ("NORMAL", "PNEUMONIA"):
         (tmp_path / name).mkdir()
         for number in range(4):
             draw_xray(number, ill=False).save(tmp_path / name / f"{number}.png")
     load_splits(tmp_path)
-    assert "8 file(s) do not tell their patient" in caplog.text
+    assert "8 file(s) do not name their patient" in caplog.text
     caplog.clear()
     rows = [f"{n}/{i}.png,{n[0]}{i // 2}" for n in ("NORMAL", "PNEUMONIA") for i in range(4)]
     (tmp_path / "metadata.csv").write_text("file_name,patient_id\n" + "\n".join(rows) + "\n")
@@ -137,19 +138,19 @@ def test_metadata_tells_the_patient(tmp_path, caplog):
     assert caplog.text == ""
 
 
-def test_shares_that_leave_nothing_to_train_on_are_refused():
+def test_fractions_that_leave_too_little_to_train_on_are_refused():
     with pytest.raises(UserError, match=r"leave 0\.2 or more"):
         DataConfig("x", validation_fraction=0.5, test_fraction=0.5)
 
 
-def test_folder_names_are_matched_without_regard_to_case(tmp_path):
+def test_folder_names_are_case_insensitive(tmp_path):
     draw_folder(tmp_path / "data", patients=2)
     (tmp_path / "data" / "NORMAL").rename(tmp_path / "data" / "Normal")
     (tmp_path / "data" / "PNEUMONIA").rename(tmp_path / "data" / "pneumonia")
     assert len(load_splits(tmp_path / "data")["all"]) == 4
 
 
-def test_left_out_files_are_named(tmp_path, caplog):
+def test_unused_files_are_logged(tmp_path, caplog):
     folder = draw_folder(tmp_path / "data", patients=2)
     (folder / "NORMAL" / "notes.txt").write_text("hello")
     (folder / "NORMAL" / ".DS_Store").write_text("junk")
@@ -158,9 +159,7 @@ def test_left_out_files_are_named(tmp_path, caplog):
     assert ".DS_Store" not in caplog.text
 
 
-def test_dicom_files_without_an_ending_are_found_and_folders_keep_patients_apart(tmp_path):
-    from test_xray import RAMP, make_dicom
-
+def test_dicom_files_without_an_extension_are_found_and_folders_are_patients(tmp_path):
     for name in ("NORMAL", "PNEUMONIA"):
         for patient in ("a", "b"):
             (tmp_path / name / patient).mkdir(parents=True)
@@ -171,7 +170,7 @@ def test_dicom_files_without_an_ending_are_found_and_folders_keep_patients_apart
     assert len(set(data["patient"][:])) == 2  # a and b
 
 
-def test_bad_folders_are_told_in_one_sentence(tmp_path):
+def test_invalid_folders_are_refused_in_one_sentence(tmp_path):
     with pytest.raises(UserError, match="does not exist"):
         load_splits(tmp_path / "nothing")
     (tmp_path / "file").write_text("x")
@@ -195,7 +194,7 @@ def test_bad_folders_are_told_in_one_sentence(tmp_path):
 
 
 @pytest.mark.skipif(not REAL_XRAYS.exists(), reason="the real X-rays are not beside this checkout")
-def test_splits_of_the_default_model_share_no_patient_and_are_found_by_their_bytes(tmp_path):
+def test_splits_of_the_default_model_share_no_patient(tmp_path):
     data = load_splits(str(REAL_XRAYS / "train"))["all"]
     run = json.loads((DEFAULT_MODEL / "run.json").read_text())
     split_of = {digest: name for name, several in run["hashes"].items() for digest in several}

@@ -1,10 +1,9 @@
-"""Every kind of source gives rows of one shape, loses nothing in silence, and names what is odd."""
+"""Every kind of source gives the same columns, and reports each file that is not used."""
 
 import io
 import json
 import os
 import sys
-import tarfile
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
@@ -13,7 +12,7 @@ import numpy as np
 import pytest
 from helpers import assert_one_sentence, call_script, draw_folder, draw_xray
 from hub_server import LocalHub, Repository
-from PIL import Image
+from xray_files import encode, make_tar
 
 from pneumonia_hf import read_xray
 from pneumonia_hf.data.issues import ISSUE_KINDS
@@ -29,12 +28,6 @@ def kinds_of(splits) -> dict[str, list[str]]:
     return found
 
 
-def to_bytes(image: Image.Image, form: str = "PNG") -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, form)
-    return buffer.getvalue()
-
-
 # ---------------------------------------------------------------------------------- names
 
 
@@ -47,21 +40,21 @@ def to_bytes(image: Image.Image, form: str = "PNG") -> bytes:
         ("a=hub:me/xrays", ("a", "hub", "me/xrays")),
         ("medmnist:224", ("medmnist-224", "medmnist", "224")),
         ("far=shards:https://x.org/train-*.tar", ("far", "shards", "https://x.org/train-*.tar")),
-        ("C:\\films", (None, "folder", "C:\\films")),
+        ("C:\\xrays", (None, "folder", "C:\\xrays")),
     ],
 )
-def test_a_source_is_named_with_its_kind_and_place(text, expected):
+def test_source_is_parsed_into_name_kind_and_place(text, expected):
     source = parse_source(text)
     name, kind, where = expected
     assert (source.kind, source.where) == (kind, where)
     assert name is None or source.name == name
 
 
-def test_a_folder_whose_name_looks_like_a_source_is_still_a_folder(tmp_path, monkeypatch):
+def test_folder_whose_name_looks_like_a_source_is_a_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    draw_folder(tmp_path / "hub:films", patients=2)
+    draw_folder(tmp_path / "hub:xrays", patients=2)
     draw_folder(tmp_path / "a=b", patients=2)
-    assert len(load_splits("hub:films")["all"]) == len(load_splits("a=b")["all"]) == 4
+    assert len(load_splits("hub:xrays")["all"]) == len(load_splits("a=b")["all"]) == 4
 
 
 @pytest.mark.parametrize(
@@ -71,11 +64,11 @@ def test_a_folder_whose_name_looks_like_a_source_is_still_a_folder(tmp_path, mon
         ("hub:", "names no data"),
         ("medmnist:33", "no size '33'"),
         ("shards:/nowhere/*.parquet", "no such file"),
-        ("shards:/nowhere/x.parquet", "not there"),
+        ("shards:/nowhere/x.parquet", "does not exist"),
         ("shards:/nowhere/x.zip", ".zip"),
     ],
 )
-def test_a_source_that_cannot_be_is_one_sentence(text, words):
+def test_invalid_source_is_refused_in_one_sentence(text, words):
     with pytest.raises(UserError, match=words):
         load_splits(text)
 
@@ -83,7 +76,7 @@ def test_a_source_that_cannot_be_is_one_sentence(text, words):
 # ---------------------------------------------------------------------------------- folders
 
 
-def test_no_file_of_a_folder_is_dropped_in_silence(tmp_path):
+def test_each_file_of_a_folder_is_used_or_reported(tmp_path):
     folder = draw_folder(tmp_path / "data", patients=3, images=2)
     for path, text in {
         "NORMAL/notes.txt": "hello",
@@ -105,12 +98,12 @@ def test_no_file_of_a_folder_is_dropped_in_silence(tmp_path):
         "no_place": ["loose.png"],
     }
     everything = [path for path in folder.rglob("*") if path.is_file()]
-    summary = sum(one.count for one in splits.issues)
-    assert len(splits["all"]) + summary == len(everything)
+    reported = sum(one.count for one in splits.issues)
+    assert len(splits["all"]) + reported == len(everything)
     assert set(found) <= set(ISSUE_KINDS)
 
 
-def test_strict_makes_an_error_of_what_is_left_out_but_not_of_system_files(tmp_path):
+def test_strict_refuses_unused_files_but_not_system_files(tmp_path):
     folder = draw_folder(tmp_path / "data", patients=3)
     (folder / "NORMAL" / ".DS_Store").write_text("junk")
     assert len(load_splits(folder, strict=True)["all"]) == 6
@@ -126,7 +119,7 @@ def test_splits_beside_class_folders_are_refused(tmp_path):
         load_splits(tmp_path / "data")
 
 
-def test_what_lies_outside_of_the_splits_is_told(tmp_path):
+def test_files_outside_of_the_splits_are_reported(tmp_path):
     for name in ("train", "test"):
         draw_folder(tmp_path / name, patients=3)
     draw_folder(tmp_path / "chest_xray" / "train", patients=3)  # as the public archive has it
@@ -135,8 +128,8 @@ def test_what_lies_outside_of_the_splits_is_told(tmp_path):
     assert len(kinds_of(splits)["no_place"]) == 6
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="other systems allow no such names")
-def test_names_that_are_no_text_are_told_and_do_no_harm(tmp_path):
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not allow such names")
+def test_names_that_are_not_utf_8_are_reported(tmp_path):
     folder = draw_folder(tmp_path / "data", patients=3)
     os.rename(
         folder / "NORMAL" / "IM-0000-0000.png", os.fsencode(folder / "NORMAL") + b"/caf\xe9.png"
@@ -146,7 +139,7 @@ def test_names_that_are_no_text_are_told_and_do_no_harm(tmp_path):
     assert kinds_of(splits) == {"odd_name": ["NORMAL/caf\\udce9.png"]}
 
 
-def test_links_are_followed_but_never_in_circles(tmp_path):
+def test_links_are_followed_without_cycles(tmp_path):
     folder = draw_folder(tmp_path / "store", patients=3)
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "normal").symlink_to(folder / "NORMAL")
@@ -169,7 +162,7 @@ def draw_flat(folder, count: int = 6):
     return folder
 
 
-def test_a_flat_folder_takes_its_labels_from_metadata(tmp_path):
+def test_flat_folder_gets_its_labels_from_metadata(tmp_path):
     folder = draw_flat(tmp_path / "flat", 8)
     rows = [f"{n}.png,{('Normal', 'pneumonia')[n % 2]},p{n // 2},{20 + n}" for n in range(6)]
     write_metadata(folder, "file_name,label,patient_id,age", *rows, "6.png,covid,p9,3")
@@ -184,7 +177,7 @@ def test_a_flat_folder_takes_its_labels_from_metadata(tmp_path):
     assert found["both_labels"] == ["p0", "p1", "p2"]
 
 
-def test_metadata_and_folders_that_disagree_are_named(tmp_path, caplog):
+def test_contradictions_of_metadata_and_folders_are_reported(tmp_path, caplog):
     folder = draw_folder(tmp_path / "data", patients=3)
     write_metadata(
         folder,
@@ -208,13 +201,13 @@ def test_metadata_and_folders_that_disagree_are_named(tmp_path, caplog):
     for kind in found:
         assert ISSUE_KINDS[kind].title in caplog.text
     row = splits["all"]["file"][:].index("NORMAL/IM-0001-0000.png")
-    assert splits["all"]["label"][row] == 0  # the folder is believed
+    assert splits["all"]["label"][row] == 0  # the folder takes precedence
     with pytest.raises(UserError, match=r"gone\.png"):
         load_splits(folder, strict=True)
 
 
 @pytest.mark.parametrize("place", ["root", "split", "class"])
-def test_metadata_beside_the_splits_or_in_them_tells_the_patient(tmp_path, place):
+def test_metadata_of_root_split_or_class_gives_the_patient(tmp_path, place):
     for split in ("train", "test"):
         folder = draw_folder(tmp_path / split, patients=2)
         if place == "split":
@@ -233,7 +226,7 @@ def test_metadata_beside_the_splits_or_in_them_tells_the_patient(tmp_path, place
 
 
 @pytest.mark.parametrize("name", ["path", "bytes", "image", "file", "source", "label_", " "])
-def test_a_column_of_metadata_never_takes_the_place_of_ours(tmp_path, name):
+def test_column_of_metadata_never_replaces_one_of_ours(tmp_path, name):
     folder = draw_folder(tmp_path / "data", patients=3)
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.png"))
     write_metadata(folder, f"file_name,{name},age", *(f"{one},/else/{one},3" for one in names))
@@ -244,7 +237,7 @@ def test_a_column_of_metadata_never_takes_the_place_of_ours(tmp_path, name):
     assert len(data.features) == 7
 
 
-def test_labels_of_metadata_may_be_numbers_and_lines_may_be_padded(tmp_path):
+def test_labels_of_metadata_may_be_numbers_and_cells_may_be_padded(tmp_path):
     folder = draw_flat(tmp_path / "flat", 4)
     rows = [f"{n}.png,{n % 2}, p{n} ,{' ' if n else ''}" for n in range(4)]
     write_metadata(folder, "file_name,label,patient_id,age", *rows, rows[1], "1.png,1,p1,")
@@ -254,7 +247,7 @@ def test_labels_of_metadata_may_be_numbers_and_lines_may_be_padded(tmp_path):
         load_splits(folder)
 
 
-def test_missing_files_are_told_of_the_metadata_of_a_split_too(tmp_path):
+def test_missing_files_of_a_splits_metadata_are_reported(tmp_path):
     for split in ("train", "test"):
         folder = draw_folder(tmp_path / split, patients=2)
         write_metadata(folder, "file_name,age", "NORMAL/gone.png,3")
@@ -263,7 +256,7 @@ def test_missing_files_are_told_of_the_metadata_of_a_split_too(tmp_path):
     assert len(found["metadata_left_out"]) == 8
 
 
-def test_a_folder_that_cannot_be_opened_is_told(tmp_path, monkeypatch):
+def test_folder_that_cannot_be_opened_is_reported(tmp_path, monkeypatch):
     from pneumonia_hf.data import folder_source as folders
 
     folder = draw_folder(tmp_path / "data", patients=3)
@@ -296,7 +289,7 @@ def test_two_links_to_one_folder_both_count(tmp_path):
         ("file_name,label\n0.png,NORMAL\n0.png,PNEUMONIA\n", "0.png twice"),
     ],
 )
-def test_broken_metadata_is_one_sentence(tmp_path, text, words):
+def test_invalid_metadata_is_refused_in_one_sentence(tmp_path, text, words):
     folder = draw_folder(tmp_path / "data", patients=2)
     (folder / "metadata.csv").write_text(text)
     with pytest.raises(UserError, match=words):
@@ -306,7 +299,7 @@ def test_broken_metadata_is_one_sentence(tmp_path, text, words):
 # ---------------------------------------------------------------------------------- several
 
 
-def test_several_hospitals_make_one_data_set_with_patients_apart(tmp_path, caplog):
+def test_several_sites_make_one_dataset_with_unique_patients(tmp_path, caplog):
     one = draw_folder(tmp_path / "one", patients=10)
     for number, split in enumerate(("train", "test")):
         draw_folder(tmp_path / "two" / split, patients=10, seed=7 + number)
@@ -322,7 +315,7 @@ def test_several_hospitals_make_one_data_set_with_patients_apart(tmp_path, caplo
     assert not patients[0] & patients[1] and not patients[0] & patients[2]
 
 
-def test_a_source_of_one_class_is_welcome_beside_others_only(tmp_path, caplog):
+def test_source_with_one_class_is_accepted_only_beside_others(tmp_path, caplog):
     both = draw_folder(tmp_path / "both", patients=10)
     only = draw_folder(tmp_path / "only", patients=20)
     for path in (only / "NORMAL").iterdir():
@@ -331,7 +324,7 @@ def test_a_source_of_one_class_is_welcome_beside_others_only(tmp_path, caplog):
     with pytest.raises(UserError, match="no NORMAL folder"):
         load_splits(only)
     splits = load_xrays(DataConfig([str(both), str(only)]))
-    assert "the source tells the class" in caplog.text
+    assert "the source determines the class" in caplog.text
     assert sum(len(split) for split in splits.values()) == 40
     with pytest.raises(UserError, match="Two sources are called 'both'"):
         load_splits([str(both), str(both)])
@@ -347,7 +340,7 @@ def make_parquet(count: int, seed: int = 0) -> bytes:
     features = Features(
         {
             "image": ImageFeature(),
-            # Another order than ours, another case, and a class too many.
+            # Another order and case than ours, and a third class.
             "label": ClassLabel(names=["Pneumonia", "Normal", "covid"]),
             "view": Value("string"),
         }
@@ -355,7 +348,7 @@ def make_parquet(count: int, seed: int = 0) -> bytes:
     rows = {
         "image": [
             {
-                "bytes": to_bytes(draw_xray(seed + n, ill=n % 2 == 0)),
+                "bytes": encode(draw_xray(seed + n, ill=n % 2 == 0), "PNG"),
                 "path": f"person{n // 2}_virus_{n}.jpeg",
             }
             for n in range(count)
@@ -368,7 +361,7 @@ def make_parquet(count: int, seed: int = 0) -> bytes:
     return buffer.getvalue()
 
 
-def assert_like_the_drawn(split, count: int, seed: int = 0) -> None:
+def assert_equals_drawn(split, count: int, seed: int = 0) -> None:
     """Check labels and images against what make_parquet and make_tar draw."""
     assert split["label"][:] == [1 - n % 2 for n in range(count)]
     images = list(open_images(split))
@@ -385,11 +378,11 @@ def write_parquet(path, features: dict, **columns) -> None:
 
 
 def make_columns(count: int) -> dict:
-    """Return images, and the names of their patients' files."""
+    """Return an image column with file names of the Kermany set."""
     return {
         "image": [
             {
-                "bytes": to_bytes(draw_xray(n, ill=n % 2 == 1)),
+                "bytes": encode(draw_xray(n, ill=n % 2 == 1), "PNG"),
                 "path": f"person{n // 3}_virus_{n}.png",
             }
             for n in range(count)
@@ -397,7 +390,7 @@ def make_columns(count: int) -> dict:
     }
 
 
-def test_shards_tell_the_patients_that_their_file_names_tell(tmp_path):
+def test_patients_of_shards_come_from_file_names(tmp_path):
     from datasets import Image as ImageFeature
     from datasets import Value
 
@@ -410,7 +403,7 @@ def test_shards_tell_the_patients_that_their_file_names_tell(tmp_path):
     assert "own_patient" not in kinds_of(splits)
 
 
-def test_patient_numbers_count_also_zero_and_no_number_is_no_patient(tmp_path):
+def test_patient_number_0_is_a_patient_and_nan_is_not(tmp_path):
     from datasets import Image as ImageFeature
     from datasets import Value
 
@@ -428,15 +421,11 @@ def test_patient_numbers_count_also_zero_and_no_number_is_no_patient(tmp_path):
     assert len(set(data["patient"][:])) == 5
 
 
-def test_the_class_is_taken_from_the_column_that_says_so(tmp_path):
+def test_label_column_is_found_by_its_classes_or_name(tmp_path):
     from datasets import ClassLabel, Value
     from datasets import Image as ImageFeature
 
-    kinds = {
-        "image": ImageFeature(),
-        "sex": ClassLabel(names=["F", "M"]),
-        "label": Value("string"),
-    }
+    kinds = {"image": ImageFeature(), "sex": ClassLabel(names=["F", "M"]), "label": Value("string")}
     labels = ["NORMAL", "PNEUMONIA"] * 4
     file = tmp_path / "x.parquet"
     write_parquet(file, kinds, **make_columns(8), sex=[0, 0, 1, 1] * 2, label=labels)
@@ -447,18 +436,18 @@ def test_the_class_is_taken_from_the_column_that_says_so(tmp_path):
         load_splits(f"shards:{file}")
 
 
-def test_a_shard_that_breaks_off_stops_and_a_row_without_image_does_not(tmp_path):
+def test_truncated_shard_is_an_error_and_a_row_without_an_image_is_an_issue(tmp_path):
     from datasets import Image as ImageFeature
     from datasets import Value
 
     columns = make_columns(8)
-    (tmp_path / "film.png").write_bytes(b"here while the table is written")
-    columns["image"][3] = {"bytes": None, "path": str(tmp_path / "film.png")}
+    (tmp_path / "scan.png").write_bytes(b"exists while the table is written")
+    columns["image"][3] = {"bytes": None, "path": str(tmp_path / "scan.png")}
     columns["image"][5] = None
     kinds = {"image": ImageFeature(), "label": Value("string")}
     file = tmp_path / "x.parquet"
     write_parquet(file, kinds, **columns, label=["NORMAL", "PNEUMONIA"] * 4)
-    (tmp_path / "film.png").unlink()
+    (tmp_path / "scan.png").unlink()
     images = [one for _, one in open_images(load_splits(f"shards:{file}")["all"])]
     assert [isinstance(one, XrayError) for one in images] == [n in (3, 5) for n in range(8)]
     make_tar(tmp_path / "x.tar", 40)
@@ -493,7 +482,7 @@ def hub(tmp_path, monkeypatch):
         hf_file_system.HfFileSystem.clear_instance_cache()
 
 
-def test_a_hub_data_set_has_its_labels_by_name_and_its_patients_by_file(hub):
+def test_hub_dataset_has_labels_by_name_and_patients_by_file(hub):
     repository = Repository(private=False)
     files = {
         f"data/{split}-00000-of-00001.parquet": make_parquet(count, seed)
@@ -508,7 +497,7 @@ def test_a_hub_data_set_has_its_labels_by_name_and_its_patients_by_file(hub):
         "test": 6,
     }
     for name, count, seed in (("train", 12, 0), ("validation", 8, 50), ("test", 6, 90)):
-        assert_like_the_drawn(splits[name], count, seed)
+        assert_equals_drawn(splits[name], count, seed)
     assert splits["train"]["patient"][:3] == ["train/person0", "train/person0", "train/person1"]
     assert splits["train"]["view"][0] == "PA"
     assert kinds_of(splits)["unknown_label"][0] == "train/person6_virus_12.jpeg"
@@ -522,28 +511,15 @@ def test_a_hub_data_set_has_its_labels_by_name_and_its_patients_by_file(hub):
     assert [(one.file, one.count) for one in more.issues if one.kind == "no_place"] == [
         ("extra", 5)
     ]
-    with pytest.raises(UserError, match="no data set someone/none"):
+    with pytest.raises(UserError, match="no dataset someone/none"):
         load_splits("hub:someone/none")
     with pytest.raises(UserError, match="revision 'v9'"):
         load_splits("hub:someone/xrays@v9")
 
 
-def make_tar(path, count: int, seed: int = 0) -> None:
-    with tarfile.open(path, "w") as archive:
-        for n in range(count):
-            summary = {"label": ("PNEUMONIA", "NORMAL")[n % 2], "patient_id": f"p{n // 2}"}
-            for ending, data in (
-                ("png", to_bytes(draw_xray(seed + n, ill=n % 2 == 0))),
-                ("json", json.dumps(summary).encode()),
-            ):
-                entry = tarfile.TarInfo(f"X-ray{n:04}.{ending}")
-                entry.size = len(data)
-                archive.addfile(entry, io.BytesIO(data))
-
-
 @pytest.fixture(params=["local", "remote"])
 def shard_place(request, tmp_path):
-    """The folder of some shards, and how it is called: by its path, or by a URL."""
+    """The folder of some shards, and its path or URL."""
     folder = tmp_path / "shards"
     folder.mkdir()
     if request.param == "local":
@@ -563,9 +539,9 @@ def test_parquet_shards_are_streamed(shard_place):
     (folder / "test-0.parquet").write_bytes(make_parquet(5, seed=70))
     splits = load_splits(f"shards:{place}/train-0.parquet,{place}/test-0.parquet")
     assert {name: len(rows) for name, rows in splits.items()} == {"train": 6, "test": 4}
-    assert_like_the_drawn(splits["train"], 6)
-    assert_like_the_drawn(splits["test"], 4, seed=70)
-    # Any rows in any order, as a cut by patients leaves them.
+    assert_equals_drawn(splits["train"], 6)
+    assert_equals_drawn(splits["test"], 4, seed=70)
+    # Any rows in any order, as after a split by patient.
     some = splits["train"].select([4, 1, 5])
     read = [np.asarray(read_xray(image)) for _, image in open_images(some)]
     for image, n in zip(read, (4, 1, 5), strict=True):
@@ -578,21 +554,21 @@ def test_webdataset_shards_are_streamed(shard_place):
     make_tar(folder / "1.tar", 8, seed=8)
     splits = load_splits(f"shards:{place}/0.tar,{place}/1.tar")
     assert list(splits) == ["all"]
-    assert_like_the_drawn(splits["all"], 16)
+    assert_equals_drawn(splits["all"], 16)
     assert set(splits["all"]["patient"][:]) == {"p0", "p1", "p2", "p3"}
 
 
-def test_shards_on_the_disk_are_found_by_a_pattern(tmp_path):
+def test_local_shards_are_found_by_a_pattern(tmp_path):
     for name in ("train-0", "train-1", "test-0"):
         make_tar(tmp_path / f"{name}.tar", 4)
     splits = load_splits(f"shards:{tmp_path}/*.tar")
     assert {name: len(rows) for name, rows in splits.items()} == {"train": 8, "test": 4}
     make_tar(tmp_path / "more.tar", 4)
-    with pytest.raises(UserError, match="name their part and some do not"):
+    with pytest.raises(UserError, match="name their split and some do not"):
         load_splits(f"shards:{tmp_path}/*.tar")
 
 
-def test_a_image_that_is_gone_from_its_shard_is_told_and_the_others_are_read(tmp_path):
+def test_image_that_is_gone_from_its_shard_is_an_error_and_the_others_are_read(tmp_path):
     make_tar(tmp_path / "x.tar", 6)
     splits = load_splits(f"shards:{tmp_path}/x.tar")
     make_tar(tmp_path / "x.tar", 4)
@@ -601,7 +577,7 @@ def test_a_image_that_is_gone_from_its_shard_is_told_and_the_others_are_read(tmp
     assert all(isinstance(one, XrayError) for one in images[4:])
 
 
-def test_medmnist_is_taken_from_its_own_file(tmp_path):
+def test_medmnist_is_read_from_its_file(tmp_path):
     arrays = {}
     for split, count in (("train", 12), ("val", 6), ("test", 6)):
         arrays[f"{split}_images"] = np.stack(
@@ -618,14 +594,14 @@ def test_medmnist_is_taken_from_its_own_file(tmp_path):
     assert splits["train"]["label"][:] == [0, 1] * 6
     for n, (_, image) in enumerate(open_images(splits["train"])):
         assert np.array_equal(np.asarray(read_xray(image)), arrays["train_images"][n])
-    assert sum(one.count for one in splits.issues) == 24  # it names no patient
+    assert sum(one.count for one in splits.issues) == 24  # it has no patients
 
 
 def test_every_kind_of_source_is_tested_here():
     assert set(SOURCES) == {"folder", "hub", "medmnist", "shards"}
 
 
-def test_training_on_shards_ends_with_a_model(tmp_path):
+def test_training_and_evaluation_work_on_shards(tmp_path):
     from helpers import save_tiny_body
 
     for name, seed in (("train", 0), ("val", 60), ("test", 90)):
@@ -644,10 +620,10 @@ def test_training_on_shards_ends_with_a_model(tmp_path):
             assert str(tmp_path.parent) not in path.read_text(), path
     assert parse_source(f"shards:{tmp_path}/x.tar").name == "shards-x.tar"
     report = json.loads((tmp_path / "report" / "report.json").read_text())
-    assert (report["data"], report["split"], report["n"]) == ("films", "test", 24)
+    assert (report["data"], report["split"], report["n"]) == ("X-rays", "test", 24)
     missing = call_script(
         "evaluate_model.py",
         *("--model", tmp_path / "run", "--data_dir", "shards:/nowhere/x.tar"),
         *("--output_dir", tmp_path / "other"),
     )
-    assert_one_sentence(missing, "/nowhere/x.tar", "not there")
+    assert_one_sentence(missing, "/nowhere/x.tar", "does not exist")

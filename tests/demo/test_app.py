@@ -1,11 +1,9 @@
-"""The app as it is served: app.py in a process of its own, called by the real client."""
+"""The endpoint of the app, called by the real client."""
 
 import os
 import re
-import socket
 import subprocess
 import sys
-import time
 import urllib.request
 
 import numpy as np
@@ -17,36 +15,6 @@ from PIL import Image
 
 from pneumonia_hf import Predictor, read_xray
 from pneumonia_hf.inference.attribution import METHODS
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
-
-@pytest.fixture(scope="module")
-def app_url(tiny_model):
-    port = free_port()
-    environment = os.environ | {"MODEL_ID": str(tiny_model), "GRADIO_SERVER_PORT": str(port)}
-    log = (tiny_model.parent / "app.log").open("w+")
-    server = subprocess.Popen(
-        [sys.executable, str(ROOT / "app.py")], env=environment, stdout=log, stderr=log
-    )
-    url = f"http://127.0.0.1:{port}"
-    try:
-        for _ in range(240):
-            try:
-                urllib.request.urlopen(url, timeout=5).close()
-                break
-            except OSError:
-                assert server.poll() is None, log.seek(0) or log.read()
-                time.sleep(0.25)
-        yield url
-    finally:
-        server.terminate()
-        server.wait(20)
-        log.close()
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +33,7 @@ def image(tmp_path_factory):
     return path
 
 
-def test_client_gets_what_the_predictor_says(client, image, tiny_model):
+def test_endpoint_returns_the_prediction_of_the_predictor(client, image, tiny_model):
     result, overlay = client.predict(image=handle_file(image), api_name="/predict")
     expected = Predictor.from_pretrained(tiny_model).predict(read_xray(image))
     assert result["probability"] == pytest.approx(expected.probability, abs=1e-5)
@@ -75,16 +43,16 @@ def test_client_gets_what_the_predictor_says(client, image, tiny_model):
     with Image.open(overlay) as drawn:
         assert drawn.size == (300, 240)
         gray = np.asarray(drawn.convert("RGB"), int)
-    assert np.ptp(gray, axis=2).max() > 20  # heat is coloured
+    assert np.ptp(gray, axis=2).max() > 20  # the map is coloured
 
 
 @pytest.mark.parametrize("method", sorted(METHODS))
-def test_every_method_can_be_asked_for(client, image, method):
+def test_endpoint_accepts_every_method(client, image, method):
     result, overlay = client.predict(handle_file(image), method, api_name="/predict")
     assert result["decision"] and os.path.getsize(overlay) > 1000
 
 
-def test_16_bit_image_is_not_turned_white(client, tmp_path, tiny_model):
+def test_16_bit_image_is_not_clipped_to_white(client, tmp_path, tiny_model):
     values = np.asarray(draw_xray(4, ill=True, size=(300, 240))).astype(np.uint16) * 12 + 200
     path = tmp_path / "deep.png"
     Image.fromarray(values).save(path)
@@ -93,22 +61,22 @@ def test_16_bit_image_is_not_turned_white(client, tmp_path, tiny_model):
     assert result["probability"] == pytest.approx(expected.probability, abs=1e-5)
 
 
-def test_bad_input_is_told_in_the_same_sentence_as_everywhere(client, image, tmp_path):
+def test_endpoint_reports_bad_input_in_the_usual_sentence(client, image, tmp_path):
     text = tmp_path / "scan.jpeg"
     text.write_text("no image")
     with pytest.raises(AppError, match=r"scan.jpeg is not an image that can be read"):
         client.predict(handle_file(text), api_name="/predict")
-    with pytest.raises(AppError, match="Give a chest X-ray first"):
+    with pytest.raises(AppError, match="Upload a chest X-ray first"):
         client.predict(None, api_name="/predict")
     result, _ = client.predict(handle_file(image), api_name="/predict")
-    assert result["decision"]  # the app goes on
+    assert result["decision"]  # the app still works
 
 
 def test_only_the_documented_endpoint_is_public(client):
     assert list(client.view_api(return_format="dict")["named_endpoints"]) == ["/predict"]
 
 
-def test_page_says_that_it_is_no_medical_device_and_asks_nothing_of_other_servers(app_url):
+def test_page_states_its_limits_and_loads_nothing_from_other_servers(app_url):
     with urllib.request.urlopen(app_url, timeout=10) as answer:
         page = answer.read().decode()
     assert "not a medical device" in page

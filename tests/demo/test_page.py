@@ -1,11 +1,10 @@
-"""The page in a real browser. Skips where there is none: Chromium, or a BROWSER that is one."""
+"""The page in a real browser; skipped without Chromium (or BROWSER_PATH)."""
 
 import os
 import shutil
 
 import pytest
 from helpers import draw_xray
-from test_app import app_url as app_url  # the same server
 
 BROWSER = os.environ.get("BROWSER_PATH") or next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
@@ -27,23 +26,23 @@ def page(tmp_path):
         browser.close()
 
 
-def test_visitor_uploads_a_film_and_sees_decision_and_heat(page, app_url, tmp_path):
-    strangers = []
-    page.on("request", lambda r: None if r.url.startswith(app_url) else strangers.append(r.url))
+def test_visitor_uploads_an_xray_and_sees_decision_and_attribution_map(page, app_url, tmp_path):
+    requests = []
+    page.on("request", lambda r: None if r.url.startswith(app_url) else requests.append(r.url))
     page.goto(app_url)
     page.get_by_text("not a medical device").wait_for(timeout=30_000)
 
-    dicom_image = tmp_path / "film.png"
-    draw_xray(4, ill=True, size=(300, 240)).save(dicom_image)
-    page.locator("input[type=file]").first.set_input_files(dicom_image)
+    image = tmp_path / "xray.png"
+    draw_xray(4, ill=True, size=(300, 240)).save(image)
+    page.locator("input[type=file]").first.set_input_files(image)
     page.get_by_text("calibrated for a population in which half have it").wait_for(timeout=60_000)
     assert page.locator(".verdict span").first.inner_text() in {"PNEUMONIA", "NORMAL", "REFER"}
     shown = "all => all.filter(one => one.naturalWidth == 300).length >= 2"
     page.wait_for_function(f"({shown})([...document.images])", timeout=30_000)
-    assert [url for url in strangers if url.startswith("http")] == []
+    assert [url for url in requests if url.startswith("http")] == []
 
 
-def test_visitor_is_told_what_is_wrong_with_a_file(page, app_url, tmp_path):
+def test_page_reports_an_unreadable_file(page, app_url, tmp_path):
     page.goto(app_url)
     text = tmp_path / "scan.jpeg"
     text.write_text("no image")

@@ -14,14 +14,14 @@ def processor():
     return make_processor(96, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
-def test_halves_of_the_road_equal_the_whole_bit_for_bit(processor):
+def test_resize_then_normalise_equals_to_pixel_values_bit_for_bit(processor):
     images = [draw_xray(seed, ill=True, size=size) for seed, size in enumerate(SIZES)]
     pixels = resize(images, processor)
     assert (pixels.shape, pixels.dtype) == ((4, 1, 96, 96), torch.uint8)
     assert torch.equal(normalise(pixels, processor), to_pixel_values(images, processor))
 
 
-def test_a_image_gives_the_same_pixels_alone_and_in_a_batch(processor):
+def test_image_has_the_same_pixels_alone_and_in_a_batch(processor):
     images = [draw_xray(seed, ill=False, size=size) for seed, size in enumerate(SIZES * 2)]
     together = to_pixel_values(images, processor)
     for row, image in enumerate(images):
@@ -37,7 +37,7 @@ def test_nothing_is_cropped(processor):
         assert border.float().mean() > 230
 
 
-def test_processor_survives_its_folder(processor, tmp_path):
+def test_saved_processor_is_loaded_unchanged(processor, tmp_path):
     from transformers import AutoImageProcessor
 
     processor.save_pretrained(tmp_path)
@@ -47,11 +47,11 @@ def test_processor_survives_its_folder(processor, tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
-def test_short_way_to_normalise_is_the_processors_own_bit_for_bit(processor, dtype):
+def test_normalise_equals_the_processors_own_step_bit_for_bit(processor, dtype):
     pixels = torch.randint(0, 256, (5, 1, 96, 96), dtype=torch.uint8).to(dtype)
     rgb = pixels.expand(-1, 3, -1, -1)
-    long = processor(images=rgb, do_resize=False, return_tensors="pt")["pixel_values"]
+    expected = processor(images=rgb, do_resize=False, return_tensors="pt")["pixel_values"]
     before = pixels.clone()
-    short = normalise(pixels, processor)
-    assert torch.equal(short, long) and short.is_contiguous()
+    result = normalise(pixels, processor)
+    assert torch.equal(result, expected) and result.is_contiguous()
     assert torch.equal(pixels, before)

@@ -35,7 +35,7 @@ def predictor(tiny_body, backbone_name) -> Predictor:
 @pytest.mark.parametrize("method", sorted(METHODS))
 def test_map_has_the_size_of_the_image_and_lies_in_0_to_1(predictor, method):
     if method not in methods_for(predictor):
-        with pytest.raises(UserError, match=f"{method}' cannot attribute this model; choose from"):
+        with pytest.raises(UserError, match=f"{method}' does not work for this model; choose from"):
             attribute(predictor, IMAGE, method)
         return
     values = attribute(predictor, IMAGE, method).values
@@ -51,9 +51,9 @@ with_gradcam = pytest.mark.parametrize(
     "backbone_name", WITH_GRADCAM, indirect=True, scope="session"
 )
 
-# Pixels a side of the image that one place of the last feature map stands for.
+# Pixels a side of the image for each place of the last feature map.
 STRIDES = dict.fromkeys(BACKBONES, 32) | {
-    "vit-base": 8,  # the tiny ones' patches
+    "vit-base": 8,  # the patches of the tiny models
     "deit-small": 8,
     "dinov2-small": 7,
     "swin-tiny": 16,
@@ -62,13 +62,13 @@ STRIDES = dict.fromkeys(BACKBONES, 32) | {
 
 
 def test_gradcam_is_offered_for_every_family_but_dinov2(predictor, backbone_name):
-    """Whose Grad-CAM does not agree with covering parts of the image, in any layer."""
+    """Grad-CAM of DINOv2 does not agree with occlusion in any layer."""
     expected = ["gradcam"] if backbone_name != "dinov2-small" else []
     assert methods_for(predictor) == [*expected, "occlusion", "integrated_gradients"]
 
 
 @with_gradcam
-def test_gradcam_has_one_value_a_place_of_the_feature_map(predictor, backbone_name):
+def test_gradcam_has_one_value_for_each_place_of_the_feature_map(predictor, backbone_name):
     attribution_map = gradcam_of(predictor)
     side = TINY_SIZES[backbone_name] // STRIDES[backbone_name]
     assert attribution_map.shape == (side, side)
@@ -79,7 +79,7 @@ def test_gradcam_has_one_value_a_place_of_the_feature_map(predictor, backbone_na
 
 
 def plant(quarter: int | None) -> Image.Image:
-    """Draw gray noise with a bright disc in a quarter: 0 to 3, line by line; None: in none."""
+    """Draw gray noise with a bright disc in one quarter, 0 to 3 by rows, or in none."""
     noise = np.random.default_rng(0).normal(90, 6, (64, 64))
     image = Image.fromarray(np.clip(noise, 0, 255).astype(np.uint8))
     if quarter is not None:
@@ -90,7 +90,7 @@ def plant(quarter: int | None) -> Image.Image:
 
 
 def score_more(predictor: Predictor, plain: Image.Image, *shown: Image.Image) -> None:
-    """Turn the head so that the logit of PNEUMONIA is 0 for `plain` and grows towards `shown`."""
+    """Set the head so that the logit of PNEUMONIA is 0 for `plain` and grows towards `shown`."""
     head = head_of(predictor.network.model)
     seen = []
     hook = head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
@@ -98,32 +98,32 @@ def score_more(predictor: Predictor, plain: Image.Image, *shown: Image.Image) ->
         predictor.network.model(pixel_values=predictor.network.pixel_values([plain, *shown]))
         hook.remove()
         (features,) = seen
-        origin, way = features[0], features[1:].mean(dim=0) - features[0]
-        way -= (way @ origin) / (origin @ origin) * origin
+        origin, direction = features[0], features[1:].mean(dim=0) - features[0]
+        direction -= (direction @ origin) / (origin @ origin) * origin
         head.bias.zero_()
         head.weight.zero_()
-        head.weight[predictor.network.class_index] = way / way.norm()
+        head.weight[predictor.network.class_index] = direction / direction.norm()
 
 
 @with_gradcam
-def test_gradcam_finds_what_was_planted(tiny_body, backbone_name):
-    """The head is turned towards the disc, and the heat that the disc adds lies where it is.
+def test_gradcam_locates_a_planted_disc(tiny_body, backbone_name):
+    """The head scores the disc, and the attribution that the disc adds lies on it.
 
-    All four places are tried: a grid that is transposed, shifted by a prefix token or of the
+    All four quarters are tested: a grid that is transposed, shifted by a prefix token or of the
     wrong width would put it elsewhere.
     """
     size = TINY_SIZES[backbone_name]
-    # Of the deep networks, one place sees the whole of a small image.
+    # In a deep network one place of the map sees all of a small image.
     predictor = make_predictor(backbone_name, tiny_body, 192 if size == 64 else size)
     score_more(predictor, plant(None), *map(plant, range(4)))
 
-    def heat_of(quarter: int | None) -> np.ndarray:
+    def map_of(quarter: int | None) -> np.ndarray:
         network = predictor.network
         found = METHODS["gradcam"](network, network.pixel_values([plant(quarter)]))
         return found.values.clamp(min=0).numpy()
 
     for quarter in range(4):
-        added = np.clip(heat_of(quarter) - heat_of(None), 0, None)
+        added = np.clip(map_of(quarter) - map_of(None), 0, None)
         middle = len(added) // 2
         halves = (added[:middle], added[-middle:])
         shares = [part.sum() for half in halves for part in (half[:, :middle], half[:, -middle:])]
@@ -134,7 +134,7 @@ def test_gradcam_finds_what_was_planted(tiny_body, backbone_name):
 @pytest.mark.parametrize(
     ("architecture", "side"), [("test_vit", 4), ("test_resnet", 2), ("test_byobnet", 2)]
 )
-def test_any_model_of_timm_is_explained(tmp_path, architecture, side):
+def test_gradcam_works_for_any_timm_model_with_a_grid(tmp_path, architecture, side):
     settings = {"img_size": 64} if architecture == "test_vit" else None
     save_timm(architecture, settings, tmp_path)
     predictor = make_predictor("timm", tmp_path)
@@ -142,7 +142,7 @@ def test_any_model_of_timm_is_explained(tmp_path, architecture, side):
     assert attribution_map.shape == (side, side)
 
 
-def test_map_that_is_no_grid_is_told_in_one_sentence(tmp_path):
+def test_feature_map_without_a_grid_is_one_sentence(tmp_path):
     save_timm("test_mambaout", None, tmp_path)  # keeps its channels last
     predictor = make_predictor("timm", tmp_path)
     with pytest.raises(UserError, match=r"test_mambaout .* use the method occlusion"):
@@ -157,7 +157,7 @@ def save_timm(architecture: str, settings: dict | None, folder: object) -> None:
     AutoModelForImageClassification.from_config(config).save_pretrained(folder)
 
 
-def test_model_of_an_earlier_release_is_explained():
+def test_gradcam_works_for_a_model_of_an_earlier_release():
     predictor = Predictor.from_pretrained(DEFAULT_MODEL, device="cpu")
     attribution_map = gradcam_of(predictor)
     assert attribution_map.shape == (7, 7)
@@ -179,8 +179,8 @@ def test_map_of_an_ensemble_is_the_mean_of_its_members_on_their_own_scales(tmp_p
 
 
 @pytest.mark.parametrize("method", ["gradcam", "occlusion"])
-def test_map_is_as_dark_as_little_was_found(predictor, method):
-    """With a stored reference, a score that moves half as much gives a map half as bright."""
+def test_brightness_of_a_map_follows_the_score(predictor, method):
+    """With a stored reference, half the change of the score gives half the brightness."""
     if method not in methods_for(predictor):
         return
     score_more(predictor, Image.new("L", (64, 64), 90), IMAGE)
@@ -207,7 +207,7 @@ def test_references_are_the_median_of_the_maxima(predictor, monkeypatch):
     assert attribution.measure_references(predictor, [IMAGE] * 3) == {"occlusion": 2.0}
 
 
-def test_target_is_the_log_odds_that_the_score_is_made_of(predictor):
+def test_target_is_the_log_odds_behind_the_probability(predictor):
 
     with torch.no_grad():
         head_of(predictor.network.model).bias += torch.tensor([3.0, -1.0])
@@ -217,14 +217,14 @@ def test_target_is_the_log_odds_that_the_score_is_made_of(predictor):
     assert predictor.probabilities([IMAGE])[0] == pytest.approx(probability, abs=1e-5)
 
 
-def test_integrated_gradients_sum_to_the_difference_that_they_explain(predictor):
-    """Completeness (Sundararajan et al. 2017, proposition 1), or the map says that it fails."""
+def test_integrated_gradients_sum_to_the_difference_or_warn(predictor):
+    """Completeness (Sundararajan et al. 2017, proposition 1), or a warning."""
     from pneumonia_hf.inference.attribution import COMPLETE
 
     found = attribute(predictor, IMAGE, "integrated_gradients")
     assert found.completeness_error is not None
-    summary = any("not complete" in text for text in found.warnings)
-    assert summary == (found.completeness_error > COMPLETE)
+    warned = any("not complete" in text for text in found.warnings)
+    assert warned == (found.completeness_error > COMPLETE)
 
 
 def test_steps_are_doubled_until_the_map_is_complete(tmp_path, monkeypatch):
@@ -247,7 +247,7 @@ def test_steps_are_doubled_until_the_map_is_complete(tmp_path, monkeypatch):
     assert any("after 256 steps" in text for text in found.warnings)
 
 
-def test_explaining_leaves_the_model_as_it_was(predictor):
+def test_attribution_leaves_the_model_unchanged(predictor):
     before = predictor.probabilities([IMAGE])
     state = {name: value.clone() for name, value in predictor.network.model.state_dict().items()}
     for method in methods_for(predictor):
@@ -258,10 +258,10 @@ def test_explaining_leaves_the_model_as_it_was(predictor):
     assert all(parameter.grad is None for parameter in predictor.network.model.parameters())
 
 
-def test_gradcam_of_a_network_that_can_be_done_by_hand():
+def test_gradcam_of_a_small_network_equals_the_result_by_hand():
     """Two channels of 2 x 2, averaged, and a linear head: the map is the head times the channels.
 
-    With global average pooling Grad-CAM is CAM but for a factor (Selvaraju et al. 2017, section
+    With global average pooling Grad-CAM equals CAM up to a factor (Selvaraju et al. 2017, section
     3.1): the gradient of channel k is w_k / 4 at every place.
     """
     from types import SimpleNamespace
@@ -291,7 +291,7 @@ def test_gradcam_of_a_network_that_can_be_done_by_hand():
     torch.testing.assert_close(found.values, expected)
 
 
-def test_map_notices_other_weights(tiny_model):
+def test_map_depends_on_the_weights(tiny_model):
     predictor = Predictor.from_pretrained(tiny_model)
     before = attribute(predictor, IMAGE, "integrated_gradients").values
     torch.manual_seed(0)
@@ -307,7 +307,7 @@ def test_unknown_method_names_the_choices(tiny_model):
         attribute(Predictor.from_pretrained(tiny_model), IMAGE, "magic")
 
 
-def test_overlay_colours_only_where_there_is_heat():
+def test_overlay_colours_only_places_above_zero():
     attribution_map = np.zeros((100, 150), np.float32)
     attribution_map[:50] = 1
     laid = np.asarray(overlay(IMAGE, attribution_map)).astype(int)
@@ -317,9 +317,9 @@ def test_overlay_colours_only_where_there_is_heat():
     assert np.abs(laid[:50] - gray[:50]).mean() > 20
 
 
-@pytest.mark.skipif(not REAL_XRAYS.exists(), reason="the real X-rays are not beside this checkout")
-def test_every_model_that_is_explained_by_gradcam_agrees_with_covering_parts_of_the_image():
-    """Of the default model, on real X-rays; benchmarks/attribution.py has twenty of each model."""
+@pytest.mark.skipif(not REAL_XRAYS.exists(), reason="needs the real X-rays")
+def test_gradcam_of_the_default_model_agrees_with_occlusion():
+    """On real X-rays; benchmarks/attribution.py measures it on twenty for each model."""
     from pneumonia_hf.evaluation.faithfulness import measure_agreement
 
     files = [f for name in LABELS for f in sorted((REAL_XRAYS / "train" / name).iterdir())[:4]]
@@ -329,8 +329,8 @@ def test_every_model_that_is_explained_by_gradcam_agrees_with_covering_parts_of_
     assert np.mean(found) > 0.3
 
 
-def test_occlusion_is_what_covering_by_hand_gives(tmp_path):
-    """A network that sees the upper left cell alone: what is covered there, and nowhere else."""
+def test_occlusion_equals_the_result_by_hand(tmp_path):
+    """Of a network that sees the upper left cell only."""
     from types import SimpleNamespace
 
     class Corner(torch.nn.Module):
@@ -345,13 +345,13 @@ def test_occlusion_is_what_covering_by_hand_gives(tmp_path):
     found = METHODS["occlusion"](Network(Corner(), processor=None), pixel_values)
     expected = torch.zeros(7, 7)
     # One square of two cells a side covers that cell: it lowers the log odds by 10 (1 - 4 / 196).
-    # Its neighbours lie under two and four squares, and have the mean over them.
+    # Its neighbours lie under two and four squares, and take the mean over them.
     fall = 10 * (1 - 4 / 196) * torch.tensor([[1, 1 / 2], [1 / 2, 1 / 4]])
     expected[:2, :2] = fall
     torch.testing.assert_close(found.values, expected)
 
 
-def test_agreement_is_full_where_the_map_is_occlusion_itself(tmp_path, monkeypatch):
+def test_agreement_of_occlusion_with_itself_is_full(tmp_path, monkeypatch):
     from pneumonia_hf.evaluation import faithfulness
     from pneumonia_hf.inference import attribution
 

@@ -39,7 +39,7 @@ SETTINGS = {
 
 
 def copy_model(model: Path, folder: Path, seed: int | None = None, **settings) -> Path:
-    """Copy a saved model, with other weights in its head and other settings if wanted."""
+    """Copy a saved model, optionally with other weights in its head and other settings."""
     shutil.copytree(model, folder, ignore=shutil.ignore_patterns("checkpoints"))
     network: PreTrainedModel = AutoModelForImageClassification.from_pretrained(folder)
     if seed is not None:
@@ -54,7 +54,7 @@ def copy_model(model: Path, folder: Path, seed: int | None = None, **settings) -
 
 @pytest.fixture(scope="module")
 def ensemble_folder(tmp_path_factory, tiny_model) -> Path:
-    """Two members and what makes an ensemble of them."""
+    """Two members and their ensemble.json."""
     folder = tmp_path_factory.mktemp("ensemble") / "run"
     copy_model(tiny_model, folder / "seed-1", 1, threshold=0.2, refer_low=0.1, refer_high=0.3)
     copy_model(tiny_model, folder / "seed-2", 2, threshold=0.9, refer_low=0.5, refer_high=0.95)
@@ -64,7 +64,7 @@ def ensemble_folder(tmp_path_factory, tiny_model) -> Path:
 
 @pytest.fixture
 def broken(ensemble_folder, tmp_path) -> Path:
-    """A copy of the ensemble that may be damaged."""
+    """A copy of the ensemble that a test may damage."""
     return shutil.copytree(ensemble_folder, tmp_path / "broken")
 
 
@@ -72,7 +72,7 @@ def list_members(folder: Path) -> list[Path]:
     return [folder / "seed-1", folder / "seed-2"]
 
 
-def test_margin_is_the_mean_of_the_members_margins_over_the_temperature(ensemble_folder):
+def test_log_odds_are_the_mean_of_the_members_log_odds_over_the_temperature(ensemble_folder):
     one, two = (
         Predictor.from_pretrained(m).log_odds(IMAGES) for m in list_members(ensemble_folder)
     )
@@ -81,11 +81,11 @@ def test_margin_is_the_mean_of_the_members_margins_over_the_temperature(ensemble
     assert np.array_equal(several.log_odds(IMAGES), (one + two) / 2)
     whole = Predictor.from_pretrained(ensemble_folder)
     assert np.allclose(whole.log_odds(IMAGES), (one + two) / 3, atol=1e-12)
-    in_splits = np.concatenate([whole.log_odds([image]) for image in IMAGES])
-    assert np.allclose(whole.log_odds(IMAGES, batch_size=4), in_splits, atol=1e-5)
+    in_batches_of_one = np.concatenate([whole.log_odds([image]) for image in IMAGES])
+    assert np.allclose(whole.log_odds(IMAGES, batch_size=4), in_batches_of_one, atol=1e-5)
 
 
-def test_members_of_other_families_and_sizes_score_each_in_its_own_way(ensemble_folder):
+def test_members_of_other_families_and_sizes_use_their_own_preprocessing(ensemble_folder):
     config = TINY_CONFIGS["vit-base"].__class__.from_dict(
         TINY_CONFIGS["vit-base"].to_dict() | {"id2label": {0: "PNEUMONIA", 1: "NORMAL"}}
     )
@@ -98,18 +98,18 @@ def test_members_of_other_families_and_sizes_score_each_in_its_own_way(ensemble_
     assert np.array_equal(ensemble.log_odds(IMAGES), expected)
     assert ensemble.name == "seed-1 + vit"
     assert ensemble.caveats == (NO_COMMON_THRESHOLD, NO_OWN_THRESHOLD)
-    # The mean of its logit and that of 0.5 is half of its logit.
+    # The mean of its logit and logit(0.5) = 0 is half of its logit.
     low = ensemble.operating_point.low
     assert np.log(low / (1 - low)) == pytest.approx(np.log(0.1 / 0.9) / 2)
 
 
-def test_threshold_is_the_ensembles_own_where_it_has_one(ensemble_folder):
+def test_ensemble_uses_its_own_threshold_if_it_has_one(ensemble_folder):
     point = Predictor.from_pretrained(ensemble_folder).operating_point
     assert (point.threshold, point.low, point.high) == (0.4, 0.3, 0.6)
     assert Predictor.from_pretrained(ensemble_folder).predict(IMAGES[0]).threshold == 0.4
 
 
-def test_several_models_take_the_mean_of_their_thresholds_as_logits_and_say_so(ensemble_folder):
+def test_several_models_use_the_mean_of_their_threshold_logits_and_say_so(ensemble_folder):
     predictor = Predictor.from_pretrained(list_members(ensemble_folder))
     # Odds of 1/4 and 9: their geometric mean is 1.5.
     assert predictor.operating_point.threshold == pytest.approx(0.6)
@@ -144,35 +144,35 @@ def test_ensemble_with_tta_averages_over_views_and_members(ensemble_folder):
         {"temperature": 0},
     ],
 )
-def test_damaged_settings_are_refused_in_one_sentence(broken, damage):
+def test_damaged_settings_are_rejected_in_one_sentence(broken, damage):
     (broken / ENSEMBLE_FILE).write_text(json.dumps(SETTINGS | damage))
     with pytest.raises(UserError, match=r"ensemble.json is damaged") as caught:
         Predictor.from_pretrained(broken)
     assert "\n" not in str(caught.value)
 
 
-def test_settings_that_are_no_json_or_no_object_are_refused(broken):
+def test_settings_that_are_not_a_json_object_are_rejected(broken):
     for text in ("{", "[]", "3", "null", '{"members": ["seed-1"]}'):
         (broken / ENSEMBLE_FILE).write_text(text)
         with pytest.raises(UserError, match=r"ensemble.json is damaged"):
             Predictor.from_pretrained(broken)
 
 
-def test_missing_and_damaged_members_are_refused_in_one_sentence(broken, monkeypatch):
+def test_missing_and_damaged_members_are_rejected_in_one_sentence(broken, monkeypatch):
     weights = broken / "seed-2" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(UserError, match=r"seed-2 cannot be loaded") as caught:
         Predictor.from_pretrained(broken)
     assert "\n" not in str(caught.value)
     shutil.rmtree(broken / "seed-2")
-    # A relative path with one slash could be a Hub id: nothing may be sought there.
+    # A relative path with one slash could be a Hub id; the Hub must not be asked.
     monkeypatch.chdir(broken.parent)
     monkeypatch.setattr("pneumonia_hf.hub._download", lambda *_: pytest.fail("asked the Hub"))
-    with pytest.raises(UserError, match="The member seed-2 of the ensemble broken is no finished"):
+    with pytest.raises(UserError, match="The member seed-2 of the ensemble broken is not a saved"):
         Predictor.from_pretrained("broken")
 
 
-def test_ensembles_of_ensembles_are_refused(broken, ensemble_folder):
+def test_ensembles_of_ensembles_are_rejected(broken, ensemble_folder):
     with pytest.raises(UserError, match="is an ensemble itself"):
         Predictor.from_pretrained([ensemble_folder, ensemble_folder / "seed-1"])
     shutil.copy(broken / "seed-1" / "config.json", broken)
@@ -181,18 +181,18 @@ def test_ensembles_of_ensembles_are_refused(broken, ensemble_folder):
         Predictor.from_pretrained(broken)
 
 
-def test_no_models_or_one_revision_for_several_are_refused(ensemble_folder):
-    with pytest.raises(UserError, match="no models"):
+def test_no_models_or_one_revision_for_several_are_rejected(ensemble_folder):
+    with pytest.raises(UserError, match="none is given"):
         Predictor.from_pretrained([])
     with pytest.raises(UserError, match="each its own"):
         Predictor.from_pretrained(list_members(ensemble_folder), "v1")
 
 
-def test_own_test_split_is_what_every_member_kept_apart(broken, xray_folder):
+def test_own_test_split_is_common_to_all_members(broken, xray_folder):
     predictor = Predictor.from_pretrained(broken)
     run = json.loads((broken / "seed-1" / "run.json").read_text())
     assert len(choose_split(xray_folder, "test", predictor)[1]) == len(run["hashes"]["test"])
-    # The second member was trained on one image that the first kept apart.
+    # The second member was trained on one test image of the first.
     other = json.loads((broken / "seed-2" / "run.json").read_text())
     moved = other["hashes"]["test"].pop()
     other["hashes"]["train"].append(moved)
@@ -203,11 +203,11 @@ def test_own_test_split_is_what_every_member_kept_apart(broken, xray_folder):
     report = evaluate_predictor(predictor, load_splits(xray_folder)["all"], resamples=50)
     assert report.seen_in_training == len(run["hashes"]["train"]) + 1
     (broken / "seed-2" / "run.json").unlink()
-    with pytest.raises(UserError, match="does not say which images it kept apart"):
+    with pytest.raises(UserError, match="does not record its own test split"):
         choose_split(xray_folder, "test", predictor)
 
 
-def test_report_names_the_ensemble_and_the_weights_of_all_members(
+def test_report_names_the_ensemble_and_hashes_the_weights_of_all_members(
     ensemble_folder, xray_folder, tmp_path
 ):
     predictor = Predictor.from_pretrained(list_members(ensemble_folder), tta=True)
@@ -244,7 +244,7 @@ def test_predict_script_takes_several_models_and_tta(ensemble_folder, tmp_path):
     assert log_odds["plain"] != pytest.approx(log_odds["list"], abs=1e-4)
 
 
-def test_evaluate_script_measures_an_ensemble_but_gives_it_no_card(
+def test_evaluate_script_scores_an_ensemble_but_writes_no_card(
     ensemble_folder, xray_folder, tmp_path
 ):
     data = ["--data_dir", xray_folder, "--split", "test", "--output_dir", tmp_path / "report"]
@@ -261,8 +261,8 @@ def test_evaluate_script_measures_an_ensemble_but_gives_it_no_card(
     assert_one_sentence(done, "--add_to_card", "--tta")
 
 
-def test_app_can_be_made_of_an_ensemble_folder(ensemble_folder):
-    # In a process of its own: gradio leaves sockets open where it was only built.
+def test_app_serves_an_ensemble_folder(ensemble_folder):
+    # In a separate process: gradio leaves sockets open if the app is only built.
     code = """
 import sys
 from pneumonia_hf import Predictor
@@ -278,7 +278,7 @@ print([one.value for one in demo.blocks.values() if "Model:" in str(getattr(one,
     assert str(ensemble_folder.parent) not in done.stdout
 
 
-def test_an_ensemble_gives_an_attribution_map(ensemble_folder):
+def test_ensemble_has_an_attribution_map(ensemble_folder):
     from pneumonia_hf.inference.attribution import attribute
 
     found = attribute(Predictor.from_pretrained(ensemble_folder), IMAGES[0])

@@ -19,7 +19,7 @@ IMAGES = [draw_xray(seed, ill=bool(seed % 2)) for seed in range(3)]
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory) -> Predictor:
-    """The quickest family to export, with a threshold of its own."""
+    """The quickest family to export, with its own threshold."""
     torch.manual_seed(0)
     body = save_tiny_body("xray-cnn", tmp_path_factory.mktemp("body"))
     model, processor = build_model(ModelConfig("xray-cnn", str(body), 64))
@@ -28,7 +28,7 @@ def small(tmp_path_factory) -> Predictor:
     return Predictor(Network(model, processor, name="small"))
 
 
-def test_exported_network_says_what_the_model_says(tiny_body, backbone_name, tmp_path):
+def test_exported_network_gives_the_logits_of_the_model(tiny_body, backbone_name, tmp_path):
     torch.manual_seed(0)
     model, processor = build_model(
         ModelConfig(backbone_name, str(tiny_body), TINY_SIZES[backbone_name])
@@ -50,15 +50,15 @@ def test_exported_network_says_what_the_model_says(tiny_body, backbone_name, tmp
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]  # weights inside
 
 
-def test_metadata_hold_what_another_program_needs(small, tmp_path):
+def test_metadata_are_enough_for_another_program(small, tmp_path):
     session = onnxruntime.InferenceSession(export_onnx(small, tmp_path / "model.onnx"))
-    summary = session.get_modelmeta().custom_metadata_map
-    assert json.loads(summary["labels"]) == ["NORMAL", "PNEUMONIA"]
-    assert (float(summary["threshold"]), float(summary["refer_low"])) == (0.6, 0.4)
-    # A program that knows only the file and Pillow comes to the same, but for the resizing.
-    size = int(summary["image_size"])
+    metadata = session.get_modelmeta().custom_metadata_map
+    assert json.loads(metadata["labels"]) == ["NORMAL", "PNEUMONIA"]
+    assert (float(metadata["threshold"]), float(metadata["refer_low"])) == (0.6, 0.4)
+    # With the file and Pillow alone the result is the same, except for the resizing.
+    size = int(metadata["image_size"])
     mean, std = (
-        np.array(json.loads(summary[f"image_{name}"]), np.float32)[:, None, None]
+        np.array(json.loads(metadata[f"image_{name}"]), np.float32)[:, None, None]
         for name in ("mean", "std")
     )
     small_images = [np.asarray(image.resize((size, size), 3)) for image in IMAGES]
@@ -67,7 +67,7 @@ def test_metadata_hold_what_another_program_needs(small, tmp_path):
     assert np.allclose(found, small.probabilities(IMAGES), atol=0.01)
 
 
-def test_threshold_that_nobody_chose_is_not_told(small, tmp_path):
+def test_metadata_hold_no_threshold_if_none_was_chosen(small, tmp_path):
     plain = Predictor(Network(small.network.model, small.network.processor))
     plain.has_threshold = False
     session = onnxruntime.InferenceSession(export_onnx(plain, tmp_path / "model.onnx"))
@@ -89,7 +89,7 @@ def test_network_that_differs_is_not_written(small, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_older_file_stays_unless_it_is_to_be_replaced(small, tmp_path):
+def test_older_file_is_kept_without_overwrite(small, tmp_path):
     path = tmp_path / "model.onnx"
     path.write_bytes(b"old")
     with pytest.raises(UserError, match="--overwrite"):
@@ -99,7 +99,7 @@ def test_older_file_stays_unless_it_is_to_be_replaced(small, tmp_path):
     assert onnxruntime.InferenceSession(path).get_inputs()[0].shape[1:] == [3, 64, 64]
 
 
-def test_mistakes_are_told_in_one_sentence(small, tmp_path, monkeypatch):
+def test_each_mistake_is_one_sentence(small, tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"folder .*nowhere does not exist"):
         export_onnx(small, tmp_path / "nowhere" / "model.onnx")
     with pytest.raises(UserError, match="is a folder"):
@@ -112,11 +112,11 @@ def test_mistakes_are_told_in_one_sentence(small, tmp_path, monkeypatch):
         export_onnx(small, tmp_path / "model.onnx")
 
 
-def test_script_exports_a_finished_model(small, tmp_path):
+def test_script_exports_a_saved_model(small, tmp_path):
     small.network.model.save_pretrained(tmp_path / "small")
     small.network.processor.save_pretrained(tmp_path / "small")
     flags = ["--model", tmp_path / "small", "--output", tmp_path / "model.onnx"]
     done = call_script("export_onnx.py", *flags)
     assert done.returncode == 0, done.stderr
-    assert "MB); its logits are those of the model" in done.stdout
+    assert "MB); its logits match those of the model" in done.stdout
     assert_one_sentence(call_script("export_onnx.py", *flags), "--overwrite")

@@ -31,7 +31,7 @@ def predictor(tiny_model) -> Predictor:
 IMAGES = [draw_xray(seed, ill=seed % 2 == 0, size=(70 + 9 * seed, 90)) for seed in range(12)]
 
 
-def test_probabilities_do_not_hang_on_the_batch(predictor):
+def test_probabilities_do_not_depend_on_the_batch(predictor):
     alone = np.concatenate([predictor.probabilities([image]) for image in IMAGES])
     for size in (1, 5, 32):
         together = predictor.probabilities(IMAGES, batch_size=size)
@@ -71,7 +71,7 @@ def test_decision_follows_threshold_and_its_range(predictor, monkeypatch):
         (draw_xray(1, True).resize((900, 200)), "longer than wide"),
     ],
 )
-def test_what_is_no_chest_film_is_referred(predictor, image, word):
+def test_image_that_is_not_a_chest_xray_is_referred(predictor, image, word):
     prediction = predictor.predict(image)
     assert prediction.decision == "REFER"
     assert any(word in warning for warning in prediction.warnings)
@@ -83,11 +83,11 @@ def test_coloured_image_is_referred(predictor, tmp_path):
     Image.fromarray(photograph).save(tmp_path / "photo.png")
     assert predictor.predict(read_xray(tmp_path / "photo.png")).decision == "REFER"
     assert not any(
-        "coloured" in doubt for doubt in input_warnings(read_xray(tmp_path / "grey.png"))
+        "coloured" in warning for warning in input_warnings(read_xray(tmp_path / "grey.png"))
     )
 
 
-def test_files_come_back_in_order_with_errors_in_their_place(predictor, tmp_path):
+def test_predictions_keep_the_order_of_files_and_errors(predictor, tmp_path):
     paths = []
     for number in range(70):
         path = tmp_path / f"{number}.png"
@@ -103,7 +103,7 @@ def test_files_come_back_in_order_with_errors_in_their_place(predictor, tmp_path
         assert results[number].probability == pytest.approx(expected, abs=1e-6)
 
 
-def test_class_order_goes_by_name_and_not_by_place():
+def test_class_order_is_by_name_not_by_position():
     processor = make_processor(64, (0.5,) * 3, (0.5,) * 3)
     scores = {}
     for names in (("NORMAL", "PNEUMONIA"), ("Pneumonia", "Normal")):
@@ -127,17 +127,17 @@ def test_model_without_a_threshold_says_so():
         IMAGES[0]
     )
     assert prediction.threshold == 0.5
-    assert "no chosen threshold" in prediction.warnings[0]
+    assert "stores no threshold" in prediction.warnings[0]
     assert prediction.decision == prediction.label
 
 
-def test_model_of_another_task_is_refused(tmp_path):
+def test_model_of_another_task_is_rejected(tmp_path):
     model = AutoModelForImageClassification.from_config(TINY_CONFIGS["convnextv2-tiny"])
     with pytest.raises(UserError, match="no class named PNEUMONIA"):
         Predictor(Network(model, make_processor(64, (0.5,) * 3, (0.5,) * 3)))
 
 
-def test_damaged_model_folders_are_refused_in_one_sentence(tiny_model, tmp_path):
+def test_damaged_model_folders_are_rejected_in_one_sentence(tiny_model, tmp_path):
     import shutil
 
     with pytest.raises(UserError, match=r"config.json is missing"):
@@ -170,26 +170,28 @@ def test_code_in_a_model_folder_is_never_run(tiny_model, tmp_path):
     assert not (tmp_path / "was_run").exists()
 
 
-def test_margin_with_tta_is_the_mean_over_the_image_and_its_views(tiny_model):
+def test_log_odds_with_tta_are_the_mean_over_the_image_and_its_views(tiny_model):
     plain = Predictor.from_pretrained(tiny_model)
     averaged = Predictor.from_pretrained(tiny_model, tta=True)
-    pixel_values = plain.pixel_values(IMAGES)
-    black = plain.pixel_values([Image.new("L", (9, 9))])
+    pixel_values = plain.network.pixel_values(IMAGES)
+    black = plain.network.pixel_values([Image.new("L", (9, 9))])
     views = [pixel_values, *(apply_transform(pixel_values, view, black) for view in TTA_TRANSFORMS)]
     with torch.inference_mode():
-        logits = torch.stack([plain.model(pixel_values=view).logits for view in views]).double()
+        logits = torch.stack(
+            [plain.network.model(pixel_values=view).logits for view in views]
+        ).double()
     log_odds = (logits[..., 1] - logits[..., 0]).numpy()
-    # The image itself goes the plain road, bit for bit.
+    # The image itself is scored as without augmentation, bit for bit.
     assert np.array_equal(log_odds[0], plain.log_odds(IMAGES))
     assert np.abs(averaged.log_odds(IMAGES) - log_odds.mean(axis=0)).max() < 1e-9
     assert np.abs(averaged.log_odds(IMAGES) - plain.log_odds(IMAGES)).max() > 1e-4
-    in_splits = np.concatenate([averaged.log_odds([image]) for image in IMAGES])
-    assert np.abs(in_splits - averaged.log_odds(IMAGES)).max() < 1e-5
+    in_batches_of_one = np.concatenate([averaged.log_odds([image]) for image in IMAGES])
+    assert np.abs(in_batches_of_one - averaged.log_odds(IMAGES)).max() < 1e-5
     assert averaged.log_odds([]).shape == (0,)
 
 
 def find_spot(pixels: torch.Tensor) -> tuple[float, float]:
-    """Return where the brightest place of an image is, from its centre: right, down."""
+    """Return the position of the brightest place from the centre: right, down."""
     weights = pixels[0, 0].clamp(min=0).double()
     height, width = weights.shape
     y = torch.arange(height) + 0.5 - height / 2
@@ -209,7 +211,7 @@ def find_spot(pixels: torch.Tensor) -> tuple[float, float]:
         (TtaTransform(degrees=30), (17.32, 10)),
     ],
 )
-def test_view_turns_clockwise_magnifies_and_shifts(view, expected):
+def test_transform_rotates_clockwise_zooms_and_shifts(view, expected):
     pixels = torch.zeros(1, 3, 50, 100)
     pixels[:, :, 23:27, 68:72] = 200.0
     black = torch.zeros(1, 3, 1, 1)
@@ -218,7 +220,7 @@ def test_view_turns_clockwise_magnifies_and_shifts(view, expected):
     assert find_spot(moved) == pytest.approx(expected, abs=0.1)
 
 
-def test_views_are_the_image_moved_before_it_is_normalised():
+def test_transforms_before_and_after_normalisation_are_equal():
     processor = make_processor(64, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     gray = resize(IMAGES[:3], processor)
     black = normalise(torch.zeros(1, 1, 1, 1), processor)
@@ -226,13 +228,13 @@ def test_views_are_the_image_moved_before_it_is_normalised():
         before = apply_transform(gray.float(), view, torch.zeros(1))
         after = apply_transform(normalise(gray, processor), view, black)
         if view.degrees or view.zoom < 1:
-            assert before.min() == 0  # black has come in from outside
+            assert before.min() == 0  # black from outside of the image
         assert torch.allclose(normalise(before, processor), after, atol=1e-4)
         assert abs(view.degrees) <= 3 and abs(view.zoom - 1) < 0.051
         assert max(abs(view.right), abs(view.down)) <= 0.02
 
 
-def test_answers_with_tta_say_so_and_that_the_threshold_knows_nothing_of_it(tiny_model):
+def test_predictions_with_tta_warn_about_it_and_the_threshold(tiny_model):
     predictor = Predictor.from_pretrained(tiny_model, tta=True)
     plain = Predictor.from_pretrained(tiny_model)
     assert predictor.operating_point == plain.operating_point
@@ -244,14 +246,14 @@ def test_answers_with_tta_say_so_and_that_the_threshold_knows_nothing_of_it(tiny
         assert model.caveats == caveats
 
 
-def test_half_precision_files_are_computed_in_single(tiny_model, tmp_path):
+def test_half_precision_weights_are_computed_in_single_precision(tiny_model, tmp_path):
     model = AutoModelForImageClassification.from_pretrained(tiny_model).half()
     model.save_pretrained(tmp_path)
-    Predictor.from_pretrained(tiny_model).processor.save_pretrained(tmp_path)
-    assert Predictor.from_pretrained(tmp_path).model.dtype == torch.float32
+    Predictor.from_pretrained(tiny_model).network.processor.save_pretrained(tmp_path)
+    assert Predictor.from_pretrained(tmp_path).network.model.dtype == torch.float32
 
 
-def test_package_imports_in_a_moment():
+def test_importing_the_package_imports_nothing_heavy():
     import subprocess
     import sys
 

@@ -1,4 +1,4 @@
-"""Several processes do what one does: the same weights, every image counted once."""
+"""Several processes give the same weights as one, and count every image once."""
 
 import argparse
 import json
@@ -17,26 +17,18 @@ from same_bits import assert_same_last_checkpoint
 
 MACHINES = ROOT / "train_scripts" / "accelerate"
 STEPS, TOTAL_BATCH, LEARNING_RATE = 20, 8, 0.1
-COUNTS = {  # images of each part: NORMAL, PNEUMONIA
-    # A multiple of the batch: else the last batch of several processes is filled up.
+COUNTS = {  # images of each split: NORMAL, PNEUMONIA
+    # A multiple of the batch: else the last batch of several processes is padded.
     "train": (24, 16),
-    "val": (7, 6),  # no multiple of any
+    "val": (7, 6),  # not a multiple of the batch
     "test": (2, 2),
 }
 PLAIN, AUGMENTED = ["--augment_strength", "0"], ["--augment_strength", "1"]
 
-# What two processes run. Imports take most of the time: one launch trains several times.
-SEVERAL = """
-import json, sys
-sys.path.insert(0, {root!r})
-from train_scripts.train import main
-
-for flags in json.loads(sys.argv[1]):
-    sys.argv = ["train.py", *flags]
-    main()
-"""
-# accelerate shards on GPUs only, and forgets about it on a CPU: it is told of GPUs.
+# accelerate shards on GPUs only; here it takes two CPU processes for GPUs.
 SHARDED = """
+import sys
+
 import accelerate.state as state
 from accelerate.utils import DistributedType
 
@@ -51,13 +43,16 @@ def make_with_gpus(self, *arguments, **settings):
 
 
 state.AcceleratorState.__init__ = make_with_gpus
+sys.path.insert(0, {root!r})
+from train_scripts.train import main
+main()
 """
 
 
 @pytest.fixture(scope="module")
 def splits(tmp_path_factory) -> Path:
-    """Parts of unequal classes, no patient in two of them."""
-    folder = tmp_path_factory.mktemp("parts")
+    """Splits with unequal classes, without a common patient."""
+    folder = tmp_path_factory.mktemp("splits")
     for number, (split, counts) in enumerate(COUNTS.items(), start=1):
         draw_folder(folder / split, patients=max(counts), seed=5000 * number)
         for label, count in zip(("NORMAL", "PNEUMONIA"), counts, strict=True):
@@ -77,10 +72,10 @@ def body(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def flags(splits, body):
-    """Return the flags of a run of 20 steps, for so many processes."""
+    """Return a function that makes the flags of a run of 20 steps."""
 
     def make(output: Path, processes: int) -> list[str]:
-        summary = {
+        values = {
             "--backbone": "vit-base",
             "--weights": body,
             "--image_size": TINY_SIZES["vit-base"],
@@ -90,24 +85,26 @@ def flags(splits, body):
             "--max_steps": STEPS,
             "--per_device_train_batch_size": TOTAL_BATCH // processes,
             "--per_device_eval_batch_size": 4,
-            "--eval_on_start": "true",  # while all runs still have the same weights
-            # AdamW would hide a wrong scale of the gradients, and clipping too.
+            "--eval_on_start": "true",  # while all runs have the same weights
+            # AdamW or clipping would hide a wrong scale of the gradients.
             "--optim": "sgd",
             "--learning_rate": LEARNING_RATE,
             "--max_grad_norm": 1000,
             "--early_stopping_patience": 0,
             "--precision": "fp32",
             "--cpu_threads": 1,
+            "--bootstrap_resamples": 20,
+            "--threshold_resamples": 50,
             "--report_to": "none",
             "--disable_tqdm": "true",
         }
-        return [str(word) for pair in summary.items() for word in pair]
+        return [str(word) for pair in values.items() for word in pair]
 
     return make
 
 
 def launch(*command: object) -> None:
-    """Run a Python module in a process of its own, which makes two over gloo."""
+    """Run a Python module that launches two processes over gloo."""
     done = subprocess.run(
         [sys.executable, "-m", *map(str, command)],
         capture_output=True,
@@ -119,27 +116,22 @@ def launch(*command: object) -> None:
     assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
 
 
-def accelerate(machine: str, script: Path, text: str, *arguments: str) -> None:
-    script.write_text(text.format(root=str(ROOT)))
+def accelerate(machine: str, script: Path, *arguments: str) -> None:
     config = MACHINES / f"{machine}.yaml"
-    module = "accelerate.commands.launch"
-    launch(module, "--quiet", "--config_file", config, script, *arguments)
+    launch("accelerate.commands.launch", "--quiet", "--config_file", config, script, *arguments)
+
+
+TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc_per_node", 2)
+TRAIN = ROOT / "train_scripts" / "train.py"
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory, flags) -> Path:
-    """The plain run in one process and in two; the augmented one twice in two."""
+    """The same run, without augmentation, in one process and in two."""
     folder = tmp_path_factory.mktemp("runs")
     done = call_script("train.py", *flags(folder / "one", 1), *PLAIN)
     assert done.returncode == 0, done.stderr[-2000:]
-    both = [
-        [*flags(folder / "two", 2), *PLAIN],
-        [*flags(folder / "augmented", 2), *AUGMENTED],
-    ]
-    accelerate("two_cpu_processes", folder / "several.py", SEVERAL, json.dumps(both))
-    torchrun = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    again = flags(folder / "augmented-again", 2)
-    launch(*torchrun, ROOT / "train_scripts" / "train.py", *again, *AUGMENTED)
+    accelerate("two_cpu_processes", TRAIN, *flags(folder / "two", 2), *PLAIN)
     return folder
 
 
@@ -158,20 +150,19 @@ def largest_difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tens
     return max(float((one[name] - other[name]).abs().max()) for name in one)
 
 
-def test_two_processes_go_on_within_an_epoch_with_the_images_that_were_due(tmp_path, flags):
-    """With a sampler of our own, which accelerate shares out: step 7 is in the second epoch."""
+@pytest.mark.slow
+def test_two_processes_resume_within_an_epoch_with_the_next_images(tmp_path, flags):
+    """With our own sampler, which accelerate shards: step 7 is in the second epoch."""
     more = ["--imbalance", "sampler", "--save_strategy", "steps", "--save_steps", "7"]
     more += ["--load_best_model_at_end", "false", "--save_total_limit", "9", "--resume"]
-    torchrun = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    script = ROOT / "train_scripts" / "train.py"
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    launch(*torchrun, script, *flags(whole, 2), *more)
+    launch(*TORCHRUN, TRAIN, *flags(whole, 2), *more)
     first = whole / "checkpoints" / "phase-1" / "checkpoint-7"
     shutil.copytree(first, cut / "checkpoints" / "phase-1" / first.name)
     shutil.copy(whole / "checkpoints" / "recipe.json", cut / "checkpoints")
-    launch(*torchrun, script, *flags(cut, 2), *more)
-    # The second process imports rich only when training has begun, which draws a number from
-    # Python's generator, each time it is started; training itself draws from torch's alone.
+    launch(*TORCHRUN, TRAIN, *flags(cut, 2), *more)
+    # The second process imports rich after training has begun, which draws a number from Python's
+    # generator after each start; training itself uses only torch's.
     assert_same_last_checkpoint(whole, cut, after=7, ignored="rng_state_1.pth/python")
     assert len(list((cut / "checkpoints").rglob(f"checkpoint-{STEPS}/rng_state_*.pth"))) == 2
 
@@ -187,9 +178,9 @@ def test_two_processes_with_half_the_batch_each_train_the_weights_of_one(runs, b
     assert moved > 0.01
     assert largest_difference(one, two) < 1e-5
     for run, processes in (("one", 1), ("two", 2)):
-        summary = json.loads((runs / run / "run.json").read_text())["training"]
-        assert summary["processes"] == processes
-        assert summary["per_device_train_batch_size"] * processes == TOTAL_BATCH
+        training = json.loads((runs / run / "run.json").read_text())["training"]
+        assert training["processes"] == processes
+        assert training["per_device_train_batch_size"] * processes == TOTAL_BATCH
 
 
 def test_metrics_of_two_processes_count_every_image_once(runs):
@@ -202,32 +193,37 @@ def test_metrics_of_two_processes_count_every_image_once(runs):
     start, also_start = one[0], two[0]
     for name in ("auroc", "auprc", "accuracy", "sensitivity", "specificity"):
         assert start[f"eval_{name}"] == also_start[f"eval_{name}"], name
-    # The last batch has another size than in one process, and so another rounding.
+    # The last batch has another size than in one process, and therefore another rounding error.
     for name in ("loss", "brier", "ece"):
         assert start[f"eval_{name}"] == pytest.approx(also_start[f"eval_{name}"], abs=1e-7), name
     right = start["eval_accuracy"] * sum(COUNTS["val"])
     assert right == pytest.approx(round(right), abs=1e-9)
 
 
-def test_same_command_twice_in_two_processes_gives_the_same_bits(runs):
-    once, again = runs / "augmented", runs / "augmented-again"
+@pytest.mark.slow
+def test_same_command_twice_in_two_processes_gives_the_same_bits(runs, flags, tmp_path):
+    once, again = tmp_path / "once", tmp_path / "again"
+    accelerate("two_cpu_processes", TRAIN, *flags(once, 2), *AUGMENTED)
+    launch(*TORCHRUN, TRAIN, *flags(again, 2), *AUGMENTED)
     assert (once / "model.safetensors").read_bytes() == (again / "model.safetensors").read_bytes()
     assert largest_difference(load_last(once), load_last(again)) == 0
-    assert largest_difference(load_last(once), load_last(runs / "two")) > 1e-3  # augmented indeed
+    assert largest_difference(load_last(once), load_last(runs / "two")) > 1e-3  # it was augmented
 
 
-def test_weights_sharded_over_processes_end_in_a_plain_model_folder(runs, flags, tmp_path):
-    summary = [[*flags(tmp_path / "run", 2), *PLAIN]]
-    accelerate("fsdp", tmp_path / "sharded.py", SHARDED + SEVERAL, json.dumps(summary))
+@pytest.mark.slow
+def test_sharded_training_ends_in_a_plain_model_folder(runs, flags, tmp_path):
+    script = tmp_path / "sharded.py"
+    script.write_text(SHARDED.format(root=str(ROOT)))
+    accelerate("fsdp", script, *flags(tmp_path / "run", 2), *PLAIN)
     checkpoint = next((tmp_path / "run").rglob(f"checkpoint-{STEPS}"))
     assert list(checkpoint.glob("pytorch_model_fsdp*")), "the weights were not sharded"
     assert largest_difference(load_last(runs / "one"), load_last(tmp_path / "run")) < 1e-5
     run = json.loads((tmp_path / "run" / "run.json").read_text())
     name = Path(run["training"]["best_checkpoint"]).name
     best = load_file(next((tmp_path / "run").rglob(name)) / "model.safetensors")
-    finished = load_file(tmp_path / "run" / "model.safetensors")
+    saved = load_file(tmp_path / "run" / "model.safetensors")
     temperature = run["validation"]["config"]["temperature"]
-    for key, value in finished.items():
+    for key, value in saved.items():
         scale = temperature if key.startswith("classifier.") else 1
         assert torch.equal(value, best[key] / scale), key
 
@@ -238,7 +234,7 @@ def machine(request) -> Path:
 
 
 def read_machine(path: Path) -> argparse.Namespace:
-    """Return what `accelerate launch` makes of a file."""
+    """Return the arguments that `accelerate launch` reads from a file."""
     from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 
     typed = ["--config_file", str(path)]
@@ -250,26 +246,26 @@ def read_machine(path: Path) -> argparse.Namespace:
     return arguments
 
 
-def test_accelerate_knows_every_key_of_a_machine(machine):
+def test_accelerate_knows_every_key_of_a_machine_file(machine):
     from accelerate.commands.config.config_args import load_config_from_file
     from accelerate.commands.launch import launch_command_parser
 
-    load_config_from_file(str(machine))  # raises on unknown keys, but not on those of fsdp_config
+    load_config_from_file(str(machine))  # raises on unknown keys, except in fsdp_config
     flags = {action.dest for action in launch_command_parser()._actions}
     assert set(yaml.safe_load(machine.read_text()).get("fsdp_config", {})) <= flags
 
 
-def test_every_machine_starts_what_its_name_says(machine):
+def test_every_machine_file_starts_the_processes_of_its_name(machine):
     arguments = read_machine(machine)
     alone = machine.stem in ("one_cpu", "one_gpu")
     assert arguments.multi_gpu == (not alone and machine.stem != "fsdp")
     assert arguments.use_fsdp == (machine.stem == "fsdp")
     assert arguments.num_processes == (1 if alone else 2)
     assert arguments.num_machines == (2 if machine.stem == "several_machines" else 1)
-    assert arguments.mixed_precision == "no"  # else it would differ from --precision unseen
+    assert arguments.mixed_precision == "no"  # else it would silently override --precision
 
 
-def test_readme_tells_of_every_machine():
-    summary = (MACHINES / "README.md").read_text()
+def test_readme_lists_every_machine_file():
+    text = (MACHINES / "README.md").read_text()
     for path in MACHINES.glob("*.yaml"):
-        assert f"`{path.name}`" in summary
+        assert f"`{path.name}`" in text

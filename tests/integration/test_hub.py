@@ -1,4 +1,4 @@
-"""Push and pull with the unmodified client, over HTTP, against a small Hub on loopback."""
+"""Push and pull with the real client over HTTP, against a local Hub."""
 
 import filecmp
 import json
@@ -9,14 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import (
-    ROOT,
-    assert_one_sentence,
-    call_script,
-    draw_xray,
-    run_script,
-    save_tiny_body,
-)
+from helpers import ROOT, assert_one_sentence, call_script, draw_xray, run_script, save_tiny_body
 from hub_server import LocalHub, Repository
 
 from pneumonia_hf.hub import fetch_folder
@@ -47,20 +40,23 @@ def push(model, repo_id, environment, *flags):
     )
 
 
-def test_model_goes_to_the_hub_in_one_commit_and_comes_back_the_same(
-    hub, hub_environment, tiny_model, tmp_path
-):
+def test_model_is_pushed_in_one_private_commit(hub, hub_environment, tiny_model):
     done = push(tiny_model, "me/x", hub_environment)
     assert done.returncode == 0, done.stderr
     repository = hub.repositories["me/x"]
     sha, files = repository.commits[-1]
     assert f"/me/x/commit/{sha}" in done.stdout
     assert repository.private
-    assert len(repository.commits) == 2  # the Hub's own first one, and ours
-    sent = set(MODEL_FILES) - {"reports.json", "xray_cnn.py"}
-    assert files.keys() == sent | {".gitattributes"}
+    assert len(repository.commits) == 2  # the Hub's initial commit, and ours
+    expected = set(MODEL_FILES) - {"reports.json", "xray_cnn.py"}
+    assert files.keys() == expected | {".gitattributes"}
     assert "checkpoints" in {path.name for path in tiny_model.iterdir()}
 
+
+@pytest.mark.slow
+def test_pulled_model_scores_like_the_pushed_one(hub, hub_environment, tiny_model, tmp_path):
+    assert push(tiny_model, "me/x", hub_environment).returncode == 0
+    sha = hub.repositories["me/x"].commits[-1][0]
     image = tmp_path / "one.png"
     draw_xray(0, ill=True).save(image)
     tables = []
@@ -74,9 +70,7 @@ def test_model_goes_to_the_hub_in_one_commit_and_comes_back_the_same(
     assert filecmp.cmp(tables[0], tables[2], shallow=False)
 
 
-def test_a_new_push_leaves_no_numbers_of_the_model_before(
-    hub, hub_environment, tiny_model, tmp_path
-):
+def test_push_deletes_the_reports_of_the_previous_model(hub, hub_environment, tiny_model, tmp_path):
     import shutil
 
     measured = tmp_path / "measured"
@@ -88,13 +82,11 @@ def test_a_new_push_leaves_no_numbers_of_the_model_before(
         assert ("reports.json" in hub.repositories["me/x"].commits[-1][1]) == expected
 
 
-def test_older_revision_keeps_its_own_weights(
-    hub, hub_environment, finished_models_of_two_seeds, tmp_path
-):
+def test_each_revision_has_its_own_weights(hub, hub_environment, two_saved_models, tmp_path):
     from safetensors.numpy import load
 
     shas = []
-    for model in finished_models_of_two_seeds:
+    for model in two_saved_models:
         assert push(model, "me/x", hub_environment, "--public").returncode == 0
         shas.append(hub.repositories["me/x"].commits[-1][0])
     assert not hub.repositories["me/x"].private
@@ -102,7 +94,7 @@ def test_older_revision_keeps_its_own_weights(
         "import sys; from pneumonia_hf.hub import fetch_folder;"
         "print(fetch_folder(sys.argv[1]) / 'model.safetensors')"
     )
-    for model, revision in zip(finished_models_of_two_seeds, shas, strict=True):
+    for model, revision in zip(two_saved_models, shas, strict=True):
         done = subprocess.run(
             [sys.executable, "-c", code, f"me/x@{revision}"],
             capture_output=True,
@@ -116,7 +108,7 @@ def test_older_revision_keeps_its_own_weights(
 
 
 @pytest.fixture(scope="module")
-def finished_models_of_two_seeds(tmp_path_factory, tiny_model, xray_folder):
+def two_saved_models(tmp_path_factory, tiny_model, xray_folder):
     from helpers import save_tiny_body, train_tiny
 
     root = tmp_path_factory.mktemp("other")
@@ -125,7 +117,7 @@ def finished_models_of_two_seeds(tmp_path_factory, tiny_model, xray_folder):
     return tiny_model, other
 
 
-def test_what_the_hub_refuses_is_told_in_one_sentence(hub, hub_environment, tiny_model, tmp_path):
+def test_refused_pushes_are_one_sentence(hub, hub_environment, tiny_model, tmp_path):
     assert_one_sentence(push(tiny_model, "you/x", hub_environment), "403", "--repo_id")
     for model, repo_id, word in (
         (tiny_model, "no-owner", "owner/name"),
@@ -133,16 +125,16 @@ def test_what_the_hub_refuses_is_told_in_one_sentence(hub, hub_environment, tiny
     ):
         done = call_script("push_to_hub.py", "--model", model, "--repo_id", repo_id)
         assert_one_sentence(done, word)
-    stranger = hub_environment | {"HF_TOKEN": "hf_wrong"}
-    assert_one_sentence(push(tiny_model, "me/x", stranger), "401", "hf auth login")
-    nowhere = hub_environment | {"HF_ENDPOINT": "http://127.0.0.1:9"}
-    assert_one_sentence(push(tiny_model, "me/x", nowhere), "The Hub cannot be reached")
+    wrong_token = hub_environment | {"HF_TOKEN": "hf_wrong"}
+    assert_one_sentence(push(tiny_model, "me/x", wrong_token), "401", "hf auth login")
+    offline = hub_environment | {"HF_ENDPOINT": "http://127.0.0.1:9"}
+    assert_one_sentence(push(tiny_model, "me/x", offline), "The Hub cannot be reached")
     hub.broken = True
     assert_one_sentence(push(tiny_model, "me/x", hub_environment), "try again later")
     assert hub.repositories == {}
 
 
-def test_unsound_card_is_refused_before_anything_is_made(
+def test_invalid_card_is_refused_before_a_repository_is_created(
     hub, hub_environment, tiny_model, tmp_path
 ):
     import shutil
@@ -155,7 +147,7 @@ def test_unsound_card_is_refused_before_anything_is_made(
     assert hub.repositories == {}
 
 
-def test_models_that_cannot_be_had_are_told_in_one_sentence(hub, hub_environment, tmp_path):
+def test_inaccessible_models_are_one_sentence(hub, hub_environment, tmp_path):
     image = tmp_path / "one.png"
     draw_xray(0, ill=True).save(image)
 
@@ -171,24 +163,25 @@ def test_models_that_cannot_be_had_are_told_in_one_sentence(hub, hub_environment
     assert_one_sentence(predict("me/x@v9"), "no revision 'v9'")
 
 
-def test_card_tells_the_measured_numbers_and_nothing_local(tiny_model, xray_folder):
+def test_card_has_the_measured_numbers_and_no_local_path(tiny_model, xray_folder):
     run = json.loads((tiny_model / "run.json").read_text())
     card = make_card(tiny_model)
     text = str(card)
     assert f"{run['validation']['metrics']['auroc']['value']:.3f}" in text
     assert f"{run['validation']['config']['threshold']:.4f}" in text
     assert card.data.base_model == "facebook/convnextv2-tiny-22k-224"
-    assert card.data.license == "cc-by-nc-4.0"  # as its pretrained weights
+    assert card.data.license == "cc-by-nc-4.0"  # like the pretrained weights
     assert "not a medical device" in text
     assert str(xray_folder.parent) not in text
     assert "None" not in text.split("---")[1]
 
 
-def test_local_folder_wins_and_is_returned_as_it_is(tmp_path):
+def test_local_folder_is_returned_unchanged(tmp_path):
     assert fetch_folder(tmp_path) == tmp_path
 
 
-def test_older_weights_that_are_no_safetensors_are_fetched_too(
+@pytest.mark.slow
+def test_training_starts_from_pickled_weights_on_the_hub(
     hub, hub_environment, tmp_path, xray_folder
 ):
     import io

@@ -1,4 +1,4 @@
-"""The scripts as users run them: in processes of their own, with right and wrong input."""
+"""The scripts as users run them, with valid and invalid input."""
 
 import csv
 import json
@@ -45,7 +45,7 @@ def train_flags(body, data, output) -> list:
     ]
 
 
-@pytest.mark.parametrize("launch", ["script", "module"])
+@pytest.mark.parametrize("launch", ["script", pytest.param("module", marks=pytest.mark.slow)])
 def test_accelerate_launch_ends_with_a_model_that_predicts(launch, body, xray_folder, tmp_path):
     target = ["train_scripts/train.py"] if launch == "script" else ["-m", "train_scripts.train"]
     command = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", *target]
@@ -53,7 +53,7 @@ def test_accelerate_launch_ends_with_a_model_that_predicts(launch, body, xray_fo
     done = subprocess.run([*command, *flags], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "The saved model is in" in done.stdout
-    # The recipe's own value, a flag over the recipe, and a progress bar with the time left.
+    # A value of the recipe, a flag that replaces one, and a progress bar with the time left.
     run = json.loads((tmp_path / "x" / "run.json").read_text())
     assert run["training"]["weight_decay"] == 0.05
     assert run["training"]["learning_rate"] == 3e-3
@@ -67,7 +67,7 @@ def test_accelerate_launch_ends_with_a_model_that_predicts(launch, body, xray_fo
 
 def test_prediction_table_has_a_row_for_every_input_in_order(tiny_model, tmp_path):
     folder = draw_folder(tmp_path / "images", patients=3)
-    (folder / "NORMAL" / "IM-0001-0000.png").write_bytes(b"not a picture")
+    (folder / "NORMAL" / "IM-0001-0000.png").write_bytes(b"not an image")
     single = tmp_path / "single, with comma.png"
     draw_xray(9, ill=True).save(single)
     text = tmp_path / "notes.txt"
@@ -98,7 +98,7 @@ def test_prediction_table_has_a_row_for_every_input_in_order(tiny_model, tmp_pat
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_help_tells_the_flags_and_needs_no_model(script):
+def test_help_lists_the_flags_and_needs_no_model(script):
     done = call_script(script, "--help")
     assert done.returncode == 0
     assert "--model" in done.stdout or "--data_dir" in done.stdout
@@ -122,16 +122,84 @@ def test_unknown_and_missing_flags_are_one_sentence(script, required):
     assert_one_sentence(call_script(script, *required[2:]), required[0].lstrip("-"))
 
 
+# Runs train.py with one list of flags after the other; prints what it has imported in the end.
+WATCHED = """
+import json, runpy, sys
+
+for flags in json.loads(sys.argv[1]):
+    sys.argv = ["train.py", *flags]
+    try:
+        runpy.run_path("train_scripts/train.py", run_name="__main__")
+    except SystemExit as ended:
+        assert ended.code == 2
+print(sorted({"torch", "transformers", "numpy"} & sys.modules.keys()))
+"""
+
+
+def test_mistakes_in_names_and_folders_are_reported_before_torch_is_imported(tmp_path):
+    typo, text = tmp_path / "typo.yaml", tmp_path / "text.yaml"
+    typo.write_text("learning_rat: 1.0e-4\n")
+    text.write_text("a: b: c\n")
+    nowhere = tmp_path / "nowhere"
+    required = ["--data_dir", tmp_path, "--output_dir", tmp_path / "run"]
+    mistakes = [
+        (["--config", nowhere, *required], f"The recipe {nowhere} does not exist; check --config."),
+        (["--config", text, *required], f"The recipe {text} is not a YAML file"),
+        (["--learning_rat", 1, *required], "Unknown flag --learning_rat; did you mean --learning"),
+        (["--config", typo, *required], "'learning_rat'; did you mean learning_rate?."),
+        (["--data_dir", nowhere], f"The data folder {nowhere} does not exist; check --data_dir."),
+        (["--data_dir", f"site={nowhere}"], f"The data folder {nowhere} does not exist"),
+        (["--data_dir", tmp_path, nowhere], f"The data folder {nowhere} does not exist"),
+        (["--data_dir", "ftp:x"], "Unknown kind of source 'ftp'"),
+        ([], "The following arguments are required: --data_dir/--data-dir; --help lists"),
+    ]
+    lists = json.dumps([[str(one) for one in flags] for flags, _ in mistakes])
+    done = subprocess.run(
+        [sys.executable, "-c", WATCHED, lists], capture_output=True, text=True, cwd=ROOT
+    )
+    assert done.stdout == "['numpy']\n", done.stderr
+    for line, (_, message) in zip(done.stderr.splitlines(), mistakes, strict=True):
+        assert line.startswith("error: ") and message in line
+
+
+def test_names_read_from_source_are_those_that_the_parser_knows():
+    from transformers import HfArgumentParser
+
+    from pneumonia_hf.cli import _flags_of, _import_kind, _list_fields
+
+    kinds = [
+        "pneumonia_hf.data.load:DataConfig",
+        "pneumonia_hf.models.build:ModelConfig",
+        "pneumonia_hf.training.arguments:XrayTrainingArguments",
+        "pneumonia_hf.search.study:SearchConfig",
+    ]
+    for kind in kinds:
+        found = _list_fields(kind)
+        assert found == _list_fields(_import_kind(kind))
+        actions = HfArgumentParser(_import_kind(kind), add_help=False)._actions
+        flags = {flag for name, (_, is_on) in found.items() for flag in _flags_of(name, is_on)}
+        assert flags == {flag for action in actions for flag in action.option_strings}
+        required = {name for name, (is_required, _) in found.items() if is_required}
+        assert required == {action.dest for action in actions if action.required}
+
+
 def test_a_mistake_ends_a_real_process_with_status_2_and_no_traceback(body, tmp_path):
     done = run_script("train.py", *train_flags(body, tmp_path / "nothing", tmp_path / "x"))
     assert_one_sentence(done, "does not exist", "--data_dir")
     assert len(done.stderr.strip().splitlines()) == 1
 
 
-def test_mistakes_in_training_are_one_sentence_each(body, xray_folder, tmp_path):
-    def train(*changes, data=xray_folder, output=tmp_path / "x"):
-        return call_script("train.py", *train_flags(body, data, output), *changes)
+@pytest.fixture
+def train(body, xray_folder, tmp_path):
+    """Return a function that runs train.py on `data`, with further flags."""
 
+    def run(*changes, data=xray_folder):
+        return call_script("train.py", *train_flags(body, data, tmp_path / "x"), *changes)
+
+    return run
+
+
+def test_mistakes_in_flags_are_one_sentence_each(train, tmp_path):
     assert_one_sentence(train(data=tmp_path / "nothing"), "does not exist", "--data_dir")
     assert_one_sentence(train("--backbone", "resnet-18"), "Unknown backbone", "dinov2-small")
     assert_one_sentence(train("--weights", "facebook/x"), "cannot be reached", "--weights")
@@ -142,34 +210,33 @@ def test_mistakes_in_training_are_one_sentence_each(body, xray_folder, tmp_path)
     assert_one_sentence(train("--output_dir", ROOT), "README.md", "--output_dir")
     assert_one_sentence(train("--bf16"), "--precision bf16")
     assert_one_sentence(train("--augment_noise", "-1"), "augment_noise", "-1")
-    for flag in (
-        "--seed",
-        "--split_seed",
-        "--learning_rate",
-        "--image_size",
-        "--trainable_layer_groups",
-    ):
-        assert_one_sentence(train(flag, "-1"), flag.lstrip("-"), "-1")
     assert_one_sentence(train("--report_to", "wandb"), "wandb")
+    for name in ("seed", "split_seed", "learning_rate", "image_size", "trainable_layer_groups"):
+        assert_one_sentence(train(f"--{name}", "-1"), name, "-1")
 
-    recipe = tmp_path / "typo.yaml"
-    recipe.write_text("backbone: vit-base\nlearning_rat: 1.0e-4\n")
-    assert_one_sentence(train("--config", recipe), "learning_rat", "did you mean learning_rate?")
-    recipe.write_text("learning_rate: quick\n")
-    assert_one_sentence(train("--config", recipe), "learning_rate: quick")
-    for text, word in (
-        ("learning_rate:\n", "learning_rate: None"),
-        ("learning_rate: [1, 2]\n", "learning_rate"),
-        ("layer_decoy: 1\n", "did you mean layer_decay?"),
-        ("yes: 1\n", "unknown key 'True'"),
-        ("config: other.yaml\n", "unknown key 'config'"),
-    ):
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("backbone: vit-base\nlearning_rat: 1.0e-4\n", ["learning_rat", "mean learning_rate?"]),
+        ("learning_rate: quick\n", ["learning_rate: quick"]),
+        ("learning_rate:\n", ["learning_rate: None"]),
+        ("learning_rate: [1, 2]\n", ["learning_rate"]),
+        ("layer_decoy: 1\n", ["did you mean layer_decay?"]),
+        ("yes: 1\n", ["unknown key 'True'"]),
+        ("config: other.yaml\n", ["unknown key 'config'"]),
+        ("a: b: c\n", ["YAML"]),
+        (None, ["does not exist", "--config"]),
+    ],
+)
+def test_mistakes_in_a_recipe_are_one_sentence(train, tmp_path, text, words):
+    recipe = tmp_path / "recipe.yaml"
+    if text is not None:
         recipe.write_text(text)
-        assert_one_sentence(train("--config", recipe), word)
-    recipe.write_text("a: b: c\n")
-    assert_one_sentence(train("--config", recipe), "YAML")
-    assert_one_sentence(train("--config", tmp_path / "none.yaml"), "does not exist", "--config")
+    assert_one_sentence(train("--config", recipe), *words)
 
+
+def test_mistakes_in_data_are_one_sentence_each(train, tmp_path):
     single = draw_folder(tmp_path / "single", patients=8)
     for file in (single / "NORMAL").iterdir():
         file.unlink()
@@ -181,18 +248,22 @@ def test_mistakes_in_training_are_one_sentence_each(body, xray_folder, tmp_path)
     (corrupt / "PNEUMONIA" / "person77_virus_1.jpeg").write_text("text named .jpeg")
     strict = train("--strict", data=corrupt)
     assert_one_sentence(strict, "1 file(s) cannot be read", "person77_virus_1.jpeg", "--strict")
-    assert not (tmp_path / "x" / "config.json").exists()
-    done = train(data=corrupt, output=tmp_path / "y")
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert "look  unreadable: 1 file cannot be read" in done.stdout
     for file in (corrupt / "NORMAL").iterdir():
         file.write_text("no image")
     assert_one_sentence(train(data=corrupt), "No image of NORMAL", "can be read")
-
     assert not (tmp_path / "x" / "config.json").exists()
 
 
-def test_full_disk_is_known_however_the_libraries_say_it(capsys):
+def test_unreadable_file_is_reported_and_left_out_of_training(train, tmp_path):
+    corrupt = draw_folder(tmp_path / "corrupt", patients=12)
+    (corrupt / "PNEUMONIA" / "person77_virus_1.jpeg").write_text("text named .jpeg")
+    done = train("--bootstrap_resamples", 20, "--threshold_resamples", 50, data=corrupt)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "unreadable: 1 file cannot be read" in done.stdout
+    assert (tmp_path / "x" / "config.json").exists()
+
+
+def test_full_disk_is_recognised_in_the_errors_of_all_libraries(capsys):
     import errno
 
     from safetensors import SafetensorError
@@ -215,7 +286,7 @@ def test_full_disk_is_known_however_the_libraries_say_it(capsys):
         assert "The disk is full" in capsys.readouterr().err
 
 
-def test_faults_of_ours_keep_their_traceback():
+def test_bugs_keep_their_traceback():
     from pneumonia_hf.cli import run_script as run
 
     def main():
@@ -246,7 +317,7 @@ def test_recipes_name_known_backbones_and_keys():
     from pneumonia_hf.training.train import XrayTrainingArguments
 
     recipes = sorted((ROOT / "train_scripts" / "configs").glob("*.yaml"))
-    recipes = [recipe for recipe in recipes if recipe.stem != "search"]  # ranges, no recipe
+    recipes = [recipe for recipe in recipes if recipe.stem != "search"]  # ranges, not a recipe
     assert {recipe.stem for recipe in recipes} == set(BACKBONES)
     for recipe in recipes:
         flags = ["--config", str(recipe), "--data_dir", "x", "--output_dir", "y"]
@@ -256,7 +327,7 @@ def test_recipes_name_known_backbones_and_keys():
 
 
 @pytest.mark.skipif(not REAL_XRAYS.exists(), reason="the real X-rays are not beside this checkout")
-def test_default_model_tells_real_full_size_xrays_apart(tmp_path):
+def test_default_model_separates_real_full_size_xrays(tmp_path):
     table = tmp_path / "out.csv"
     flags = ["--input", REAL_XRAYS / "kaggle_val", "--output", table]
     done = call_script("predict.py", *flags)

@@ -15,13 +15,13 @@ from pneumonia_hf.cli import parse_recipe
 from pneumonia_hf.errors import UserError
 from pneumonia_hf.inference.network import Network
 from pneumonia_hf.models.backbones import BACKBONES, backbone_of, freeze, grow_drop_path, head_of
-from pneumonia_hf.models.build import NO_WEIGHTS, ModelConfig, _draw_model, build_model
+from pneumonia_hf.models.build import NO_WEIGHTS, ModelConfig, _initialise_model, build_model
 from pneumonia_hf.models.model_folder import DEFAULT_MODEL
 
 
 @pytest.fixture
 def tiny(tiny_body, backbone_name):
-    """Make a tiny model of the family, with the changes that are asked for."""
+    """Return a function that builds a tiny model of the family with changed settings."""
 
     def make(**changes):
         torch.manual_seed(0)
@@ -81,12 +81,12 @@ def test_head_follows_the_seed(tiny_body, backbone_name):
     assert not torch.equal(head(1), head(2))
 
 
-def test_saved_model_is_loaded_to_the_same_bits(tiny, tmp_path, backbone_name):
+def test_saved_model_is_loaded_bit_for_bit(tiny, tmp_path, backbone_name):
     model, processor = tiny()
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
     again = Predictor.from_pretrained(tmp_path, device="cpu")
-    state = again.model.state_dict()
+    state = again.network.model.state_dict()
     assert state.keys() == model.state_dict().keys()
     for name, value in model.state_dict().items():
         assert torch.equal(state[name], value), name
@@ -96,37 +96,36 @@ def test_saved_model_is_loaded_to_the_same_bits(tiny, tmp_path, backbone_name):
     assert len(set(before)) == 3
 
 
-def test_each_parameter_is_in_one_stage_or_the_head(tiny):
+def test_each_parameter_is_in_one_layer_group_or_the_head(tiny):
     model, _ = tiny()
-    splits = [*backbone_of(model).layer_groups(model), head_of(model)]
-    found = [id(parameter) for split in splits for parameter in split.parameters()]
+    groups = [*backbone_of(model).layer_groups(model), head_of(model)]
+    found = [id(parameter) for group in groups for parameter in group.parameters()]
     assert len(found) == len(set(found))
     assert set(found) == {id(parameter) for parameter in model.parameters()}
-    assert len(splits) > 3
-    assert all(list(split.parameters()) for split in splits)
+    assert len(groups) > 3
+    assert all(list(group.parameters()) for group in groups)
 
 
-def test_no_stage_is_a_normalisation_layer_alone(backbone_name, tiny):
-    """In the published size too, where the last stage would else be 0.003% of ViT-B."""
+def test_no_layer_group_is_a_normalisation_layer_alone(backbone_name, tiny):
+    """Also in the published size, where the last norm is 0.003% of ViT-B."""
     backbone = BACKBONES[backbone_name]
     models = [tiny()[0]]
     if backbone_name != "timm":
         with torch.device("meta"):
-            models.append(_draw_model(backbone, {}))
+            models.append(_initialise_model(backbone, {}))
     for model in models:
-        for stage in backbone_of(model).layer_groups(model):
-            owners = {
-                type(m).__name__ for m in stage.modules() if list(m.parameters(recurse=False))
-            }
+        for group in backbone_of(model).layer_groups(model):
+            own = [one for one in group.modules() if list(one.parameters(recurse=False))]
+            owners = {type(one).__name__ for one in own}
             assert any("Norm" not in name for name in owners), (backbone_name, owners)
 
 
 def test_drop_path_grows_with_depth_in_every_family_that_has_it(backbone_name):
-    """From 0 in the first block to the rate that is asked for in the last (Huang et al. 2016)."""
+    """From 0 in the first block to the requested rate in the last (Huang et al. 2016)."""
     backbone = BACKBONES[backbone_name]
     if "drop_path" not in backbone.regularisers or backbone_name == "timm":
         return
-    model = _draw_model(backbone, {backbone.regularisers["drop_path"]: 0.3})
+    model = _initialise_model(backbone, {backbone.regularisers["drop_path"]: 0.3})
     grow_drop_path(model)
     rates = [
         float(module.drop_prob)
@@ -149,13 +148,13 @@ def test_drop_path_of_dinov2_still_grows_in_a_later_phase_of_training(tmp_path, 
             seen.append([getattr(layer.drop_path, "drop_prob", 0.0) for layer in layers])
 
     body = save_tiny_body("dinov2-small", tmp_path / "body")
-    stages = ["head:1:1e-3", "all:1:1e-3"]
-    changes = {"phases": stages, "callbacks": (Look(),), "drop_path": 0.4}
+    phases = ["head:1:1e-3", "all:1:1e-3"]
+    changes = {"phases": phases, "callbacks": (Look(),), "drop_path": 0.4}
     train_tiny("dinov2-small", body, xray_folder, tmp_path / "run", **changes)
     assert seen == [pytest.approx([0.0, 0.2, 0.4])] * 2
 
 
-def test_frozen_stages_stay_and_the_others_move(tiny, backbone_name):
+def test_frozen_layer_groups_stay_and_the_others_change(tiny, backbone_name):
     model, _ = tiny(trainable_layer_groups=1)
     *frozen, last = backbone_of(model).layer_groups(model)
     before = {name: value.detach().clone() for name, value in model.named_parameters()}
@@ -163,12 +162,12 @@ def test_frozen_stages_stay_and_the_others_move(tiny, backbone_name):
     optimizer = torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), lr=0.01)
     training_loss(model, noise(backbone_name)).backward()
     optimizer.step()
-    for split in frozen:
-        for value in split.parameters():
+    for group in frozen:
+        for value in group.parameters():
             assert torch.equal(value, before[names[id(value)]]), names[id(value)]
-    for split in (last, head_of(model)):
-        moved = [not torch.equal(v, before[names[id(v)]]) for v in split.parameters()]
-        assert any(moved)
+    for group in (last, head_of(model)):
+        changed = [not torch.equal(v, before[names[id(v)]]) for v in group.parameters()]
+        assert any(changed)
     freeze(model, 0)
     assert {id(p) for p in model.parameters() if p.requires_grad} == {
         id(p) for p in head_of(model).parameters()
@@ -177,7 +176,7 @@ def test_frozen_stages_stay_and_the_others_move(tiny, backbone_name):
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
-# transformers has no checkpointing for the ConvNeXts, and our own network is too small to need it.
+# transformers' ConvNeXts do not support it, and XrayCnn is too small to need it.
 WITHOUT_CHECKPOINTING = {"convnext-tiny", "convnextv2-tiny", "xray-cnn"}
 
 
@@ -201,7 +200,7 @@ def test_gradient_checkpointing_changes_memory_only(tiny, backbone_name):
             losses[name] = training_loss(model, noise(backbone_name))
         losses[name].backward()
     assert torch.equal(losses["plain"], losses["saving"])
-    assert kept["saving"] < kept["plain"]  # it did something
+    assert kept["saving"] < kept["plain"]  # checkpointing is active
     for one, other in zip(plain.parameters(), saving.parameters(), strict=True):
         assert (one.grad is None and other.grad is None) or torch.equal(one.grad, other.grad)
 
@@ -213,7 +212,7 @@ def test_regularisers_change_training_only(tiny_body, backbone_name, regulariser
         with pytest.raises(UserError, match=rf"{backbone_name} has no {regulariser}; these have: "):
             build_model(ModelConfig(backbone_name, str(tiny_body), size, **{regulariser: 0.5}))
         return
-    # No block of the tiny EfficientNet can be skipped.
+    # The tiny EfficientNet has no block that can be skipped.
     full_size = backbone_name.startswith("efficientnet") and regulariser == "drop_path"
     weights = NO_WEIGHTS if full_size else str(tiny_body)
     losses, logits = [], []
@@ -234,11 +233,11 @@ def test_rates_outside_0_to_1_are_refused():
             ModelConfig(**{name: 1.5})
 
 
-def test_channels_last_is_converted_only_if_asked_for(tiny, backbone_name):
+def test_channels_last_is_converted_only_on_request(tiny, backbone_name):
     kernels = [p for p in tiny()[0].parameters() if p.ndim == 4 and min(p.shape[1:]) > 1]
-    turned = [p for p in tiny(channels_last=True)[0].parameters() if p.ndim == 4]
+    converted = [p for p in tiny(channels_last=True)[0].parameters() if p.ndim == 4]
     assert all(kernel.is_contiguous() for kernel in kernels)
-    assert all(kernel.is_contiguous(memory_format=torch.channels_last) for kernel in turned)
+    assert all(kernel.is_contiguous(memory_format=torch.channels_last) for kernel in converted)
 
 
 def test_channels_last_is_a_flag_that_may_be_left_out():
@@ -248,7 +247,7 @@ def test_channels_last_is_a_flag_that_may_be_left_out():
 
 
 @pytest.mark.parametrize("name", ["xray-cnn", "efficientnet-lite0", "mobilevit-small"])
-def test_weights_can_be_drawn_at_random_from_the_seed(name):
+def test_random_initialisation_follows_the_seed(name):
     def build(seed: int):
         torch.manual_seed(seed)
         return build_model(ModelConfig(name, NO_WEIGHTS, 64))[0]
@@ -259,14 +258,14 @@ def test_weights_can_be_drawn_at_random_from_the_seed(name):
     other = build(2)
     assert not torch.equal(next(model.parameters()), next(other.parameters()))
     assert not torch.equal(head_of(model).weight, head_of(other).weight)
-    # Images must not look alike to it, or nothing could be learnt.
+    # Equal logits for all images would prevent learning.
     model.train()
     logits = model(pixel_values=noise("xray-cnn")).logits
     assert logits.std(dim=0).min() > 1e-3
 
 
-def test_published_sizes_are_the_published_ones():
-    """Millions of parameters with a head for two classes, as the papers and timm tell them."""
+def test_randomly_initialised_models_have_the_published_sizes():
+    """Millions of parameters with a head for two classes, from the papers and timm."""
     from transformers import AutoConfig
 
     from pneumonia_hf.models.pretrained import timm_config
@@ -301,7 +300,7 @@ def test_published_sizes_are_the_published_ones():
 
 
 @pytest.mark.parametrize("with_config", [True, False])
-def test_timm_weights_load_as_the_hub_or_timm_itself_has_them(tmp_path, monkeypatch, with_config):
+def test_timm_weights_load_with_and_without_a_config(tmp_path, monkeypatch, with_config):
     import timm
 
     from pneumonia_hf.models import backbones
@@ -352,31 +351,31 @@ def test_any_model_of_timm_can_be_a_backbone(tmp_path, architecture):
     config = TimmWrapperConfig(architecture=architecture, model_args=settings, num_labels=7)
     source = AutoModelForImageClassification.from_config(config)
     source.save_pretrained(tmp_path)
-    summary = json.loads((tmp_path / "config.json").read_text())
+    saved = json.loads((tmp_path / "config.json").read_text())
     statistics = {"mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6)}
-    (tmp_path / "config.json").write_text(json.dumps(summary | {"pretrained_cfg": statistics}))
+    (tmp_path / "config.json").write_text(json.dumps(saved | {"pretrained_cfg": statistics}))
     model, processor = build_model(ModelConfig("timm", str(tmp_path), 64))
     assert (processor.image_mean, processor.image_std) == tuple(statistics.values())
-    splits = [*backbone_of(model).layer_groups(model), head_of(model)]
-    found = [id(parameter) for split in splits for parameter in split.parameters()]
+    groups = [*backbone_of(model).layer_groups(model), head_of(model)]
+    found = [id(parameter) for group in groups for parameter in group.parameters()]
     assert sorted(found) == sorted(id(parameter) for parameter in model.parameters())
-    assert len(splits) > 3
-    # A model that was trained here tells its statistics in its processor.
+    assert len(groups) > 3
+    # A model that was trained here has its statistics in its processor.
     model.save_pretrained(tmp_path / "trained")
     processor.save_pretrained(tmp_path / "trained")
     _, again = build_model(ModelConfig("timm", str(tmp_path / "trained"), 64))
     assert (again.image_mean, again.image_std) == tuple(statistics.values())
 
 
-def test_model_of_an_earlier_release_is_known_by_its_architecture():
+def test_default_model_belongs_to_its_architectures_entry():
     predictor = Predictor.from_pretrained(DEFAULT_MODEL, device="cpu")
     assert backbone_of(predictor.network.model) is BACKBONES["efficientnet-lite0"]
 
 
-def test_weights_of_a_distilled_deit_become_a_model_with_one_head(tmp_path):
+def test_distilled_deit_weights_load_into_a_model_with_one_head(tmp_path):
     body = save_tiny_body("deit-small", tmp_path)
-    named = json.loads((body / "config.json").read_text())["architectures"]
-    assert named == ["DeiTForImageClassificationWithTeacher"]
+    architectures = json.loads((body / "config.json").read_text())["architectures"]
+    assert architectures == ["DeiTForImageClassificationWithTeacher"]
     model, _ = build_model(ModelConfig("deit-small", str(body)))
     assert type(model).__name__ == "DeiTForImageClassification"
     assert training_loss(model, noise("deit-small")).requires_grad
@@ -394,7 +393,7 @@ def test_weights_in_a_pickle_file_load(tmp_path):
     )
 
 
-def test_folder_of_our_own_network_runs_where_this_package_is_not(tmp_path):
+def test_xray_cnn_folder_loads_without_this_package(tmp_path):
     torch.manual_seed(0)
     model, processor = build_model(
         ModelConfig("xray-cnn", str(save_tiny_body("xray-cnn", tmp_path / "body")), 64)
@@ -403,17 +402,16 @@ def test_folder_of_our_own_network_runs_where_this_package_is_not(tmp_path):
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     image = draw_xray(2, ill=True)
-    image.save(tmp_path / "film.png")
+    image.save(tmp_path / "scan.png")
     program = """
 import json, sys
-from importlib.util import find_spec
+sys.modules["pneumonia_hf"] = None  # any import of it fails
 from transformers import pipeline
-assert find_spec("pneumonia_hf") is None
 found = pipeline("image-classification", model=sys.argv[1], trust_remote_code=True)(sys.argv[2])
 print(json.dumps(found))
 """
     done = subprocess.run(
-        [sys.executable, "-I", "-c", program, str(folder), str(tmp_path / "film.png")],
+        [sys.executable, "-I", "-c", program, str(folder), str(tmp_path / "scan.png")],
         capture_output=True,
         text=True,
         cwd=tmp_path,
@@ -427,7 +425,7 @@ print(json.dumps(found))
 
 
 def test_predictor_runs_no_code_of_a_model_folder(tmp_path):
-    """In a process of its own, where nothing but the predictor has been imported."""
+    """In a new process that imports only the predictor."""
     model, processor = build_model(
         ModelConfig("xray-cnn", str(save_tiny_body("xray-cnn", tmp_path / "body")), 64)
     )
@@ -440,7 +438,7 @@ def test_predictor_runs_no_code_of_a_model_folder(tmp_path):
     program = """
 import sys
 from pneumonia_hf import Predictor
-print(type(Predictor.from_pretrained(sys.argv[1]).model).__module__)
+print(type(Predictor.from_pretrained(sys.argv[1]).network.model).__module__)
 """
     done = subprocess.run(
         [sys.executable, "-c", program, str(folder)],
@@ -451,11 +449,11 @@ print(type(Predictor.from_pretrained(sys.argv[1]).model).__module__)
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.strip() == "pneumonia_hf.models.xray_cnn"
-    build_model(ModelConfig("xray-cnn", str(folder), 64))  # nor does training from it
+    build_model(ModelConfig("xray-cnn", str(folder), 64))  # nor does training
     assert not (tmp_path / "ran").exists()
 
 
-def test_mistakes_are_told_in_one_sentence(tmp_path):
+def test_user_errors_are_one_sentence(tmp_path):
     with pytest.raises(UserError, match=r"choose from \['convnext-tiny'"):
         build_model(ModelConfig("resnet-18"))
     body = save_tiny_body("vit-base", tmp_path / "vit")
@@ -480,15 +478,13 @@ def test_timm_weights_of_another_family_are_refused(tmp_path):
     body = save_tiny_body("densenet121", tmp_path)
     with pytest.raises(UserError, match=r"holds a densenet121, .* use --backbone timm"):
         build_model(ModelConfig("resnet50", str(body), 64))
-    summary = json.loads((body / "config.json").read_text())
-    (body / "config.json").write_text(
-        json.dumps(summary | {"architecture": "densenet_of_tomorrow"})
-    )
+    saved = json.loads((body / "config.json").read_text())
+    (body / "config.json").write_text(json.dumps(saved | {"architecture": "densenet_of_tomorrow"}))
     with pytest.raises(UserError, match=r"holds a densenet_of_tomorrow, .* use --backbone timm"):
         build_model(ModelConfig("densenet121", str(body), 64))
 
 
-def test_size_that_a_backbone_cannot_take_is_told_at_once(tmp_path):
+def test_unsupported_image_size_is_refused(tmp_path):
     for name in ("swin-tiny", "xray-cnn"):
         body = save_tiny_body(name, tmp_path / name)
         too_small = {"swin-tiny": 32, "xray-cnn": 2}[name]
@@ -496,15 +492,35 @@ def test_size_that_a_backbone_cannot_take_is_told_at_once(tmp_path):
             build_model(ModelConfig(name, str(body), too_small))
 
 
-def test_unreachable_hub_is_told_in_one_sentence():
+def test_unreachable_hub_is_one_sentence():
     with pytest.raises(UserError, match=r"cannot be reached.*--weights a local folder"):
         build_model(ModelConfig("vit-base"))
 
 
-def test_half_a_body_is_refused(tmp_path):
+def test_incomplete_weights_are_refused(tmp_path):
     body = save_tiny_body("vit-base", tmp_path / "vit")
     state = load_file(body / "model.safetensors")
     kept = dict(list(state.items())[: len(state) // 2])
     save_file(kept, body / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(UserError, match=r"lack .* tensors"):
         build_model(ModelConfig("vit-base", str(body)))
+
+
+def test_loading_shows_no_progress_bar_and_restores_the_setting(tmp_path, capfd):
+    from transformers.utils import logging
+
+    body = save_tiny_body("vit-base", tmp_path / "body")
+    model, processor = build_model(ModelConfig("vit-base", str(body)))
+    for part in (model, processor):
+        part.save_pretrained(tmp_path / "model")
+    was_enabled = logging.is_progress_bar_enabled()
+    logging.enable_progress_bar()
+    try:
+        capfd.readouterr()
+        build_model(ModelConfig("vit-base", str(body)))
+        Predictor.from_pretrained(tmp_path / "model", device="cpu")
+        assert "Loading weights" not in capfd.readouterr().err
+        assert logging.is_progress_bar_enabled()
+    finally:
+        if not was_enabled:
+            logging.disable_progress_bar()

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from pneumonia_hf.errors import UserError
-from pneumonia_hf.training import augment as room
+from pneumonia_hf.training import augment as module
 from pneumonia_hf.training.augment import (
     AUGMENTATIONS,
     CHANGES,
@@ -34,11 +34,11 @@ def alone(name: str, strength: float = 1.0) -> AugmentConfig:
 
 def certainly(name: str, pixels: Tensor, strength: float = 1.0) -> Tensor:
     """Apply one operation to every image."""
-    return room._apply(pixels, {name: strength}, always=True)
+    return module._apply(pixels, {name: strength}, always=True)
 
 
 def draw_batch(count: int, width: int = 64, height: int = 64) -> Tensor:
-    """Draw uint8 [count, 1, height, width], well and ill in turn."""
+    """Draw uint8 [count, 1, height, width], normal and pneumonia in turn."""
     images = [draw_xray(seed, bool(seed % 2), (width, height)) for seed in range(count)]
     return torch.stack([torch.from_numpy(np.array(image)) for image in images])[:, None]
 
@@ -74,15 +74,15 @@ def test_an_operation_alone_changes_some_images_and_keeps_shape_and_range(name, 
 
 
 @every_operation
-def test_an_operation_is_made_to_its_share_of_the_images(name):
+def test_an_operation_is_applied_to_its_share_of_the_images(name):
     pixels = draw_batch(8, 32, 32).repeat(50, 1, 1, 1)
     share = differ(augment(pixels, alone(name)), pixels.float()).float().mean().item()
-    expected = CHANGES[name].share if name in CHANGES else room.MOVED_SHARE
+    expected = CHANGES[name].share if name in CHANGES else module.MOVED_SHARE
     assert abs(share - expected) < 0.07
 
 
 @every_operation
-def test_images_of_a_batch_are_changed_each_in_its_own_way(name):
+def test_images_of_a_batch_are_changed_differently(name):
     torch.manual_seed(0)
     alike = draw_batch(1, 160, 160).repeat(12, 1, 1, 1)
     changed = certainly(name, alike, 0.5 if name == "flip" else 1.0)
@@ -92,7 +92,7 @@ def test_images_of_a_batch_are_changed_each_in_its_own_way(name):
 
 
 @every_operation
-def test_the_same_seed_gives_the_same_bits_and_another_seed_others(name, pixels):
+def test_the_same_seed_gives_the_same_bits_and_another_seed_different_ones(name, pixels):
     results = []
     for seed in (3, 3, 4):
         torch.manual_seed(seed)
@@ -102,25 +102,25 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_others(name, pixels)
 
 
 @every_operation
-def test_a_strength_of_zero_leaves_an_operation_out_altogether(name, pixels, monkeypatch):
+def test_an_operation_of_strength_zero_is_not_called(name, pixels, monkeypatch):
     def refuse(*_):
         raise AssertionError(f"{name} was called")
 
     if name in CHANGES:
-        monkeypatch.setitem(room.CHANGES, name, room.Change(refuse, 1.0))
+        monkeypatch.setitem(module.CHANGES, name, module.Change(refuse, 1.0))
     else:
-        monkeypatch.setitem(room.MOVES, name, refuse)
+        monkeypatch.setitem(module.MOVES, name, refuse)
     augment(pixels, AugmentConfig(**{f"augment_{name}": 0.0}))
 
 
 @pytest.mark.parametrize("off", [{"augment_strength": 0.0}, OFF])
-def test_without_strength_the_bits_stay_and_no_random_number_is_drawn(pixels, off):
+def test_strength_zero_keeps_the_bits_and_draws_no_random_number(pixels, off):
     before = torch.get_rng_state()
     assert torch.equal(augment(pixels, AugmentConfig(**off)), pixels.float())
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_going_on_from_saved_random_numbers_gives_the_same_bits(pixels):
+def test_restored_random_state_gives_the_same_bits(pixels):
     augment(pixels, AugmentConfig())
     saved = torch.get_rng_state()
     first = augment(pixels, AugmentConfig())
@@ -128,7 +128,7 @@ def test_going_on_from_saved_random_numbers_gives_the_same_bits(pixels):
     assert torch.equal(augment(pixels, AugmentConfig()), first)
 
 
-def test_the_given_images_themselves_are_not_changed(pixels):
+def test_the_input_is_not_changed(pixels):
     given = pixels.float()
     augment(given, AugmentConfig())
     assert torch.equal(given, pixels.float())
@@ -147,13 +147,13 @@ def test_any_size_and_strength_stays_within_the_range(name, strength, size):
 @every_operation
 @pytest.mark.parametrize("gray", [0, 128, 255])
 @pytest.mark.parametrize("strength", [1.0, 3.0])
-def test_images_of_one_gray_stay_finite(name, gray, strength):
+def test_images_of_one_gray_level_stay_finite(name, gray, strength):
     flat = torch.full((4, 1, 40, 40), gray, dtype=torch.uint8)
     changed = certainly(name, flat, strength)
     assert changed.isfinite().all() and changed.min() >= 0 and changed.max() <= 255
 
 
-def test_images_are_not_mirrored_unless_asked_for():
+def test_images_are_mirrored_only_on_request():
     sided = torch.zeros(64, 1, 64, 64)
     sided[..., 8:56, 2:26] = 200  # on the left
     left, right = (augment(sided, AugmentConfig()).split(32, -1)[side] for side in (0, 1))
@@ -165,7 +165,7 @@ def test_images_are_not_mirrored_unless_asked_for():
 
 
 def place(pixels: Tensor) -> Tensor:
-    """Return the centre of each image's light, as x and y: [N, 2]."""
+    """Return the centroid of each image's gray levels, as x and y: [N, 2]."""
     height, width = pixels.shape[-2:]
     light = pixels[:, 0] / pixels.sum((1, 2, 3))[:, None, None]
     x = (light.sum(1) * torch.arange(width)).sum(1)
@@ -179,14 +179,14 @@ def draw_dot(count: int, x: int, y: int) -> Tensor:
     return dot
 
 
-def test_a_shift_is_no_further_than_a_twentieth_of_the_side():
+def test_a_translation_is_at_most_a_twentieth_of_the_side():
     centred = draw_dot(200, 60, 40)
     moved = (place(augment(centred, alone("translation"))) - place(centred)).abs()
     assert moved[:, 0].max() <= 0.05 * 120 + 0.1 and moved[:, 0].max() > 4
     assert moved[:, 1].max() <= 0.05 * 80 + 0.1 and moved[:, 1].max() > 3
 
 
-def test_a_rotation_is_no_further_than_seven_degrees_and_keeps_distances():
+def test_a_rotation_is_at_most_seven_degrees_and_keeps_distances():
     outer = draw_dot(200, 60, 10)
     centre = torch.tensor([59.5, 39.5])
     before = place(outer) - centre
@@ -197,7 +197,7 @@ def test_a_rotation_is_no_further_than_seven_degrees_and_keeps_distances():
     assert torch.allclose(after.norm(dim=1), before.norm(dim=1), atol=0.2)
 
 
-def test_a_zoom_is_no_more_than_a_tenth():
+def test_a_zoom_is_at_most_a_tenth():
     outer = draw_dot(200, 90, 20)
     centre = torch.tensor([59.5, 39.5])
     ratio = (place(certainly("zoom", outer)) - centre) / (place(outer) - centre)
@@ -205,14 +205,14 @@ def test_a_zoom_is_no_more_than_a_tenth():
     assert ratio.min() < 0.93 and ratio.max() > 1.07
 
 
-def test_what_comes_in_at_the_border_is_black():
+def test_moved_images_are_filled_with_black():
     white = torch.full((50, 1, 64, 64), 255.0)
-    for name in room.MOVES:
+    for name in module.MOVES:
         moved = certainly(name, white)
         assert (moved.amin((1, 2, 3)) < 1).any()
 
 
-def test_rotation_shift_and_zoom_interpolate_once(monkeypatch, pixels):
+def test_rotation_zoom_and_translation_interpolate_once(monkeypatch, pixels):
     sample, calls = torch.nn.functional.grid_sample, []
     monkeypatch.setattr(
         torch.nn.functional, "grid_sample", lambda *a, **k: calls.append(1) or sample(*a, **k)
@@ -222,13 +222,13 @@ def test_rotation_shift_and_zoom_interpolate_once(monkeypatch, pixels):
 
 
 def measure_blocks(pixels: Tensor) -> float:
-    """Return how much steeper images are where blocks of 8 meet than within them."""
+    """Return the ratio of gray level steps between blocks of 8 to those within them."""
     steps = (pixels.float()[..., 1:] - pixels.float()[..., :-1]).abs().mean((0, 1, 2))
     between = torch.arange(len(steps)) % 8 == 7
     return (steps[between].mean() / steps[~between].mean()).item()
 
 
-def test_jpeg_leaves_blocks_of_eight():
+def test_jpeg_shows_blocks_of_eight():
     pixels = draw_batch(4, 100, 90)
     coded = certainly("jpeg", pixels, 1.4)
     assert measure_blocks(pixels) < 1.1
@@ -236,28 +236,28 @@ def test_jpeg_leaves_blocks_of_eight():
 
 
 @pytest.mark.parametrize("quality", [5, 30, 50, 75, 90])
-def test_jpeg_does_what_a_jpeg_file_does(monkeypatch, quality):
+def test_jpeg_equals_a_jpeg_file(monkeypatch, quality):
     image = draw_xray(1, ill=True, size=(100, 90))
     file = io.BytesIO()
     image.save(file, "JPEG", quality=quality)
     read = torch.from_numpy(np.array(Image.open(file))).float()
-    monkeypatch.setattr(room, "_draw", lambda pixels, *_: torch.full((1,), 100.0 - quality))
+    monkeypatch.setattr(module, "_draw", lambda pixels, *_: torch.full((1,), 100.0 - quality))
     ours = certainly("jpeg", torch.from_numpy(np.array(image))[None, None])[0, 0]
-    assert (ours - read).abs().mean() < 0.6  # the file's grays are whole numbers
+    assert (ours - read).abs().mean() < 0.6  # the file's gray levels are whole numbers
 
 
 def test_blur_is_as_wide_as_documented(monkeypatch):
-    """The spread of a point, measured, is the standard deviation that was drawn: 1.6 pixels."""
-    monkeypatch.setattr(room, "_draw", lambda pixels, low, high: torch.full((len(pixels),), high))
+    """The measured spread of a point is the drawn standard deviation: 1.6 pixels."""
+    monkeypatch.setattr(module, "_draw", lambda pixels, low, high: torch.full((len(pixels),), high))
     point = torch.zeros(1, 1, 65, 65)
     point[..., 32, 32] = 1
     for strength, expected in ((1.0, 1.6), (2.0, 3.1)):
-        spread = room.blur(point.clone(), strength)[0, 0]
+        spread = module.blur(point.clone(), strength)[0, 0]
         places = torch.arange(65.0) - 32
         assert spread.sum().item() == pytest.approx(1, abs=1e-4)
         found = (spread.sum(dim=0) * places**2).sum().sqrt().item()
         assert found == pytest.approx(expected, rel=0.02)
-    small = room.blur(torch.rand(2, 1, 6, 6), 4.0)  # narrower than the kernel would be
+    small = module.blur(torch.rand(2, 1, 6, 6), 4.0)  # narrower than the kernel would be
     assert small.shape == (2, 1, 6, 6) and torch.isfinite(small).all()
 
 
@@ -282,20 +282,20 @@ def test_contrast_keeps_the_mean_and_brightness_the_differences():
     assert lighter.abs().max() <= 0.15 * 255 + 0.01
 
 
-def test_gamma_keeps_the_order_of_the_grays():
+def test_gamma_keeps_the_order_of_the_gray_levels():
     ramp = torch.arange(256.0).view(1, 1, 16, 16).repeat(20, 1, 1, 1)
     changed = certainly("gamma", ramp).flatten(1)
     assert (changed.diff(dim=1) > 0).all()
     assert (changed[:, 0] == 0).all() and torch.allclose(changed[:, -1], torch.tensor(255.0))
 
 
-def test_noise_has_the_strength_it_says():
+def test_noise_has_the_documented_strength():
     gray = torch.full((8, 1, 64, 64), 128.0)
     for strength in (0.5, 1.0, 2.0):
         assert abs(certainly("noise", gray, strength).std() - 0.03 * strength * 255) < 0.2
 
 
-def test_erasing_blacks_out_a_small_split():
+def test_erasing_sets_a_small_rectangle_to_black():
     white = torch.full((50, 1, 64, 64), 255.0)
     black = (certainly("erasing", white) < 1).float().mean((1, 2, 3))
     assert 0 < black.min() and black.max() < 0.1
@@ -321,7 +321,7 @@ def test_a_pneumonia_stays_visible():
         {"augment_flip": 1.5},
     ],
 )
-def test_a_wrong_strength_is_told_in_a_sentence(wrong):
+def test_an_invalid_strength_is_reported_in_a_sentence(wrong):
     with pytest.raises(UserError, match=f"{next(iter(wrong))} is .*give 0"):
         AugmentConfig(**wrong)
 
@@ -344,7 +344,7 @@ class OnGpu(Tensor):
 
 
 class NeverWaiting(TorchDispatchMode):
-    """Refuse what would make the CPU wait for such a GPU, and count the GPU's kernels."""
+    """Refuse what would make the CPU wait for such a GPU, and count the kernels."""
 
     # Ours and kornia's: on CUDA they copy without waiting.
     senders = frozenset({"_send", "_to_device_nonblocking"})
@@ -385,7 +385,7 @@ class NeverWaiting(TorchDispatchMode):
 
 
 @every_operation
-def test_a_gpu_is_never_waited_for(name, pixels):
+def test_the_cpu_never_waits_for_a_gpu(name, pixels):
     torch.manual_seed(0)
     expected = augment(pixels, alone(name))
     torch.manual_seed(0)
@@ -396,16 +396,16 @@ def test_a_gpu_is_never_waited_for(name, pixels):
     assert mode.kernels > 0
 
 
-def test_the_work_does_not_loop_over_images():
+def test_the_number_of_kernels_does_not_depend_on_the_number_of_images():
     kernels = {}
     for count in (16, 64):
         with NeverWaiting() as mode:
-            room._apply(OnGpu(draw_batch(count)), AugmentConfig().strengths(), always=True)
+            module._apply(OnGpu(draw_batch(count)), AugmentConfig().strengths(), always=True)
         kernels[count] = mode.kernels
     assert kernels[16] == kernels[64]
 
 
-def test_the_preview_has_a_row_an_operation_and_one_of_all_together(pixels):
+def test_the_preview_has_a_row_for_each_operation_and_one_for_all_together(pixels):
     figure = draw_preview(pixels[:2], AugmentConfig(augment_blur=2.0), columns=4)
     assert len(figure.axes) == (len(AUGMENTATIONS) - 1 + 1) * 4  # the flip is off
     titles = [axes.get_ylabel() for axes in figure.axes[::4]]
@@ -417,22 +417,22 @@ def test_the_preview_has_a_row_an_operation_and_one_of_all_together(pixels):
         assert axes.images[0].get_clim() == (0, 255)
 
 
-def test_the_preview_leaves_the_random_numbers_of_others_alone(pixels):
+def test_the_preview_does_not_change_the_random_state(pixels):
     before = torch.get_rng_state()
     draw_preview(pixels[:1], AugmentConfig(), columns=2)
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_the_script_writes_a_sheet_and_replaces_none_unasked(xray_folder, tmp_path):
+def test_the_script_writes_a_sheet_and_replaces_one_only_with_overwrite(xray_folder, tmp_path):
     sheet, recipe = tmp_path / "new" / "sheet.png", tmp_path / "recipe.yaml"
-    # As a recipe for training has it, with keys that are nothing to the sheet.
+    # A recipe for training, with keys that the sheet does not use.
     recipe.write_text("augment_noise: 2\nseed: 5\nbackbone: vit-base\nnum_train_epochs: 6\n")
     flags = ["--data_dir", xray_folder, "--output", sheet, "--image_size", 32]
     flags += [
-        split
+        word
         for name in sorted(AUGMENTATIONS)
         if name != "noise"
-        for split in (f"--augment_{name}", 0)
+        for word in (f"--augment_{name}", 0)
     ]
     done = call_script("preview_augmentation.py", *flags, "--config", recipe)
     assert done.returncode == 0, done.stderr
@@ -454,7 +454,7 @@ def test_the_script_lists_every_strength():
 @pytest.mark.parametrize(
     "output, words", [("sheet.jpg", "PNG"), ("folder.png", "is a folder"), ("", "PNG")]
 )
-def test_the_script_tells_a_wrong_output_in_a_sentence(tmp_path, output, words):
+def test_the_script_reports_an_invalid_output_in_a_sentence(tmp_path, output, words):
     (tmp_path / "folder.png").mkdir()
     flags = ["--data_dir", tmp_path, "--output", tmp_path / output]
     assert_one_sentence(call_script("preview_augmentation.py", *flags), words)

@@ -38,7 +38,7 @@ def outputs_of(*logits: list[float]) -> SimpleNamespace:
     return SimpleNamespace(logits=torch.tensor(logits))
 
 
-def test_weights_make_both_classes_count_alike():
+def test_weights_balance_both_classes():
     assert weigh_classes(LABELS).tolist() == pytest.approx([2.0, 0.6666667])
     theirs = compute_class_weight("balanced", classes=np.array([0, 1]), y=LABELS)
     assert weigh_classes(LABELS).tolist() == pytest.approx(theirs.tolist())
@@ -76,7 +76,7 @@ def test_focal_loss_of_a_worked_example():
     assert found.item() == pytest.approx((0.0059505 + 2.0600805) / 2, abs=1e-6)
 
 
-def test_mixed_image_counts_as_its_shares():
+def test_loss_of_a_mixed_image_is_that_of_its_shares():
     # Softmax of (0, ln 4) is (0.2, 0.8): -ln p is 1.6094379 and 0.2231436. The weight of an image
     # is that of its classes, each by its share.
     # (0.25, 0.75): 0.25 * 1.6094379 + 0.75 * 0.2231436 = 0.5697171,
@@ -97,23 +97,23 @@ def test_unweighted_mixed_images_have_torchs_own_loss_of_shares(outputs):
 
 def test_accumulated_batches_sum_to_the_loss_of_the_whole(outputs):
     loss = make_loss(imbalance="focal")
-    splits = [
+    parts = [
         loss(SimpleNamespace(logits=outputs.logits[rows]), BATCH[rows], len(BATCH))
         for rows in (slice(0, 2), slice(2, 6))
     ]
-    torch.testing.assert_close(sum(splits), loss(outputs, BATCH))
+    torch.testing.assert_close(sum(parts), loss(outputs, BATCH))
 
 
-def test_teacher_is_followed_by_its_softened_word(outputs):
-    # At a temperature of 3 the student says (0.4, 0.6) and the teacher (0.2, 0.8). Of the teacher
-    # from the student: 0.2 * ln(0.2 / 0.4) + 0.8 * ln(0.8 / 0.6) = -0.1386294 + 0.2301457
+def test_distillation_loss_of_a_worked_example(outputs):
+    # At a temperature of 3 the student gives (0.4, 0.6) and the teacher (0.2, 0.8). Their
+    # KL divergence is 0.2 * ln(0.2 / 0.4) + 0.8 * ln(0.8 / 0.6) = -0.1386294 + 0.2301457
     # = 0.0915162, and 3^2 times that is 0.8236460.
     student, teacher = outputs_of([0.0, 3 * math.log(1.5)]), torch.tensor([[0.0, 3 * math.log(4)]])
     ill = torch.tensor([[0.0, 1.0]])
     settings = {"teacher": "folder", "distil_temperature": 3.0}
     found = make_loss(distil_weight=1.0, **settings)(student, Targets(ill, teacher))
     assert found.item() == pytest.approx(0.8236460, abs=1e-6)
-    # The student's own loss is taken without the temperature: p = 1.5^3 / (1 + 1.5^3) = 0.7714286,
+    # The student's own loss has no temperature: p = 1.5^3 / (1 + 1.5^3) = 0.7714286,
     # and -ln p = 0.2595112. A quarter of the teacher's: 0.75 * 0.2595112 + 0.25 * 0.8236460.
     found = make_loss(distil_weight=0.25, **settings)(student, Targets(ill, teacher))
     assert found.item() == pytest.approx(0.4005449, abs=1e-6)
@@ -122,7 +122,7 @@ def test_teacher_is_followed_by_its_softened_word(outputs):
     assert same.item() == pytest.approx(0, abs=1e-6)
 
 
-def test_focal_loss_of_a_certain_image_has_a_gradient():
+def test_focal_loss_of_a_confident_image_has_a_gradient():
     logits = torch.tensor([[-30.0, 30.0]], requires_grad=True)
     loss = make_loss(imbalance="focal", focal_gamma=0.5)
     loss(SimpleNamespace(logits=logits), torch.tensor([1])).backward()

@@ -46,12 +46,12 @@ def test_linear_probe_and_full_fine_tuning_are_the_two_ends():
     ["body:1:1e-3", "head:1", "head:0:1e-3", "head:1:-1", "last0:1:1e-3", "last:1:1", "all:x:1",
      "all:1:nan", "all:inf:1", "1:1:1", 61],
 )  # fmt: skip
-def test_phase_written_otherwise_is_told_in_one_sentence(phase):
+def test_malformed_phase_is_reported_in_one_sentence(phase):
     with pytest.raises(UserError, match=r"is not PART:EPOCHS:RATE"):
         read([phase])
 
 
-def test_what_learns_is_said_once():
+def test_phases_and_layer_groups_exclude_each_other():
     with pytest.raises(UserError, match="leave one out"):
         read(["all:1:1e-3"], trainable_layer_groups=2)
 
@@ -61,10 +61,10 @@ def test_rates_fall_from_the_head_to_the_input(tiny_body, backbone_name):
     rates = rate_of_parameters(model, 0.5)
     assert rates.keys() == dict(model.named_parameters()).keys()
     named = {id(parameter): name for name, parameter in model.named_parameters()}
-    phases = backbone_of(model).layer_groups(model)
+    groups = backbone_of(model).layer_groups(model)
     assert {rates[named[id(one)]] for one in head_of(model).parameters()} == {1.0}
-    for depth, phase in enumerate(reversed(phases), start=1):
-        assert {rates[named[id(one)]] for one in phase.parameters()} <= {0.5**depth}
+    for depth, group in enumerate(reversed(groups), start=1):
+        assert {rates[named[id(one)]] for one in group.parameters()} <= {0.5**depth}
     assert len(set(rates.values())) > 2
 
 
@@ -87,12 +87,12 @@ def test_optimizer_gets_each_layers_rate_and_no_decay_for_biases(tmp_path, xray_
     assert seen["classifier.weight"] == (1e-3, 0.1)
     assert seen["classifier.bias"] == (1e-3, 0.0)
     assert seen["vit.layers.2.mlp.fc1.weight"][0] == pytest.approx(1e-3 * 0.5)
-    assert seen["vit.layernorm.weight"][0] == pytest.approx(1e-3 * 0.5)  # no phase of its own
+    assert seen["vit.layernorm.weight"][0] == pytest.approx(1e-3 * 0.5)  # in no layer group
     assert seen["vit.layers.0.mlp.fc1.weight"][0] == pytest.approx(1e-3 * 0.5**3)
     assert seen["vit.embeddings.cls_token"][0] == pytest.approx(1e-3 * 0.5**4)
 
 
-def test_each_phase_trains_its_split_and_begins_with_the_best_of_the_one_before(
+def test_each_phase_trains_its_part_of_the_network_from_the_best_weights_of_the_one_before(
     tmp_path, xray_folder, capsys
 ):
     body = save_tiny_body("efficientnet-lite0", tmp_path / "body")
@@ -113,17 +113,17 @@ def test_each_phase_trains_its_split_and_begins_with_the_best_of_the_one_before(
         last = list_checkpoints(phase_folder(folder, number))[-1]
         return AutoModelForImageClassification.from_pretrained(last).state_dict()
 
-    def moved(before: dict, after: dict) -> set[str]:
+    def changed(before: dict, after: dict) -> set[str]:
         return {name for name in before if not torch.equal(before[name], after[name])}
 
     head = {name for name in start if name.startswith("timm_model.classifier")}
     one, two, three = (weights_after(number) for number in (1, 2, 3))
-    # Running statistics of frozen layers stand still too.
-    assert moved(start, one) == head
+    # Running statistics of frozen layers do not change either.
+    assert changed(start, one) == head
     best = phase_folder(folder, 1) / run["stages"][0]["checkpoint"]
     best_of_one = AutoModelForImageClassification.from_pretrained(best).state_dict()
-    body_moved = moved(best_of_one, two) - head
-    assert body_moved and all(
-        name.startswith(("timm_model.conv_head", "timm_model.bn2")) for name in body_moved
+    body_changed = changed(best_of_one, two) - head
+    assert body_changed and all(
+        name.startswith(("timm_model.conv_head", "timm_model.bn2")) for name in body_changed
     )
-    assert any(name.startswith("timm_model.conv_stem") for name in moved(two, three))
+    assert any(name.startswith("timm_model.conv_stem") for name in changed(two, three))

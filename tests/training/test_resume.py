@@ -1,4 +1,4 @@
-"""Runs that are cut off anywhere end with the weights of an uninterrupted one."""
+"""Runs that are interrupted anywhere end with the weights of an uninterrupted one."""
 
 import os
 import re
@@ -16,7 +16,6 @@ from same_bits import assert_same_last_checkpoint, assert_same_model
 from transformers import TrainerCallback
 
 from pneumonia_hf.errors import Stopped, UserError
-from pneumonia_hf.evaluation import calibration
 from pneumonia_hf.training import checkpoints
 from pneumonia_hf.training.checkpoints import (
     AVERAGE_FILE,
@@ -28,9 +27,10 @@ from pneumonia_hf.training.checkpoints import (
     remove_checkpoint,
     remove_old,
 )
+from pneumonia_hf.training.run_record import lock_run
 from pneumonia_hf.training.trainer import XrayTrainer
 
-# All that keeps a state of its own between steps.
+# All options that keep a state between steps.
 STATEFUL = {
     "num_train_epochs": 4,
     "ema_decay": 0.9,
@@ -43,12 +43,12 @@ STATEFUL = {
     "metric_for_best_model": "loss",
 }
 TWO_EPOCHS = {"num_train_epochs": 2, "metric_for_best_model": "loss"}
-# What the Trainer restores beside the weights.
+# What the Trainer restores besides the weights.
 RESTORING = ("_load_rng_state", "_load_optimizer_and_scheduler")
 
 
 class Cut(TrainerCallback):
-    """Does something at the end of a step."""
+    """Calls a function at the end of a step."""
 
     def __init__(self, step: int, act) -> None:
         self.step, self.act = step, act
@@ -59,14 +59,14 @@ class Cut(TrainerCallback):
 
 
 class Killed(BaseException):
-    """Stands for SIGKILL where the process has to live on."""
+    """Stands for SIGKILL where the process must not end."""
 
 
 def kill() -> None:
     raise Killed
 
 
-def warn() -> None:
+def terminate() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
@@ -75,7 +75,7 @@ def train_with(callback, body, data, folder, **changes):
 
 
 class StopAtLastCheckpoint(TrainerCallback):
-    """Ends a run when its last checkpoint is on disk, and so spares the finishing."""
+    """Ends a run after its last checkpoint, before the model is saved."""
 
     def on_save(self, args, state, control, **kwargs):
         if state.global_step >= state.max_steps:
@@ -83,17 +83,9 @@ class StopAtLastCheckpoint(TrainerCallback):
 
 
 def assert_resumed_like(whole, run, after: int) -> None:
-    """Check the last checkpoint and the saved model of a run that was cut and resumed."""
+    """Check the last checkpoint and the saved model of a resumed run."""
     assert_same_last_checkpoint(whole, run, after=after)
     assert_same_model(whole, run)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_intervals():
-    """Draw few resamples for the intervals in run.json, which take most of a tiny run's time."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(calibration, "RESAMPLES", 5)
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -103,27 +95,28 @@ def body(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory, body, xray_folder):
-    """An uninterrupted run with all that keeps a state."""
+    """An uninterrupted run with all options that keep a state."""
     folder = tmp_path_factory.mktemp("whole") / "run"
     return train_tiny("vit-base", body, xray_folder, folder, **STATEFUL)
 
 
 @pytest.fixture(scope="module")
 def cut(tmp_path_factory, body, xray_folder):
-    """The same run, cut at step 7."""
+    """The same run, interrupted at step 7."""
     folder = tmp_path_factory.mktemp("cut") / "run"
     with pytest.raises(Stopped):
-        train_with(Cut(7, warn), body, xray_folder, folder, **STATEFUL)
+        train_with(Cut(7, terminate), body, xray_folder, folder, **STATEFUL)
     return folder
 
 
-@pytest.mark.parametrize("step", [3, 7, 10])  # 5 steps are an epoch
-def test_sigterm_saves_within_an_epoch_and_the_run_goes_on_from_there(
+# An epoch has 5 steps.
+@pytest.mark.parametrize("step", [pytest.param(3, marks=pytest.mark.slow), 7, 10])
+def test_sigterm_saves_within_an_epoch_and_the_run_continues_from_there(
     tmp_path, body, xray_folder, whole, step
 ):
     run = tmp_path / "run"
     with pytest.raises(Stopped, match=f"checkpoint of step {step}; .*--resume"):
-        train_with(Cut(step, warn), body, xray_folder, run, **STATEFUL)
+        train_with(Cut(step, terminate), body, xray_folder, run, **STATEFUL)
     assert last_checkpoint(phase_folder(run, 1)).name == f"checkpoint-{step}"
     assert not (run / "config.json").exists()
     train_tiny("vit-base", body, xray_folder, run, resume=True, **STATEFUL)
@@ -132,7 +125,7 @@ def test_sigterm_saves_within_an_epoch_and_the_run_goes_on_from_there(
 
 @pytest.fixture(scope="module")
 def whole_and_cut(tmp_path_factory, xray_folder, tiny_body, backbone_name):
-    """Two runs of 10 steps of every family: an uninterrupted one, and one cut at step 7."""
+    """Two runs of 10 steps: an uninterrupted one, and one interrupted at step 7."""
     folder = tmp_path_factory.mktemp(f"resume-{backbone_name}")
 
     def train(name, **changes):
@@ -142,11 +135,11 @@ def whole_and_cut(tmp_path_factory, xray_folder, tiny_body, backbone_name):
 
     whole = train("whole")
     with pytest.raises(Stopped):
-        train("cut", callbacks=[Cut(7, warn)])
+        train("cut", callbacks=[Cut(7, terminate)])
     return whole, folder / "cut"
 
 
-def test_every_family_goes_on_within_an_epoch_to_the_same_bits(
+def test_every_family_resumes_within_an_epoch_to_the_same_bits(
     tmp_path, xray_folder, tiny_body, backbone_name, whole_and_cut
 ):
     whole, cut = whole_and_cut
@@ -158,7 +151,7 @@ def test_every_family_goes_on_within_an_epoch_to_the_same_bits(
 def test_comparison_detects_a_broken_resume_of_every_family(
     tmp_path, xray_folder, tiny_body, backbone_name, whole_and_cut, monkeypatch
 ):
-    """The test before this one compares something that depends on what is restored."""
+    """What the test above compares depends on what is restored."""
     whole, cut = whole_and_cut
     run = shutil.copytree(cut, tmp_path / "run")
     forget(monkeypatch, *RESTORING)
@@ -180,18 +173,18 @@ def test_comparison_detects_each_thing_that_is_not_restored(
 
 
 def forget(monkeypatch, *names: str) -> None:
-    """Let the trainer restore nothing by these methods."""
+    """Make these methods of the trainer restore nothing."""
     for name in names:
         monkeypatch.setattr(XrayTrainer, name, lambda *args, **kwargs: None)
 
 
 def assert_last_weights_differ(whole, run, after: int) -> None:
-    """Check that the comparison fails, and not only for the random numbers that are kept."""
+    """Check that the comparison fails in the weights, and not only in the saved random state."""
     with pytest.raises(AssertionError, match=r"differs in .*model\.safetensors"):
         assert_same_last_checkpoint(whole, run, after=after)
 
 
-def test_run_that_is_moved_after_a_kill_still_knows_its_best_checkpoint(
+def test_run_that_is_moved_after_a_kill_still_finds_its_best_checkpoint(
     tmp_path, body, xray_folder, whole
 ):
     with pytest.raises(Killed):
@@ -201,7 +194,7 @@ def test_run_that_is_moved_after_a_kill_still_knows_its_best_checkpoint(
     assert_resumed_like(whole, tmp_path / "after", after=13)
 
 
-def test_phases_resume_in_the_phase_that_was_cut(tmp_path, body, xray_folder, capsys):
+def test_phases_resume_in_the_interrupted_phase(tmp_path, body, xray_folder, capsys):
     changes = {"phases": ["head:1:1e-2", "last1:2:1e-3", "all:2:1e-3"], "ema_decay": 0.9}
     whole = train_tiny("vit-base", body, xray_folder, tmp_path / "whole", **changes)
     run = tmp_path / "run"
@@ -214,10 +207,11 @@ def test_phases_resume_in_the_phase_that_was_cut(tmp_path, body, xray_folder, ca
     summary = capsys.readouterr().out
     assert "Phase 1 of 3" not in summary and "Phase 2 of 3" in summary and "Phase 3 of 3" in summary
     assert_same_last_checkpoint(whole, run, after=7, phase=2)
-    assert_same_last_checkpoint(whole, run, after=0, phase=3)  # begun after the cut
+    assert_same_last_checkpoint(whole, run, after=0, phase=3)  # started after the interruption
     assert_same_model(whole, run)
 
 
+@pytest.mark.slow
 def test_plateau_schedule_resumes_with_its_rate(tmp_path, body, xray_folder):
     changes = {
         "lr_scheduler_type": "reduce_lr_on_plateau",
@@ -232,6 +226,7 @@ def test_plateau_schedule_resumes_with_its_rate(tmp_path, body, xray_folder):
     assert_resumed_like(whole, tmp_path / "run", after=17)
 
 
+@pytest.mark.slow
 def test_early_stopping_counts_the_same_after_a_kill(tmp_path, body, xray_folder, monkeypatch):
     """Also where the kill comes after the evaluation with which training stops early."""
     from pneumonia_hf.training import train as training
@@ -250,20 +245,20 @@ def test_early_stopping_counts_the_same_after_a_kill(tmp_path, body, xray_folder
     train_tiny("vit-base", body, xray_folder, run, **changes)
     assert steps == [5, 10, 15, 20]
     assert_phase_ends_at(run, 20, best=10)
-    for name in ("outcome.json",):
-        (phase_folder(run, 1) / name).unlink()  # killed before this was written
+    (phase_folder(run, 1) / "outcome.json").unlink()  # as if killed before it was written
     (run / "run.json").unlink()
     train_tiny("vit-base", body, xray_folder, run, resume=True, **changes)
     assert steps == [5, 10, 15, 20]
     assert_phase_ends_at(run, 20, best=10)
 
 
+@pytest.mark.slow
 def test_evaluation_on_start_is_not_repeated_by_a_resumed_run(tmp_path, body, xray_folder):
     """One more evaluation in the log would be counted by early stopping."""
     changes = TWO_EPOCHS | {"eval_on_start": True}
     whole = train_tiny("vit-base", body, xray_folder, tmp_path / "whole", **changes)
     with pytest.raises(Stopped):
-        train_with(Cut(7, warn), body, xray_folder, tmp_path / "run", **changes)
+        train_with(Cut(7, terminate), body, xray_folder, tmp_path / "run", **changes)
     train_tiny("vit-base", body, xray_folder, tmp_path / "run", resume=True, **changes)
     assert_resumed_like(whole, tmp_path / "run", after=7)
 
@@ -275,8 +270,9 @@ def assert_phase_ends_at(run, step: int, best: int) -> None:
     assert (outcome.steps, outcome.checkpoint) == (step, f"checkpoint-{best}")
 
 
+@pytest.mark.slow
 def test_killed_processes_are_resumed_to_the_same_bits(tmp_path):
-    """A few kills of the script that does twenty of them; see its own docstring."""
+    """Three kills by kill_training.py; see its docstring."""
     data = draw_folder(tmp_path / "data", patients=24, images=2, seed=5)
     script = ROOT / "tests" / "kill_training.py"
     flags = ["--data_dir", data, "--work_dir", tmp_path / "work", "--kills", 3, "--seed", 3]
@@ -285,7 +281,7 @@ def test_killed_processes_are_resumed_to_the_same_bits(tmp_path):
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert "bit-equal" in done.stdout
-    # The first kill comes before training; the others must not all come after it.
+    # The first kill comes before training, the others within it.
     assert "2 of 3 kills mattered" in done.stdout, done.stdout
     best = re.findall(r"the best checkpoint is phase-2/checkpoint-(\d+)", done.stdout)
     assert best and int(best[0]) > 9, done.stdout  # later than the first
@@ -314,7 +310,7 @@ def start_long_run(body, data, folder, *more, command=PYTHON) -> subprocess.Pope
     return process
 
 
-def test_sigterm_of_the_process_exits_by_itself_with_a_checkpoint(tmp_path, body, xray_folder):
+def test_process_saves_a_checkpoint_and_exits_after_sigterm(tmp_path, body, xray_folder):
     process = start_long_run(body, xray_folder, tmp_path / "run")
     try:
         process.terminate()
@@ -327,16 +323,18 @@ def test_sigterm_of_the_process_exits_by_itself_with_a_checkpoint(tmp_path, body
     assert last_checkpoint(phase_folder(tmp_path / "run", 1)) is not None
 
 
-def test_sigterm_of_the_launcher_ends_the_run_with_a_checkpoint_too(tmp_path, body, xray_folder):
-    """accelerate's launcher of one process dies of it and passes nothing on."""
+@pytest.mark.slow
+def test_run_saves_a_checkpoint_and_ends_after_sigterm_to_its_launcher(tmp_path, body, xray_folder):
+    """accelerate's launcher of one process ends and does not pass the signal on."""
     process = start_long_run(body, xray_folder, tmp_path / "run", command=LAUNCHER)
     process.terminate()
-    _, err = process.communicate(timeout=60)  # comes to its end when the run itself has ended
+    _, err = process.communicate(timeout=60)  # until the run has ended
     assert "Stopped by SIGTERM, with a checkpoint of step" in err
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/proc/self/task"), reason="finds workers in /proc")
-def test_worker_that_dies_is_told_in_one_sentence(tmp_path, body, xray_folder):
+def test_killed_data_loader_worker_is_reported_in_one_sentence(tmp_path, body, xray_folder):
     more = ["--dataloader_num_workers", 1]
     process = start_long_run(body, xray_folder, tmp_path / "run", *more)
     children = f"/proc/{process.pid}/task/{process.pid}/children"
@@ -349,7 +347,7 @@ def test_worker_that_dies_is_told_in_one_sentence(tmp_path, body, xray_folder):
                             os.kill(int(child), signal.SIGKILL)
             time.sleep(0.01)
         _, err = process.communicate(timeout=60)
-    except (FileNotFoundError, ProcessLookupError):  # it ended between two looks
+    except (FileNotFoundError, ProcessLookupError):  # it has ended
         _, err = process.communicate(timeout=60)
     finally:
         process.kill()
@@ -393,10 +391,10 @@ def test_kill_while_a_checkpoint_is_removed_leaves_nothing_that_looks_complete(
     remove_checkpoint(checkpoint)
     assert list_checkpoints(tmp_path) == []
     monkeypatch.undo()
-    assert list(tmp_path.rglob("another"))  # what is left is not taken for a checkpoint
+    assert list(tmp_path.rglob("another"))  # what is left does not look like a checkpoint
 
 
-def test_old_checkpoints_go_but_the_best_and_the_newest_stay(tmp_path):
+def test_old_checkpoints_are_removed_but_the_best_and_the_newest_kept(tmp_path):
     for step in (5, 10, 15, 20):
         make_checkpoint(tmp_path, step)
     best = str(tmp_path / "checkpoint-5")
@@ -407,7 +405,7 @@ def test_old_checkpoints_go_but_the_best_and_the_newest_stay(tmp_path):
     assert [path.name for path in list_checkpoints(tmp_path)] == ["checkpoint-5", "checkpoint-20"]
 
 
-def test_checkpoint_that_a_full_disk_cuts_off_is_removed_and_the_last_one_kept(
+def test_checkpoint_that_a_full_disk_truncates_is_removed_and_the_last_one_kept(
     tmp_path, body, xray_folder, monkeypatch
 ):
     import errno
@@ -446,8 +444,9 @@ def test_nan_stops_the_run_and_keeps_the_checkpoint_before_it(tmp_path, body, xr
     assert all(torch.isfinite(value).all() for value in state.values())
 
 
+@pytest.mark.slow
 def test_checkpoint_of_the_last_step_of_an_epoch_has_its_evaluation(tmp_path, body, xray_folder):
-    """Saved by steps, evaluated by epochs: the rate falls by what the evaluation finds."""
+    """Saved by steps, evaluated by epochs: the learning rate depends on the evaluation."""
     changes = {
         "num_train_epochs": 4,
         "save_strategy": "steps",
@@ -465,6 +464,13 @@ def test_checkpoint_of_the_last_step_of_an_epoch_has_its_evaluation(tmp_path, bo
     assert_resumed_like(whole, tmp_path / "run", after=7)
 
 
+def test_run_is_refused_while_the_lock_of_its_folder_is_held(tmp_path, body, xray_folder):
+    with lock_run(tmp_path / "run"), pytest.raises(UserError, match="Another process is training"):
+        train_tiny("vit-base", body, xray_folder, tmp_path / "run")
+    assert not list_checkpoints(phase_folder(tmp_path / "run", 1))
+
+
+@pytest.mark.slow
 def test_second_run_in_the_same_folder_is_refused(tmp_path, body, xray_folder):
     process = start_long_run(body, xray_folder, tmp_path / "run")
     try:
@@ -475,14 +481,10 @@ def test_second_run_in_the_same_folder_is_refused(tmp_path, body, xray_folder):
         process.communicate()
 
 
-def test_disk_without_locks_is_told_and_other_errors_are_not_swallowed(
-    tmp_path, monkeypatch, caplog
-):
+def test_disk_without_locks_is_reported_and_other_errors_are_raised(tmp_path, monkeypatch, caplog):
     import errno
 
     import filelock
-
-    from pneumonia_hf.training.run_record import lock_run
 
     def fail_with(number: int) -> None:
         def acquire(self, *args, **kwargs):
@@ -498,7 +500,7 @@ def test_disk_without_locks_is_told_and_other_errors_are_not_swallowed(
         pass
 
 
-def test_torn_weights_of_a_full_disk_are_removed(tmp_path, body, xray_folder, monkeypatch):
+def test_incomplete_weights_on_a_full_disk_are_removed(tmp_path, body, xray_folder, monkeypatch):
     from safetensors import SafetensorError
     from transformers import PreTrainedModel
 

@@ -1,5 +1,6 @@
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,13 +17,14 @@ from pneumonia_hf.evaluation.calibration import fit_temperature
 from pneumonia_hf.evaluation.metrics import METRICS, compute_metrics
 from pneumonia_hf.inference.operating_point import to_probability
 from pneumonia_hf.models.backbones import head_of
-from pneumonia_hf.training.seeds import summarise_seeds
+from pneumonia_hf.training.seeds import summarise_seeds as summarise
 
 SEEDS = (13, 14, 15)
+summarise_seeds = partial(summarise, resamples=20, threshold_resamples=50)
 
 
 def copy_run(model: Path, folder: Path, seed: int) -> Path:
-    """Copy a saved model as if another seed had made it: other weights, other numbers."""
+    """Copy a saved model as if of another seed, with other weights and metrics."""
     shutil.copytree(model, folder, ignore=shutil.ignore_patterns("checkpoints"))
     network = AutoModelForImageClassification.from_pretrained(folder)
     generator = torch.Generator().manual_seed(seed)
@@ -54,7 +56,7 @@ def runs(tmp_path, tiny_model) -> list[Path]:
     return [copy_run(tiny_model, tmp_path / f"seed-{seed}", seed) for seed in SEEDS]
 
 
-def test_spread_over_the_seeds_is_that_of_their_own_numbers(runs, validation, tmp_path):
+def test_spread_over_the_seeds_is_that_of_their_metrics(runs, validation, tmp_path):
     summary = summarise_seeds(tmp_path, runs, validation)
     assert [one["seed"] for one in summary["seeds"]] == list(SEEDS)
     auroc, threshold = summary["spread"]["auroc"], summary["spread"]["threshold"]
@@ -72,7 +74,7 @@ def test_spread_over_the_seeds_is_that_of_their_own_numbers(runs, validation, tm
     assert not list(tmp_path.glob(".*"))
 
 
-def test_written_ensemble_scores_what_its_file_says(runs, validation, tmp_path):
+def test_saved_ensemble_has_the_metrics_in_its_file(runs, validation, tmp_path):
     ensemble = summarise_seeds(tmp_path, runs, validation)["ensemble"]
     assert json.loads((tmp_path / "ensemble.json").read_text()) == ensemble
     assert ensemble["members"] == ["seed-13", "seed-14", "seed-15"]
@@ -86,15 +88,13 @@ def test_written_ensemble_scores_what_its_file_says(runs, validation, tmp_path):
     values = compute_metrics(validation["label"][:], probabilities, point.threshold)
     for name, value in values.items():
         assert ensemble["metrics"][name]["value"] == pytest.approx(value, abs=1e-6), name
-    # Moved as a whole, it is the same model.
+    # A moved ensemble is the same model.
     moved = shutil.copytree(tmp_path, tmp_path / "elsewhere" / "run")
     again = [one.probability for one in Predictor.from_pretrained(moved).predict_files(images)]
     assert again == probabilities
 
 
-def test_temperature_of_the_ensemble_is_fitted_to_the_mean_of_the_margins(
-    runs, validation, tmp_path
-):
+def test_temperature_of_the_ensemble_is_fitted_to_the_mean_log_odds(runs, validation, tmp_path):
     ensemble = summarise_seeds(tmp_path, runs, validation)["ensemble"]
     members = [Predictor.from_pretrained(run) for run in runs]
     log_odds = np.mean(
@@ -110,13 +110,13 @@ def test_temperature_of_the_ensemble_is_fitted_to_the_mean_of_the_margins(
     best = ensemble["temperature"]
     assert best == fit_temperature(labels, log_odds).value
     if log_odds[labels == 1].min() > log_odds[labels == 0].max():
-        assert best >= 1  # nothing shows that the members doubt too much
-    else:  # the prior moves it a little from the least loss, towards 1
+        assert best >= 1  # nothing shows that the members are underconfident
+    else:  # the prior moves it a little from the minimum towards 1
         assert loss(best) <= min(loss(best * 1.5), loss(best / 1.5))
     assert Predictor.from_pretrained(tmp_path).temperature == best
 
 
-def test_required_sensitivity_is_kept_by_the_ensemble(runs, validation, tmp_path):
+def test_ensemble_has_the_required_sensitivity(runs, validation, tmp_path):
     ensemble = summarise_seeds(tmp_path, runs, validation, required_sensitivity=1.0)["ensemble"]
     assert ensemble["metrics"]["sensitivity"]["value"] == 1
     assert ensemble["required_sensitivity"] == 1
@@ -131,9 +131,7 @@ def test_runs_chosen_on_other_images_are_refused(runs, validation, tmp_path):
     assert not (tmp_path / "ensemble.json").exists()
 
 
-def test_images_that_the_runs_could_not_read_are_passed_over(
-    runs, validation, xray_folder, tmp_path
-):
+def test_images_that_the_runs_could_not_read_are_left_out(runs, validation, xray_folder, tmp_path):
     expected = summarise_seeds(tmp_path, runs, validation)
     broken = tmp_path / "broken.png"
     broken.write_text("text named .png")
@@ -143,7 +141,7 @@ def test_images_that_the_runs_could_not_read_are_passed_over(
     assert summarise_seeds(tmp_path, runs, concatenate_datasets([validation, row])) == expected
 
 
-def test_members_that_lie_elsewhere_or_are_unfinished_are_refused(
+def test_members_that_lie_elsewhere_or_are_incomplete_are_refused(
     runs, validation, tiny_model, tmp_path
 ):
     with pytest.raises(UserError, match="does not lie in"):

@@ -1,4 +1,4 @@
-"""Trackers: what a run reports comes to lie on this machine, and nothing is sent anywhere."""
+"""Trackers: a run reports to files on this machine, and sends nothing."""
 
 import json
 import os
@@ -9,7 +9,7 @@ import sys
 import pytest
 from helpers import ROOT, save_tiny_body
 
-# Runs a script and writes down whom it calls, where it listens and which browser it opens.
+# Runs a script and records its network connections and the browsers that it opens.
 WATCHED = """
 import runpy, sys
 
@@ -35,7 +35,7 @@ def body(tmp_path_factory):
 
 
 def train_tracked(tracker, body, data, output, *flags, **environment) -> tuple[str, list[str]]:
-    """Train in two phases; return what was printed, and what was done to the network."""
+    """Train in two phases; return the output, and the network calls."""
     calls = output.with_suffix(".calls")
     arguments = [
         *("--backbone", "xray-cnn", "--weights", body, "--image_size", 64),
@@ -57,7 +57,7 @@ def train_tracked(tracker, body, data, output, *flags, **environment) -> tuple[s
 
 
 def read_logs(output) -> list[list[dict]]:
-    """Return what the Trainer logged in each phase, with its losses and evaluations."""
+    """Return the Trainer's log of each phase."""
     outcomes = sorted((output / "checkpoints").glob("phase-*/outcome.json"))
     return [json.loads(outcome.read_text())["log"] for outcome in outcomes]
 
@@ -66,6 +66,7 @@ def points_of(log, key) -> dict[int, float]:
     return {entry["step"]: entry[key] for entry in log if key in entry}
 
 
+@pytest.mark.slow
 def test_tensorboard_has_the_losses_and_metrics_of_every_phase(body, xray_folder, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -90,7 +91,10 @@ def test_tensorboard_has_the_losses_and_metrics_of_every_phase(body, xray_folder
             assert found == pytest.approx(expected, rel=1e-6)
 
 
-def test_trackio_keeps_every_phase_in_its_folder_and_calls_nobody(body, xray_folder, tmp_path):
+@pytest.mark.slow
+def test_trackio_keeps_every_phase_in_its_folder_and_connects_to_nothing(
+    body, xray_folder, tmp_path
+):
     import sqlite3
     from contextlib import closing
 

@@ -21,17 +21,17 @@ def load_state(folder: Path) -> tuple[dict[str, torch.Tensor], str]:
     return model.state_dict(), backbone_of(model).head
 
 
-def test_finished_folder_holds_every_tensor_of_the_best_checkpoint(
+def test_saved_model_holds_every_tensor_of_the_best_checkpoint(
     tmp_path, xray_folder, tiny_body, backbone_name, monkeypatch
 ):
     from pneumonia_hf.evaluation import calibration
     from pneumonia_hf.evaluation.calibration import Temperature
 
-    # Drawn images are told apart without an error, and leave a network's temperature at 1.
+    # Drawn images are separable, which would keep the temperature at 1.
     monkeypatch.setattr(
         calibration, "fit_temperature", lambda *_: Temperature(1.7, separable=False, at_bound=False)
     )
-    # A rate that wrecks the model after the first epoch, so that the best is not the last.
+    # At this rate the model degrades after the first epoch: the best checkpoint is not the last.
     folder = train_tiny(
         backbone_name,
         tiny_body,
@@ -49,19 +49,21 @@ def test_finished_folder_holds_every_tensor_of_the_best_checkpoint(
     assert run["training"]["best_validation_metric"] == max(aurocs)
     best = folder / "checkpoints" / run["training"]["best_checkpoint"]
 
-    finished, head = load_state(folder)
+    saved, head = load_state(folder)
     expected, _ = load_state(best)
     temperature = run["validation"]["config"]["temperature"]
     assert temperature == 1.7
     for name in (f"{head}.weight", f"{head}.bias"):
         expected[name] = expected[name] / temperature
-    assert finished.keys() == expected.keys()
-    different = [name for name in expected if not torch.equal(finished[name], expected[name])]
+    assert saved.keys() == expected.keys()
+    different = [name for name in expected if not torch.equal(saved[name], expected[name])]
     assert different == []
 
 
 @pytest.mark.parametrize("name", ["vit-base", "convnextv2-tiny"])
-def test_best_checkpoint_wins_over_a_later_worse_one(tmp_path, xray_folder, name, monkeypatch):
+def test_best_checkpoint_is_saved_and_not_a_later_worse_one(
+    tmp_path, xray_folder, name, monkeypatch
+):
     from pneumonia_hf.training import train as training
 
     scores = iter([0.9, 0.5, 0.4])
@@ -75,18 +77,18 @@ def test_best_checkpoint_wins_over_a_later_worse_one(tmp_path, xray_folder, name
         phase_folder(folder, 1).glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1])
     )
     assert run["training"]["best_checkpoint"] == f"phase-1/{first.name}"
-    finished = load_file(folder / "model.safetensors")
+    saved = load_file(folder / "model.safetensors")
     best, last = (load_file(one / "model.safetensors") for one in (first, later[-1]))
-    body_names = [key for key in finished if not key.startswith("classifier")]
+    body_names = [key for key in saved if not key.startswith("classifier")]
     assert len(body_names) > 20
-    assert all(torch.equal(finished[key], best[key]) for key in body_names)
-    assert not all(torch.equal(finished[key], last[key]) for key in body_names)
+    assert all(torch.equal(saved[key], best[key]) for key in body_names)
+    assert not all(torch.equal(saved[key], last[key]) for key in body_names)
 
 
 def test_same_seed_gives_the_same_weights_bit_for_bit(tmp_path, xray_folder):
     body = save_tiny_body("vit-base", tmp_path / "body")
     runs = [
-        train_tiny("vit-base", body, xray_folder, tmp_path / name, seed=seed)
+        train_tiny("vit-base", body, xray_folder, tmp_path / name, seed=seed, num_train_epochs=1)
         for name, seed in (("one", 1), ("two", 1), ("other", 2))
     ]
     one, two, other = (load_file(folder / "model.safetensors") for folder in runs)
@@ -111,7 +113,7 @@ def test_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(tmp_path, xra
         train_tiny("vit-base", body, xray_folder, cut, resume=True, augment=0.5, **keep)
     with pytest.raises(UserError, match="begun with other learning_rate"):
         train_tiny("vit-base", body, xray_folder, cut, resume=True, learning_rate=1e-5, **keep)
-    # A later checkpoint that a kill cut off is passed over.
+    # A later checkpoint that a kill left incomplete is ignored.
     torn = phase_folder(cut, 1) / UNFINISHED / "checkpoint-9999"
     shutil.copytree(list_checkpoints(phase_folder(whole, 1))[-1], torn)
     weights = (torn / "model.safetensors").read_bytes()
@@ -121,7 +123,7 @@ def test_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(tmp_path, xra
     assert_same_model(whole, resumed)
 
 
-def test_resuming_a_finished_run_leaves_it_as_it_is(tmp_path, xray_folder, capsys):
+def test_resuming_a_complete_run_changes_nothing(tmp_path, xray_folder, capsys):
     body = save_tiny_body("vit-base", tmp_path / "body")
     folder = train_tiny("vit-base", body, xray_folder, tmp_path / "run", num_train_epochs=1)
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
@@ -130,14 +132,14 @@ def test_resuming_a_finished_run_leaves_it_as_it_is(tmp_path, xray_folder, capsy
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
-def test_resume_begins_where_there_is_nothing_to_go_on_from(tmp_path, xray_folder):
+def test_resume_starts_a_run_where_there_is_none(tmp_path, xray_folder):
     body = save_tiny_body("vit-base", tmp_path / "body")
     run = tmp_path / "run"
     folder = train_tiny("vit-base", body, xray_folder, run, num_train_epochs=1, resume=True)
     assert (folder / "config.json").exists()
 
 
-def test_finished_model_is_not_replaced_without_overwrite(tmp_path, xray_folder):
+def test_saved_model_is_not_replaced_without_overwrite(tmp_path, xray_folder):
     body = save_tiny_body("vit-base", tmp_path / "body")
     folder = train_tiny("vit-base", body, xray_folder, tmp_path / "run", num_train_epochs=1)
     before = (folder / "model.safetensors").read_bytes()
@@ -148,7 +150,7 @@ def test_finished_model_is_not_replaced_without_overwrite(tmp_path, xray_folder)
     assert (folder / "model.safetensors").read_bytes() != before
 
 
-def test_full_disk_at_the_end_leaves_the_older_model_whole(tmp_path, xray_folder, monkeypatch):
+def test_full_disk_at_the_end_leaves_the_older_model_complete(tmp_path, xray_folder, monkeypatch):
     from helpers import call_script
     from transformers import PreTrainedModel
 
@@ -191,7 +193,7 @@ def test_full_disk_at_the_end_leaves_the_older_model_whole(tmp_path, xray_folder
         ("none", None, "apache-2.0"),
     ],
 )
-def test_card_does_not_claim_an_origin_that_the_weights_do_not_have(weights, base_model, licence):
+def test_manifest_names_the_origin_and_licence_of_the_weights(weights, base_model, licence):
     from pneumonia_hf.models.build import ModelConfig
     from pneumonia_hf.training.manifest import describe_origin
 
@@ -199,7 +201,7 @@ def test_card_does_not_claim_an_origin_that_the_weights_do_not_have(weights, bas
     assert (origin["base_model"], origin["license"]) == (base_model, licence)
 
 
-def test_model_folder_is_complete_and_tells_no_local_path(saved_model, xray_folder):
+def test_model_folder_is_complete_and_names_no_local_path(saved_model, xray_folder):
     names = {path.name for path in saved_model.iterdir()}
     assert names == {
         "README.md",
@@ -222,7 +224,9 @@ def test_model_folder_is_complete_and_tells_no_local_path(saved_model, xray_fold
     assert not set(splits["train"]) & set(splits["test"])
 
 
-def test_kill_while_the_folder_is_made_is_mended_by_resuming(tmp_path, xray_folder, monkeypatch):
+def test_model_folder_that_a_kill_left_incomplete_is_completed_by_resuming(
+    tmp_path, xray_folder, monkeypatch
+):
     body = save_tiny_body("vit-base", tmp_path / "body")
     whole = train_tiny("vit-base", body, xray_folder, tmp_path / "whole", num_train_epochs=1)
     replace = os.replace
@@ -252,16 +256,16 @@ def test_each_image_is_read_once_however_many_epochs(tmp_path, monkeypatch):
 
     data = draw_folder(tmp_path / "data", patients=24, seed=777)  # in no cache yet
     opened = {"cache": 0, "predictor": 0}
-    for room in (cache, predictor):
-        name, read = room.__name__.split(".")[-1], room.read_xray
+    for module in (cache, predictor):
+        name, read = module.__name__.split(".")[-1], module.read_xray
 
         def count(*arguments, name=name, read=read):
             opened[name] += 1
             return read(*arguments)
 
-        monkeypatch.setattr(room, "read_xray", count)
+        monkeypatch.setattr(module, "read_xray", count)
     body = save_tiny_body("convnextv2-tiny", tmp_path / "body")
-    folder = train_tiny("convnextv2-tiny", body, data, tmp_path / "run", num_train_epochs=5)
+    folder = train_tiny("convnextv2-tiny", body, data, tmp_path / "run", num_train_epochs=3)
     splits = json.loads((folder / "run.json").read_text())["data"]["parts"]
     assert opened["cache"] == sum(split["images"] for split in splits.values()) == 48
     assert opened["predictor"] == splits["validation"]["images"]  # for the threshold, as served
@@ -277,11 +281,11 @@ def test_diverged_training_stops_with_a_sentence(tmp_path, xray_folder):
 
 
 class Ended(BaseException):
-    """Ends a run whose finishing a test does not need."""
+    """Ends a run whose saved model a test does not need."""
 
 
 class Watch(TrainerCallback):
-    """Keeps the model's tensors as they are before the first step and after the last."""
+    """Keeps the model's tensors before the first step and after the last."""
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
         self.model = model
@@ -292,12 +296,12 @@ class Watch(TrainerCallback):
         self.after = model.state_dict()
         raise Ended
 
-    def moved(self, names: set[str]) -> set[str]:
-        """Return which of these tensors have other bits than before."""
+    def changed(self, names: set[str]) -> set[str]:
+        """Return which of these tensors have changed."""
         return {name for name in names if not torch.equal(self.before[name], self.after[name])}
 
 
-def test_frozen_phases_do_not_move_and_trained_ones_do(
+def test_frozen_layer_groups_do_not_change_and_trained_ones_do(
     tmp_path, xray_folder, tiny_body, backbone_name
 ):
     watch = Watch()
@@ -317,26 +321,26 @@ def test_frozen_phases_do_not_move_and_trained_ones_do(
     frozen = {name for name, parameter in named if not parameter.requires_grad}
     trained = {name for name, parameter in named if parameter.requires_grad}
     assert len(frozen) > 2
-    assert watch.moved(frozen) == set()
-    splits = [*backbone_of(model).layer_groups(model), model.get_submodule(backbone_of(model).head)]
-    of_splits = [
-        {name for name, parameter in named if any(parameter is own for own in split.parameters())}
-        for split in splits
+    assert watch.changed(frozen) == set()
+    groups = [*backbone_of(model).layer_groups(model), model.get_submodule(backbone_of(model).head)]
+    of_groups = [
+        {name for name, parameter in named if any(parameter is own for own in group.parameters())}
+        for group in groups
     ]
-    learns = [not names.isdisjoint(trained) for names in of_splits]
-    assert learns == sorted(learns) and learns.count(True) >= 3  # the last phases, and the head
-    assert trained == {name for names in of_splits if names & trained for name in names}
-    # A weight whose gradient is 0 may stay, such as a bias in front of a batch norm: what must
-    # move is something of each phase.
-    for number, names in enumerate(of_splits):
-        assert bool(watch.moved(names)) == learns[number], f"part {number} of {len(splits)}"
+    learns = [not names.isdisjoint(trained) for names in of_groups]
+    assert learns == sorted(learns) and learns.count(True) >= 3  # the last groups, and the head
+    assert trained == {name for names in of_groups if names & trained for name in names}
+    # A weight whose gradient is 0 may keep its value, such as a bias before a batch norm; but
+    # something in each group must change.
+    for number, names in enumerate(of_groups):
+        assert bool(watch.changed(names)) == learns[number], f"group {number} of {len(groups)}"
 
-    # Running statistics are no parameters: a batch norm moves them whenever it is in training
-    # mode, even without a gradient. Those with frozen weights are kept in evaluation mode.
+    # Running statistics are not parameters: a batch norm in training mode changes them even
+    # without a gradient. Those with frozen weights are kept in evaluation mode.
     statistics = {
         name: {f"{name}.{buffer}" for buffer, _ in module.named_buffers(recurse=False)}
         for name, module in model.named_modules()
         if isinstance(module, torch.nn.modules.batchnorm._BatchNorm)
     }
     for name, buffers in statistics.items():
-        assert watch.moved(buffers) == (set() if f"{name}.weight" in frozen else buffers), name
+        assert watch.changed(buffers) == (set() if f"{name}.weight" in frozen else buffers), name

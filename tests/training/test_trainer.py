@@ -26,7 +26,7 @@ def body(tmp_path_factory):
 def test_trainers_validation_scores_are_those_of_the_predictor(
     tmp_path, xray_folder, tiny_body, backbone_name, monkeypatch
 ):
-    """What the checkpoint was chosen by is what is served, to 1e-5."""
+    """The scores that the checkpoint was chosen by are those that are served, to 1e-5."""
     from pneumonia_hf.data.load import DataConfig, load_xrays
     from pneumonia_hf.data.sources import open_images
     from pneumonia_hf.inference.predictor import Predictor
@@ -54,7 +54,7 @@ def test_trainers_validation_scores_are_those_of_the_predictor(
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
-def test_averaged_weights_are_evaluated_and_finished(tmp_path, xray_folder, body, channels_last):
+def test_averaged_weights_are_evaluated_and_saved(tmp_path, xray_folder, body, channels_last):
     folder = train_tiny("convnextv2-tiny", body, xray_folder, tmp_path / "run",
                         num_train_epochs=2, ema_decay=0.9, learning_rate=1e-2,
                         channels_last=channels_last)  # fmt: skip
@@ -62,15 +62,15 @@ def test_averaged_weights_are_evaluated_and_finished(tmp_path, xray_folder, body
     checkpoint = phase_folder(folder, 1) / outcome.checkpoint
     average = load_file(checkpoint / AVERAGE_FILE)
     raw = AutoModelForImageClassification.from_pretrained(checkpoint).state_dict()
-    finished = AutoModelForImageClassification.from_pretrained(folder).state_dict()
+    saved = AutoModelForImageClassification.from_pretrained(folder).state_dict()
     body_names = [name for name in average if not name.startswith("classifier")]
-    assert all(torch.equal(finished[name], average[name]) for name in body_names)
-    assert not all(torch.equal(finished[name], raw[name]) for name in body_names)
+    assert all(torch.equal(saved[name], average[name]) for name in body_names)
+    assert not all(torch.equal(saved[name], raw[name]) for name in body_names)
     loaded = load_best(checkpoint).state_dict()
     assert all(torch.equal(loaded[name], average[name]) for name in average)
 
 
-def test_average_is_the_one_of_the_formula(tmp_path, xray_folder, body):
+def test_average_follows_its_formula(tmp_path, xray_folder, body):
     seen = []
 
     class Look(TrainerCallback):
@@ -87,7 +87,7 @@ def test_average_is_the_one_of_the_formula(tmp_path, xray_folder, body):
     torch.testing.assert_close(saved["classifier.weight"], average)
 
 
-def test_student_learns_what_the_teacher_says_of_the_same_pixels(tmp_path, xray_folder, body):
+def test_teacher_scores_the_pixels_of_the_student_as_it_is_served(tmp_path, xray_folder, body):
     """A teacher of another family, size and class order."""
     from pneumonia_hf.imaging.preprocess import resize
     from pneumonia_hf.imaging.read import read_xray
@@ -103,7 +103,7 @@ def test_student_learns_what_the_teacher_says_of_the_same_pixels(tmp_path, xray_
     logits = teacher.logits(resize(images, teacher.processor))
     assert (logits[:, 1] - logits[:, 0]).numpy() == pytest.approx(expected, abs=1e-4)
 
-    # The same model with its classes in the other order says the same.
+    # The same model with its classes in the other order gives the same logits.
     config["id2label"] = {"0": "PNEUMONIA", "1": "NORMAL"}
     config["label2id"] = {"PNEUMONIA": 0, "NORMAL": 1}
     (folder / "config.json").write_text(json.dumps(config))
@@ -111,7 +111,8 @@ def test_student_learns_what_the_teacher_says_of_the_same_pixels(tmp_path, xray_
     assert torch.equal(turned, logits[:, [1, 0]])
 
 
-def test_student_comes_nearer_to_its_teacher(tmp_path, xray_folder, body):
+@pytest.mark.slow
+def test_distillation_brings_the_student_nearer_to_its_teacher(tmp_path, xray_folder, body):
     from pneumonia_hf.imaging.read import read_xray
     from pneumonia_hf.inference.predictor import Predictor
 
@@ -142,13 +143,13 @@ def test_teacher_that_has_seen_the_validation_images_is_refused(tmp_path, xray_f
         train_tiny("convnextv2-tiny", body, xray_folder, tmp_path / "run", teacher=str(teacher))
 
 
-def test_balanced_sampler_draws_both_classes_alike_and_anew_each_epoch():
+def test_balanced_sampler_draws_both_classes_equally_and_differently_each_epoch():
     labels = np.array([0] * 100 + [1] * 900)
     sampler = BalancedSampler(labels, seed=1)
     first = list(sampler)
     assert len(first) == 1000 == len(sampler)
     assert 0.45 < np.mean(labels[first]) < 0.55
-    assert len(set(first)) > 450  # of the rare class nearly all
+    assert len(set(first)) > 450  # nearly all images of the rare class
     assert list(sampler) == first
     sampler.set_epoch(1)
     second = list(sampler)
@@ -163,7 +164,7 @@ def test_balanced_sampler_draws_both_classes_alike_and_anew_each_epoch():
     [{"mixup": 0.4}, {"cutmix": 1.0}, {"mixup": 0.2, "cutmix": 0.5}],
     ids=lambda changes: " ".join(changes),
 )
-def test_mixed_batches_carry_the_shares_of_their_classes(changes):
+def test_mixed_batches_have_the_shares_of_their_classes(changes):
     from pneumonia_hf.training.trainer import _make_mix
 
     arguments = XrayTrainingArguments(output_dir="unused", **changes)
@@ -218,7 +219,7 @@ def test_checkpoint_may_be_chosen_by_the_loss(tmp_path, xray_folder, body, monke
     assert run["best_validation_metric"] == 0.2
 
 
-def test_last_checkpoint_is_finished_where_the_best_is_not_wanted(tmp_path, xray_folder, body):
+def test_last_checkpoint_is_saved_where_the_best_is_not_wanted(tmp_path, xray_folder, body):
     folder = train_tiny("convnextv2-tiny", body, xray_folder, tmp_path / "run",
                         load_best_model_at_end=False, eval_strategy="no", save_strategy="no",
                         early_stopping_patience=0)  # fmt: skip
@@ -226,7 +227,7 @@ def test_last_checkpoint_is_finished_where_the_best_is_not_wanted(tmp_path, xray
     assert run["best_checkpoint"] == "phase-1/checkpoint-15"
 
 
-def test_halved_batches_and_forgotten_activations_give_the_same_weights(tmp_path, xray_folder):
+def test_accumulation_and_activation_checkpointing_give_the_same_weights(tmp_path, xray_folder):
     vit = save_tiny_body("vit-base", tmp_path / "vit")
     settings = {"augment": 0.0, "num_train_epochs": 1, "learning_rate": 1e-3}
     whole = train_tiny("vit-base", vit, xray_folder, tmp_path / "whole",
@@ -262,7 +263,7 @@ def test_halved_batches_and_forgotten_activations_give_the_same_weights(tmp_path
         (["--teacher", "no/where/at/all"], ["no/where/at/all"]),
     ],
 )  # fmt: skip
-def test_mistakes_are_told_in_one_sentence(tmp_path, xray_folder, body, flags, words):
+def test_mistakes_are_reported_in_one_sentence(tmp_path, xray_folder, body, flags, words):
     common = ["--backbone", "convnextv2-tiny", "--weights", body, "--image_size", 64]
     common += ["--data_dir", xray_folder, "--output_dir", tmp_path / "run"]
     done = call_script("train.py", *common, *flags)
@@ -292,20 +293,18 @@ def test_mistakes_are_told_in_one_sentence(tmp_path, xray_folder, body, flags, w
           "--save_steps", "4"], ["--save_steps and --eval_steps alike"]),
     ],
 )  # fmt: skip
-def test_transformers_own_flags_are_refused_in_one_sentence_where_they_would_break(
+def test_flags_of_transformers_that_would_break_a_run_are_refused_in_one_sentence(
     tmp_path, xray_folder, flags, words
 ):
     common = ["--backbone", "xray-cnn", "--image_size", 64, "--precision", "fp32"]
     common += ["--data_dir", xray_folder, "--output_dir", tmp_path / "run", "--max_steps", 1]
     common += ["--channels_last", "false", "--report_to", "none"]
     assert_one_sentence(call_script("train.py", *common, *flags), *words)
-    # Nothing was begun that would be in the way of the right command.
+    # Nothing is left that would prevent the corrected command.
     assert not list((tmp_path / "run").glob("checkpoints/phase-*/checkpoint-*"))
 
 
-def test_measured_value_is_that_of_the_weights_which_are_kept(
-    tmp_path, xray_folder, body, monkeypatch
-):
+def test_reported_metric_is_that_of_the_saved_weights(tmp_path, xray_folder, body, monkeypatch):
     from pneumonia_hf.training import train as training
 
     measure = training._compute_trainer_metrics
