@@ -184,7 +184,7 @@ def test_mistakes_in_training_are_one_sentence_each(body, xray_folder, tmp_path)
     assert not (tmp_path / "x" / "config.json").exists()
     done = train(data=corrupt, output=tmp_path / "y")
     assert done.returncode == 0, done.stderr[-2000:]
-    assert "look  unreadable: 1 file cannot be read" in done.stdout
+    assert "warn  unreadable: 1 file cannot be read" in done.stdout
     for file in (corrupt / "NORMAL").iterdir():
         file.write_text("no image")
     assert_one_sentence(train(data=corrupt), "No image of NORMAL", "can be read")
