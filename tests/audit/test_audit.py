@@ -255,6 +255,7 @@ def test_planted_shortcuts_are_measured_and_clean_data_has_none(tmp_path, clean_
     assert clean_findings["shortcuts"].more["auroc"]["size"]["auroc"] == 0.5
 
 
+@pytest.mark.slow
 def test_metadata_and_source_are_measured_as_shortcuts(tmp_path):
     draw_xrays(tmp_path / "one", patients=20)
     rows = ["file_name,view,age,remark,portable"]
