@@ -47,15 +47,9 @@ def compare_shares(
     """Return the p-value of a permutation test of equal shares of pneumonia in the splits.
 
     Patients are permuted over the splits, each of which keeps its number of patients. The
-    statistic is the chi-squared sum of the shares' distances from the overall share.
-
-    Args:
-        label: 0 or 1, [N].
-        patient, split: patient and split numbers, [N].
-        draws, seed: number and seed of the permutations.
-
-    Returns:
-        1 / (draws + 1) to 1; 1 if there is one split only.
+    statistic is the chi-squared sum of the shares' distances from the overall share. `label` is 0
+    or 1, `patient` and `split` are numbers, [N]. The p-value is 1 / (draws + 1) or more, and 1 for
+    a single split.
     """
     units, of_unit = np.unique(np.stack([patient, split]), axis=1, return_inverse=True)
     of_unit = of_unit.ravel()  # a patient in two splits counts in each

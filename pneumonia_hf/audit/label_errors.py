@@ -57,12 +57,8 @@ def find_label_errors(
     """Return the rows whose labels are doubtful, most doubtful first.
 
     By confident learning (Northcutt et al. 2021, doi 10.1613/jair.1.12125), in cleanlab, over the
-    predictions of a logistic regression on frozen features.
-
-    Args:
-        images, labels: the images and their class numbers, [N].
-        groups: group numbers, [N]; a group is never split by the cross-validation.
-        config: the features.
+    predictions of a logistic regression on frozen features. `groups` are numbers, [N]; the
+    cross-validation never splits a group.
 
     Returns:
         Rows, P(pneumonia) of all images, its AUROC against the labels, and the name of the

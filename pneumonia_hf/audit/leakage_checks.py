@@ -76,51 +76,40 @@ def _check_groups(
     several = [rows for rows in np.split(order, starts[1:]) if len(rows) > 1]
     if beyond is not None:
         several = [rows for rows in several if len(np.unique(beyond[rows])) > 1]
-    crossing = {
-        "across_parts": [len(np.unique(xrays.split[rows])) > 1 for rows in several],
-        "across_labels": [len(np.unique(xrays.label[rows])) > 1 for rows in several],
-        "across_patients": [len(np.unique(xrays.patient[rows])) > 1 for rows in several],
-    }
-    counts = {name: int(np.sum(flags)) for name, flags in crossing.items()}
+
+    def crosses(rows: np.ndarray) -> tuple[bool, ...]:
+        columns = (xrays.split, xrays.label, xrays.patient)
+        return tuple(len(np.unique(values[rows])) > 1 for values in columns)
+
     # The most harmful first.
-    ranks = sorted(
-        range(len(several)),
-        key=lambda at: (*(not flags[at] for flags in crossing.values()), several[at].min()),
-    )
-    several = [np.sort(several[at]) for at in ranks]
-    files = sum(len(rows) for rows in several)
+    several.sort(key=lambda rows: (*(not one for one in crosses(rows)), rows.min()))
+    totals = np.array([crosses(rows) for rows in several], int).reshape(-1, 3).sum(axis=0).tolist()
+    counts = dict(zip(("across_parts", "across_labels", "across_patients"), totals, strict=True))
+    files = [xrays.files(np.sort(rows)) for rows in several]
     if not several:
-        return Finding(
-            "pass", 0, f"no two images show {what}.", more=counts | {"groups": [], "files": []}
-        )
-    details = ", ".join(
-        f"{n} across {noun}"
-        for noun, n in zip(("splits", "labels", "patients"), counts.values(), strict=True)
-        if n
-    )
-    text = f"{files} images in {count_noun(several, 'group')} show {what}"
+        more = counts | {"groups": [], "files": []}
+        return Finding("pass", 0, f"no two images show {what}.", more=more)
+    nouns = zip(("splits", "labels", "patients"), totals, strict=True)
+    details = ", ".join(f"{count} across {noun}" for noun, count in nouns if count)
+    text = f"{sum(map(len, files))} images in {count_noun(several, 'group')} show {what}"
     examples = [
         {
-            "files": xrays.files(rows),
+            "files": names,
             "parts": sorted({xrays.splits[one] for one in xrays.split[rows]}),
             "labels": sorted({LABELS[one] for one in xrays.label[rows]}),
         }
-        for rows in several[:MOST_EXAMPLES]
+        for rows, names in zip(several[:MOST_EXAMPLES], files, strict=False)
     ]
     shown = [
         (int(row), " ".join(list(xrays.describe(row).values())[1:]))
         for rows in several[: MOST_EXAMPLES // 2]
-        for row in rows[:2]
+        for row in np.sort(rows)[:2]
     ]
     return Finding(
         "fail" if counts["across_parts"] else "warn",
         len(several),
         f"{text}: {details}." if details else f"{text}.",
         tuple(examples),
-        more=counts
-        | {
-            "groups": [xrays.files(rows) for rows in several],
-            "files": [name for rows in several for name in xrays.files(rows)],
-        },
+        more=counts | {"groups": files, "files": [name for names in files for name in names]},
         shown=tuple(shown),
     )

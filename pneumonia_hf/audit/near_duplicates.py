@@ -29,11 +29,7 @@ CANDIDATE = 0.97  # correlation at half the side from which the full side is com
 
 
 def group_exact(pixels: np.ndarray) -> np.ndarray:
-    """Return group numbers of images with equal decoded pixels: int64 [N].
-
-    Args:
-        pixels: uint64 [N, 2], the hashes of the decoded pixels.
-    """
+    """Return group numbers, int64 [N], of equal decoded pixels, given their hashes [N, 2]."""
     return np.unique(pixels, axis=0, return_inverse=True)[1].ravel()
 
 
@@ -46,11 +42,7 @@ def group_near(images: XrayPixels, exact: np.ndarray) -> tuple[np.ndarray, int]:
     Pairs with similar perceptual hashes are confirmed by the correlation of their pixels, if
     necessary after registration by a small shift, rotation and zoom. All pairs of hashes are
     compared, at a few nanoseconds each; the most similar come first, and registrations end at
-    OVERLAYS an image.
-
-    Args:
-        images: the images.
-        exact: their groups by `group_exact`; one image of each is compared.
+    OVERLAYS an image. Of each group of `exact`, by `group_exact`, one image is compared.
     """
     from scipy.cluster.hierarchy import DisjointSet
 

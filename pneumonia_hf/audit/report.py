@@ -36,15 +36,10 @@ def write_audit(
     thumbnails: bool = True,
     draw_augmentation: Callable[[Tensor], Figure] | None = None,
 ) -> None:
-    """Write audit.json, audit.md, overview.png and, by default, thumbnails.
+    """Write the findings of `audit_sources`: audit.json, audit.md, overview.png and thumbnails.
 
-    Args:
-        findings, xrays: as `audit_sources` returns them.
-        folder: the output folder; it is created if missing.
-        name: of the data, for the report.
-        thumbnails: whether the report shows X-rays; without them, it can be published.
-        draw_augmentation: draws a sheet of augmented images, given uint8 [N, 1, H, W]; by default
-            the report has no such sheet.
+    Without `thumbnails` the report shows no X-rays and can be published. `draw_augmentation`
+    draws a sheet of augmented images, given uint8 [N, 1, H, W]; by default there is none.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for old in (folder / "thumbnails").glob("*.png"):

@@ -71,14 +71,8 @@ def audit_sources(
 ) -> tuple[dict[str, Finding], Xrays]:
     """Read one or several sources, and return the finding of each check.
 
-    Args:
-        data_dir: as in DataConfig.
-        features: for the check of label suspects, which is skipped without.
-        cache_dir: the folder for decoded images.
-        strict: whether anything but a readable, labelled X-ray is an error.
-
-    Raises:
-        UserError: as `load_splits` and `decode_splits`.
+    The arguments are those of DataConfig, and `features` for the check of label suspects, which
+    is skipped without. Raises the UserErrors of `load_splits` and `decode_splits`.
     """
     from pneumonia_hf.imaging.preprocess import make_processor
 

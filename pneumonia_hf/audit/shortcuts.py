@@ -59,11 +59,8 @@ def measure_shortcuts(
     """Return the AUROC for the label from each property outside the lungs alone.
 
     Boosted trees, cross-validated by patient; the 95% interval is a bootstrap of patients.
-
-    Args:
-        images, labels, groups: as for `find_label_errors`.
-        extras: further columns, [N] each; empty cells count as a value. Columns with more than 20
-            different texts are not measured.
+    `groups` is as for `find_label_errors`; `extras` are further columns, [N] each, in which an
+    empty cell is a value. Columns with more than 20 different texts are not measured.
 
     Returns:
         auroc, low and high of each property, or nothing if a class has too few patients; and the
@@ -135,11 +132,8 @@ def _area_over_patients(
         for rows in draw_patients(labels, groups, RESAMPLES, seed=0)
     ]
     found = percentile_interval(auroc(labels, probabilities, 0.5), areas)
-    return {
-        "auroc": round(found.value, 4),
-        "low": round(found.low, 4),
-        "high": round(found.high, 4),
-    }
+    values = {"auroc": found.value, "low": found.low, "high": found.high}
+    return {name: round(value, 4) for name, value in values.items()}
 
 
 def _sample_groups(groups: np.ndarray) -> np.ndarray:

@@ -98,15 +98,11 @@ def fit_temperature(labels: Sequence[int], log_odds: Sequence[float]) -> Tempera
     Dividing the log odds by T minimises the log loss with each class weighing a half, so that
     P(pneumonia) holds for a population in which half of the images show one. A normal prior on
     log T (mean 0, standard deviation 1) keeps T finite if the labels are separable; then T is
-    also not below 1, since no error shows that the network is underconfident.
+    also not below 1, since no error shows that the network is underconfident. T is in 0.05..20,
+    above 1 for an overconfident network; the end of that range is logged as a warning.
 
     Args:
-        labels: [N].
-        log_odds: logit(PNEUMONIA) - logit(NORMAL), [N].
-
-    Returns:
-        T in 0.05..20; above 1 for an overconfident network. A value at the end of that range is
-        logged as a warning.
+        labels, log_odds: label and logit(PNEUMONIA) - logit(NORMAL) of each image, [N].
     """
     from scipy.optimize import minimize_scalar
 
@@ -173,12 +169,9 @@ def calibrate_scores(
     resamples: int = RESAMPLES,
     threshold_resamples: int = THRESHOLD_RESAMPLES,
 ) -> Calibration:
-    """Return temperature and operating point for the log odds of validation images.
+    """Return temperature and operating point for the log odds of validation images, [N].
 
-    Args:
-        labels, log_odds, patients: of each image, [N].
-        required_sensitivity, threshold_resamples: for `choose_threshold`.
-        resamples: of the intervals of the metrics.
+    `resamples` are those of the metrics' intervals; for the others see `choose_threshold`.
     """
     temperature = fit_temperature(labels, log_odds)
     probabilities = to_probability(np.asarray(log_odds) / temperature.value)

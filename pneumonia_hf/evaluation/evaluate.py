@@ -259,12 +259,10 @@ def measure_referral(
     patients: Sequence[str],
     resamples: int = RESAMPLES,
 ) -> Referral:
-    """Return how referring some images changes the error on the others.
+    """Return how referring the images with the decision REFER changes the error on the others.
 
-    Args:
-        labels, positive: the label and the side of the threshold, [N] of 0 and 1 or booleans.
-        decisions: REFER for the referred images, [N].
-        patients, resamples: for the bootstrap intervals.
+    `labels` and `positive` are the label and the side of the threshold, [N] of 0 and 1 or
+    booleans; `patients` and `resamples` are for the bootstrap intervals.
     """
     wrong = positive != (labels == 1)
     kept = np.asarray([one != "REFER" for one in decisions])

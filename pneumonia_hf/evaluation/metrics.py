@@ -159,12 +159,9 @@ METRICS = {
 def compute_metrics(
     labels: Sequence[int], probabilities: Sequence[float], threshold: float
 ) -> dict[str, float]:
-    """Return all METRICS; NaN for one that is not defined.
+    """Return all METRICS at a threshold, at or above which an image is positive; NaN if undefined.
 
-    Args:
-        labels: [N] of 0 (NORMAL) and 1 (PNEUMONIA).
-        probabilities: P(pneumonia) of each image, [N].
-        threshold: images at or above it are positive.
+    `labels` are 0 (NORMAL) and 1 (PNEUMONIA), `probabilities` P(pneumonia) of each image, [N].
     """
     labels, probabilities = np.asarray(labels), np.asarray(probabilities, dtype=np.float64)
     return {
@@ -183,11 +180,7 @@ def bootstrap_intervals(
     """Return every metric with its 95% percentile bootstrap interval (Efron 1979).
 
     `draw_patients` resamples patients, not images, since the images of one patient are alike.
-
-    Args:
-        labels, probabilities, patients: of each image, [N].
-        threshold: the same in every resample.
-        resamples, seed: of the bootstrap.
+    `labels`, `probabilities` and `patients` are [N]; the threshold is fixed.
     """
     labels, probabilities = np.asarray(labels), np.asarray(probabilities, dtype=np.float64)
     values = compute_metrics(labels, probabilities, threshold)

@@ -46,13 +46,9 @@ def calibrate(
 ) -> dict[str, Any]:
     """Fold the temperature into the head of `predictor`, and choose its operating point.
 
-    The predictor itself scores the raw validation images.
-
-    Args:
-        predictor: a single model; its head is changed.
-        validation: rows with image, label and patient.
-        attribution_images: number of images on which the attribution references are measured.
-        required_sensitivity, resamples, threshold_resamples: for `calibrate_scores`.
+    The predictor, a single model whose head is changed, scores the raw validation images. The
+    attribution references are measured on `attribution_images` of them; the other arguments are
+    for `calibrate_scores`.
 
     Returns:
         `config`: the settings for the model's config.json; `metrics` on the same images at the
@@ -107,14 +103,8 @@ def recalibrate(folder: Path, validation: Dataset) -> dict[str, Any]:
 
     For models of an earlier version: temperature, threshold, REFER range and attribution
     references become those that `train` finds now. Reports in the folder are removed, since they
-    were measured at the old operating point.
-
-    Args:
-        folder: a saved model folder; it is changed.
-        validation: the images of `find_validation`.
-
-    Returns:
-        The new value of `validation` in `run.json`.
+    were measured at the old operating point. `validation` is from `find_validation`. Returns the
+    new value of `validation` in `run.json`.
     """
     import torch
 

@@ -149,15 +149,8 @@ def attribute(
 
     Evidence against pneumonia is left out. The value 1 is the reference that was measured on
     validation images and is stored with the model, or more; so a dark map means that little was
-    found. The map of an ensemble is the mean of its members' maps.
-
-    Args:
-        predictor: the model.
-        image: as `read_xray` returns it.
-        method: of METHODS; by default the first that the model supports.
-
-    Raises:
-        UserError: an unknown method, or one that this model does not support.
+    found. The map of an ensemble is the mean of its members' maps. `method` is of METHODS, by
+    default the first that the model supports; any other is a UserError.
     """
     supported = methods_for(predictor)
     method = method or supported[0]
@@ -174,14 +167,10 @@ def attribute(
 
 
 def measure_references(predictor: Predictor, images: Sequence[Image.Image]) -> dict[str, float]:
-    """Return the value of full brightness by method: the median of the maps' maxima.
+    """Return the value of full brightness by method: the median of the maps' maxima, if above 0.
 
-    Args:
-        predictor: a single model, calibrated.
-        images: true positives that the model was not trained on.
-
-    Returns:
-        A reference for each method that the model supports and whose median is above 0.
+    `predictor` is a single model, calibrated; `images` are true positives outside of its training
+    split.
     """
     references = {}
     network = predictor.network

@@ -52,13 +52,10 @@ def check_output_file(output: str, overwrite: bool) -> None:
 
 
 def write_predictions(predictor: Predictor, paths: Sequence[Path], output: str) -> int:
-    """Write one row a file and return how many files could not be read.
+    """Write one row a file to `output` (`-`: standard output); return how many are unreadable.
 
-    Args:
-        predictor: the model.
-        paths: the files to score.
-        output: the table's path, or `-` for standard output. The table appears when it is
-            complete; an interrupted run leaves its rows in `OUTPUT.unfinished`.
+    The table appears when it is complete; an interrupted run leaves its rows in
+    `OUTPUT.unfinished`.
     """
     failed = 0
     with _open_table(output) as file:

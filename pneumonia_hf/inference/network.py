@@ -33,19 +33,14 @@ class Network:
         name: str = "model",
         path: Path | None = None,
     ) -> None:
-        """Take a model and processor that are already loaded.
-
-        Args:
-            model, processor: as transformers loads them.
-            name: for messages and reports.
-            path: the folder they were loaded from, if any.
+        """Take a model and processor that transformers has loaded, from `path` if any.
 
         Raises:
             UserError: none of the model's labels is PNEUMONIA.
         """
         self.model = model.eval()
         self.processor = processor
-        self.name = name
+        self.name = name  # for messages and reports
         self.path = path
         self.class_index = _pneumonia_index(model, name)
         self.settings: dict[str, Any] = getattr(model.config, CONFIG_KEY, None) or {}

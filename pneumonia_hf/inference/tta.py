@@ -37,14 +37,10 @@ TTA_TRANSFORMS = (
 def apply_transform(
     pixel_values: torch.Tensor, view: TtaTransform, black: torch.Tensor
 ) -> torch.Tensor:
-    """Return the images moved by `view`: one bilinear sampling, black outside of the image.
+    """Return images, [N, C, H, W], moved by `view`: one bilinear sampling, black outside.
 
-    The augmentation in training samples the same resized pixels in the same way.
-
-    Args:
-        pixel_values: [N, C, H, W].
-        view: the change of position.
-        black: the value of a black pixel, broadcast against `pixel_values`.
+    `black` is the value of a black pixel, broadcast against `pixel_values`. The augmentation in
+    training samples the same resized pixels in the same way.
     """
     import torch
     from torch.nn.functional import affine_grid, grid_sample

@@ -25,7 +25,7 @@ def predictor(tiny_model) -> Predictor:
     return Predictor.from_pretrained(tiny_model)
 
 
-def test_report_json_has_what_is_promised(predictor, xray_folder, tmp_path):
+def test_report_json_has_all_documented_keys(predictor, xray_folder, tmp_path):
     name, data = choose_split(xray_folder, None, predictor)
     report = evaluate_predictor(predictor, data, "drawn", name, resamples=100)
     write_report(report, tmp_path)
@@ -42,16 +42,16 @@ def test_report_json_has_what_is_promised(predictor, xray_folder, tmp_path):
     assert numbers["metrics"]["sensitivity"]["value"] == pytest.approx(counts["true_positive"] / 48)
     with (tmp_path / "predictions.csv").open() as lines:
         rows = list(csv.DictReader(lines))
-    called = [float(row["probability"]) >= numbers["threshold"] for row in rows]
+    positive = [float(row["probability"]) >= numbers["threshold"] for row in rows]
     truth = [row["label"] == "PNEUMONIA" for row in rows]
-    assert np.mean(np.equal(called, truth)) == pytest.approx(right / 96)
+    assert np.mean(np.equal(positive, truth)) == pytest.approx(right / 96)
     for figure in FIGURES:
         with Image.open(tmp_path / f"{figure}.png") as image:
             assert np.asarray(image.convert("L")).std() > 5
         assert f"{figure}.png" in (tmp_path / "report.md").read_text()
 
 
-def test_own_test_split_of_the_model_is_found_by_its_bytes(predictor, tiny_model, xray_folder):
+def test_own_test_split_is_found_by_the_bytes_of_its_images(predictor, tiny_model, xray_folder):
     run = json.loads((tiny_model / "run.json").read_text())
     name, data = choose_split(xray_folder, "test", predictor)
     assert (name, len(data)) == ("test", run["data"]["parts"]["test"]["images"])
@@ -60,15 +60,13 @@ def test_own_test_split_of_the_model_is_found_by_its_bytes(predictor, tiny_model
     assert (report.seen_in_training, report.seen_in_validation) == (0, 0)
 
 
-def test_split_that_training_cut_is_found_in_a_folder_that_has_other_splits(
-    predictor, xray_folder, tmp_path
-):
+def test_own_test_split_is_found_in_a_folder_with_other_splits(predictor, xray_folder, tmp_path):
     shutil.copytree(xray_folder, tmp_path / "train")
     name, data = choose_split(tmp_path, "test", predictor)
     assert (name, len(data)) == ("test", len(choose_split(xray_folder, "test", predictor)[1]))
 
 
-def test_images_seen_in_training_are_counted_and_told(predictor, tiny_model, xray_folder):
+def test_images_seen_in_training_are_counted_and_noted(predictor, tiny_model, xray_folder):
     run = json.loads((tiny_model / "run.json").read_text())
     report = evaluate_predictor(predictor, load_splits(xray_folder)["all"], resamples=100)
     assert report.seen_in_training == run["data"]["parts"]["train"]["images"]
@@ -77,7 +75,7 @@ def test_images_seen_in_training_are_counted_and_told(predictor, tiny_model, xra
     assert to_json(report)["seen_in_validation"] == run["data"]["parts"]["validation"]["images"]
 
 
-def test_splits_are_chosen_by_folder_where_there_are_some(predictor, tmp_path):
+def test_split_folders_are_preferred_to_own_splits(predictor, tmp_path):
     draw_folder(tmp_path / "train", patients=2, seed=50_000)
     draw_folder(tmp_path / "test", patients=3, seed=60_000)
     assert choose_split(tmp_path, None, predictor)[0] == "test"
@@ -90,9 +88,7 @@ def test_splits_are_chosen_by_folder_where_there_are_some(predictor, tmp_path):
         choose_split(tmp_path / "test", "test", predictor)
 
 
-def test_a_perfect_score_is_not_given_an_interval_without_width_silently(
-    predictor, xray_folder, monkeypatch
-):
+def test_interval_without_width_comes_with_a_note(predictor, xray_folder, monkeypatch):
     name, data = choose_split(xray_folder, "test", predictor)
     truth = np.array(data["label"][:]) * 0.98 + 0.01
     monkeypatch.setattr(Predictor, "probabilities", lambda self, images: truth[: len(images)])
@@ -101,20 +97,20 @@ def test_a_perfect_score_is_not_given_an_interval_without_width_silently(
     assert any("Clopper" in note for note in report.notes)
 
 
-def test_one_class_cannot_be_measured(predictor, xray_folder):
+def test_one_class_alone_is_an_error(predictor, xray_folder):
     data = load_splits(xray_folder)["all"].select(range(5))
     with pytest.raises(UserError, match="no readable PNEUMONIA"):
         evaluate_predictor(predictor, data)
 
 
-def test_unreadable_images_stop_a_strict_evaluation(predictor, tmp_path):
+def test_unreadable_image_is_an_error_in_a_strict_evaluation(predictor, tmp_path):
     folder = draw_folder(tmp_path / "data", patients=3)
     (folder / "NORMAL" / "broken.jpeg").write_text("text")
     with pytest.raises(UserError, match=r"1 of 7 files cannot be read.*broken.jpeg"):
         evaluate_predictor(predictor, load_splits(folder)["all"], strict=True)
 
 
-def test_older_report_is_not_replaced_silently(tmp_path):
+def test_older_report_is_kept_without_overwrite(tmp_path):
     (tmp_path / "report.json").write_text("{}")
     with pytest.raises(UserError, match="--overwrite"):
         check_report_folder(tmp_path, overwrite=False)
@@ -134,14 +130,14 @@ def test_script_writes_the_report_and_the_card(tiny_model, xray_folder, tmp_path
     assert Predictor.from_pretrained(model).operating_point.threshold == numbers["threshold"]
 
 
-def test_files_that_cannot_be_read_are_in_the_report_and_in_no_number(tiny_model, tmp_path):
+def test_unreadable_files_are_listed_in_the_report_and_in_no_metric(tiny_model, tmp_path):
     from helpers import assert_one_sentence, call_script, draw_folder
 
     folder = draw_folder(tmp_path / "data", patients=6)
     (folder / "NORMAL" / "IM-0002-0000.png").write_bytes(b"\x89PNG broken")
     flags = ["--model", tiny_model, "--data_dir", folder, "--output_dir", tmp_path / "report"]
     strict = call_script("evaluate_model.py", *flags, "--strict")
-    assert_one_sentence(strict, "IM-0002-0000.png", "mend or remove")
+    assert_one_sentence(strict, "IM-0002-0000.png", "repair or remove")
     done = call_script("evaluate_model.py", *flags)
     assert done.returncode == 0, done.stderr
     report = json.loads((tmp_path / "report" / "report.json").read_text())
@@ -151,17 +147,17 @@ def test_files_that_cannot_be_read_are_in_the_report_and_in_no_number(tiny_model
     assert "1 file could not be read" in text and "not read: NORMAL/IM-0002" in text
 
 
-def test_referral_is_told_beside_the_error_of_the_kept():
+def test_referral_reports_the_error_on_kept_and_referred_images():
     labels = np.array([0, 0, 0, 0, 1, 1, 1, 1])
-    called = np.array([0, 0, 1, 1, 1, 1, 0, 1], bool)  # 3 of 8 wrong
+    positive = np.array([0, 0, 1, 1, 1, 1, 0, 1], bool)  # 3 of 8 wrong
     decisions = ["NORMAL", "REFER", "PNEUMONIA", "REFER"] + ["PNEUMONIA"] * 2 + ["REFER"] * 2
-    found = measure_referral(labels, called, decisions, list("abcdefgh"), resamples=200)
+    found = measure_referral(labels, positive, decisions, list("abcdefgh"), resamples=200)
     assert found.referred == 4
     assert found.error.value == 3 / 8
     assert found.error_of_kept.value == 1 / 4
     assert found.error_of_referred == 2 / 4
     assert found.error.low < 3 / 8 < found.error.high
-    none = measure_referral(labels, called, ["NORMAL"] * 8, list("abcdefgh"), resamples=20)
+    none = measure_referral(labels, positive, ["NORMAL"] * 8, list("abcdefgh"), resamples=20)
     assert none.error_of_kept == none.error and math.isnan(none.error_of_referred)
 
 
@@ -182,14 +178,14 @@ def adults(tmp_path_factory):
     return folder
 
 
-def test_subgroups_and_other_classes_are_measured_apart(tiny_model, adults, tmp_path):
+def test_subgroups_and_other_classes_are_reported_separately(tiny_model, adults, tmp_path):
     flags = ["--model", tiny_model, "--data_dir", adults, "--output_dir", tmp_path / "report"]
     done = call_script(
         "evaluate_model.py", *flags, "--subgroups", "view", "--other_classes", "OTHER"
     )
     assert done.returncode == 0, done.stderr
     report = json.loads((tmp_path / "report" / "report.json").read_text())
-    assert report["n"] == 24  # others are in no figure
+    assert report["n"] == 24  # others are in no metric
     groups = {one["value"]: one for one in report["subgroups"]}
     assert groups.keys() == {"AP", "PA", "not given"}
     assert sum(one["normals"] + one["pneumonias"] for one in groups.values()) == 24
@@ -217,7 +213,7 @@ def test_subgroups_and_other_classes_are_measured_apart(tiny_model, adults, tmp_
     assert "| view AP |" in text and "| OTHER | 5 |" in text and "| kept |" in text
 
 
-def test_columns_and_folders_that_are_not_there_are_told(tiny_model, adults, tmp_path):
+def test_missing_columns_and_folders_are_one_sentence(tiny_model, adults, tmp_path):
     from helpers import assert_one_sentence
 
     flags = ["--model", tiny_model, "--data_dir", adults, "--output_dir", tmp_path / "report"]
@@ -230,9 +226,7 @@ def test_columns_and_folders_that_are_not_there_are_told(tiny_model, adults, tmp
     assert not (tmp_path / "report").exists()
 
 
-def test_scores_that_differ_in_the_ninth_decimal_do_not_tie_in_the_table(
-    predictor, xray_folder, tmp_path, monkeypatch
-):
+def test_predictions_csv_holds_all_digits(predictor, xray_folder, tmp_path, monkeypatch):
     name, data = choose_split(xray_folder, "test", predictor)
     near_one = 1 - np.linspace(1, 2, len(data)) * 1e-10
     monkeypatch.setattr(Predictor, "probabilities", lambda self, images: near_one[: len(images)])
@@ -244,7 +238,7 @@ def test_scores_that_differ_in_the_ninth_decimal_do_not_tie_in_the_table(
     assert len(set(written)) == len(data)
 
 
-def test_report_says_at_which_prevalence_calibration_was_measured(predictor, xray_folder, tmp_path):
+def test_report_gives_the_prevalence_of_its_calibration_error(predictor, xray_folder, tmp_path):
     data = load_splits(xray_folder)["all"]
     labels = np.array(data["label"][:])
     rows = [*np.flatnonzero(labels == 1)[:30], *np.flatnonzero(labels == 0)[:10]]
@@ -257,14 +251,15 @@ def test_report_says_at_which_prevalence_calibration_was_measured(predictor, xra
     assert "at this data's prevalence of 75.0%" in text and "for a prevalence of 50%" in text
 
 
-def test_patients_of_kermany_names_are_at_least_so_many(predictor, xray_folder, adults):
-    named = evaluate_predictor(predictor, choose_split(xray_folder, "test", predictor)[1])
+def test_patients_by_file_name_are_marked(predictor, xray_folder, adults):
+    named = choose_split(xray_folder, "test", predictor)[1]
+    named = evaluate_predictor(predictor, named, resamples=20)
     assert to_json(named)["patients_by_file_name"]
-    given = evaluate_predictor(predictor, load_splits(adults)["all"])
+    given = evaluate_predictor(predictor, load_splits(adults)["all"], resamples=20)
     assert not to_json(given)["patients_by_file_name"]
 
 
-def test_data_that_the_model_has_seen_cannot_be_external(tiny_model, xray_folder, adults, tmp_path):
+def test_data_that_the_model_has_seen_is_not_external(tiny_model, xray_folder, adults, tmp_path):
     from helpers import assert_one_sentence
 
     flags = ["--model", tiny_model, "--output_dir", tmp_path / "report", "--external"]
@@ -280,19 +275,19 @@ def make_reports(error: float, p: float, external: bool = True) -> list[dict]:
     return [{"data": "elsewhere", "external": external, "calibration_p": p, "metrics": metrics}]
 
 
-def test_only_an_external_report_that_shows_it_takes_the_word_calibrated_away():
+def test_only_a_significant_external_misfit_removes_the_word_calibrated():
     assert find_misfit(make_reports(0.2, 0.001))["data"] == "elsewhere"
-    assert find_misfit(make_reports(0.2, 0.2)) is None  # no more than chance
-    assert find_misfit(make_reports(0.04, 0.001)) is None  # no matter
+    assert find_misfit(make_reports(0.2, 0.2)) is None  # not significant
+    assert find_misfit(make_reports(0.04, 0.001)) is None  # too small
     assert find_misfit(make_reports(0.2, 0.001, external=False)) is None
     assert find_misfit([{"data": "old", "metrics": {"ece": {"low": 0.5}}}]) is None
 
 
-def test_calibration_test_alarms_at_its_rate_and_sees_what_is_wrong():
+def test_calibration_test_has_its_false_positive_rate_and_power():
     generator = np.random.default_rng(0)
     alarms = np.zeros(2)
     for _ in range(400):
-        # Calibrated where half are ill; a quarter of the data is.
+        # Calibrated for a prevalence of 50%; that of the data is 25%.
         ill = generator.random(300) < 0.25
         log_odds = generator.normal(np.where(ill, 2, -2), 2)  # by Bayes: its own log odds
         for at, factor in enumerate((1, 2.5)):
@@ -303,7 +298,7 @@ def test_calibration_test_alarms_at_its_rate_and_sees_what_is_wrong():
     assert math.isnan(calibration_p_value(np.ones(3, int), np.full(3, 0.5)))
 
 
-def test_card_and_app_drop_the_word_calibrated_where_a_report_shows_otherwise(
+def test_card_and_app_drop_the_word_calibrated_after_an_external_misfit(
     tiny_model, adults, tmp_path
 ):
     from pneumonia_hf.demo import app as demo
@@ -312,29 +307,31 @@ def test_card_and_app_drop_the_word_calibrated_where_a_report_shows_otherwise(
     shutil.copytree(tiny_model, model, ignore=shutil.ignore_patterns("checkpoints"))
     report = to_json(
         evaluate_predictor(
-            Predictor.from_pretrained(model), load_splits(adults)["all"], "adults", external=True
+            Predictor.from_pretrained(model),
+            load_splits(adults)["all"],
+            "adults",
+            resamples=20,
+            external=True,
         )
     )
     for error in (0.0, 0.4):
         report["metrics"]["ece_balanced"] = {"value": error, "low": error, "high": error}
         add_report(model, report | {"calibration_p": 1e-6})
-        summary = demo._describe_model(Predictor.from_pretrained(model))
+        shown = demo._describe_model(Predictor.from_pretrained(model))
         card = (model / "README.md").read_text()
-        assert ("**not calibrated**" in summary) == (error > 0)
+        assert ("**not calibrated**" in shown) == (error > 0)
         assert ("Do not read it as a probability there" in card) == (error > 0)
         assert "population in which half of the images" in card
 
 
-def test_recalibrating_a_finished_model_gives_what_training_gives(
-    tiny_model, xray_folder, tmp_path
-):
+def test_recalibration_gives_the_same_model_as_training(tiny_model, xray_folder, tmp_path):
     from helpers import assert_one_sentence
     from safetensors.torch import load_file
 
     model = tmp_path / "model"
     shutil.copytree(tiny_model, model, ignore=shutil.ignore_patterns("checkpoints"))
     before = json.loads((model / "config.json").read_text())["pneumonia_hf"]
-    # As an earlier version could have left it: too sure of itself, and without references.
+    # As an earlier version could have saved it: overconfident, and without references.
     predictor = Predictor.from_pretrained(model)
     with torch.no_grad():
         head_of(predictor.network.model).weight *= 4
@@ -344,7 +341,7 @@ def test_recalibrating_a_finished_model_gives_what_training_gives(
     predictor.network.model.save_pretrained(model)
     other = draw_folder(tmp_path / "other", patients=3, seed=90_000)
     done = call_script("recalibrate.py", "--model", model, "--data_dir", other)
-    assert_one_sentence(done, "validation images", "--data_dir what it was trained on")
+    assert_one_sentence(done, "validation images", "set --data_dir")
     done = call_script("recalibrate.py", "--model", model, "--data_dir", xray_folder)
     assert done.returncode == 0, done.stderr
     after = json.loads((model / "config.json").read_text())["pneumonia_hf"]

@@ -24,8 +24,8 @@ def draw_scores(count: int = 600, gap: float = 3.0, seed: int = 0):
     return labels, to_probability(logits), [str(row // 3) for row in range(count)]
 
 
-def test_metrics_agree_with_counts_made_by_hand():
-    # At 0.5: 5 of 6 pneumonias found, 3 of 4 normals spared, 5 of 6 calls right.
+def test_metrics_equal_counts_by_hand():
+    # At 0.5: 5 of 6 pneumonias are positive, 3 of 4 normals negative, 5 of 6 positives right.
     values = compute_metrics(LABELS, PROBABILITIES, threshold=0.5)
     assert values.keys() == METRICS.keys()
     assert values["accuracy"] == pytest.approx(8 / 10)
@@ -40,14 +40,14 @@ def test_metrics_agree_with_counts_made_by_hand():
     assert values["brier_balanced"] == pytest.approx((0.78 / 4 + 0.6625 / 6) / 2)
 
 
-def test_auprc_is_the_average_precision_of_scikit_learns_own_example():
+def test_auprc_equals_scikit_learns_example_of_average_precision():
     # docs of sklearn.metrics.average_precision_score: y_true, y_scores -> 0.83...
     value = compute_metrics([0, 0, 1, 1], [0.1, 0.4, 0.35, 0.8], threshold=0.5)["auprc"]
     # By hand: recall 1/2 at precision 1, then the other half at precision 2/3.
     assert value == pytest.approx(0.5 * 1 + 0.5 * 2 / 3)
 
 
-def test_a_probability_at_the_threshold_counts_as_pneumonia():
+def test_probability_at_the_threshold_is_positive():
     assert compute_metrics([0, 1], [0.2, 0.5], threshold=0.5)["sensitivity"] == 1
 
 
@@ -57,8 +57,8 @@ def test_calibration_error_is_the_gap_between_share_and_probability():
     assert compute_metrics(labels, [0.35] * 10, 0.5)["ece"] == pytest.approx(0.45)
 
 
-def test_balanced_calibration_error_is_that_of_a_population_in_which_half_are_ill():
-    # 80 pneumonias and 20 normals, all at 0.5: right where half are ill, off by 0.3 here.
+def test_balanced_calibration_error_is_for_a_prevalence_of_one_half():
+    # 80 pneumonias and 20 normals, all at 0.5: correct at a prevalence of 50%, off by 0.3 here.
     labels = [1] * 80 + [0] * 20
     values = compute_metrics(labels, [0.5] * 100, 0.5)
     assert values["ece"] == pytest.approx(0.3)
@@ -86,7 +86,7 @@ def test_undefined_metrics_are_nan_and_do_not_raise():
     assert math.isnan(compute_metrics([0, 1], [0.1, 0.2], threshold=0.5)["precision"])
 
 
-def test_intervals_hold_the_value_and_repeat():
+def test_intervals_contain_the_value_and_are_repeatable():
     labels, probabilities, patients = draw_scores(gap=1.0)
     one, two = (
         bootstrap_intervals(labels, probabilities, 0.5, patients, resamples=200) for _ in range(2)
@@ -98,7 +98,7 @@ def test_intervals_hold_the_value_and_repeat():
             assert interval.low <= interval.value <= interval.high
 
 
-def test_patients_are_drawn_whole_and_both_classes_in_every_resample():
+def test_resamples_hold_complete_patients_and_both_classes():
     labels = np.array([0, 0, 0, 1, 1, 1, 1, 1])
     patients = ["a", "a", "b", "c", "c", "c", "d", "e"]
     for rows in draw_patients(labels, patients, resamples=50, seed=1):
@@ -107,15 +107,15 @@ def test_patients_are_drawn_whole_and_both_classes_in_every_resample():
         assert {0, 1} == set(labels[rows])
 
 
-def test_a_patient_with_both_labels_is_drawn_once_and_whole():
+def test_patient_with_both_labels_is_drawn_with_all_images():
     labels = np.array([0, 1, 0, 0, 1, 1])
     patients = ["both", "both", "n1", "n2", "p1", "p2"]
     counts = set()
     for rows in draw_patients(labels, patients, resamples=50, seed=1):
         drawn = rows.tolist()
-        assert drawn.count(0) == drawn.count(1)  # the two images of `both` go together
+        assert drawn.count(0) == drawn.count(1)  # both images of `both`
         counts.add(drawn.count(2))
-    assert len(counts) > 1  # the others are really drawn
+    assert len(counts) > 1  # the other patients vary
     several = ["a", "a", "b", "b", "c", "c"]
     labels = np.array([0, 1, 0, 1, 0, 1])
     for rows in draw_patients(labels, several, resamples=50, seed=1):
@@ -136,7 +136,7 @@ def test_intervals_widen_when_images_belong_to_few_patients():
     assert width(group=30) > 2 * width(group=1)
 
 
-def test_threshold_separates_and_lies_within_its_range():
+def test_threshold_separates_the_classes_and_is_in_its_range():
     labels, probabilities, patients = draw_scores()
     point = choose_threshold(labels, probabilities, patients)
     assert point.low <= point.threshold <= point.high
@@ -144,7 +144,7 @@ def test_threshold_separates_and_lies_within_its_range():
     assert values["sensitivity"] > 0.95 and values["specificity"] > 0.95
 
 
-def test_threshold_lies_amid_the_gap_of_a_solved_split():
+def test_threshold_is_in_the_middle_of_the_gap_of_a_solved_split():
     labels = np.array([0] * 50 + [1] * 50)
     logits = np.concatenate([np.linspace(-8, -4, 50), np.linspace(2, 9, 50)])
     patients = [str(row) for row in range(100)]
@@ -152,7 +152,7 @@ def test_threshold_lies_amid_the_gap_of_a_solved_split():
     assert -1.5 < to_logit(np.array(point.threshold)) < -0.5
 
 
-def test_threshold_moves_less_than_youdens_own_when_patients_are_drawn_anew():
+def test_threshold_varies_less_than_youdens_over_resamples():
     from sklearn.metrics import roc_curve
 
     labels, probabilities, patients = draw_scores(count=300, gap=3.5)
@@ -161,8 +161,8 @@ def test_threshold_moves_less_than_youdens_own_when_patients_are_drawn_anew():
         names = [f"{place}" for place in range(len(rows))]
         point = choose_threshold(labels[rows], probabilities[rows], names, resamples=60)
         ours.append(to_logit(np.array(point.threshold)))
-        spared, found, thresholds = roc_curve(labels[rows], probabilities[rows])
-        youdens.append(to_logit(thresholds[np.argmax(found - spared)]))
+        false_positives, sensitivity, thresholds = roc_curve(labels[rows], probabilities[rows])
+        youdens.append(to_logit(thresholds[np.argmax(sensitivity - false_positives)]))
     assert np.std(ours) < np.std(youdens)
 
 
@@ -175,7 +175,7 @@ def test_threshold_never_lowers_the_required_sensitivity(required):
 
 
 def test_near_misses_below_a_required_sensitivity_are_referred():
-    """The range of referral comes from the same resamples as the threshold."""
+    """The REFER range comes from the same resamples as the threshold."""
     both_sides = 0
     for seed in range(20):
         labels, probabilities, patients = draw_scores(count=200, gap=1.5, seed=seed)
@@ -196,19 +196,21 @@ def test_temperature_of_an_overconfident_model_is_found():
     assert not found.separable and not found.at_bound
 
 
-def test_separable_validation_images_never_sharpen_the_probabilities(caplog):
+def test_temperature_of_separable_images_is_never_below_1(caplog):
     labels = np.array([0, 1] * 55)
     log_odds = np.where(labels == 1, 1, -1) * np.linspace(0.5, 2.5, 110)
     found = fit_temperature(labels, log_odds)
     assert found.separable and found.value == 1 and not found.at_bound
-    # Separable too, but all on the side of pneumonia: the network is too sure of itself.
-    too_sure = fit_temperature(labels, np.where(labels == 1, 5.0, 3.0) + np.linspace(0, 1, 110))
-    assert too_sure.separable and too_sure.value > 2
+    # Separable too, but all on the side of pneumonia: the network is overconfident.
+    overconfident = fit_temperature(
+        labels, np.where(labels == 1, 5.0, 3.0) + np.linspace(0, 1, 110)
+    )
+    assert overconfident.separable and overconfident.value > 2
     assert caplog.text == ""
 
 
-def test_one_small_error_among_separable_images_does_not_let_the_temperature_run_away():
-    """No longer separable, so that the prior alone holds it: without one it is 0.09."""
+def test_prior_bounds_the_temperature_after_one_small_error():
+    """The images are not separable, so only the prior acts: without it T is 0.09."""
     labels = np.array([0, 1] * 55)
     log_odds = np.where(labels == 1, 1, -1) * np.linspace(0.5, 2.5, 110)
     log_odds[:2] = 0.01, -0.01
@@ -217,17 +219,17 @@ def test_one_small_error_among_separable_images_does_not_let_the_temperature_run
 
 
 def test_temperature_at_the_end_of_its_range_is_a_warning(caplog):
-    # Surely wrong as often as right: no temperature is high enough.
+    # Confidently wrong as often as right: no temperature is high enough.
     found = fit_temperature([0, 1] * 500, [400.0, -400.0] * 500)
     assert found.at_bound and found.value == pytest.approx(20, rel=0.01)
     assert "at the end of the range" in caplog.text
 
 
 def simulate_temperatures(fit, size: int, spread: float, true: float, runs: int = 40) -> float:
-    """Return how much worse than the true temperature `fit` does on new images: mean log loss.
+    """Return the mean log loss on new images that `fit` adds to the true temperature's.
 
-    Calibrated log odds are normal with a standard deviation of `spread`; the network gives `true`
-    times as much. At 20 nearly all samples of 110 are separable.
+    Calibrated log odds are normal with standard deviation `spread`; the network multiplies them by
+    `true`. At a spread of 20 nearly all samples of 110 are separable.
     """
     generator = np.random.default_rng(0)
 
@@ -268,13 +270,13 @@ def fit_plain(labels: np.ndarray, log_odds: np.ndarray, softened: bool = False) 
 
 
 def test_prior_on_the_temperature_loses_less_than_no_prior_or_softened_targets():
-    """The simulation by which the prior was chosen, in its harder cases.
+    """The harder cases of the simulation by which the prior was chosen.
 
     Over 36 cases (50, 110 and 745 images; spread 3, 8 and 20; temperature 0.5 to 4) the mean and
     the worst extra log loss were 0.064 and 0.857 without a prior, 0.024 and 0.090 with Platt's
     targets, 0.015 and 0.085 with a prior of standard deviation 0.25, 0.008 and 0.041 with 0.5,
-    and 0.007 and 0.034 with 1, which was taken. Most of that comes of never sharpening where the
-    images are separable; that alone, without a prior, gave 0.007 and 0.029 in another run.
+    and 0.007 and 0.034 with 1, the chosen one. Most of the gain is from T >= 1 for separable
+    images; that alone, without a prior, gave 0.007 and 0.029 in another run.
     """
     ways = {
         "plain": fit_plain,
@@ -289,7 +291,7 @@ def test_prior_on_the_temperature_loses_less_than_no_prior_or_softened_targets()
     assert extra["prior"].max() < 0.05
     assert extra["prior"].mean() < extra["softened"].mean() / 2
     assert extra["prior"].mean() < extra["plain"].mean() / 2
-    # Where the network is calibrated, it stays so.
+    # A calibrated network stays calibrated.
     assert extra["prior"][1] < 0.01 < extra["plain"][1]
 
 

@@ -317,6 +317,7 @@ def test_overlay_colours_only_places_above_zero():
     assert np.abs(laid[:50] - gray[:50]).mean() > 20
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not REAL_XRAYS.exists(), reason="needs the real X-rays")
 def test_gradcam_of_the_default_model_agrees_with_occlusion():
     """On real X-rays; benchmarks/attribution.py measures it on twenty for each model."""
