@@ -184,7 +184,7 @@ def test_ensembles_of_ensembles_are_rejected(broken, ensemble_folder):
 def test_no_models_or_one_revision_for_several_are_rejected(ensemble_folder):
     with pytest.raises(UserError, match="none is given"):
         Predictor.from_pretrained([])
-    with pytest.raises(UserError, match="each its own"):
+    with pytest.raises(UserError, match="each model its own"):
         Predictor.from_pretrained(list_members(ensemble_folder), "v1")
 
 
@@ -261,6 +261,7 @@ def test_evaluate_script_scores_an_ensemble_but_writes_no_card(
     assert_one_sentence(done, "--add_to_card", "--tta")
 
 
+@pytest.mark.slow
 def test_app_serves_an_ensemble_folder(ensemble_folder):
     # In a separate process: gradio leaves sockets open if the app is only built.
     code = """
