@@ -94,10 +94,7 @@ def search_recipe(recipe: Recipe, arguments: XrayTrainingArguments, config: Sear
         Stopped: SIGTERM came.
     """
     for is_wrong, message in (
-        (
-            arguments.world_size > 1,
-            "runs in one process; start it with python, not accelerate launch.",
-        ),
+        (arguments.world_size > 1, "runs in one process; start it with python, not accelerate."),
         (arguments.seeds, "trains each trial once; leave --seeds out and give --seed."),
         (arguments.eval_strategy == "no", "needs evaluations; set --eval_strategy epoch."),
     ):

@@ -122,6 +122,7 @@ def resumed(tmp_path_factory, body, xray_folder) -> Path:
 
     with pytest.MonkeyPatch.context() as monkeypatch, pytest.raises(KeyboardInterrupt):
         monkeypatch.setattr(search._Evaluations, "on_evaluate", interrupt)
+        monkeypatch.setattr(search_report, "draw_search", lambda *given: None)
         start_search(folder, make_recipe(body, xray_folder), **WHOLE)
     assert [one.state.name for one in read_study(folder)] == ["COMPLETE", "RUNNING"]
     start_search(folder, make_recipe(body, xray_folder), **WHOLE, resume=True)
@@ -414,9 +415,9 @@ def quiet(tmp_path_factory, xray_folder) -> list[tuple]:
     "error",
     [
         KeyboardInterrupt(),
-        Stopped("Stopped by SIGTERM."),
         OSError(errno.ENOSPC, "No space left on device"),
-        ZeroDivisionError("a fault of ours"),
+        pytest.param(Stopped("Stopped by SIGTERM."), marks=pytest.mark.slow),
+        pytest.param(ZeroDivisionError("a fault of ours"), marks=pytest.mark.slow),
     ],
     ids=lambda error: type(error).__name__,
 )
@@ -555,6 +556,7 @@ def test_lower_is_better_where_the_metric_says_so(tmp_path, xray_folder, monkeyp
     assert values[find_best(tmp_path)] == min(values) < max(values)
 
 
+@pytest.mark.slow
 def test_importance_is_reported_from_ten_trials_on(tmp_path, xray_folder, monkeypatch):
     runs = fake_runs(monkeypatch)
     recipe = make_recipe("none", xray_folder)
