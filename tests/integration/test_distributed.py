@@ -93,6 +93,7 @@ def flags(splits, body):
             "--early_stopping_patience": 0,
             "--precision": "fp32",
             "--cpu_threads": 1,
+            "--attribution_images": 1,
             "--bootstrap_resamples": 20,
             "--threshold_resamples": 50,
             "--report_to": "none",
