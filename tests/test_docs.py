@@ -231,7 +231,17 @@ def parse_command(words: list[str]) -> None:
             parse_recipe(*arguments, **options)
         raise Parsed
 
+    from pneumonia_hf.training import recipe
+
+    parse_whole_run = recipe.parse_run
+
+    def parse_run(*arguments, **options):
+        with patch.object(ArgumentParser, "parse_args", parse_args):
+            parse_whole_run(*arguments, **options)
+        raise Parsed
+
     with (
+        patch.object(recipe, "parse_run", parse_run),
         patch.object(sys, "path", [str((ROOT / script).parent), *sys.path]),
         patch.object(sys, "argv", [str(script), *flags]),
         patch.object(ArgumentParser, "parse_args", parse),

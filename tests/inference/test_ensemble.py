@@ -167,7 +167,9 @@ def test_missing_and_damaged_members_are_rejected_in_one_sentence(broken, monkey
     shutil.rmtree(broken / "seed-2")
     # A relative path with one slash could be a Hub id; the Hub must not be asked.
     monkeypatch.chdir(broken.parent)
-    monkeypatch.setattr("pneumonia_hf.hub._download", lambda *_: pytest.fail("asked the Hub"))
+    monkeypatch.setattr(
+        "huggingface_hub.snapshot_download", lambda *_, **__: pytest.fail("asked the Hub")
+    )
     with pytest.raises(UserError, match="The member seed-2 of the ensemble broken is not a saved"):
         Predictor.from_pretrained("broken")
 

@@ -452,7 +452,7 @@ def test_the_script_lists_every_strength():
 
 
 @pytest.mark.parametrize(
-    "output, words", [("sheet.jpg", "PNG"), ("folder.png", "is a folder"), ("", "PNG")]
+    "output, words", [("sheet.jpg", ".png"), ("folder.png", "is a folder"), ("", ".png")]
 )
 def test_the_script_reports_an_invalid_output_in_a_sentence(tmp_path, output, words):
     (tmp_path / "folder.png").mkdir()
