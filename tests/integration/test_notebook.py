@@ -126,7 +126,7 @@ def test_notebook_shows_the_verdict_of_every_check(executed):
     table = outputs_of(executed[0], "check")[-1].data["text/html"]
     for check in CHECKS:
         assert f"<th>{check}</th>" in table
-    assert "<td>fine</td>" in table
+    assert "<td>pass</td>" in table
 
 
 def test_numbers_shown_are_those_of_the_report_and_the_card(executed):
