@@ -42,7 +42,7 @@ def train_flags(body, data, output) -> list:
         *("--config", RECIPE, "--weights", body, "--image_size", 64),
         *("--data_dir", data, "--output_dir", output),
         *("--num_train_epochs", 1, "--learning_rate", "3e-3", "--precision", "fp32"),
-        # Two threads on busy cores wait for each other: 228 s instead of 30 s.
+        # One thread, few resamples: the tests share busy cores.
         *("--cpu_threads", 1, "--attribution_images", 1),
         *("--bootstrap_resamples", 20, "--threshold_resamples", 50),
     ]
