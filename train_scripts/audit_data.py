@@ -40,12 +40,14 @@ def main() -> None:
     from pneumonia_hf.audit.run import audit_sources
     from pneumonia_hf.data.sources import parse_source
     from pneumonia_hf.evaluation.report import check_report_folder
-    from pneumonia_hf.training.augment import AugmentConfig, draw_preview
 
     check_report_folder(options.output_dir, options.overwrite, AUDIT_FILES)
     features = FeatureConfig(options.features, options.weights)
     sources = [parse_source(one) for one in options.data_dir]
     check_inputs(data_folders=[one.where for one in sources if one.kind == "folder"])
+
+    from pneumonia_hf.training.augment import AugmentConfig, draw_preview
+
     findings, xrays = audit_sources(
         options.data_dir,
         None if options.features == "none" else features,

@@ -5,12 +5,12 @@ python train_scripts/preview_augmentation.py --data_dir DATA --output augment.pn
 """
 
 import random
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from pneumonia_hf.cli import check_inputs, parse_recipe, run_script
+from pneumonia_hf.cli import check_inputs, check_names, parse_recipe, run_script
 from pneumonia_hf.errors import UserError, XrayError
 
 
@@ -42,26 +42,38 @@ class PreviewArguments:
         check_inputs(data_folders=[one.where for one in sources if one.kind == "folder"])
 
 
-def import_recipe_kinds() -> Iterator[type]:
-    """Yield the other dataclasses of a recipe; only a recipe needs these slow imports."""
-    from pneumonia_hf.data.load import DataConfig
-    from pneumonia_hf.models.build import ModelConfig
-    from pneumonia_hf.training.arguments import XrayTrainingArguments
+# Other keys of a recipe. Named, because importing these modules takes seconds.
+OTHER_KINDS = (
+    "pneumonia_hf.data.load:DataConfig",
+    "pneumonia_hf.models.build:ModelConfig",
+    "pneumonia_hf.training.arguments:XrayTrainingArguments",
+)
 
-    yield from (DataConfig, ModelConfig, XrayTrainingArguments)
+
+def check_paths(given: dict[str, Any]) -> None:
+    """Raise a UserError for a wrong path among what `check_names` returns, before slow imports."""
+    if not given:  # --help
+        return
+    data_dir, output = (
+        [value] if isinstance(value, str) else value
+        for value in (given["data_dir"], given["output"])
+    )
+    overwrite = given.get("overwrite", False) not in (False, ["false"])
+    PreviewArguments(data_dir, " ".join(output), overwrite=overwrite)
 
 
 def main() -> None:
     """Read recipe and flags, draw the sheet, and print its path."""
-    from pneumonia_hf.training.augment import AugmentConfig, draw_preview
-
-    options, config = parse_recipe([PreviewArguments, AugmentConfig], others=import_recipe_kinds())
+    kinds = [PreviewArguments, "pneumonia_hf.training.recipe:AugmentConfig"]
+    check_paths(check_names(kinds, others=OTHER_KINDS))
+    options, config = parse_recipe(kinds, others=OTHER_KINDS)
 
     from pneumonia_hf.data.load import load_splits
     from pneumonia_hf.data.sources import open_images
     from pneumonia_hf.imaging.preprocess import make_processor, resize
     from pneumonia_hf.imaging.read import read_xray
     from pneumonia_hf.labels import LABELS
+    from pneumonia_hf.training.augment import draw_preview
 
     splits = load_splits(options.data_dir)
     split = splits.get("train") or next(iter(splits.values()))
