@@ -1,4 +1,4 @@
-"""Draw an X-ray and take the picture of the app that the README shows.
+"""Draw an X-ray and take the screenshot that the README shows.
 
 python docs/make_screenshot.py
 

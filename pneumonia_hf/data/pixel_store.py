@@ -12,9 +12,8 @@ import hashlib
 import json
 import mmap
 import os
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import import_module
@@ -25,6 +24,7 @@ import numpy as np
 
 from pneumonia_hf.data.image_stats import FACTS, compute_checksum
 from pneumonia_hf.errors import UserError
+from pneumonia_hf.files import hold_lock
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -169,22 +169,10 @@ class PixelStore:
         record = (self.facts() if facts is None else facts)[row]
         return bool(compute_checksum(self.read(np.array([row]))[0], record) == record["checksum"])
 
-    @contextmanager
-    def lock(self) -> Iterator[None]:
+    def lock(self) -> AbstractContextManager[None]:
         """Keep other processes from writing; the lock is released when the process ends."""
-        from filelock import FileLock, Timeout
-
-        lock = FileLock(self.folder / "lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            message = "Another process is writing images to the cache; waiting for it."
-            print(message, file=sys.stderr, flush=True)
-            lock.acquire()
-        try:
-            yield
-        finally:
-            lock.release()
+        busy = "Another process is writing images to the cache; waiting for it."
+        return hold_lock(self.folder / "lock", busy, wait=True)
 
 
 def open_store(processor: BaseImageProcessor, cache_dir: str | Path | None = None) -> PixelStore:

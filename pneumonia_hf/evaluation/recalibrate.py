@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,7 +26,7 @@ from pneumonia_hf.inference.network import CONFIG_KEY, REFERENCES_KEY
 from pneumonia_hf.inference.predictor import Predictor
 from pneumonia_hf.models.backbones import head_of
 from pneumonia_hf.models.model_card import write_card
-from pneumonia_hf.models.model_folder import REPORTS_FILE, RUN_FILE, check_model_folder
+from pneumonia_hf.models.model_folder import RUN_FILE, check_model_folder, install_model_folder
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -126,13 +125,8 @@ def recalibrate(folder: Path, validation: Dataset) -> dict[str, Any]:
     unfinished = folder / RECALIBRATED
     try:
         predictor.network.model.save_pretrained(unfinished)
-        shutil.copymode(folder / RUN_FILE, unfinished / "model.safetensors")
         write_json(unfinished / RUN_FILE, run)
-        (folder / REPORTS_FILE).unlink(missing_ok=True)
-        # Without config.json the folder is not a model, should this be interrupted.
-        (folder / "config.json").unlink()
-        for path in sorted(unfinished.iterdir(), key=lambda path: path.name == "config.json"):
-            os.replace(path, folder / path.name)
+        install_model_folder(unfinished, folder)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     write_card(folder)

@@ -485,7 +485,7 @@ def test_deflated_and_run_length_bombs_are_not_unpacked():
     [
         (b"", "empty"),
         (b"just some text", "not an image"),
-        (b"%PDF-1.7 not a picture", "not an image"),
+        (b"%PDF-1.7 not an image", "not an image"),
         (encode(GRAY, "JPEG")[:300], "damaged"),
         (encode(GRAY, "PNG")[:200], "damaged"),
         (b"\0" * 128 + b"DICM" + b"rubbish", "DICOM"),
