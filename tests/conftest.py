@@ -36,6 +36,32 @@ def pytest_sessionfinish(session) -> None:
         shutil.rmtree(os.environ["PNEUMONIA_HF_CACHE"], ignore_errors=True)
 
 
+# Of the tests of training over all families, those of two transformers, a network with LayerNorm
+# and one with batch norm are quick.
+QUICK_IN_TRAINING = ("vit-base", "dinov2-small", "convnextv2-tiny", "efficientnet-b0")
+
+
+@pytest.hookimpl(tryfirst=True)  # before tests are chosen by their marks
+def pytest_collection_modifyitems(config, items) -> None:
+    """Keep the families that a test is for, and mark those as slow that are not quick in it.
+
+    By marks and not by other parameters of `backbone_name`: a session fixture that depends on it
+    would keep the value of another family.
+    """
+    kept, dropped = [], []
+    for item in items:
+        family = getattr(item, "callspec", None) and item.callspec.params.get("backbone_name")
+        families = item.get_closest_marker("families")
+        (dropped if family and families and family not in families.args else kept).append(item)
+        quick = item.get_closest_marker("quick_families")
+        names = quick.args if quick else QUICK_IN_TRAINING
+        if family and family not in names and (quick or item.path.parent.name == "training"):
+            item.add_marker(pytest.mark.slow)
+    items[:] = kept
+    if dropped:
+        config.hook.pytest_deselected(items=dropped)
+
+
 @pytest.fixture(scope="session")
 def xray_folder(tmp_path_factory) -> Path:
     """Class folders of 24 patients a class, two images each."""

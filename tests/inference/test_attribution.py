@@ -47,9 +47,7 @@ def test_map_has_the_size_of_the_image_and_lies_in_0_to_1(predictor, method):
 
 
 WITH_GRADCAM = sorted(name for name, one in BACKBONES.items() if one.features)
-with_gradcam = pytest.mark.parametrize(
-    "backbone_name", WITH_GRADCAM, indirect=True, scope="session"
-)
+with_gradcam = pytest.mark.families(*WITH_GRADCAM)
 
 # Pixels a side of the image for each place of the last feature map.
 STRIDES = dict.fromkeys(BACKBONES, 32) | {

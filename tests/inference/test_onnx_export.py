@@ -12,7 +12,6 @@ from pneumonia_hf.errors import UserError
 from pneumonia_hf.inference import onnx_export as export
 from pneumonia_hf.inference.network import CONFIG_KEY, Network
 from pneumonia_hf.inference.onnx_export import export_onnx
-from pneumonia_hf.models.backbones import BACKBONES
 from pneumonia_hf.models.build import ModelConfig, build_model
 
 IMAGES = [draw_xray(seed, ill=bool(seed % 2)) for seed in range(3)]
@@ -30,13 +29,7 @@ def small(tmp_path_factory) -> Predictor:
 
 
 # The quickest family is enough for a newcomer: exporting takes 8 to 60 s for each of the others.
-FAMILIES = [
-    name if name == "xray-cnn" else pytest.param(name, marks=pytest.mark.slow)
-    for name in sorted(BACKBONES)
-]
-
-
-@pytest.mark.parametrize("backbone_name", FAMILIES, indirect=True, scope="session")
+@pytest.mark.quick_families("xray-cnn")
 def test_exported_network_gives_the_logits_of_the_model(tiny_body, backbone_name, tmp_path):
     torch.manual_seed(0)
     model, processor = build_model(

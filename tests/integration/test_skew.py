@@ -48,16 +48,10 @@ def score_with_script(folder, files, tmp_path) -> np.ndarray:
 
 # Each way in which transformers loads a model: its own classes, timm's, and code in the folder.
 # Only one is quick: each family takes 8 to 18 s of training.
-FAMILIES = [
-    "convnextv2-tiny",
-    *(
-        pytest.param(name, marks=pytest.mark.slow)
-        for name in ("vit-base", "deit-small", "dinov2-small", "resnet50", "xray-cnn")
-    ),
-]
-
-
-@pytest.mark.parametrize("backbone_name", FAMILIES, indirect=True, scope="session")
+@pytest.mark.families(
+    "convnextv2-tiny", "vit-base", "deit-small", "dinov2-small", "resnet50", "xray-cnn"
+)
+@pytest.mark.quick_families("convnextv2-tiny")
 def test_plain_pipeline_predictor_and_script_agree(saved_model, tmp_path):
     files = []
     for number, size in enumerate([(80, 64), (224, 224), (500, 300), (333, 400)] * 3):
