@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import tempfile
@@ -21,12 +22,17 @@ os.environ.setdefault(
     "PNEUMONIA_HF_CACHE", str(Path(tempfile.gettempdir()) / f"pneumonia-hf-tests-{os.getpid()}")
 )
 
+import evaluate  # noqa: F401
+import matplotlib.figure  # noqa: F401
 import pytest
+import sklearn.metrics  # noqa: F401
 import torch
 from helpers import draw_folder, save_tiny_body, train_tiny
 
 from pneumonia_hf.models.backbones import BACKBONES
 
+# What is imported stays: each collection, as the Trainer makes at its end, would walk through it.
+gc.freeze()
 torch.set_num_threads(1)  # tiny models gain nothing from more, and lose much where cores are busy
 
 

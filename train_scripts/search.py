@@ -7,23 +7,19 @@ python train_scripts/search.py --config train_scripts/configs/dinov2-small.yaml 
 import os
 from pathlib import Path
 
-from pneumonia_hf.cli import parse_recipe, run_script
+from pneumonia_hf.cli import run_script
 
 
 def main() -> None:
     """Read recipe, ranges and flags, search, and print where the results are."""
-    from pneumonia_hf.data.load import DataConfig
-    from pneumonia_hf.models.build import ModelConfig
-    from pneumonia_hf.search.study import SearchConfig, search_recipe
-    from pneumonia_hf.training.arguments import XrayTrainingArguments
-    from pneumonia_hf.training.augment import AugmentConfig
-    from pneumonia_hf.training.recipe import Recipe
+    from pneumonia_hf.training.recipe import parse_run
+
+    recipe, arguments, search = parse_run("pneumonia_hf.search.study:SearchConfig")
+
+    from pneumonia_hf.search.study import search_recipe  # imports torch
 
     os.environ.setdefault("MPLBACKEND", "agg")  # a lost display must not end a search
-    search, data, model, augment, arguments = parse_recipe(
-        [SearchConfig, DataConfig, ModelConfig, AugmentConfig, XrayTrainingArguments]
-    )
-    folder = search_recipe(Recipe(data, model, augment), arguments, search)
+    folder = search_recipe(recipe, arguments, search)
     output = Path(arguments.output_dir)
     print(f"The best model is in {folder}; its recipe is {output / 'best.yaml'}.")
     print(f"All trials are in {output / 'search.md'}.")

@@ -100,7 +100,7 @@ def list_rows(
     images = [name for name, one in data.features.items() if isinstance(one, ImageFeature)]
     data = data.remove_columns(images) if images else data
     table = RowTable()
-    for number, row in enumerate(_iterate(data, where)):
+    for number, row in enumerate(iterate_rows(data, where)):
         row = {**row, **(row.pop("json", None) or {})} if "json" in row else row
         label = row.pop("label" if label_name == "json" else label_name, None)
         file_name = _pop_first(row, ("file_name", "__key__")) or (names[number] if names else "")
@@ -129,7 +129,8 @@ def list_rows(
     listing.splits[split] = table.finish(listing)
 
 
-def _iterate(data: Dataset | IterableDataset, where: str) -> Iterator[dict]:
+def iterate_rows(data: Dataset | IterableDataset, where: str) -> Iterator[dict]:
+    """Yield the rows of a table; an error in between becomes a UserError."""
     number = 0
     try:
         for number, row in enumerate(data, start=1):  # noqa: B007

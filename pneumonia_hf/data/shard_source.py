@@ -8,12 +8,14 @@ import re
 import time
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pneumonia_hf.data.dataset_rows import (
     find_columns,
     first_line,
+    iterate_rows,
     keep_encoded,
     list_rows,
     to_bytes,
@@ -50,20 +52,12 @@ def read_shards(where: str, numbers: Sequence[int]) -> Iterator[bytes | XrayErro
     data = _stream(files)
     image, _ = find_columns(data.features, files[0])
     data = keep_encoded(data.select_columns(image), image)
-    at, rows = 0, iter(data)
+    at, rows = 0, iterate_rows(data, files[0])
     for number in numbers:
         if number < at:
-            at, rows = 0, iter(data)
-        row = None
-        while at <= number:
-            try:
-                row = next(rows, None)
-            except Exception as error:  # the network, tar and Parquet raise many types
-                raise UserError(
-                    f"{files[0]} broke off at image {at} ({first_line(error)}); repair it, or "
-                    f"try again."
-                ) from error
-            at += 1
+            at, rows = 0, iterate_rows(data, files[0])
+        row = next(islice(rows, number - at, None), None)
+        at = number + 1
         if row is None:
             yield XrayError("The dataset ended before this image; was it changed?")
         else:

@@ -123,7 +123,7 @@ class RowTable:
         self._flush()
         table = pa.concat_tables(self.chunks, promote_options="default").combine_chunks()
         self.chunks = []
-        paths = pa.concat_arrays(table["path"].chunks)
+        paths = table["path"].combine_chunks()
         image = pa.StructArray.from_arrays(
             [pa.nulls(len(paths), pa.binary()), paths], ["bytes", "path"]
         )
@@ -135,13 +135,7 @@ class RowTable:
 
 def column(data: Dataset, name: str) -> Any:
     """Return a column of `data` as an Arrow array, without Python objects."""
-    import pyarrow as pa
-
-    values = data.select_columns(name).with_format("arrow")[:][name]
-    chunks = values.chunks
-    if not chunks:
-        return pa.array([], values.type)
-    return chunks[0] if len(chunks) == 1 else pa.concat_arrays(chunks)
+    return data.select_columns(name).with_format("arrow")[:][name].combine_chunks()
 
 
 def take(data: Dataset, rows: np.ndarray) -> Dataset:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import io
 import struct
 import zlib
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
+from PIL import Image
 
 from pneumonia_hf.errors import XrayError
 from pneumonia_hf.imaging.dicom_display import render_levels, render_palette, render_samples
@@ -47,18 +47,8 @@ _MAX_INFLATED_BYTES = 150_000_000
 _MAX_COMPRESSED_PIXELS = 48_000_000
 
 
-@dataclass(frozen=True)
-class DicomImage:
-    """A decoded X-ray and its metadata."""
-
-    gray: np.ndarray  # uint8 [H, W], 0 is black
-    coloured: bool
-    mode: str
-    modality: str
-
-
-def read_dicom(name: str, stream: BinaryIO, most_pixels: int) -> DicomImage:
-    """Return the X-ray in a DICOM file; `name` is for error messages.
+def read_dicom(name: str, stream: BinaryIO, most_pixels: int) -> Image.Image:
+    """Return the X-ray in a DICOM file as `read_xray` does; `name` is for error messages.
 
     Raises:
         XrayError: no image, several frames, more than `most_pixels`, or an unsupported syntax.
@@ -89,7 +79,9 @@ def read_dicom(name: str, stream: BinaryIO, most_pixels: int) -> DicomImage:
     else:
         gray = render_levels(pixels, dataset)
     mode = f"DICOM {int(dataset.BitsStored)} bit {photometric}"
-    return DicomImage(gray, coloured, mode, modality)
+    image = Image.fromarray(gray)
+    image.info.update(coloured=coloured, mode=mode, format="DICOM", modality=modality)
+    return image
 
 
 class _LimitedReader:
@@ -223,7 +215,11 @@ def _decode(name: str, dataset: Dataset) -> tuple[np.ndarray, str]:
         if lossless:
             if dataset.BitsAllocated not in (8, 16):
                 raise ValueError(f"its BitsAllocated is {dataset.BitsAllocated}")
-            _silence_gdcm()
+            import gdcm
+
+            gdcm.Trace.DebugOff()
+            gdcm.Trace.WarningOff()
+            gdcm.Trace.ErrorOff()
         if syntax in high_throughput:
             syntax = uid.JPEG2000  # Pillow's decoder detects the difference
     elif syntax not in uid.AllTransferSyntaxes:
@@ -237,16 +233,6 @@ def _decode(name: str, dataset: Dataset) -> tuple[np.ndarray, str]:
         options |= {"view_only": True, "correct_unused_bits": False}
     pixels, properties = decoder.as_array(dataset, index=0, raw=True, **options)
     return pixels, str(properties["photometric_interpretation"])
-
-
-def _silence_gdcm() -> None:
-    try:
-        import gdcm
-    except ImportError:
-        return  # pydicom's message names the missing package
-    gdcm.Trace.DebugOff()
-    gdcm.Trace.WarningOff()
-    gdcm.Trace.ErrorOff()
 
 
 def _unpack_rle(frame: bytes, dataset: Dataset) -> bytes:

@@ -172,18 +172,13 @@ def _read_dicom(name: str, stream: BinaryIO) -> Image.Image:
     from pneumonia_hf.imaging.dicom import read_dicom
 
     try:
-        decoded = read_dicom(name, stream, MAX_PIXELS)
+        return read_dicom(name, stream, MAX_PIXELS)
     except XrayError:
         raise
     except Exception as error:  # pydicom and its decoders raise many types
         raise XrayError(
             f"{name} is a DICOM file that cannot be decoded ({_shorten_reason(error)})."
         ) from error
-    image = Image.fromarray(decoded.gray)
-    image.info.update(
-        coloured=decoded.coloured, mode=decoded.mode, format="DICOM", modality=decoded.modality
-    )
-    return image
 
 
 def _to_gray(image: Image.Image) -> tuple[np.ndarray, bool]:

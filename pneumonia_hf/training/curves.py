@@ -26,8 +26,10 @@ def draw_curves(path: Path, outcomes: Sequence[Outcome], arguments: XrayTraining
 
     metric = arguments.metric_for_best_model
     metric = "auroc" if metric == "loss" else metric
-    figure = Figure(figsize=(7, 7.5), layout="constrained")
+    figure = Figure(figsize=(7, 7.5))
     FigureCanvasAgg(figure)
+    # Fixed margins: to measure them would take as long as to draw the figure.
+    figure.subplots_adjust(left=0.12, right=0.97, top=0.95, bottom=0.07, hspace=0.08)
     losses, metrics, rates = figure.subplots(3, sharex=True, height_ratios=[2, 2, 1])
     _plot(losses, outcomes, "loss", BLUE, "training, as logged", ".-")
     _plot(losses, outcomes, "eval_loss", ORANGE, "validation, balanced classes", "o-")

@@ -103,6 +103,7 @@ def images_of(notebook, name) -> list[np.ndarray]:
     ]
 
 
+@pytest.mark.slow
 def test_every_cell_runs_and_ends_with_a_finished_model(executed):
     notebook, folder, _ = executed
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
@@ -122,6 +123,7 @@ def test_every_cell_runs_and_ends_with_a_finished_model(executed):
     assert table.count("<tr>") == 3
 
 
+@pytest.mark.slow
 def test_notebook_shows_the_verdict_of_every_check(executed):
     table = outputs_of(executed[0], "check")[-1].data["text/html"]
     for check in CHECKS:
@@ -129,6 +131,7 @@ def test_notebook_shows_the_verdict_of_every_check(executed):
     assert "<td>pass</td>" in table
 
 
+@pytest.mark.slow
 def test_numbers_shown_are_those_of_the_report_and_the_card(executed):
     notebook, folder, _ = executed
     report = json.loads((folder / "model-report" / "report.json").read_text())
@@ -143,6 +146,7 @@ def test_numbers_shown_are_those_of_the_report_and_the_card(executed):
     assert kept["metrics"] == report["metrics"]
 
 
+@pytest.mark.slow
 def test_images_are_shown_and_the_heat_maps_have_colour(executed):
     notebook = executed[0]
     for name, count in {
@@ -166,6 +170,7 @@ def test_images_are_shown_and_the_heat_maps_have_colour(executed):
     assert any(np.ptp(image, axis=2).max() > 20 for image in xrays)  # X-rays alone are gray
 
 
+@pytest.mark.slow
 def test_prediction_of_an_own_film_is_the_predictors(executed):
     from pneumonia_hf import Predictor, read_xray
 
@@ -177,6 +182,7 @@ def test_prediction_of_an_own_film_is_the_predictors(executed):
     assert float(shown[1]) == pytest.approx(expected.probability, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_push_sends_the_model_with_its_measured_card_in_private(executed):
     notebook, folder, repositories = executed
     repository = repositories["me/quickstart"]

@@ -65,7 +65,7 @@ def test_accelerate_launch_ends_with_a_model_that_predicts(launch, body, xray_fo
     image = tmp_path / "one.png"
     draw_xray(0, ill=True).save(image)
     flags = ["--model", tmp_path / "x", "--input", image, "--output", "-"]
-    assert len(run_script("predict.py", *flags).stdout.splitlines()) == 2
+    assert len(call_script("predict.py", *flags).stdout.splitlines()) == 2
 
 
 def test_prediction_table_has_a_row_for_every_input_in_order(tiny_model, tmp_path):

@@ -7,7 +7,7 @@ import sys
 
 import numpy as np
 import pytest
-from helpers import REAL_XRAYS, ROOT, draw_xray, run_script
+from helpers import REAL_XRAYS, ROOT, call_script, draw_xray
 from PIL import Image
 
 from pneumonia_hf import Predictor, read_xray
@@ -38,7 +38,7 @@ def score_with_plain_pipeline(folder, files, tmp_path) -> np.ndarray:
 
 def score_with_script(folder, files, tmp_path) -> np.ndarray:
     table = tmp_path / "out.csv"
-    done = run_script("predict.py", "--model", folder, "--input", *files, "--output", table)
+    done = call_script("predict.py", "--model", folder, "--input", *files, "--output", table)
     assert done.returncode == 0, done.stderr
     with table.open() as lines:
         rows = list(csv.DictReader(lines))

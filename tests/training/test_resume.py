@@ -310,6 +310,7 @@ def start_long_run(body, data, folder, *more, command=PYTHON) -> subprocess.Pope
     return process
 
 
+@pytest.mark.slow
 def test_process_saves_a_checkpoint_and_exits_after_sigterm(tmp_path, body, xray_folder):
     process = start_long_run(body, xray_folder, tmp_path / "run")
     try:
