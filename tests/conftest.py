@@ -40,6 +40,7 @@ def pytest_sessionfinish(session) -> None:
     """Remove the cache, when the last worker has ended."""
     if not hasattr(session.config, "workerinput"):
         shutil.rmtree(os.environ["PNEUMONIA_HF_CACHE"], ignore_errors=True)
+    gc.unfreeze()  # libraries check at exit that nothing of theirs is left
 
 
 # Of the tests of training over all families, those of two transformers, a network with LayerNorm

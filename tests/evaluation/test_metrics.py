@@ -47,6 +47,20 @@ def test_auprc_equals_scikit_learns_example_of_average_precision():
     assert value == pytest.approx(0.5 * 1 + 0.5 * 2 / 3)
 
 
+def test_areas_equal_scikit_learns_also_with_ties():
+    from sklearn.metrics import average_precision_score, roc_auc_score
+
+    generator = np.random.default_rng(5)
+    for levels in (3, 20, 10_000):
+        for count in (2, 7, 300):
+            labels = np.append([0, 1], generator.integers(0, 2, count))
+            scores = generator.integers(0, levels, count + 2) / levels
+            found = compute_metrics(labels, scores, 0.5)
+            assert found["auroc"] == pytest.approx(roc_auc_score(labels, scores), abs=1e-12)
+            expected = average_precision_score(labels, scores)
+            assert found["auprc"] == pytest.approx(expected, abs=1e-12)
+
+
 def test_probability_at_the_threshold_is_positive():
     assert compute_metrics([0, 1], [0.2, 0.5], threshold=0.5)["sensitivity"] == 1
 
