@@ -47,6 +47,9 @@ def pytest_sessionfinish(session) -> None:
 # and one with batch norm are quick.
 QUICK_IN_TRAINING = ("vit-base", "dinov2-small", "convnextv2-tiny", "efficientnet-b0")
 
+# Folders of files that take long.
+LONG = ("integration", "demo", "training", "search", "models")
+
 
 @pytest.hookimpl(tryfirst=True)  # before tests are chosen by their marks
 def pytest_collection_modifyitems(config, items) -> None:
@@ -64,7 +67,8 @@ def pytest_collection_modifyitems(config, items) -> None:
         names = quick.args if quick else QUICK_IN_TRAINING
         if family and family not in names and (quick or item.path.parent.name == "training"):
             item.add_marker(pytest.mark.slow)
-    items[:] = kept
+    # Whole files go to one worker: the long ones first, so that both workers end together.
+    items[:] = sorted(kept, key=lambda item: item.path.parent.name not in LONG)
     if dropped:
         config.hook.pytest_deselected(items=dropped)
 

@@ -8,6 +8,7 @@ import sysconfig
 from importlib.metadata import files
 from pathlib import Path
 
+import pytest
 from helpers import ROOT
 
 PACKAGE = ROOT / "pneumonia_hf"
@@ -110,6 +111,7 @@ def test_public_names_exist_and_importing_the_package_imports_nothing_heavy():
     assert done.stdout.strip() == "set()", done.stderr
 
 
+@pytest.mark.slow
 def test_app_needs_no_package_of_training(tmp_path):
     """In an environment without what requirements-train.txt adds, the app imports and predicts."""
     lines = (ROOT / "requirements-train.txt").read_text().splitlines()

@@ -83,6 +83,7 @@ def test_page_states_its_limits_and_loads_nothing_from_other_servers(app_url):
     assert not re.findall(r'(?:src|href)="https?://(?!127\.0\.0\.1)[^"]*\.(?:js|css|woff2?)', page)
 
 
+@pytest.mark.slow
 def test_unknown_model_ends_the_app_with_one_sentence():
     environment = os.environ | {"MODEL_ID": "./nothing"}
     done = subprocess.run(

@@ -66,6 +66,7 @@ def test_plain_pipeline_predictor_and_script_agree(saved_model, tmp_path):
     assert np.abs(score_with_script(saved_model, files, tmp_path) - ours).max() <= 1e-5
 
 
+@pytest.mark.slow
 def test_plain_pipeline_needs_read_xray_for_16_bit_and_coloured_files(tiny_model, tmp_path):
     """As README and card say, the plain pipeline is exact for 8-bit grayscale files only."""
     plain = draw_xray(3, ill=True, size=(160, 120))
@@ -95,6 +96,7 @@ def test_docs_limit_the_plain_pipeline_to_8_bit_grayscale_files(place):
     assert "classify(read_xray(" in text
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not REAL_XRAYS.exists(), reason="needs the real X-rays")
 def test_default_model_agrees_on_real_xrays(tmp_path):
     folders = ["kaggle_val/NORMAL", "kaggle_val/PNEUMONIA", "train/NORMAL", "nih_adult/PNEUMONIA"]

@@ -397,6 +397,7 @@ def test_weights_in_a_pickle_file_load(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_xray_cnn_folder_loads_without_this_package(tmp_path):
     torch.manual_seed(0)
     model, processor = build_model(
@@ -428,6 +429,7 @@ print(json.dumps(found))
     assert scores["PNEUMONIA"] == pytest.approx(expected, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_predictor_runs_no_code_of_a_model_folder(tmp_path):
     """In a new process that imports only the predictor."""
     model, processor = build_model(
