@@ -5,7 +5,12 @@ from __future__ import annotations
 import gc
 import os
 import shutil
+import socket
+import subprocess
+import sys
 import tempfile
+import time
+import urllib.request
 from pathlib import Path
 
 # Before huggingface_hub is imported: no test may reach beyond this machine.
@@ -27,7 +32,8 @@ import matplotlib.figure  # noqa: F401
 import pytest
 import sklearn.metrics  # noqa: F401
 import torch
-from helpers import draw_folder, save_tiny_body, train_tiny
+from helpers import ROOT, draw_folder, save_tiny_body, train_tiny
+from xdist.scheduler import LoadFileScheduling
 
 from pneumonia_hf.models.backbones import BACKBONES
 
@@ -51,6 +57,19 @@ QUICK_IN_TRAINING = ("vit-base", "dinov2-small", "convnextv2-tiny", "efficientne
 LONG = ("integration", "demo", "training", "search", "models")
 
 
+class FileScheduling(LoadFileScheduling):
+    """Whole files go to one worker, and those that need the app to the same one."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return "app" if "/demo/" in file or file.endswith("test_docs.py") else file
+
+
+def pytest_xdist_make_scheduler(config, log) -> FileScheduling:
+    # Not by xdist_group: xdist 3.8 adds the group to a name that pytest 9.2 no longer reads.
+    return FileScheduling(config, log)
+
+
 @pytest.hookimpl(tryfirst=True)  # before tests are chosen by their marks
 def pytest_collection_modifyitems(config, items) -> None:
     """Keep the families that a test is for, and mark those as slow that are not quick in it.
@@ -67,7 +86,7 @@ def pytest_collection_modifyitems(config, items) -> None:
         names = quick.args if quick else QUICK_IN_TRAINING
         if family and family not in names and (quick or item.path.parent.name == "training"):
             item.add_marker(pytest.mark.slow)
-    # Whole files go to one worker: the long ones first, so that both workers end together.
+    # The long files first, so that both workers end together.
     items[:] = sorted(kept, key=lambda item: item.path.parent.name not in LONG)
     if dropped:
         config.hook.pytest_deselected(items=dropped)
@@ -102,3 +121,34 @@ def tiny_model(tmp_path_factory, xray_folder) -> Path:
     body = save_tiny_body("convnextv2-tiny", tmp_path_factory.mktemp("body"))
     output = tmp_path_factory.mktemp("runs") / "tiny"
     return train_tiny("convnextv2-tiny", body, xray_folder, output)
+
+
+def find_free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+@pytest.fixture(scope="session")
+def app_url(tiny_model):
+    """The app as it is served: app.py in a process of its own."""
+    port = find_free_port()
+    environment = os.environ | {"MODEL_ID": str(tiny_model), "GRADIO_SERVER_PORT": str(port)}
+    log = (tiny_model.parent / "app.log").open("w+")
+    server = subprocess.Popen(
+        [sys.executable, str(ROOT / "app.py")], env=environment, stdout=log, stderr=log
+    )
+    url = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(240):
+            try:
+                urllib.request.urlopen(url, timeout=5).close()
+                break
+            except OSError:
+                assert server.poll() is None, log.seek(0) or log.read()
+                time.sleep(0.25)
+        yield url
+    finally:
+        server.terminate()
+        server.wait(20)
+        log.close()

@@ -5,11 +5,7 @@ import json
 import os
 import re
 import shlex
-import socket
-import subprocess
 import sys
-import time
-import urllib.request
 from contextlib import ExitStack, suppress
 from functools import partial
 from importlib.util import module_from_spec, spec_from_file_location
@@ -347,29 +343,6 @@ PYTHON_PAGES = [
     for page in PAGES
     if "```python" in PAGES[page]
 ]
-
-
-@pytest.fixture(scope="module")
-def app_url(tiny_model):
-    """The app, in a process of its own."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    environment = os.environ | {"MODEL_ID": str(tiny_model), "GRADIO_SERVER_PORT": str(port)}
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    server = subprocess.Popen([sys.executable, ROOT / "app.py"], env=environment, **quiet)
-    url = f"http://127.0.0.1:{port}"
-    try:
-        for _ in range(240):
-            with suppress(OSError):
-                urllib.request.urlopen(url, timeout=5).close()
-                break
-            assert server.poll() is None
-            time.sleep(0.25)
-        yield url
-    finally:
-        server.terminate()
-        server.wait(20)
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")  # gradio leaves event loops open
