@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pneumonia_hf.data.file_hashes import hash_images, to_hex
+from pneumonia_hf.data.file_hashes import hash_content, hash_images, to_hex
 from pneumonia_hf.data.folder_source import OtherImage
-from pneumonia_hf.data.load import load_splits
+from pneumonia_hf.data.load import load_splits, read_image_list
 from pneumonia_hf.data.table import ALL, column
 from pneumonia_hf.errors import UserError
 from pneumonia_hf.evaluation.metrics import (
@@ -93,6 +93,22 @@ class Report:
             "false_positive": int(np.sum(positive & ~ill)),
             "true_negative": int(np.sum(~positive & ~ill)),
         }
+
+
+def select_listed(
+    data: Dataset, others: Sequence[OtherImage], path: str | Path
+) -> tuple[Dataset, list[OtherImage]]:
+    """Return the images, and those of other classes, whose hashes are in a file.
+
+    Raises:
+        UserError: the list cannot be read, or names none of the images.
+    """
+    listed = read_image_list(path)
+    rows = [row for row, one in enumerate(to_hex(hash_images(data))) if one in listed]
+    if not rows:
+        raise UserError(f"None of the images is in {path}; check --images and --data_dir.")
+    kept = [one for one in others if hash_content(one.path.read_bytes())[:8].hex() in listed]
+    return data.select(rows), kept
 
 
 def choose_split(

@@ -19,6 +19,9 @@ from pneumonia_hf.evaluation.calibration import (
     THRESHOLD_RESAMPLES,
     calibrate_scores,
 )
+from pneumonia_hf.evaluation.metrics import auroc
+from pneumonia_hf.evaluation.perturbations import COUNTERFACTUALS, perturb
+from pneumonia_hf.evaluation.robustness import score, shrink
 from pneumonia_hf.files import read_json, write_json
 from pneumonia_hf.imaging.read import read_xray
 from pneumonia_hf.inference.attribution import measure_references
@@ -42,23 +45,35 @@ def calibrate(
     attribution_images: int = ATTRIBUTION_IMAGES,
     resamples: int = RESAMPLES,
     threshold_resamples: int = THRESHOLD_RESAMPLES,
+    with_copies: bool = True,
 ) -> dict[str, Any]:
     """Fold the temperature into the head of `predictor`, and choose its operating point.
 
     The predictor, a single model whose head is changed, scores the raw validation images. The
-    attribution references are measured on `attribution_images` of them; the other arguments are
-    for `calibrate_scores`.
+    attribution references are measured on `attribution_images` of them. Temperature and threshold
+    follow from the images and, `with_copies`, from their COUNTERFACTUALS too. The other arguments
+    are for `calibrate_scores`.
 
     Returns:
         `config`: the settings for the model's config.json; `metrics` on the same images at the
-        threshold, as value, low and high; `remarks` on the temperature.
+        threshold, as value, low and high; `copies_auroc`, the AUROC of each kind of copies;
+        `remarks` on the temperature.
     """
     import torch
 
     labels, patients = validation["label"][:], validation["patient"][:]
     log_odds = predictor.log_odds_of_images(open_images(validation))
+    kinds, areas = log_odds, {}
+    if with_copies:
+        pixels = shrink(predictor, (read_xray(*reversed(one)) for one in open_images(validation)))
+        copies = [score(predictor, perturb(pixels, labels, *one)) for one in COUNTERFACTUALS]
+        kinds = np.stack([log_odds, *copies])
+        areas = {
+            f"{n} {at:g}": auroc(np.asarray(labels), one, 0)
+            for (n, at), one in zip(COUNTERFACTUALS, copies, strict=True)
+        }
     found = calibrate_scores(
-        labels, log_odds, patients, required_sensitivity, resamples, threshold_resamples
+        labels, kinds, patients, required_sensitivity, resamples, threshold_resamples
     )
     # Dividing the head's weights divides the logits, so that a plain pipeline is calibrated too.
     head = head_of(predictor.network.model)
@@ -73,6 +88,7 @@ def calibrate(
     return {
         "config": found.settings | {REFERENCES_KEY: references},
         "metrics": found.metrics,
+        "copies_auroc": areas,
         "remarks": found.remarks | {"attribution_images": len(images)},
     }
 
