@@ -55,6 +55,16 @@ def main() -> None:
         action="store_true",
         help="The data is an external test set: of another site than all training data.",
     )
+    parser.add_argument(
+        "--robustness",
+        nargs="?",
+        type=int,
+        const=600,
+        default=0,
+        metavar="IMAGES",
+        help="Also score copies with another frame, markers, look and quality, of this many "
+        "images (default: 600): what the model decides by.",
+    )
     parser.add_argument("--overwrite", action="store_true", help="Replace an older report.")
     parser.add_argument(
         "--add_to_card", action="store_true", help="Add the metrics to the model's card."
@@ -96,6 +106,7 @@ def main() -> None:
         subgroups=options.subgroups,
         others=others,
         external=options.external,
+        robustness_images=options.robustness,
     )
     write_report(report, options.output_dir)
     if card:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
@@ -49,6 +49,12 @@ class Robustness:
     def worst(self) -> PerturbedResult:
         """The copies with the lowest AUROC."""
         return min(self.results[1:], key=lambda one: one.auroc.value)
+
+
+def to_json(found: Robustness) -> dict[str, Any]:
+    """Return the numbers as report.json has them."""
+    worst = {"name": found.worst.name, "level": found.worst.level}
+    return asdict(found) | {"worst": worst | {"auroc": found.worst.auroc.value}}
 
 
 def measure_robustness(
