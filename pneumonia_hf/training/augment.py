@@ -346,7 +346,9 @@ def draw_preview(pixels: Tensor, config: AugmentConfig, columns: int = 6, seed: 
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             copies = image.repeat(columns - 1, 1, 1, 1)
-            changed = _apply(copies, changes, always=changes is not strengths)
+            # The others are donors of frames.
+            batch = torch.cat([copies, pixels.cpu()])
+            changed = _apply(batch, changes, always=changes is not strengths)[: columns - 1]
         for axes, one in zip(grid[row], [image, *changed], strict=True):
             axes.imshow(one[0].numpy(), cmap="gray", vmin=0, vmax=255)
             axes.set(xticks=[], yticks=[])

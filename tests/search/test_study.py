@@ -496,7 +496,9 @@ def test_trial_below_the_median_is_pruned_in_a_later_phase(
 
     scores = iter([0.9, 0.8, 0.95, 0.85, 0.7])
     monkeypatch.setattr(
-        training, "_compute_trainer_metrics", lambda prediction: {"auroc": next(scores)}
+        training,
+        "compute_validation_metrics",
+        lambda prediction, validation: {"auroc": next(scores)},
     )
     eager = optuna.pruners.MedianPruner(n_startup_trials=1, n_warmup_steps=0)
     monkeypatch.setitem(search.PRUNERS, "median", eager)
