@@ -106,13 +106,13 @@ def draw_glyphs() -> Tensor:
 
 
 def stamp_glyphs(
-    pixels: Tensor, which: Tensor, centres: Tensor, sizes: Tensor, grays: Tensor
+    pixels: Tensor, glyphs: Tensor, centres: Tensor, sizes: Tensor, grays: Tensor
 ) -> Tensor:
-    """Print one of TEXTS on each image.
+    """Print one glyph on each image.
 
     Args:
         pixels: [N, 1, H, W].
-        which: index of the text: int64 [N].
+        glyphs: of `draw_glyphs`, one for each image: [N, 1, SIDE, SIDE].
         centres: x and y in -1..1: [N, 2].
         sizes: width of the text as a share of the image's width; negative: mirrored: [N].
         grays: gray level of the text in 0..255: [N].
@@ -127,7 +127,6 @@ def stamp_glyphs(
     grid = torch.stack(
         [across[:, None].expand(-1, height, -1), down[:, :, None].expand(-1, -1, width)], dim=-1
     )
-    glyphs = draw_glyphs().to(pixels.device)[which]
     ink = functional.grid_sample(glyphs, grid, align_corners=False)
     return pixels + ink * (grays[:, None, None, None] - pixels)
 
@@ -146,7 +145,7 @@ def stamp_markers(pixels: Tensor, level: float, context: Context) -> Tensor:
         centres[torch.arange(len(pixels)), side] = near * sign
         drawn = (centres, draw(0.06, 0.16), draw(200, 255))
         pixels = stamp_glyphs(
-            pixels, which.to(pixels.device), *(one.to(pixels.device) for one in drawn)
+            pixels, *(one.to(pixels.device) for one in (draw_glyphs()[which], *drawn))
         )
     return pixels
 

@@ -62,16 +62,7 @@ def calibrate(
     import torch
 
     labels, patients = validation["label"][:], validation["patient"][:]
-    log_odds = predictor.log_odds_of_images(open_images(validation))
-    kinds, areas = log_odds, {}
-    if with_copies:
-        pixels = shrink(predictor, (read_xray(*reversed(one)) for one in open_images(validation)))
-        copies = [score(predictor, perturb(pixels, labels, *one)) for one in COUNTERFACTUALS]
-        kinds = np.stack([log_odds, *copies])
-        areas = {
-            f"{n} {at:g}": auroc(np.asarray(labels), one, 0)
-            for (n, at), one in zip(COUNTERFACTUALS, copies, strict=True)
-        }
+    kinds = score_validation(predictor, validation, with_copies)
     found = calibrate_scores(
         labels, kinds, patients, required_sensitivity, resamples, threshold_resamples
     )
@@ -88,9 +79,26 @@ def calibrate(
     return {
         "config": found.settings | {REFERENCES_KEY: references},
         "metrics": found.metrics,
-        "copies_auroc": areas,
+        "copies_auroc": {
+            f"{name} {level:g}": auroc(np.asarray(labels), one, 0)
+            for (name, level), one in zip(COUNTERFACTUALS, kinds[1:], strict=False)
+        },
         "remarks": found.remarks | {"attribution_images": len(images)},
     }
+
+
+def score_validation(predictor: Predictor, validation: Dataset, with_copies: bool) -> np.ndarray:
+    """Return the log odds of the raw images: [1, N]; `with_copies` also of COUNTERFACTUALS: [K, N].
+
+    The copies are of the images at the model's size.
+    """
+    plain = predictor.log_odds_of_images(open_images(validation))
+    if not with_copies:
+        return plain[None]
+    pixels = shrink(predictor, (read_xray(image, name) for name, image in open_images(validation)))
+    labels = validation["label"][:]
+    copies = [score(predictor, perturb(pixels, labels, *one)) for one in COUNTERFACTUALS]
+    return np.stack([plain, *copies])
 
 
 def find_validation(folder: Path, data_dir: Sequence[str]) -> Dataset:

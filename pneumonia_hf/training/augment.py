@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from pneumonia_hf.evaluation.perturbations import (
     TEXTS,
+    draw_glyphs,
     remove_markers,
     smooth,
     soft_window,
@@ -276,10 +277,10 @@ def print_markers(pixels: Tensor, strength: float) -> Tensor:
 
 
 def _print_marker(pixels: Tensor, strength: float) -> Tensor:
-    which = torch.randint(len(TEXTS), (len(pixels),))
+    glyphs = draw_glyphs()[torch.randint(len(TEXTS), (len(pixels),))]
     places = torch.empty(len(pixels), 2).uniform_(-0.95, 0.95)
     sizes, grays = _draw(pixels, 0.03, min(0.2 * strength, 0.5)), _draw(pixels, 0.5, 1)
-    return stamp_glyphs(pixels, *(_send(one, pixels) for one in (which, places, sizes, grays)))
+    return stamp_glyphs(pixels, *(_send(one, pixels) for one in (glyphs, places, sizes, grays)))
 
 
 def erase(pixels: Tensor, strength: float) -> Tensor:

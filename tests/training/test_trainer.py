@@ -189,7 +189,8 @@ def test_several_sites_are_balanced_by_drawing_and_not_in_the_loss_too():
 
 def test_checkpoint_is_chosen_by_plain_images_and_copies_together(tmp_path, xray_folder, body):
     folder = train_tiny("convnextv2-tiny", body, xray_folder, tmp_path / "run",
-                        metric_for_best_model="robust_auroc", ema_decay=0.5)  # fmt: skip
+                        metric_for_best_model="robust_auroc", ema_decay=0.5,
+                        learning_rate=3e-4)  # fmt: skip
     run = json.loads((folder / "run.json").read_text())
     kinds = [f"eval_auroc_{name}_{level:g}" for name, level in COUNTERFACTUALS]
     for entry in run["training"]["history"]:
