@@ -156,8 +156,12 @@ def remove_markers(pixels: Tensor, level: float, context: Context | None = None)
     What a grayscale opening lowers by more than 80 gray levels is a small bright mark (ribs stay
     below that), and takes the value of the opening.
     """
-    side = max(3, pixels.shape[-1] // 10 | 1)
-    opened = _dilate(-_dilate(-pixels, side), side)
+    # At half the resolution, an eighth of the work; maxima, so that no edge looks like a mark.
+    small = functional.max_pool2d(pixels, 2, ceil_mode=True)
+    side = max(3, small.shape[-1] // 10 | 1)
+    opened = _dilate(-_dilate(-small, side), side)
+    opened = opened.repeat_interleave(2, -1).repeat_interleave(2, -2)
+    opened = opened[..., : pixels.shape[-2], : pixels.shape[-1]]
     marks = _dilate((pixels - opened > 80).float(), 5)
     marks = marks * (1 - soft_window(*pixels.shape[-2:], pixels.new_full((len(pixels), 4), level)))
     return pixels + marks * (torch.minimum(opened, pixels) - pixels)

@@ -29,6 +29,10 @@ CASES = {
         "--data_dir DATA --model MODEL --images 2",
         (("images",), ("images",), ("images",)),
     ),
+    "augmentation.py": Case(
+        "--backbones xray-cnn --batch 2 --steps 1 --image_size 64",
+        (("ms a batch", "of a xray-cnn step"),),
+    ),
     "backbones.py": Case(
         "--backbones xray-cnn --batch 2 --steps 1",
         (("pixels", "parameters, M", "weights, MB", "inference, images/s", "training"),),
