@@ -20,7 +20,7 @@ from pneumonia_hf.evaluation.calibration import (
     calibrate_scores,
 )
 from pneumonia_hf.evaluation.metrics import auroc
-from pneumonia_hf.evaluation.perturbations import COUNTERFACTUALS, perturb
+from pneumonia_hf.evaluation.perturbations import COUNTERFACTUALS, ROBUST, perturb
 from pneumonia_hf.evaluation.robustness import score, shrink
 from pneumonia_hf.files import read_json, write_json
 from pneumonia_hf.imaging.read import read_xray
@@ -140,7 +140,9 @@ def recalibrate(folder: Path, validation: Dataset) -> dict[str, Any]:
     with torch.no_grad():
         for parameter in (head.weight, head.bias):
             parameter *= old["temperature"]
-    new = calibrate(predictor, validation, old.get("required_sensitivity"))
+    with_copies = run["training"].get("metric_for_best_model") == ROBUST
+    required = old.get("required_sensitivity")
+    new = calibrate(predictor, validation, required, with_copies=with_copies)
     setattr(predictor.network.model.config, CONFIG_KEY, new["config"])
     run["validation"] = new
     by_file = named_by_file(validation["patient"][:])
