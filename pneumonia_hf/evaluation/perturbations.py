@@ -291,7 +291,7 @@ def perturb(
 
     Args:
         pixels: uint8 [N, 1, H, W].
-        labels: 0 or 1 of each image; both must occur.
+        labels: 0 or 1 of each image; if one is absent, the donors are of the same class.
         name: a key of PERTURBATIONS.
         level: its severity.
     """
@@ -300,6 +300,7 @@ def perturb(
     donors = np.empty(len(labels), np.int64)
     for label in (0, 1):
         rows, others = np.flatnonzero(labels == label), np.flatnonzero(labels != label)
+        others = others if len(others) else rows
         donors[rows] = generator.permutation(np.resize(others, len(rows)))
     torch_generator = torch.Generator().manual_seed(int(generator.integers(2**62)))
     found = np.empty_like(pixels)

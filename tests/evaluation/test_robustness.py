@@ -118,6 +118,14 @@ def test_donors_are_of_the_other_class():
     assert corners.tolist() == np.where(LABELS == 1, 20, 200).tolist()
 
 
+def test_images_of_one_class_have_each_other_as_donors():
+    pixels = np.arange(10, 250, 40, dtype=np.uint8)[:, None, None, None] + np.zeros(
+        (1, 1, SIDE, SIDE), np.uint8
+    )
+    corners = perturb(pixels, [1] * 6, "frame_swap", 0.2)[:, 0, 0, 0]
+    assert sorted(corners) == sorted(pixels[:, 0, 0, 0])
+
+
 def test_histogram_becomes_that_of_the_donor():
     own, donor = (torch.rand(1, 1, 16, 16) * scale for scale in (50, 255))
     found = match_histogram(own, 1.0, Context(donor, torch.Generator()))
