@@ -30,7 +30,9 @@ def test_each_site_is_scored_by_a_model_that_has_not_seen_it(tmp_path):
     assert [(row["site"], row["trained_on"]) for row in found] == [("a", ["b"]), ("b", ["a"])]
     assert [row["images"] for row in found] == [32 - 4, 32]
     for row, other in zip(found, (two, one), strict=True):
-        run = json.loads((tmp_path / "runs" / row["model"] / "run.json").read_text())
+        text = (tmp_path / "runs" / row["model"] / "run.json").read_text()
+        assert str(tmp_path) not in text and '"test_images": "listed.txt"' in text
+        run = json.loads(text)
         used = {h for split in run["hashes"].values() for h in split}
         assert used and used <= set(to_hex(hash_images(load_splits(other)["all"])))
     # Scored by the saved model, on all images that are not listed.
