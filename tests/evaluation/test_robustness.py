@@ -47,7 +47,8 @@ class KnownModel:
 
 
 def see_frame(image: np.ndarray) -> float:
-    return (np.concatenate([image[:4].ravel(), image[-4:].ravel()]).mean() - 100) / 10
+    # Between 12% and 16% of the height: a frame of 10% leaves it, one of 20% replaces it.
+    return (np.concatenate([image[8:10].ravel(), image[-10:-8].ravel()]).mean() - 100) / 10
 
 
 def see_centre(image: np.ndarray) -> float:
@@ -60,8 +61,8 @@ def draw_shortcut() -> list[Image.Image]:
     drawn = []
     for label in LABELS:
         image = generator.normal(100, 5, (SIDE, SIDE))
-        image[:8] += 40 * label - 20
-        image[-8:] += 40 * label - 20
+        image[:12] += 40 * label - 20
+        image[-12:] += 40 * label - 20
         image[20:44, 20:44] += 20 * label - 10
         drawn.append(Image.fromarray(image.clip(0, 255).astype(np.uint8)))
     return drawn
@@ -182,13 +183,14 @@ def test_scores_of_copies_equal_those_by_hand():
 
 
 def test_threshold_is_the_best_for_the_worst_kind_of_copies():
-    # Plain images are separated by any threshold in 0.2..0.8, copies only by 0.6..0.8.
+    # A threshold of 0.2..0.5 separates the plain images, and calls all copies positive. One of
+    # 0.6..0.8 separates the copies, and misses two of the 20 plain pneumonias.
     labels, patients = [0] * 20 + [1] * 20, range(40)
-    plain = [0.2] * 20 + [0.8] * 20
+    plain = [0.2] * 20 + [0.5] * 2 + [0.8] * 18
     copies = [0.6] * 20 + [0.8] * 20
     alone = choose_threshold(labels, plain, patients, resamples=20)
     both = choose_threshold(labels, np.array([plain, copies]), patients, resamples=20)
-    assert 0.2 < alone.threshold < 0.6
+    assert 0.2 < alone.threshold < 0.5
     assert 0.6 < both.threshold < 0.8
 
 

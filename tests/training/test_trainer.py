@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from helpers import assert_one_sentence, call_script, save_tiny_body, train_tiny
+from helpers import assert_one_sentence, call_script, draw_folder, save_tiny_body, train_tiny
 from safetensors.torch import load_file
 from transformers import AutoModelForImageClassification, TrainerCallback
 
@@ -185,6 +185,32 @@ def test_several_sites_are_balanced_by_drawing_and_not_in_the_loss_too():
         ("weights", 2),
         ("focal", 2),
     }
+
+
+def test_training_on_two_sites_draws_balanced_and_does_not_weigh_the_loss(
+    tmp_path, xray_folder, monkeypatch
+):
+    from pneumonia_hf.training import train as training
+
+    made = []
+    for name in ("XrayLoss", "XrayTrainer"):
+        original = getattr(training, name)
+        monkeypatch.setattr(
+            training,
+            name,
+            lambda *a, original=original, **k: made.append(original(*a, **k)) or made[-1],
+        )
+    other = draw_folder(tmp_path / "other", patients=12, seed=7000)
+    flags = ["--backbone", "xray-cnn", "--image_size", 64, "--max_steps", 1, "--report_to", "none"]
+    flags += ["--weights", "none", "--attribution_images", 0, "--cpu_threads", 1]
+    for sources in ([f"a={xray_folder}"], [f"a={xray_folder}", f"b={other}"]):
+        run = tmp_path / f"run-{len(sources)}"
+        done = call_script("train.py", *flags, "--data_dir", *sources, "--output_dir", run)
+        assert done.returncode == 0, done.stderr[-2000:]
+    of_one, one, of_two, two = made
+    assert len(set(of_one.weights.tolist())) == 2 and of_two.weights.tolist() == [1, 1]
+    assert not isinstance(one.sampler, BalancedSampler)
+    assert isinstance(two.sampler, BalancedSampler) and len(two.sampler.rows) == 4
 
 
 def test_checkpoint_is_chosen_by_plain_images_and_copies_together(tmp_path, xray_folder, body):
