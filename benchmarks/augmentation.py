@@ -66,7 +66,7 @@ def main() -> None:
     print(f"|---|---|{'---|' * len(options.backbones)}")
     for name in sets:
         shares = [f"{means[name] / means[one]:.3f}" for one in options.backbones]
-        print(f"| {name} | {means[name] * 1000:.1f} | {' | '.join(shares)} |")
+        print(f"| {name} | {means[name] * 1000:.2f} | {' | '.join(shares)} |")
 
 
 def make_step(model, gray):
