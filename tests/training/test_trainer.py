@@ -231,6 +231,8 @@ def test_checkpoint_is_chosen_by_plain_images_and_copies_together(tmp_path, xray
                 zip(COUNTERFACTUALS, kinds, strict=True)}  # fmt: skip
     assert found == pytest.approx(expected)
     assert len(set(found.values())) > 1
+    card = (folder / "README.md").read_text()
+    assert f"frame swap 0.2 {found['frame_swap 0.2']:.3f}" in card
 
 
 @pytest.mark.parametrize(
