@@ -85,6 +85,7 @@ def write_ranges(folder: Path, ranges: object = RANGES) -> str:
 
 
 def start_search(folder: Path, recipe: Recipe, ranges=RANGES, n_trials=TRIALS, **changes) -> Path:
+    changes = {"metric_for_best_model": "auroc"} | changes  # the default scores copies too
     own = {name: changes.pop(name) for name in ("timeout", "pruner", "keep") if name in changes}
     config = SearchConfig(write_ranges(folder, ranges), n_trials=n_trials, **own)
     return search_recipe(recipe, make_arguments(folder / "search", **changes), config)
