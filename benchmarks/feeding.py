@@ -24,6 +24,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 from _shared import (
     BACKBONE_OF,
     MODELS,
@@ -154,6 +155,7 @@ def make_trainer(model, folder: Path, options, work: Path, channels_last: bool, 
         recipe=Recipe(DataConfig([str(folder)]), ModelConfig(channels_last=channels_last)),
         rates=rate_of_parameters(model, arguments.layer_decay),
         compute_loss_func=XrayLoss(images.labels, arguments),
+        sites=np.zeros(len(images)),
     )
 
 

@@ -228,6 +228,7 @@ def train_tiny(
         "attribution_images": 1,  # a scale of the maps, at little cost
         "bootstrap_resamples": 20,  # resampling would take most of a tiny run's time
         "threshold_resamples": 50,
+        "metric_for_best_model": "auroc",  # to score copies too would take as long as to train
     } | changes
     arguments = XrayTrainingArguments(output_dir=str(output), **settings)
     recipe = Recipe(

@@ -21,6 +21,7 @@ from pneumonia_hf.audit.run import CHECKS
 from pneumonia_hf.cli import OLD_NAMES
 from pneumonia_hf.data.sources import SOURCES
 from pneumonia_hf.evaluation.metrics import METRICS
+from pneumonia_hf.evaluation.perturbations import PERTURBATIONS
 from pneumonia_hf.inference.attribution import METHODS
 from pneumonia_hf.models.backbones import BACKBONES
 from pneumonia_hf.training.augment import AUGMENTATIONS
@@ -150,7 +151,7 @@ def inside(workspace, monkeypatch):
     monkeypatch.chdir(workspace)
     threads = torch.get_num_threads()
     with ExitStack() as stack:
-        for table in (BACKBONES, METRICS, SOURCES, CHECKS, METHODS):
+        for table in (BACKBONES, METRICS, SOURCES, CHECKS, METHODS, PERTURBATIONS):
             stack.enter_context(patch.dict(table))
         for module in ("pneumonia_hf", "pneumonia_hf.evaluation.evaluate"):
             target = f"{module}.evaluate_predictor"
@@ -384,6 +385,8 @@ def test_tables_name_every_check_operation_source_and_method():
         assert f"`{check}`" in PAGES["docs/audit.md"], check
     for operation in AUGMENTATIONS:
         assert f"`--augment_{operation}`" in PAGES["docs/augmentation.md"], operation
+    for perturbation in PERTURBATIONS:
+        assert f"`{perturbation}`" in PAGES["docs/evaluation.md"], perturbation
     for kind in SOURCES.keys() - {"folder"}:
         assert f"`{kind}:" in PAGES["docs/data.md"], kind
     for method in METHODS:

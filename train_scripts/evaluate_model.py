@@ -25,6 +25,9 @@ def main() -> None:
         help="One or more sources, each [NAME=][KIND:]WHERE, as for training.",
     )
     parser.add_argument("--split", help="train, val or test; default: test, or all images.")
+    parser.add_argument(
+        "--images", help="File with hashes of images, as --test_images of training: only these."
+    )
     parser.add_argument("--output_dir", type=Path, required=True, help="Folder of the report.")
     parser.add_argument("--name", help="Name of the data in the report; default: its sources.")
     parser.add_argument(
@@ -52,6 +55,16 @@ def main() -> None:
         action="store_true",
         help="The data is an external test set: of another site than all training data.",
     )
+    parser.add_argument(
+        "--robustness",
+        nargs="?",
+        type=int,
+        const=600,
+        default=0,
+        metavar="IMAGES",
+        help="Also score copies with another frame, markers, look and quality, of this many "
+        "images (default: 600): what the model decides by.",
+    )
     parser.add_argument("--overwrite", action="store_true", help="Replace an older report.")
     parser.add_argument(
         "--add_to_card", action="store_true", help="Add the metrics to the model's card."
@@ -61,7 +74,12 @@ def main() -> None:
     from pneumonia_hf.data.folder_source import list_others
     from pneumonia_hf.data.sources import parse_source
     from pneumonia_hf.errors import UserError
-    from pneumonia_hf.evaluation.evaluate import check_card, choose_split, evaluate_predictor
+    from pneumonia_hf.evaluation.evaluate import (
+        check_card,
+        choose_split,
+        evaluate_predictor,
+        select_listed,
+    )
     from pneumonia_hf.evaluation.report import check_report_folder, to_json, write_report
     from pneumonia_hf.inference.predictor import Predictor
     from pneumonia_hf.models.model_card import add_report
@@ -77,6 +95,8 @@ def main() -> None:
         others = list_others(sources[0].where, options.other_classes)
     predictor = Predictor.from_pretrained(options.model, tta=options.tta)
     split, data = choose_split(options.data_dir, options.split, predictor, options.strict)
+    if options.images:
+        data, others = select_listed(data, others, options.images)
     report = evaluate_predictor(
         predictor,
         data,
@@ -86,6 +106,7 @@ def main() -> None:
         subgroups=options.subgroups,
         others=others,
         external=options.external,
+        robustness_images=options.robustness,
     )
     write_report(report, options.output_dir)
     if card:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pneumonia_hf.data.file_hashes import hash_images, to_hex
 from pneumonia_hf.data.issues import DataIssue, log_issues
 from pneumonia_hf.data.sources import SOURCES, Source, parse_source
 from pneumonia_hf.data.splits import SPLIT_TOLERANCE, split_by_patient
@@ -44,6 +46,13 @@ class DataConfig:
     )
     test_fraction: float = field(
         default=0.15, metadata={"help": "Share of the images for testing, in whole patients."}
+    )
+    test_images: str | None = field(
+        default=None,
+        metadata={
+            "help": "File with hashes of images, 16 digits of their SHA-256 a line: they are the "
+            "test split of their source, and no other image of their patients is trained on."
+        },
     )
     smallest_validation: int = field(
         default=100,
@@ -222,6 +231,9 @@ def _add_splits(splits: XrayData, config: DataConfig, source: str) -> XrayData:
             len(validation),
         )
         train = concatenate_datasets([train, own.pop("validation")])
+    if "test" not in own and config.test_images:
+        train, listed = _split_listed(train, config)
+        own |= {"test": listed} if len(listed) else {}
     # Both fractions are of all images, but the second split is taken from the rest.
     count = len(train)
     if "test" not in own:
@@ -235,9 +247,37 @@ def _add_splits(splits: XrayData, config: DataConfig, source: str) -> XrayData:
             SPLIT_TOLERANCE * of_rest,
         )
     own["train"] = train
-    if sum(len(split) for split in own.values()) != sum(len(split) for split in splits.values()):
+    if not config.test_images and sum(map(len, own.values())) != sum(map(len, splits.values())):
         raise AssertionError("images were lost when the source was split")
     return XrayData(own, splits.issues)
+
+
+def _split_listed(train: Dataset, config: DataConfig) -> tuple[Dataset, Dataset]:
+    """Return the images of patients without a listed image, and the listed images."""
+    hashes = to_hex(hash_images(train, config.cache_dir))
+    is_listed = np.isin(hashes, list(read_image_list(config.test_images)))
+    patients = np.asarray(train["patient"][:])
+    is_tested = np.isin(patients, patients[is_listed])
+    return train.select(np.flatnonzero(~is_tested)), train.select(np.flatnonzero(is_listed))
+
+
+def read_image_list(path: str | Path) -> set[str]:
+    """Return the hashes of a list of images: a line each, besides comments after #.
+
+    Raises:
+        UserError: no such file, or a line that is no hash.
+    """
+    try:
+        lines = Path(path).expanduser().read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"The list of images {path} cannot be read; check the path.") from error
+    found = {line.partition("#")[0].strip() for line in lines} - {""}
+    wrong = next((one for one in found if not re.fullmatch("[0-9a-f]{16}", one)), None)
+    if wrong or not found:
+        raise UserError(
+            f"{path} must hold 16 hex digits of an image's SHA-256 a line, not {wrong!r}."
+        )
+    return found
 
 
 def _join(several: Sequence[XrayData], names: Sequence[str]) -> XrayData:

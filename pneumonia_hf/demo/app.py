@@ -175,6 +175,12 @@ def _describe_model(predictor: Predictor) -> str:
         chance = " **This is no better than chance.**" if low is not None and low <= 0.5 else ""
         site = " (another site)" if report.get("external") else ""
         lines.append(f"- {report['data']}{site}, {report['n']} images: {values}.{chance}")
+        if found := report.get("robustness"):
+            gap, worst = found["shortcut_gap"]["value"], found["worst"]
+            lines.append(
+                f"  With another frame (the outer fifth) its AUROC falls by {gap:.3f}; worst "
+                f"case {worst['auroc']:.3f} ({worst['name'].replace('_', ' ')})."
+            )
     if misfit := find_misfit(reports):
         error = misfit["metrics"]["ece_balanced"]["value"]
         lines.append(

@@ -25,7 +25,7 @@ PRIOR_SD = 1.0
 
 def choose_threshold(
     labels: Sequence[int],
-    probabilities: Sequence[float],
+    probabilities: np.ndarray | Sequence[float],
     patients: Sequence[str],
     required_sensitivity: float | None = None,
     resamples: int = THRESHOLD_RESAMPLES,
@@ -33,23 +33,26 @@ def choose_threshold(
 ) -> OperatingPoint:
     """Return the operating point for these validation images.
 
-    The threshold maximises sensitivity + specificity (Youden 1950). If a model nearly solves the
+    The threshold maximises sensitivity + specificity (Youden 1950); with copies of the images, its
+    smallest value over the kinds of copies. If a model nearly solves the
     validation split, a wide gap of thresholds does so, and its edges depend on single images.
     So the middle of the gap, on the logit scale, is taken in each of `resamples` bootstraps of
     the patients. Their median is the threshold; the 2.5th and 97.5th percentiles are its range.
 
     Args:
-        labels, probabilities, patients: of each validation image, [N].
+        labels, patients: of each validation image, [N].
+        probabilities: of each image, [N], or of the images and of each kind of copies, [K, N].
         required_sensitivity: if given, the threshold of each resample is lowered until at least
-            this share of its pneumonias reaches it, so that the range covers that uncertainty
-            too, and the median until this share of all validation pneumonias does.
+            this share of its pneumonias (of the plain images) reaches it, so that the range
+            covers that uncertainty too, and the median until this share of all of them does.
         resamples, seed: of the bootstrap.
     """
     labels = np.asarray(labels)
-    logits = to_logit(np.asarray(probabilities, dtype=np.float64))
+    kinds = to_logit(np.atleast_2d(np.asarray(probabilities, dtype=np.float64)))  # [K, N]
+    logits = kinds[0]
     chosen = []
     for rows in draw_patients(labels, patients, resamples, seed):
-        logit = _youden_logit(labels[rows], logits[rows])
+        logit = _youden_logit(labels[rows], kinds[:, rows])
         if required_sensitivity is not None:
             logit = min(logit, _sensitive_logit(labels[rows], logits[rows], required_sensitivity))
         chosen.append(logit)
@@ -68,19 +71,21 @@ def _sensitive_logit(labels: np.ndarray, logits: np.ndarray, required: float) ->
     return float(positives[min(misses, len(positives) - 1)] - 1e-6)
 
 
-def _youden_logit(labels: np.ndarray, logits: np.ndarray) -> float:
-    """Return the middle of the best gap between two neighbouring logits."""
-    order = np.argsort(logits)
-    logits, labels = logits[order], labels[order]
-    edges = np.flatnonzero(np.diff(logits) > 0)  # a threshold lies between edge and edge + 1
-    if len(edges) == 0:
-        return float(logits[0])
-    missed = np.cumsum(labels == 1)[edges] / np.sum(labels == 1)
-    specificity = np.cumsum(labels == 0)[edges] / np.sum(labels == 0)
-    youden = specificity - missed
-    best = edges[youden >= youden.max() - 1e-12]
-    middle = best[len(best) // 2]
-    return float((logits[middle] + logits[middle + 1]) / 2)
+def _youden_logit(labels: np.ndarray, kinds: np.ndarray) -> float:
+    """Return the middle of the best gap between neighbouring logits, of all kinds: [K, N]."""
+    levels = np.unique(kinds)
+    if len(levels) == 1:
+        return float(levels[0])
+    gaps = (levels[:-1] + levels[1:]) / 2
+    worst = np.inf
+    for logits in kinds:
+        missed, right = (
+            np.searchsorted(np.sort(logits[labels == label]), gaps) / np.sum(labels == label)
+            for label in (1, 0)
+        )
+        worst = np.minimum(worst, right - missed)
+    best = np.flatnonzero(worst >= worst.max() - 1e-12)
+    return float(gaps[best[len(best) // 2]])
 
 
 @dataclass(frozen=True)
@@ -92,7 +97,7 @@ class Temperature:
     at_bound: bool  # the search ended at the end of its range
 
 
-def fit_temperature(labels: Sequence[int], log_odds: Sequence[float]) -> Temperature:
+def fit_temperature(labels: Sequence[int], log_odds: np.ndarray | Sequence[float]) -> Temperature:
     """Return the temperature T that calibrates the validation log odds (Guo et al. 2017).
 
     Dividing the log odds by T minimises the log loss with each class weighing a half, so that
@@ -102,22 +107,27 @@ def fit_temperature(labels: Sequence[int], log_odds: Sequence[float]) -> Tempera
     above 1 for an overconfident network; the end of that range is logged as a warning.
 
     Args:
-        labels, log_odds: label and logit(PNEUMONIA) - logit(NORMAL) of each image, [N].
+        labels: of each image, [N].
+        log_odds: logit(PNEUMONIA) - logit(NORMAL) of each image, [N]; or of the images and of each
+            kind of copies, [K, N], which count together as much as N images.
     """
     from scipy.optimize import minimize_scalar
 
-    labels, log_odds = np.asarray(labels), np.asarray(log_odds, dtype=np.float64)
+    labels = np.asarray(labels)
+    log_odds = np.atleast_2d(np.asarray(log_odds, dtype=np.float64))
     signed = np.where(labels == 1, log_odds, -log_odds)
     present = np.unique(labels)
 
     def loss(log_temperature: float) -> float:
         losses = np.logaddexp(0, -signed / np.exp(log_temperature))
-        mean = np.mean([losses[labels == label].mean() for label in present])
+        mean = np.mean([losses[:, labels == label].mean() for label in present])
         return float(len(labels) * mean + (log_temperature / PRIOR_SD) ** 2 / 2)
 
     low, high = np.log(TEMPERATURES)
     found = float(minimize_scalar(loss, bounds=(low, high), method="bounded").x)
-    separable = len(present) < 2 or log_odds[labels == 1].min() > log_odds[labels == 0].max()
+    separable = len(present) < 2 or (
+        log_odds[:, labels == 1].min() > log_odds[:, labels == 0].max()
+    )
     if separable:
         found = max(found, 0.0)
     at_bound = min(found - low, high - found) < 1e-3
@@ -163,21 +173,25 @@ class Calibration:
 
 def calibrate_scores(
     labels: Sequence[int],
-    log_odds: Sequence[float],
+    log_odds: np.ndarray | Sequence[float],
     patients: Sequence[str],
     required_sensitivity: float | None = None,
     resamples: int = RESAMPLES,
     threshold_resamples: int = THRESHOLD_RESAMPLES,
 ) -> Calibration:
-    """Return temperature and operating point for the log odds of validation images, [N].
+    """Return temperature and operating point for the log odds of validation images.
 
-    `resamples` are those of the metrics' intervals; for the others see `choose_threshold`.
+    `log_odds` are [N], or with kinds of copies [K, N], of which the first are the plain images:
+    both follow from all kinds, the metrics from the plain images alone. `resamples` are those of
+    the metrics' intervals; for the others see `choose_threshold`.
     """
-    temperature = fit_temperature(labels, log_odds)
-    probabilities = to_probability(np.asarray(log_odds) / temperature.value)
+    kinds = np.atleast_2d(np.asarray(log_odds, dtype=np.float64))
+    temperature = fit_temperature(labels, kinds)
+    probabilities = to_probability(kinds / temperature.value)
     point = choose_threshold(
         labels, probabilities, patients, required_sensitivity, threshold_resamples
     )
-    metrics = bootstrap_intervals(labels, probabilities, point.threshold, patients, resamples)
+    plain = probabilities[0]
+    metrics = bootstrap_intervals(labels, plain, point.threshold, patients, resamples)
     metrics = {name: asdict(interval) for name, interval in metrics.items()}
-    return Calibration(temperature, point, probabilities, metrics, required_sensitivity)
+    return Calibration(temperature, point, plain, metrics, required_sensitivity)

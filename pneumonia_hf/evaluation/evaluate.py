@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pneumonia_hf.data.file_hashes import hash_images, to_hex
+from pneumonia_hf.data.file_hashes import hash_content, hash_images, to_hex
 from pneumonia_hf.data.folder_source import OtherImage
-from pneumonia_hf.data.load import load_splits
+from pneumonia_hf.data.load import load_splits, read_image_list
+from pneumonia_hf.data.sources import open_images
 from pneumonia_hf.data.table import ALL, column
 from pneumonia_hf.errors import UserError
 from pneumonia_hf.evaluation.metrics import (
@@ -23,6 +24,7 @@ from pneumonia_hf.evaluation.metrics import (
     draw_patients,
     percentile_interval,
 )
+from pneumonia_hf.evaluation.robustness import Robustness, measure_robustness
 from pneumonia_hf.evaluation.subgroups import (
     Others,
     Subgroup,
@@ -31,6 +33,7 @@ from pneumonia_hf.evaluation.subgroups import (
     score_other_classes,
 )
 from pneumonia_hf.files import read_json
+from pneumonia_hf.imaging.read import read_xray
 from pneumonia_hf.inference.operating_point import OperatingPoint
 from pneumonia_hf.inference.predictor import Predictor
 from pneumonia_hf.labels import LABELS
@@ -79,6 +82,7 @@ class Report:
     seen_in_training: int  # images on which the model or a member was trained, by their bytes
     seen_in_validation: int  # images on which it was selected
     seen_in_test: int  # images of its internal test set, of the same site
+    robustness: Robustness | None  # results on perturbed copies, if they were asked for
     unreadable: tuple[str, ...]  # the reason for each unreadable image
     notes: tuple[str, ...]  # reservations about the numbers
 
@@ -93,6 +97,22 @@ class Report:
             "false_positive": int(np.sum(positive & ~ill)),
             "true_negative": int(np.sum(~positive & ~ill)),
         }
+
+
+def select_listed(
+    data: Dataset, others: Sequence[OtherImage], path: str | Path
+) -> tuple[Dataset, list[OtherImage]]:
+    """Return the images, and those of other classes, whose hashes are in a file.
+
+    Raises:
+        UserError: the list cannot be read, or names none of the images.
+    """
+    listed = read_image_list(path)
+    rows = [row for row, one in enumerate(to_hex(hash_images(data))) if one in listed]
+    if not rows:
+        raise UserError(f"None of the images is in {path}; check --images and --data_dir.")
+    kept = [one for one in others if hash_content(one.path.read_bytes())[:8].hex() in listed]
+    return data.select(rows), kept
 
 
 def choose_split(
@@ -174,6 +194,7 @@ def evaluate_predictor(
     subgroups: Sequence[str] = (),
     others: Sequence[OtherImage] = (),
     external: bool = False,
+    robustness_images: int = 0,
 ) -> Report:
     """Score every image of `dataset` as the app would, and compute the metrics.
 
@@ -186,6 +207,8 @@ def evaluate_predictor(
         subgroups: columns of metadata; the metrics of each value are reported too.
         others: images of neither class, as `list_others` returns them; they are in no metric.
         external: whether the data is of another site than all training data.
+        robustness_images: number of images, drawn at random, that are perturbed and scored again;
+            0: none.
 
     Raises:
         UserError: a class is absent; an unknown column; external data that the model has seen;
@@ -243,6 +266,7 @@ def evaluate_predictor(
         seen_in_training=seen["train"],
         seen_in_validation=seen["validation"],
         seen_in_test=seen["test"],
+        robustness=_measure_robustness(predictor, dataset, labels, robustness_images),
         unreadable=unreadable,
         notes=(
             *_notes_on_images(seen, len(unreadable)),
@@ -250,6 +274,19 @@ def evaluate_predictor(
             *_notes_on_intervals(labels, metrics),
         ),
     )
+
+
+def _measure_robustness(
+    predictor: Predictor, dataset: Dataset, labels: np.ndarray, count: int
+) -> Robustness | None:
+    if not count:
+        return None
+    rows = np.sort(np.random.default_rng(13).permutation(len(labels))[:count])
+    if len(np.unique(labels[rows])) < 2:
+        raise UserError("The images drawn for --robustness have one class only; give more images.")
+    chosen = dataset.select(rows)
+    images = (read_xray(source, name) for name, source in open_images(chosen))
+    return measure_robustness(predictor, images, labels[rows], chosen["patient"][:], log=print)
 
 
 def measure_referral(

@@ -19,6 +19,9 @@ from pneumonia_hf.evaluation.calibration import (
     THRESHOLD_RESAMPLES,
     calibrate_scores,
 )
+from pneumonia_hf.evaluation.metrics import auroc
+from pneumonia_hf.evaluation.perturbations import COUNTERFACTUALS, ROBUST, perturb
+from pneumonia_hf.evaluation.robustness import score, shrink
 from pneumonia_hf.files import read_json, write_json
 from pneumonia_hf.imaging.read import read_xray
 from pneumonia_hf.inference.attribution import measure_references
@@ -42,23 +45,26 @@ def calibrate(
     attribution_images: int = ATTRIBUTION_IMAGES,
     resamples: int = RESAMPLES,
     threshold_resamples: int = THRESHOLD_RESAMPLES,
+    with_copies: bool = True,
 ) -> dict[str, Any]:
     """Fold the temperature into the head of `predictor`, and choose its operating point.
 
     The predictor, a single model whose head is changed, scores the raw validation images. The
-    attribution references are measured on `attribution_images` of them; the other arguments are
-    for `calibrate_scores`.
+    attribution references are measured on `attribution_images` of them. Temperature and threshold
+    follow from the images and, `with_copies`, from their COUNTERFACTUALS too. The other arguments
+    are for `calibrate_scores`.
 
     Returns:
         `config`: the settings for the model's config.json; `metrics` on the same images at the
-        threshold, as value, low and high; `remarks` on the temperature.
+        threshold, as value, low and high; `copies_auroc`, the AUROC of each kind of copies;
+        `remarks` on the temperature.
     """
     import torch
 
     labels, patients = validation["label"][:], validation["patient"][:]
-    log_odds = predictor.log_odds_of_images(open_images(validation))
+    kinds = score_validation(predictor, validation, with_copies)
     found = calibrate_scores(
-        labels, log_odds, patients, required_sensitivity, resamples, threshold_resamples
+        labels, kinds, patients, required_sensitivity, resamples, threshold_resamples
     )
     # Dividing the head's weights divides the logits, so that a plain pipeline is calibrated too.
     head = head_of(predictor.network.model)
@@ -73,8 +79,26 @@ def calibrate(
     return {
         "config": found.settings | {REFERENCES_KEY: references},
         "metrics": found.metrics,
+        "copies_auroc": {
+            f"{name} {level:g}": auroc(np.asarray(labels), one, 0)
+            for (name, level), one in zip(COUNTERFACTUALS, kinds[1:], strict=False)
+        },
         "remarks": found.remarks | {"attribution_images": len(images)},
     }
+
+
+def score_validation(predictor: Predictor, validation: Dataset, with_copies: bool) -> np.ndarray:
+    """Return the log odds of the raw images: [1, N]; `with_copies` also of COUNTERFACTUALS: [K, N].
+
+    The copies are of the images at the model's size.
+    """
+    plain = predictor.log_odds_of_images(open_images(validation))
+    if not with_copies:
+        return plain[None]
+    pixels = shrink(predictor, (read_xray(image, name) for name, image in open_images(validation)))
+    labels = validation["label"][:]
+    copies = [score(predictor, perturb(pixels, labels, *one)) for one in COUNTERFACTUALS]
+    return np.stack([plain, *copies])
 
 
 def find_validation(folder: Path, data_dir: Sequence[str]) -> Dataset:
@@ -116,7 +140,9 @@ def recalibrate(folder: Path, validation: Dataset) -> dict[str, Any]:
     with torch.no_grad():
         for parameter in (head.weight, head.bias):
             parameter *= old["temperature"]
-    new = calibrate(predictor, validation, old.get("required_sensitivity"))
+    with_copies = run["training"].get("metric_for_best_model") == ROBUST
+    required = old.get("required_sensitivity")
+    new = calibrate(predictor, validation, required, with_copies=with_copies)
     setattr(predictor.network.model.config, CONFIG_KEY, new["config"])
     run["validation"] = new
     by_file = named_by_file(validation["patient"][:])

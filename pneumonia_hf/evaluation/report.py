@@ -13,8 +13,10 @@ import numpy as np
 
 from pneumonia_hf.data.patients import describe_patients, named_by_file
 from pneumonia_hf.errors import UserError
+from pneumonia_hf.evaluation import robustness
 from pneumonia_hf.evaluation.evaluate import Report
 from pneumonia_hf.evaluation.metrics import Interval
+from pneumonia_hf.evaluation.perturbations import PERTURBATIONS
 from pneumonia_hf.files import markdown_table, write_json
 from pneumonia_hf.labels import LABELS
 
@@ -95,6 +97,7 @@ def to_json(report: Report) -> dict[str, Any]:
         "metrics": {name: asdict(interval) for name, interval in report.metrics.items()},
         "subgroups": [asdict(one) for one in report.subgroups],
         "other_classes": [asdict(one) for one in report.others],
+        "robustness": robustness.to_json(report.robustness) if report.robustness else None,
         "unreadable": list(report.unreadable),
         "notes": list(report.notes),
     }
@@ -135,6 +138,7 @@ def _to_markdown(report: Report) -> str:
         *_describe_referral(report),
         *_describe_subgroups(report),
         *_describe_others(report),
+        *_describe_robustness(report),
         *(f"![{name.replace('_', ' ')}]({name}.png)" for name in FIGURES),
         "\n".join(f"- not read: {reason}" for reason in report.unreadable),
         "Every image's probability is in `predictions.csv`. "
@@ -189,6 +193,33 @@ def _describe_others(report: Report) -> list[str]:
         for one in report.others
     ]
     return ["Images of neither class, which are in no metric above:", markdown_table(header, rows)]
+
+
+def _describe_robustness(report: Report) -> list[str]:
+    found = report.robustness
+    if found is None:
+        return []
+    rows = [
+        [
+            one.name.replace("_", " "),
+            f"{one.level:g} {PERTURBATIONS[one.name].unit}" if one.name in PERTURBATIONS else "",
+            *(_to_text(interval) for interval in (one.auroc, one.sensitivity, one.specificity)),
+            f"{one.flipped:.1%}",
+        ]
+        for one in found.results
+    ]
+    worst = found.worst
+    return [
+        "## Robustness",
+        f"**Shortcut gap {_to_text(found.shortcut_gap)}; worst case AUROC "
+        f"{worst.auroc.value:.4f} ({worst.name.replace('_', ' ')} {worst.level:g}).** The copies "
+        f"of {found.images} images have the same lungs, but another frame, other markers, another "
+        f"look or a lower quality: a model that decides by the lungs keeps its results. The "
+        f"shortcut gap is the AUROC on the plain images less that on copies whose outer 20% of "
+        f"each side are those of an image of the other class. Flipped is the share of the images "
+        f"whose side of the threshold changes.",
+        markdown_table(["copies", "level", "AUROC", "sensitivity", "specificity", "flipped"], rows),
+    ]
 
 
 def _to_text(interval: Interval) -> str:

@@ -17,11 +17,13 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 from pneumonia_hf.cli import check_choices
 from pneumonia_hf.errors import UserError
 from pneumonia_hf.evaluation.metrics import METRICS
+from pneumonia_hf.evaluation.perturbations import ROBUST
 from pneumonia_hf.models.backbones import fast_precision
 from pneumonia_hf.training.phases import read_phases
 
 # The metrics by which the best checkpoint can be chosen, and whether greater is better.
-CRITERIA = {name: metric.greater_is_better for name, metric in METRICS.items()} | {"loss": False}
+CRITERIA = {name: metric.greater_is_better for name, metric in METRICS.items()}
+CRITERIA |= {"loss": False, ROBUST: True}
 PLATEAU = "reduce_lr_on_plateau"
 # Arguments of transformers that would break a promise of this project, and what to do instead.
 REFUSED = {
@@ -64,7 +66,9 @@ class XrayTrainingArguments(TrainingArguments):
         default=True, help="Save the best checkpoint, not the last one."
     )
     metric_for_best_model: Literal[*CRITERIA] = HfArg(
-        default="auroc", help="Validation metric that the best checkpoint is chosen by."
+        default=ROBUST,
+        help="Validation metric that the best checkpoint is chosen by; robust_auroc: the mean "
+        "AUROC of the plain images and of copies with another frame, markers and gray levels.",
     )
     greater_is_better: bool | None = HfArg(
         default=None, help="Follows from --metric_for_best_model."
@@ -99,7 +103,7 @@ class XrayTrainingArguments(TrainingArguments):
     imbalance: Literal["weights", "sampler", "focal", "none"] = HfArg(
         default="weights",
         help="How classes are balanced: weights (in the loss), sampler (as many images of each), "
-        "focal (weights and focal loss), none.",
+        "focal (weights and focal loss), none. With several sources by a sampler, in each.",
     )
     focal_gamma: float = HfArg(
         default=2.0, help="Focal loss: the exponent that reduces the weight of easy images."

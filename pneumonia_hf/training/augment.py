@@ -17,6 +17,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from pneumonia_hf.evaluation.perturbations import (
+    TEXTS,
+    draw_glyphs,
+    remove_markers,
+    smooth,
+    soft_window,
+    stamp_glyphs,
+)
 from pneumonia_hf.training.recipe import AugmentConfig
 
 if TYPE_CHECKING:
@@ -126,6 +134,18 @@ def translate(pixels: Tensor, strength: float) -> Tensor:
     return shift
 
 
+def crop(pixels: Tensor, strength: float) -> Tensor:
+    """Return enlargements of windows of 60% to 100% of each side, stretched by up to 15%."""
+    window = torch.empty(len(pixels), 1).uniform_(1 / (1 + 0.67 * strength), 1)
+    stretch = torch.empty(len(pixels), 1).uniform_(-0.075 * strength, 0.075 * strength)
+    sides = (window * torch.cat([stretch, -stretch], 1).exp()).clamp(0.2, 1.1)
+    scale = _identity(pixels)
+    scale[:, 0, 0], scale[:, 1, 1] = sides.T
+    # The window lies anywhere within the image.
+    scale[:, :2, 2] = torch.empty(len(pixels), 2).uniform_(-1, 1) * (1 - sides).clamp_min(0)
+    return scale
+
+
 def _warp(pixels: Tensor, moves: dict[str, float]) -> Tensor:
     """Apply all moves in one bilinear interpolation; black outside the image."""
     matrices = [MOVES[name](pixels, strength) for name, strength in moves.items()]
@@ -223,6 +243,46 @@ def compress(pixels: Tensor, strength: float) -> Tensor:
     return (whole[..., :height, :width] + 128) / 255
 
 
+def hide_frame(pixels: Tensor, strength: float) -> Tensor:
+    """Replace up to 30% of each side, with a soft edge, by what says nothing about the class.
+
+    That is, at random, the frame of another image of the batch, black, a smooth random field, or
+    the image's own frame without any detail.
+    """
+    limit = min(0.3 * strength, 0.45)
+    margins = torch.empty(len(pixels), 4).uniform_(-limit / 3, limit).clamp_min(0)
+    kind = torch.randint(4, (len(pixels),))
+    donors = pixels[_send(torch.randperm(len(pixels)), pixels)]
+    cells = int(torch.randint(3, 25, ()))
+    field = _send(torch.rand(len(pixels), 1, cells, cells), pixels)
+    field = functional.interpolate(field, pixels.shape[-2:], mode="bilinear", align_corners=False)
+    outside = _send((kind == 0).float(), pixels)[:, None, None, None] * donors
+    for number, other in ((2, field), (3, smooth(pixels))):
+        outside += _send((kind == number).float(), pixels)[:, None, None, None] * other
+    window = soft_window(*pixels.shape[-2:], _send(margins, pixels))
+    return torch.lerp(outside, pixels, window)
+
+
+def print_markers(pixels: Tensor, strength: float) -> Tensor:
+    """Print one or two letters, words or blocks of any size anywhere; of some, remove old ones.
+
+    At a strength of 1 a mark is 3% to 20% of the width.
+    """
+    rows = _draw_rows(pixels, 0.2)
+    pixels = _replace(pixels, rows, lambda drawn: remove_markers(drawn * 255, 0.3) / 255)
+    for share in (1, 0.5):
+        rows = _draw_rows(pixels, share)
+        pixels = _replace(pixels, rows, _print_marker, strength)
+    return pixels
+
+
+def _print_marker(pixels: Tensor, strength: float) -> Tensor:
+    glyphs = draw_glyphs()[torch.randint(len(TEXTS), (len(pixels),))]
+    places = torch.empty(len(pixels), 2).uniform_(-0.95, 0.95)
+    sizes, grays = _draw(pixels, 0.03, min(0.2 * strength, 0.5)), _draw(pixels, 0.5, 1)
+    return stamp_glyphs(pixels, *(_send(one, pixels) for one in (glyphs, places, sizes, grays)))
+
+
 def erase(pixels: Tensor, strength: float) -> Tensor:
     """Set a rectangle of 2% to 8% of the image to black."""
     from kornia.augmentation import RandomErasing
@@ -243,6 +303,7 @@ MOVED_SHARE = 0.9  # the network also sees images that no interpolation has blur
 MOVES: dict[str, Callable[[Tensor, float], Tensor]] = {
     "rotation": rotate,
     "zoom": zoom,
+    "crop": crop,
     "translation": translate,
 }
 # In the order of the causes: exposure, detector, software, storage.
@@ -253,6 +314,8 @@ CHANGES: dict[str, Change] = {
     "gamma": Change(change_gamma, 0.5),
     "blur": Change(blur, 0.2),
     "noise": Change(add_noise, 0.2),
+    "frame": Change(hide_frame, 0.7),
+    "marker": Change(print_markers, 0.5),
     "clahe": Change(equalise, 0.1),
     "jpeg": Change(compress, 0.1),
     "erasing": Change(erase, 0.2),
@@ -284,7 +347,9 @@ def draw_preview(pixels: Tensor, config: AugmentConfig, columns: int = 6, seed: 
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             copies = image.repeat(columns - 1, 1, 1, 1)
-            changed = _apply(copies, changes, always=changes is not strengths)
+            # The others are donors of frames.
+            batch = torch.cat([copies, pixels.cpu()])
+            changed = _apply(batch, changes, always=changes is not strengths)[: columns - 1]
         for axes, one in zip(grid[row], [image, *changed], strict=True):
             axes.imshow(one[0].numpy(), cmap="gray", vmin=0, vmax=255)
             axes.set(xticks=[], yticks=[])

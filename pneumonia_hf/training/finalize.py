@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pneumonia_hf.evaluation.perturbations import ROBUST
 from pneumonia_hf.evaluation.recalibrate import calibrate
 from pneumonia_hf.files import write_json
 from pneumonia_hf.inference.network import CONFIG_KEY, Network
@@ -47,6 +48,7 @@ def finalize(
             facts.arguments.attribution_images,
             resamples=facts.arguments.bootstrap_resamples,
             threshold_resamples=facts.arguments.threshold_resamples,
+            with_copies=facts.arguments.metric_for_best_model == ROBUST,
         )
         setattr(network.model.config, CONFIG_KEY, validation["config"])
         network.model.save_pretrained(unfinished)

@@ -36,9 +36,11 @@ class XrayLoss:
     T^2 KL(teacher || student) at the temperature T (Hinton et al. 2015).
     """
 
-    def __init__(self, labels: np.ndarray, arguments: XrayTrainingArguments) -> None:
-        """Take the training `labels` [N] and the loss settings of `arguments`."""
-        weighted = arguments.imbalance in ("weights", "focal")
+    def __init__(
+        self, labels: np.ndarray, arguments: XrayTrainingArguments, drawn_balanced: bool = False
+    ) -> None:
+        """Take the training `labels` [N], the loss settings, and whether a sampler balances."""
+        weighted = arguments.imbalance in ("weights", "focal") and not drawn_balanced
         self.weights = weigh_classes(labels) if weighted else torch.ones(len(LABELS))
         self.gamma = arguments.focal_gamma if arguments.imbalance == "focal" else 0.0
         self.smoothing = arguments.label_smoothing_factor

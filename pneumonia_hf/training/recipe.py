@@ -28,6 +28,7 @@ class AugmentConfig:
     augment_strength: float = _strength("Multiplies all strengths below; 0: no augmentation.")
     augment_rotation: float = _strength("1: up to 7 degrees.")
     augment_zoom: float = _strength("1: up to a tenth in or out.")
+    augment_crop: float = _strength("1: a window of 0.6 to 1 of each side, stretched by 0.15.")
     augment_translation: float = _strength("1: up to a twentieth of the width and height.")
     augment_flip: float = _strength(
         "1: half of the images are mirrored. Off, since the heart lies on one side.", default=0.0
@@ -37,6 +38,8 @@ class AugmentConfig:
     augment_gamma: float = _strength("1: gamma of 0.65 to 1.35.")
     augment_blur: float = _strength("1: a Gaussian of up to 1.6 pixels.")
     augment_noise: float = _strength("1: a standard deviation of 7.6 of 255 gray levels.")
+    augment_frame: float = _strength("1: up to 0.3 of each side is replaced, in 7 of 10 images.")
+    augment_marker: float = _strength("1: letters and blocks of 0.03 to 0.2 of the width.")
     augment_clahe: float = _strength("Local contrast; 1: a clip limit of 1 to 3.")
     augment_jpeg: float = _strength("1: a JPEG quality of 90 to 30.")
     augment_erasing: float = _strength("1: a rectangle of 0.02 to 0.08 of the image.")

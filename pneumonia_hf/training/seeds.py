@@ -10,10 +10,11 @@ import numpy as np
 
 from pneumonia_hf import __version__
 from pneumonia_hf.data.file_hashes import hash_images, to_hex
-from pneumonia_hf.data.sources import open_images
 from pneumonia_hf.errors import UserError
 from pneumonia_hf.evaluation.calibration import calibrate_scores
 from pneumonia_hf.evaluation.metrics import METRICS
+from pneumonia_hf.evaluation.perturbations import ROBUST
+from pneumonia_hf.evaluation.recalibrate import score_validation
 from pneumonia_hf.files import markdown_table, read_json, replace_text, write_json
 from pneumonia_hf.inference.predictor import Predictor
 from pneumonia_hf.models.model_folder import ENSEMBLE_FILE, RUN_FILE, check_model_folder
@@ -70,10 +71,11 @@ def summarise_seeds(
         for name, run in zip(names, runs, strict=True)
     ]
     predictor = Predictor.from_pretrained([folder / name for name in names])
+    with_copies = all(run["training"].get("metric_for_best_model") == ROBUST for run in runs)
     # A temperature of its own: members that err on different images should be less sure together.
     found = calibrate_scores(
         validation["label"][:],
-        predictor.log_odds_of_images(open_images(validation)),
+        score_validation(predictor, validation, with_copies),
         validation["patient"][:],
         required_sensitivity,
         **resamples,

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,8 +28,8 @@ from pneumonia_hf.audit.run import audit_briefly
 from pneumonia_hf.data.cache import decode_splits
 from pneumonia_hf.data.file_hashes import to_hex
 from pneumonia_hf.errors import UserError
+from pneumonia_hf.evaluation.perturbations import ROBUST
 from pneumonia_hf.files import write_json
-from pneumonia_hf.inference.operating_point import to_probability
 from pneumonia_hf.models.backbones import count_trainable, freeze, grow_drop_path
 from pneumonia_hf.training.arguments import XrayTrainingArguments
 from pneumonia_hf.training.checkpoints import (
@@ -41,11 +42,15 @@ from pneumonia_hf.training.checkpoints import (
     phase_folder,
     read_outcome,
 )
+from pneumonia_hf.training.counterfactuals import (
+    CounterfactualPixels,
+    compute_validation_metrics,
+)
 from pneumonia_hf.training.distillation import load_teacher
 from pneumonia_hf.training.distributed import barrier, broadcast_from_main, gather, is_sharded
 from pneumonia_hf.training.finalize import RunFacts, finalize
 from pneumonia_hf.training.interruption import Notice, SaveAndStop, heed_sigterm
-from pneumonia_hf.training.losses import XrayLoss, weigh_classes
+from pneumonia_hf.training.losses import XrayLoss
 from pneumonia_hf.training.phases import Outcome, Phase, rate_of_parameters, read_phases
 from pneumonia_hf.training.recipe import Recipe
 from pneumonia_hf.training.run_record import (
@@ -57,11 +62,15 @@ from pneumonia_hf.training.run_record import (
     is_complete,
     lock_run,
 )
-from pneumonia_hf.training.trainer import DIVERGED, XrayTrainer, is_exhausted, load_best
+from pneumonia_hf.training.trainer import (
+    XrayTrainer,
+    draws_balanced,
+    is_exhausted,
+    load_best,
+)
 
 if TYPE_CHECKING:
-    from transformers import EvalPrediction
-
+    from pneumonia_hf.data.pixel_store import XrayPixels
     from pneumonia_hf.data.table import XrayData
 
 AUDITED: set[tuple] = set()  # fingerprints of the data whose audit this process has printed
@@ -137,6 +146,11 @@ class _Run:
             self.data, self.processor, config.cache_dir, config.strict
         )
         self.hashes = {name: to_hex(split.hashes) for name, split in self.splits.items()}
+        # By their names, so that the numbers do not depend on the order of the sources.
+        _, self.sites = np.unique(self.data["train"]["source"][:], return_inverse=True)
+        self.validation: XrayPixels | CounterfactualPixels = self.splits["validation"]
+        if arguments.metric_for_best_model == ROBUST:
+            self.validation = CounterfactualPixels(self.validation)
         self.teacher = load_teacher(arguments.teacher, self.hashes) if arguments.teacher else None
         self.fingerprints = {
             name: fingerprint(self.hashes[name], split.labels)
@@ -221,13 +235,18 @@ class _Run:
                 args=arguments,
                 processing_class=self.processor,
                 train_dataset=self.splits["train"],
-                eval_dataset=self.splits["validation"],
+                eval_dataset=self.validation,
                 data_collator=take_batch,
                 recipe=self.recipe,
                 rates=rate_of_parameters(self.model, arguments.layer_decay),
                 teacher=self.teacher,
-                compute_loss_func=XrayLoss(self.splits["train"].labels, arguments),
-                compute_metrics=_compute_trainer_metrics,
+                compute_loss_func=XrayLoss(
+                    self.splits["train"].labels,
+                    arguments,
+                    draws_balanced(arguments.imbalance, self.sites),
+                ),
+                sites=self.sites,
+                compute_metrics=partial(compute_validation_metrics, validation=self.validation),
                 callbacks=[*self.callbacks, SaveAndStop(self.notice)],
             )
             if not is_sharded():  # for the errors of optimizer and schedule
@@ -360,16 +379,3 @@ def take_batch(batch: dict[str, Tensor] | list[dict[str, Any]]) -> dict[str, Ten
 def _explain_refusal(error: Exception) -> UserError:
     # Trackers and optimizers that are not installed, and arguments that exclude each other.
     return UserError(f"The Trainer refuses these arguments: {' '.join(str(error).split())}")
-
-
-def _compute_trainer_metrics(prediction: EvalPrediction) -> dict[str, float]:
-    """Return all METRICS, and the log loss with balanced classes."""
-    from pneumonia_hf.evaluation.hf_metric import compute_with_evaluate
-
-    logits = prediction.predictions.astype(np.float64)
-    if not np.isfinite(logits).all():
-        raise UserError(DIVERGED)
-    labels, log_odds = prediction.label_ids, logits[:, 1] - logits[:, 0]
-    losses = np.logaddexp(0, np.where(labels == 1, -log_odds, log_odds))
-    metrics = compute_with_evaluate(labels, to_probability(log_odds), threshold=0.5)
-    return metrics | {"loss": float(np.mean(losses * weigh_classes(labels).numpy()[labels]))}

@@ -45,13 +45,20 @@ class XrayTrainer(Trainer):
     """The Trainer with augmentation on the device, averaged weights and exact checkpoints."""
 
     def __init__(
-        self, *args, recipe: Recipe, rates: dict[str, float], teacher: Teacher | None = None, **kw
+        self,
+        *args,
+        recipe: Recipe,
+        rates: dict[str, float],
+        sites: np.ndarray,
+        teacher: Teacher | None = None,
+        **kw,
     ) -> None:
         """Take the arguments of Trainer, and
 
         Args:
             recipe: its `augment` and `model.channels_last` are used.
             rates: factor on the learning rate of each parameter, by name.
+            sites: number of the source of each training image, [N].
             teacher: the model to distil.
         """
         super().__init__(*args, **kw)
@@ -59,6 +66,7 @@ class XrayTrainer(Trainer):
             self._prepare_sharding()
         self.recipe = recipe
         self.rates = rates
+        self.sites = sites
         self.teacher = teacher
         self.mix = _make_mix(self.args)
         self.sampler: Sampler | None = None
@@ -107,9 +115,9 @@ class XrayTrainer(Trainer):
         return inputs | {"pixel_values": pixel_values}
 
     def _get_train_sampler(self, train_dataset=None) -> Sampler | None:
-        if self.args.imbalance == "sampler":
+        if draws_balanced(self.args.imbalance, self.sites):
             seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-            self.sampler = BalancedSampler(self.train_dataset.labels, seed)
+            self.sampler = BalancedSampler(self.train_dataset.labels, self.sites, seed)
         else:
             self.sampler = super()._get_train_sampler(train_dataset)
         return self.sampler
@@ -263,6 +271,11 @@ class XrayTrainer(Trainer):
             self.average.n_averaged.fill_(int(average.parent.name.removeprefix("checkpoint-")))
 
 
+def draws_balanced(imbalance: str, sites: np.ndarray) -> bool:
+    """Return whether a sampler balances the classes, within each site, and not the loss."""
+    return imbalance == "sampler" or (imbalance != "none" and len(np.unique(sites)) > 1)
+
+
 def load_best(checkpoint: Path) -> nn.Module:
     """Return the model of a checkpoint with the weights that were evaluated."""
     model = AutoModelForImageClassification.from_pretrained(checkpoint, dtype=torch.float32)
@@ -273,15 +286,26 @@ def load_best(checkpoint: Path) -> nn.Module:
 
 
 class BalancedSampler(Sampler[int]):
-    """Draw both classes equally often, with replacement; an epoch is as long as the data.
+    """Draw the classes of each site equally often, with replacement.
 
-    The draws follow from seed and epoch. torch's WeightedRandomSampler depends on the state of a
-    generator, which differs after a run is resumed within an epoch.
+    A site is drawn in proportion to the square root of the number of its images: a small one is
+    seen more often than its share, and yet not so often that single images are learned by heart.
+    An epoch is as long as the data. The draws follow from seed and epoch: torch's
+    WeightedRandomSampler depends on the state of a generator, which differs after a run is resumed
+    within an epoch.
     """
 
-    def __init__(self, labels: np.ndarray, seed: int) -> None:
-        """Take the labels of all images, [N]."""
-        self.rows = [torch.from_numpy(np.flatnonzero(labels == label)) for label in range(2)]
+    def __init__(self, labels: np.ndarray, sites: np.ndarray, seed: int) -> None:
+        """Take the label and the site, a number, of each image: [N]."""
+        self.rows, shares = [], []
+        for site in np.unique(sites):
+            classes = np.unique(labels[sites == site])
+            for label in classes:
+                self.rows.append(
+                    torch.from_numpy(np.flatnonzero((sites == site) & (labels == label)))
+                )
+                shares.append(np.sqrt(np.sum(sites == site)) / len(classes))
+        self.shares = torch.tensor(shares, dtype=torch.float64)
         self.seed = seed
         self.epoch = 0
 
@@ -294,10 +318,10 @@ class BalancedSampler(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self.seed + 1_000_003 * self.epoch)
-        of_class = torch.randint(len(self.rows), (len(self),), generator=generator)
+        groups = torch.multinomial(self.shares, len(self), replacement=True, generator=generator)
         which = torch.rand(len(self), generator=generator)
-        for label, share in zip(of_class.tolist(), which.tolist(), strict=True):
-            rows = self.rows[label]
+        for group, share in zip(groups.tolist(), which.tolist(), strict=True):
+            rows = self.rows[group]
             yield int(rows[int(share * len(rows))])
 
 

@@ -34,6 +34,37 @@ def test_class_folders_are_split_by_patient_and_no_image_is_lost(xray_folder):
         assert 0.4 < sum(splits[name]["label"][:]) / len(splits[name]) < 0.6
 
 
+def test_listed_images_are_the_test_split_and_their_patients_are_not_trained_on(tmp_path):
+    one, two = draw_folder(tmp_path / "one", patients=40, images=2), tmp_path / "two"
+    draw_folder(two, patients=40, seed=9000)
+    data = load_splits(one)["all"]
+    hashes = to_hex(hash_images(data))
+    # The first image of each of ten patients; the second must be in no split.
+    rows = [row for row, file in enumerate(data["file"][:]) if file.endswith(("0.png",))][:10]
+    listed = tmp_path / "test.txt"
+    listed.write_text("# ten images\n" + "".join(f"{hashes[row]}  # one\n" for row in rows))
+    splits = load_xrays(DataConfig([f"one={one}", f"two={two}"], test_images=str(listed)))
+    files = {name: set(splits[name]["file"][:]) for name in ALL}
+    of_one = {file for file in files["test"] if file.startswith("one:")}
+    assert of_one == {f"one:{data['file'][row]}" for row in rows}
+    tested = {f"one:{data['patient'][row]}" for row in rows}
+    for name in ("train", "validation"):
+        assert not tested & set(splits[name]["patient"][:])
+        assert any(file.startswith("two:") for file in files[name])
+    assert sum(map(len, files.values())) == 160 + 80 - 10
+    # The other source has a test split of its own, of the usual share.
+    assert 8 <= len(files["test"] - of_one) <= 16
+
+
+@pytest.mark.parametrize("text", ["", "# nothing\n", "no hash\n", None])
+def test_list_of_images_that_is_none_is_reported(xray_folder, tmp_path, text):
+    listed = tmp_path / "list.txt"
+    if text is not None:
+        listed.write_text(text)
+    with pytest.raises(UserError, match=r"list\.txt"):
+        load_xrays(DataConfig(str(xray_folder), test_images=str(listed)))
+
+
 def test_labels_follow_the_class_folders(xray_folder):
     data = load_splits(xray_folder)["all"]
     for row in data:

@@ -1,4 +1,5 @@
 import csv
+import hashlib
 import json
 import math
 import shutil
@@ -6,11 +7,12 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from helpers import call_script, draw_folder, draw_xray
+from helpers import assert_one_sentence, call_script, draw_folder, draw_xray
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 from pneumonia_hf import Predictor
+from pneumonia_hf.data.file_hashes import hash_images, to_hex
 from pneumonia_hf.data.load import load_splits
 from pneumonia_hf.errors import UserError
 from pneumonia_hf.evaluation.evaluate import choose_split, evaluate_predictor, measure_referral
@@ -214,9 +216,51 @@ def test_subgroups_and_other_classes_are_reported_separately(tiny_model, adults,
     assert "| view AP |" in text and "| OTHER | 5 |" in text and "| kept |" in text
 
 
-def test_missing_columns_and_folders_are_one_sentence(tiny_model, adults, tmp_path):
-    from helpers import assert_one_sentence
+def test_robustness_is_in_report_card_and_app(tiny_model, xray_folder, tmp_path):
+    from pneumonia_hf.demo.app import _describe_model
 
+    model = tmp_path / "model"
+    shutil.copytree(tiny_model, model, ignore=shutil.ignore_patterns("checkpoints"))
+    flags = ["--model", model, "--data_dir", xray_folder, "--split", "test", "--add_to_card"]
+    done = call_script(
+        "evaluate_model.py", *flags, "--robustness", 12, "--output_dir", tmp_path / "report"
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "report" / "report.json").read_text())
+    found = report["robustness"]
+    assert found["images"] == 12
+    gap, worst = found["shortcut_gap"], found["worst"]
+    areas = {(one["name"], one["level"]): one["auroc"]["value"] for one in found["results"]}
+    assert gap["value"] == pytest.approx(areas["plain", 0] - areas["frame_swap", 0.2])
+    assert worst["auroc"] == min(value for (name, _), value in areas.items() if name != "plain")
+    text = (tmp_path / "report" / "report.md").read_text()
+    assert f"**Shortcut gap {gap['value']:.4f}" in text and "| frame swap | 0.2 share" in text
+    card = " ".join((model / "README.md").read_text().split())
+    assert f"Shortcut gap {gap['value']:.3f}" in card and f"AUROC {worst['auroc']:.3f}" in card
+    shown = _describe_model(Predictor.from_pretrained(model))
+    assert f"falls by {gap['value']:.3f}; worst case {worst['auroc']:.3f}" in shown
+
+
+def test_only_listed_images_are_scored_also_of_other_classes(tiny_model, adults, tmp_path):
+    data = load_splits(adults)["all"]
+    hashes = to_hex(hash_images(data))
+    labels = np.array(data["label"][:])
+    rows = [*np.flatnonzero(labels == 0)[:3], *np.flatnonzero(labels == 1)[:2]]
+    other = hashlib.sha256((adults / "OTHER" / "x1.png").read_bytes()).hexdigest()[:16]
+    listed = tmp_path / "listed.txt"
+    listed.write_text("\n".join([*(hashes[row] for row in rows), other]))
+    flags = ["--model", tiny_model, "--data_dir", adults, "--output_dir", tmp_path / "report"]
+    done = call_script("evaluate_model.py", *flags, "--images", listed, "--other_classes", "OTHER")
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "report" / "report.json").read_text())
+    assert (report["NORMAL"], report["PNEUMONIA"]) == (3, 2)
+    assert report["other_classes"][0]["count"] == 1
+    listed.write_text("0123456789abcdef")
+    done = call_script("evaluate_model.py", *flags, "--images", listed, "--overwrite")
+    assert_one_sentence(done, "None of the images", "--images")
+
+
+def test_missing_columns_and_folders_are_one_sentence(tiny_model, adults, tmp_path):
     flags = ["--model", tiny_model, "--data_dir", adults, "--output_dir", tmp_path / "report"]
     done = call_script("evaluate_model.py", *flags, "--subgroups", "side")
     assert_one_sentence(done, "no column 'side'", "view")
@@ -261,8 +305,6 @@ def test_patients_by_file_name_are_marked(predictor, xray_folder, adults):
 
 
 def test_data_that_the_model_has_seen_is_not_external(tiny_model, xray_folder, adults, tmp_path):
-    from helpers import assert_one_sentence
-
     flags = ["--model", tiny_model, "--output_dir", tmp_path / "report", "--external"]
     done = call_script("evaluate_model.py", *flags, "--data_dir", xray_folder, "--split", "test")
     assert_one_sentence(done, "are of the model's own data", "leave --external out")

@@ -63,7 +63,12 @@ def test_pulled_model_scores_like_the_pushed_one(hub, hub_environment, tiny_mode
     for number, model in enumerate((tiny_model, "me/x", f"me/x@{sha}")):
         table = tmp_path / f"{number}.csv"
         flags = ["--model", model, "--input", image, "--output", table]
-        done = run_script("predict.py", *flags, **hub_environment)
+        is_local = model is tiny_model
+        done = (
+            call_script("predict.py", *flags)
+            if is_local
+            else run_script("predict.py", *flags, **hub_environment)
+        )
         assert done.returncode == 0, done.stderr
         tables.append(table)
     assert filecmp.cmp(tables[0], tables[1], shallow=False)

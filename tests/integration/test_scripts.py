@@ -26,6 +26,7 @@ SCRIPTS = [
     "audit_data.py",
     "preview_augmentation.py",
     "search.py",
+    "leave_one_site_out.py",
     "export_onnx.py",
     "recalibrate.py",
 ]

@@ -85,6 +85,7 @@ def write_ranges(folder: Path, ranges: object = RANGES) -> str:
 
 
 def start_search(folder: Path, recipe: Recipe, ranges=RANGES, n_trials=TRIALS, **changes) -> Path:
+    changes = {"metric_for_best_model": "auroc"} | changes  # the default scores copies too
     own = {name: changes.pop(name) for name in ("timeout", "pruner", "keep") if name in changes}
     config = SearchConfig(write_ranges(folder, ranges), n_trials=n_trials, **own)
     return search_recipe(recipe, make_arguments(folder / "search", **changes), config)
@@ -496,7 +497,9 @@ def test_trial_below_the_median_is_pruned_in_a_later_phase(
 
     scores = iter([0.9, 0.8, 0.95, 0.85, 0.7])
     monkeypatch.setattr(
-        training, "_compute_trainer_metrics", lambda prediction: {"auroc": next(scores)}
+        training,
+        "compute_validation_metrics",
+        lambda prediction, validation: {"auroc": next(scores)},
     )
     eager = optuna.pruners.MedianPruner(n_startup_trials=1, n_warmup_steps=0)
     monkeypatch.setitem(search.PRUNERS, "median", eager)

@@ -87,7 +87,8 @@ def test_images_of_a_batch_are_changed_differently(name):
     alike = draw_batch(1, 160, 160).repeat(12, 1, 1, 1)
     changed = certainly(name, alike, 0.5 if name == "flip" else 1.0)
     # CLAHE's clip limit is a whole number of pixels.
-    least = {"flip": 2, "clahe": 3}.get(name, 10)
+    # A quarter of the frames are those of another image, which is alike here.
+    least = {"flip": 2, "clahe": 3, "frame": 7}.get(name, 10)
     assert len({one.numpy().tobytes() for one in changed}) >= least
 
 
@@ -156,7 +157,8 @@ def test_images_of_one_gray_level_stay_finite(name, gray, strength):
 def test_images_are_mirrored_only_on_request():
     sided = torch.zeros(64, 1, 64, 64)
     sided[..., 8:56, 2:26] = 200  # on the left
-    left, right = (augment(sided, AugmentConfig()).split(32, -1)[side] for side in (0, 1))
+    others = AugmentConfig(augment_frame=0, augment_marker=0)
+    left, right = (augment(sided, others).split(32, -1)[side] for side in (0, 1))
     assert (left.mean((1, 2, 3)) > right.mean((1, 2, 3))).all()
     mirrored = augment(sided, alone("flip"))
     swapped = (mirrored == sided.flip(-1)).all(-1).all(-1).all(-1)
@@ -205,19 +207,60 @@ def test_a_zoom_is_at_most_a_tenth():
     assert ratio.min() < 0.93 and ratio.max() > 1.07
 
 
+def test_a_crop_shows_a_window_that_lies_within_the_image():
+    height, width = 80, 120
+    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    ramp = torch.stack([x / width, y / height])[:, None].repeat(40, 1, 1, 1) * 255
+    shown = certainly("crop", ramp).view(40, 2, height, width)
+    inner = shown[..., 4:-4, 4:-4]
+    assert inner.min() >= 0 and (inner[:, 0].amax((1, 2)) <= 255).all()
+    # The share of each side that is shown, from the gray levels at the ends.
+    wide = (shown[:, 0, 40, -5] - shown[:, 0, 40, 4]) / 255 / (width - 9) * width
+    assert wide.min() > 0.5 and wide.max() < 1.09 and wide.std() > 0.05
+
+
+def test_hidden_frames_keep_the_middle_and_change_the_border():
+    pixels = draw_batch(40)
+    changed = certainly("frame", pixels)
+    middle = slice(round(0.33 * 64), round(0.67 * 64))
+    kept = (changed[..., middle, middle] - pixels[..., middle, middle]).abs().amax((1, 2, 3))
+    assert kept.max() < 0.01
+    sides = [changed[..., :4, :], changed[..., -4:, :], changed[..., :4], changed[..., -4:]]
+    owns = [pixels[..., :4, :], pixels[..., -4:, :], pixels[..., :4], pixels[..., -4:]]
+    for side, own in zip(sides, owns, strict=True):
+        assert 0.5 < ((side - own).abs().mean((1, 2, 3)) > 3).float().mean() < 1
+
+
+def test_frames_come_from_other_images_of_the_batch_whatever_their_class():
+    levels = torch.arange(10, 250, 4.0)[:, None, None, None].expand(-1, 1, 64, 64)
+    corners = certainly("frame", levels)[:, 0, 0, 0]
+    own = levels[:, 0, 0, 0]
+    # Black, fields and blurred images are no gray level of another image.
+    swapped = (corners.round() % 4 == 2) & ((corners - corners.round()).abs() < 1e-3)
+    assert (swapped & ((corners - own).abs() > 1)).sum() > 8
+
+
+def test_markers_are_bright_and_small():
+    black = torch.zeros(60, 1, 128, 128)
+    printed = certainly("marker", black)
+    assert (printed.amax((1, 2, 3)) > 100).float().mean() > 0.8
+    ink = (printed > 50).float().mean((1, 2, 3))
+    assert 0 < ink.mean() < 0.03 and ink.max() < 0.1
+
+
 def test_moved_images_are_filled_with_black():
     white = torch.full((50, 1, 64, 64), 255.0)
-    for name in module.MOVES:
+    for name in set(module.MOVES) - {"crop"}:  # which only enlarges
         moved = certainly(name, white)
         assert (moved.amin((1, 2, 3)) < 1).any()
 
 
-def test_rotation_zoom_and_translation_interpolate_once(monkeypatch, pixels):
+def test_all_moves_interpolate_once(monkeypatch, pixels):
     sample, calls = torch.nn.functional.grid_sample, []
     monkeypatch.setattr(
         torch.nn.functional, "grid_sample", lambda *a, **k: calls.append(1) or sample(*a, **k)
     )
-    augment(pixels, AugmentConfig())
+    augment(pixels, AugmentConfig(augment_marker=0))  # which prints by interpolation
     assert len(calls) == 1
 
 

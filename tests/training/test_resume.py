@@ -234,13 +234,13 @@ def test_early_stopping_counts_the_same_after_a_kill(tmp_path, body, xray_folder
     changes = {"num_train_epochs": 6, "early_stopping_patience": 2, "save_total_limit": None}
     scores = {5: 0.6, 10: 0.9, 15: 0.8, 20: 0.7, 25: 0.99, 30: 0.99}
     steps = []
-    measure = training._compute_trainer_metrics
+    measure = training.compute_validation_metrics
 
-    def give(prediction):
+    def give(prediction, validation):
         steps.append(5 * (len(steps) + 1))
-        return measure(prediction) | {"auroc": scores[steps[-1]]}
+        return measure(prediction, validation) | {"auroc": scores[steps[-1]]}
 
-    monkeypatch.setattr(training, "_compute_trainer_metrics", give)
+    monkeypatch.setattr(training, "compute_validation_metrics", give)
     run = tmp_path / "run"
     train_tiny("vit-base", body, xray_folder, run, **changes)
     assert steps == [5, 10, 15, 20]

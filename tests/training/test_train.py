@@ -68,7 +68,9 @@ def test_best_checkpoint_is_saved_and_not_a_later_worse_one(
 
     scores = iter([0.9, 0.5, 0.4])
     monkeypatch.setattr(
-        training, "_compute_trainer_metrics", lambda prediction: {"auroc": next(scores)}
+        training,
+        "compute_validation_metrics",
+        lambda prediction, validation: {"auroc": next(scores)},
     )
     body = save_tiny_body(name, tmp_path / "body")
     folder = train_tiny(name, body, xray_folder, tmp_path / "run", save_total_limit=None)

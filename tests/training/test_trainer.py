@@ -3,11 +3,12 @@ import json
 import numpy as np
 import pytest
 import torch
-from helpers import assert_one_sentence, call_script, save_tiny_body, train_tiny
+from helpers import assert_one_sentence, call_script, draw_folder, save_tiny_body, train_tiny
 from safetensors.torch import load_file
 from transformers import AutoModelForImageClassification, TrainerCallback
 
 from pneumonia_hf.errors import UserError
+from pneumonia_hf.evaluation.perturbations import COUNTERFACTUALS
 from pneumonia_hf.training.arguments import XrayTrainingArguments
 from pneumonia_hf.training.checkpoints import (
     AVERAGE_FILE,
@@ -15,7 +16,7 @@ from pneumonia_hf.training.checkpoints import (
     phase_folder,
     read_outcome,
 )
-from pneumonia_hf.training.trainer import BalancedSampler, load_best
+from pneumonia_hf.training.trainer import BalancedSampler, draws_balanced, load_best
 
 
 @pytest.fixture(scope="module")
@@ -33,13 +34,13 @@ def test_trainers_validation_scores_are_those_of_the_predictor(
     from pneumonia_hf.training import train as training
 
     scores = []
-    measure = training._compute_trainer_metrics
+    measure = training.compute_validation_metrics
 
-    def keep(prediction):
+    def keep(prediction, validation):
         scores.append(prediction.predictions[:, 1] - prediction.predictions[:, 0])
-        return measure(prediction)
+        return measure(prediction, validation)
 
-    monkeypatch.setattr(training, "_compute_trainer_metrics", keep)
+    monkeypatch.setattr(training, "compute_validation_metrics", keep)
     folder = train_tiny(backbone_name, tiny_body, xray_folder, tmp_path / "run",
                         num_train_epochs=2, save_total_limit=None, ema_decay=0.5)  # fmt: skip
     outcome = read_outcome(phase_folder(folder, 1))
@@ -145,7 +146,7 @@ def test_teacher_that_has_seen_the_validation_images_is_refused(tmp_path, xray_f
 
 def test_balanced_sampler_draws_both_classes_equally_and_differently_each_epoch():
     labels = np.array([0] * 100 + [1] * 900)
-    sampler = BalancedSampler(labels, seed=1)
+    sampler = BalancedSampler(labels, np.zeros(1000), seed=1)
     first = list(sampler)
     assert len(first) == 1000 == len(sampler)
     assert 0.45 < np.mean(labels[first]) < 0.55
@@ -154,9 +155,84 @@ def test_balanced_sampler_draws_both_classes_equally_and_differently_each_epoch(
     sampler.set_epoch(1)
     second = list(sampler)
     assert second != first
-    again = BalancedSampler(labels, seed=1)
+    again = BalancedSampler(labels, np.zeros(1000), seed=1)
     again.set_epoch(1)
     assert list(again) == second
+
+
+def test_sampler_balances_the_classes_within_each_site_so_that_the_site_never_tells_the_class():
+    # 900 of the first site, mostly ill; 100 of the second, mostly healthy: roots 30 and 10.
+    sites = np.array([0] * 900 + [1] * 100)
+    labels = np.array([0] * 100 + [1] * 800 + [0] * 90 + [1] * 10)
+    sampler = BalancedSampler(labels, sites, seed=1)
+    drawn = []
+    for epoch in range(20):
+        sampler.set_epoch(epoch)
+        drawn += list(sampler)
+    assert np.mean(sites[drawn] == 1) == pytest.approx(10 / 40, abs=0.01)
+    for site in (0, 1):
+        of_site = [row for row in drawn if sites[row] == site]
+        assert np.mean(labels[of_site]) == pytest.approx(0.5, abs=0.02)
+
+
+def test_several_sites_are_balanced_by_drawing_and_not_in_the_loss_too():
+    one, two = np.zeros(4), np.array([0, 0, 1, 1])
+    cases = {(i, len(np.unique(s))): draws_balanced(i, s)
+             for i in ("weights", "sampler", "focal", "none") for s in (one, two)}  # fmt: skip
+    assert {case for case, drawn in cases.items() if drawn} == {
+        ("sampler", 1),
+        ("sampler", 2),
+        ("weights", 2),
+        ("focal", 2),
+    }
+
+
+def test_training_on_two_sites_draws_balanced_and_does_not_weigh_the_loss(
+    tmp_path, xray_folder, monkeypatch
+):
+    from pneumonia_hf.training import train as training
+
+    made = []
+    for name in ("XrayLoss", "XrayTrainer"):
+        original = getattr(training, name)
+        monkeypatch.setattr(
+            training,
+            name,
+            lambda *a, original=original, **k: made.append(original(*a, **k)) or made[-1],
+        )
+    other = draw_folder(tmp_path / "other", patients=20, seed=7000)
+    flags = ["--backbone", "xray-cnn", "--image_size", 64, "--max_steps", 1, "--report_to", "none"]
+    flags += ["--weights", "none", "--attribution_images", 0, "--cpu_threads", 1]
+    for sources in ([f"a={xray_folder}"], [f"a={xray_folder}", f"b={other}"]):
+        run = tmp_path / f"run-{len(sources)}"
+        done = call_script("train.py", *flags, "--data_dir", *sources, "--output_dir", run)
+        assert done.returncode == 0, done.stderr[-2000:]
+    of_one, one, of_two, two = made
+    assert len(set(of_one.weights.tolist())) == 2 and of_two.weights.tolist() == [1, 1]
+    assert not isinstance(one.sampler, BalancedSampler)
+    assert isinstance(two.sampler, BalancedSampler) and len(two.sampler.rows) == 4
+
+
+def test_checkpoint_is_chosen_by_plain_images_and_copies_together(tmp_path, xray_folder, body):
+    folder = train_tiny("convnextv2-tiny", body, xray_folder, tmp_path / "run",
+                        metric_for_best_model="robust_auroc", ema_decay=0.5,
+                        learning_rate=3e-4)  # fmt: skip
+    run = json.loads((folder / "run.json").read_text())
+    kinds = [f"eval_auroc_{name}_{level:g}" for name, level in COUNTERFACTUALS]
+    for entry in run["training"]["history"]:
+        areas = [entry["eval_auroc"], *(entry[kind] for kind in kinds)]
+        assert entry["eval_robust_auroc"] == pytest.approx(np.mean(areas))
+    values = [entry["eval_robust_auroc"] for entry in run["training"]["history"]]
+    assert run["training"]["best_validation_metric"] == max(values)
+    # The saved network's scores of the same copies, through the predictor, are the Trainer's.
+    best = run["training"]["history"][int(np.argmax(values))]
+    found = run["validation"]["copies_auroc"]
+    expected = {f"{name} {at:g}": best[kind] for (name, at), kind in
+                zip(COUNTERFACTUALS, kinds, strict=True)}  # fmt: skip
+    assert found == pytest.approx(expected)
+    assert len(set(found.values())) > 1
+    card = (folder / "README.md").read_text()
+    assert f"frame swap 0.2 {found['frame_swap 0.2']:.3f}" in card
 
 
 @pytest.mark.parametrize(
@@ -183,7 +259,7 @@ def test_mixed_batches_have_the_shares_of_their_classes(changes):
 def test_plateau_follows_the_direction_of_the_metric(tmp_path, xray_folder, body, monkeypatch):
     from pneumonia_hf.training import train as training
 
-    measure = training._compute_trainer_metrics
+    measure = training.compute_validation_metrics
     rates = []
 
     class Look(TrainerCallback):
@@ -193,8 +269,8 @@ def test_plateau_follows_the_direction_of_the_metric(tmp_path, xray_folder, body
     scores = iter([0.5, 0.6, 0.55, 0.7])
     monkeypatch.setattr(
         training,
-        "_compute_trainer_metrics",
-        lambda prediction: measure(prediction) | {"auroc": next(scores)},
+        "compute_validation_metrics",
+        lambda prediction, validation: measure(prediction, validation) | {"auroc": next(scores)},
     )
     train_tiny("convnextv2-tiny", body, xray_folder, tmp_path / "run", callbacks=[Look()],
                num_train_epochs=4, learning_rate=1e-3, plateau_patience=0, plateau_factor=0.1,
@@ -205,12 +281,12 @@ def test_plateau_follows_the_direction_of_the_metric(tmp_path, xray_folder, body
 def test_checkpoint_may_be_chosen_by_the_loss(tmp_path, xray_folder, body, monkeypatch):
     from pneumonia_hf.training import train as training
 
-    measure = training._compute_trainer_metrics
+    measure = training.compute_validation_metrics
     losses = iter([0.5, 0.2, 0.3])
     monkeypatch.setattr(
         training,
-        "_compute_trainer_metrics",
-        lambda prediction: measure(prediction) | {"loss": next(losses)},
+        "compute_validation_metrics",
+        lambda prediction, validation: measure(prediction, validation) | {"loss": next(losses)},
     )
     folder = train_tiny("convnextv2-tiny", body, xray_folder, tmp_path / "run",
                         metric_for_best_model="loss")  # fmt: skip
@@ -307,12 +383,12 @@ def test_flags_of_transformers_that_would_break_a_run_are_refused_in_one_sentenc
 def test_reported_metric_is_that_of_the_saved_weights(tmp_path, xray_folder, body, monkeypatch):
     from pneumonia_hf.training import train as training
 
-    measure = training._compute_trainer_metrics
+    measure = training.compute_validation_metrics
     scores = iter([0.9, 0.8, 0.7, 0.6])
     monkeypatch.setattr(
         training,
-        "_compute_trainer_metrics",
-        lambda prediction: measure(prediction) | {"auroc": next(scores)},
+        "compute_validation_metrics",
+        lambda prediction, validation: measure(prediction, validation) | {"auroc": next(scores)},
     )
     folder = train_tiny("convnextv2-tiny", body, xray_folder, tmp_path / "run",
                         load_best_model_at_end=False, eval_strategy="steps", eval_steps=3,

@@ -1,0 +1,111 @@
+"""Leave one site out: train on all sources but one, and score that one, for each in turn."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pneumonia_hf.data.file_hashes import hash_images, to_hex
+from pneumonia_hf.data.load import load_splits, read_image_list
+from pneumonia_hf.data.sources import parse_source
+from pneumonia_hf.errors import UserError
+from pneumonia_hf.evaluation.evaluate import evaluate_predictor
+from pneumonia_hf.evaluation.metrics import Interval
+from pneumonia_hf.files import markdown_table, replace_text, write_json
+from pneumonia_hf.inference.predictor import Predictor
+from pneumonia_hf.training.runs import run_recipe
+
+if TYPE_CHECKING:
+    from pneumonia_hf.training.arguments import XrayTrainingArguments
+    from pneumonia_hf.training.recipe import Recipe
+
+TABLE_FILE, NUMBERS_FILE = "leave_one_site_out.md", "leave_one_site_out.json"
+PAGE = """# Leave one site out
+
+Research software, not a medical device.
+
+Each row: trained on the other sites, and scored on a site that was not seen in training, at the
+threshold that was chosen on the validation patients of the other sites. Only such a number says
+what to expect of another hospital. 95% intervals are bootstrapped over patients.
+
+{table}
+{excluded}"""
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """The results on a site that a model was not trained on."""
+
+    site: str
+    trained_on: tuple[str, ...]
+    images: int
+    auroc: Interval
+    sensitivity: Interval
+    specificity: Interval
+    threshold: float
+    model: str  # folder of the model, in the output folder
+
+
+def leave_one_site_out(recipe: Recipe, arguments: XrayTrainingArguments) -> list[LeftOut]:
+    """Train once for each source, without it, and score all of its images; write a table.
+
+    Each run is in its own folder, `without-SITE/`. With `arguments.resume` complete runs stay as
+    they are. Images of `test_images` are neither trained on nor scored.
+
+    Raises:
+        UserError: one source only, or as `run_recipe`.
+    """
+    sources = [parse_source(text) for text in recipe.data.data_dir]
+    if len(sources) < 2:
+        raise UserError("Give two sources or more, such as --data_dir children=A adults=B.")
+    if arguments.world_size > 1:
+        raise UserError("Leaving out sites runs in one process; start it with python.")
+    folder, found = Path(arguments.output_dir), []
+    for source, text in zip(sources, recipe.data.data_dir, strict=True):
+        others = [one for one in recipe.data.data_dir if one != text]
+        own = copy.copy(arguments)
+        own.output_dir = str(folder / f"without-{source.name}")
+        print(f"Without {source.name}: training on {', '.join(others)}.", flush=True)
+        model = run_recipe(replace(recipe, data=replace(recipe.data, data_dir=others)), own)
+        found.append(_score(model, source.name, text, others, recipe))
+        write_json(folder / NUMBERS_FILE, [asdict(one) for one in found])
+        replace_text(folder / TABLE_FILE, _to_markdown(found, recipe.data.test_images))
+    return found
+
+
+def _score(model: Path, site: str, text: str, others: list[str], recipe: Recipe) -> LeftOut:
+    from datasets import concatenate_datasets
+
+    data = concatenate_datasets(list(load_splits([text]).values()))
+    if recipe.data.test_images:
+        listed = list(read_image_list(recipe.data.test_images))
+        hashes = to_hex(hash_images(data, recipe.data.cache_dir))
+        data = data.select(np.flatnonzero(~np.isin(hashes, listed)))
+    report = evaluate_predictor(Predictor.from_pretrained(model), data, site, external=True)
+    return LeftOut(
+        site,
+        tuple(parse_source(one).name for one in others),
+        len(report.labels),
+        *(report.metrics[name] for name in ("auroc", "sensitivity", "specificity")),
+        report.operating_point.threshold,
+        model.name,
+    )
+
+
+def _to_markdown(found: list[LeftOut], test_images: str | None) -> str:
+    rows = [
+        [one.site, ", ".join(one.trained_on), one.images]
+        + [f"{i.value:.3f} ({i.low:.3f} to {i.high:.3f})"
+           for i in (one.auroc, one.sensitivity, one.specificity)]
+        + [f"{one.threshold:.3f}"]
+        for one in found
+    ]  # fmt: skip
+    header = "left out, trained on, images, AUROC, sensitivity, specificity, threshold".split(", ")
+    excluded = (
+        f"\nThe images of `{Path(test_images).name}` were not scored.\n" if test_images else ""
+    )
+    return PAGE.format(table=markdown_table(header, rows), excluded=excluded)
