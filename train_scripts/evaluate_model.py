@@ -72,6 +72,7 @@ def main() -> None:
     options = parser.parse_args()
 
     from pneumonia_hf.data.folder_source import list_others
+    from pneumonia_hf.data.load import read_image_list
     from pneumonia_hf.data.sources import parse_source
     from pneumonia_hf.errors import UserError
     from pneumonia_hf.evaluation.evaluate import (
@@ -84,6 +85,10 @@ def main() -> None:
     from pneumonia_hf.inference.predictor import Predictor
     from pneumonia_hf.models.model_card import add_report
 
+    if options.robustness < 0:
+        raise UserError(f"--robustness is {options.robustness}; give a number of images.")
+    if options.images:
+        read_image_list(options.images)  # for its errors, before images are scored
     check_report_folder(options.output_dir, options.overwrite)
     card = check_card(options.model, options.tta) if options.add_to_card else None
     sources = [parse_source(one) for one in options.data_dir]

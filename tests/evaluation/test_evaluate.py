@@ -258,6 +258,10 @@ def test_only_listed_images_are_scored_also_of_other_classes(tiny_model, adults,
     listed.write_text("0123456789abcdef")
     done = call_script("evaluate_model.py", *flags, "--images", listed, "--overwrite")
     assert_one_sentence(done, "None of the images", "--images")
+    done = call_script("evaluate_model.py", *flags, "--images", tmp_path / "no", "--overwrite")
+    assert_one_sentence(done, "/no cannot be read")
+    done = call_script("evaluate_model.py", *flags, "--robustness", "-5", "--overwrite")
+    assert_one_sentence(done, "--robustness is -5")
 
 
 def test_missing_columns_and_folders_are_one_sentence(tiny_model, adults, tmp_path):
