@@ -1,5 +1,6 @@
 """The quickstart notebook: executed as a reader would, on drawn images and a loopback Hub."""
 
+import asyncio
 import base64
 import io
 import json
@@ -75,7 +76,8 @@ def executed(tmp_path_factory, xray_folder):
             kernel_name="python3",
             resources={"metadata": {"path": str(NOTEBOOK.parent)}},
         )
-        client.execute(env=os.environ | environment)
+        # Not client.execute(), which leaves an event loop open for a later test to warn of.
+        asyncio.run(client.async_execute(env=os.environ | environment))
     return notebook, folder, hub.repositories
 
 
