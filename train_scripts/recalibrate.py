@@ -2,9 +2,10 @@
 
 python train_scripts/recalibrate.py --model runs/NAME --data_dir DATA
 
-For models of an earlier version. Temperature, threshold, REFER range and the references of
-attribution maps become those that training finds now; the weights below the head stay. Reports in
-the model's card are removed: evaluate the model again with evaluate_model.py --add_to_card.
+For models of an earlier version. Temperature, threshold, REFER range, the references of
+attribution maps and the input gate become those that training finds now; the weights below the
+head stay. Reports in the model's card are removed: evaluate the model again with
+evaluate_model.py --add_to_card.
 """
 
 from pathlib import Path
@@ -31,10 +32,10 @@ def main() -> None:
     sources = [parse_source(one) for one in options.data_dir]
     check_inputs(data_folders=[one.where for one in sources if one.kind == "folder"])
 
-    from pneumonia_hf.evaluation.recalibrate import find_validation, recalibrate
+    from pneumonia_hf.evaluation.recalibrate import find_own_splits, recalibrate
 
-    validation = find_validation(options.model, options.data_dir)
-    found = recalibrate(options.model, validation)["config"]
+    train, validation = find_own_splits(options.model, options.data_dir)
+    found = recalibrate(options.model, train, validation)["config"]
     print(
         f"Calibrated on {len(validation)} validation images: temperature "
         f"{found['temperature']:.4f}, positive at or above {found['threshold']:.4f}, referred "

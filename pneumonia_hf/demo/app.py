@@ -30,7 +30,7 @@ MAP_NOTICE = (
 )
 CALIBRATED = "Probability of pneumonia, calibrated for a population in which half have it:"
 UNCALIBRATED = "Score for pneumonia (0 to 1, not a reliable probability; see the model):"
-COLOURS = {"PNEUMONIA": "#b3261e", "NORMAL": "#1b6e3c", "REFER": "#8a5a00"}
+COLOURS = {"PNEUMONIA": "#b3261e", "NORMAL": "#1b6e3c", "REFER": "#8a5a00", "REFUSED": "#5f6368"}
 SHOWN_METRICS = {"auroc": "AUROC", "sensitivity": "sensitivity", "specificity": "specificity"}
 KEPT_SECONDS = 3600  # uploaded images are patient data: deleted after an hour
 QUEUE_LENGTH = 32
@@ -56,8 +56,8 @@ def build_demo(predictor: Predictor) -> gr.Blocks:
     misfits = [find_misfit(_reports_of(one)) for one in predictor.networks]
     meaning = UNCALIBRATED if any(misfits) else CALIBRATED
 
-    def predict(image: str | None, method: str) -> tuple[dict[str, Any], Image.Image]:
-        """Return the decision on one chest X-ray and its attribution map."""
+    def predict(image: str | None, method: str) -> tuple[dict[str, Any], Image.Image | None]:
+        """Return the decision on one chest X-ray and its attribution map, null if REFUSED."""
         prediction, _, map_over_image = _analyse(predictor, image, method)
         return asdict(prediction), map_over_image
 
@@ -114,13 +114,15 @@ def build_demo(predictor: Predictor) -> gr.Blocks:
 
 def _analyse(
     predictor: Predictor, path: str | None, method: str
-) -> tuple[Prediction, Image.Image, Image.Image]:
+) -> tuple[Prediction, Image.Image, Image.Image | None]:
     if path is None:
         raise gr.Error("Upload a chest X-ray first.", print_exception=False)
     try:
         image = read_xray(path)
-        found = attribute(predictor, image, method)
         prediction = predictor.predict(image)
+        if prediction.decision == "REFUSED":
+            return prediction, image, None
+        found = attribute(predictor, image, method)
         prediction = replace(prediction, warnings=prediction.warnings + found.warnings)
         return prediction, image, overlay(image, found.values)
     except UserError as error:
@@ -130,6 +132,13 @@ def _analyse(
 def _to_html(prediction: Prediction, meaning: str) -> str:
     """Return the decision, and the probability on a scale with the threshold marked."""
     colour = COLOURS[prediction.decision]
+    warnings = "".join(f"<li>{html.escape(text)}</li>" for text in prediction.warnings)
+    title = (
+        f'<div><span style="background:{colour};color:white;border-radius:6px;padding:4px 12px;'
+        f'font-size:1.4rem;font-weight:700">{prediction.decision}</span>'
+    )
+    if prediction.probability is None:
+        return f"{title}<ul>{warnings}</ul></div>"
     at = f"left:{prediction.threshold:.1%}"
     scale = (
         f'<div style="position:relative;height:14px;border-radius:7px;background:#8884;'
@@ -140,16 +149,13 @@ def _to_html(prediction: Prediction, meaning: str) -> str:
         f'<div style="position:absolute;top:-4px;bottom:-4px;{at};width:3px;'
         f'background:currentColor"></div></div>'
     )
-    warnings = "".join(f"<li>{html.escape(text)}</li>" for text in prediction.warnings)
     referred = (
         f"<p>A person must decide. The side of the threshold is {prediction.label}.</p>"
         if prediction.decision == "REFER"
         else ""
     )
     return (
-        f'<div><span style="background:{colour};color:white;border-radius:6px;padding:4px 12px;'
-        f'font-size:1.4rem;font-weight:700">{prediction.decision}</span>{scale}'
-        f"<p>{meaning} <b>{prediction.probability:.3f}</b>; positive at or above "
+        f"{title}{scale}<p>{meaning} <b>{prediction.probability:.3f}</b>; positive at or above "
         f"<b>{prediction.threshold:.3f}</b> (the mark on the bar).</p>"
         f"{referred}{f'<ul>{warnings}</ul>' if warnings else ''}</div>"
     )

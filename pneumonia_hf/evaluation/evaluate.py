@@ -34,8 +34,9 @@ from pneumonia_hf.evaluation.subgroups import (
 )
 from pneumonia_hf.files import read_json
 from pneumonia_hf.imaging.read import read_xray
+from pneumonia_hf.inference.gate import REFUSED_AT
 from pneumonia_hf.inference.operating_point import OperatingPoint
-from pneumonia_hf.inference.predictor import Predictor
+from pneumonia_hf.inference.predictor import Prediction, Predictor
 from pneumonia_hf.labels import LABELS
 from pneumonia_hf.models.model_folder import ENSEMBLE_FILE, RUN_FILE, check_model_folder
 
@@ -270,6 +271,7 @@ def evaluate_predictor(
         unreadable=unreadable,
         notes=(
             *_notes_on_images(seen, len(unreadable)),
+            *_notes_on_gate(predictions),
             *predictor.caveats,
             *_notes_on_intervals(labels, metrics),
         ),
@@ -366,6 +368,18 @@ def _notes_on_images(seen: Mapping[str, int], unreadable: int) -> list[str]:
         f"training data: the numbers say little about another site.": seen["test"],
     }
     return [text for text, count in notes.items() if count]
+
+
+def _notes_on_gate(predictions: Sequence[Prediction]) -> list[str]:
+    distances = np.array([one.distance for one in predictions if one.distance is not None])
+    if not len(distances):
+        return []
+    refused = int(np.sum(distances >= REFUSED_AT))
+    unlike = int(np.sum(distances >= 1)) - refused
+    return [
+        f"The input gate finds {unlike} of the {len(distances)} images unlike the training images, "
+        f"and would refuse {refused} as no chest X-rays; both are in every number below, as REFER."
+    ]
 
 
 def _notes_on_intervals(labels: np.ndarray, metrics: Mapping[str, Interval]) -> list[str]:

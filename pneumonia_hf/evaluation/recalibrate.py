@@ -25,8 +25,9 @@ from pneumonia_hf.evaluation.robustness import score, shrink
 from pneumonia_hf.files import read_json, write_json
 from pneumonia_hf.imaging.read import read_xray
 from pneumonia_hf.inference.attribution import measure_references
-from pneumonia_hf.inference.network import CONFIG_KEY, REFERENCES_KEY
-from pneumonia_hf.inference.predictor import Predictor
+from pneumonia_hf.inference.gate import LEAST_IMAGES, MOST_IMAGES, Gate, middle_layer
+from pneumonia_hf.inference.network import CONFIG_KEY, REFERENCES_KEY, Network
+from pneumonia_hf.inference.predictor import Predictor, read_or_fail
 from pneumonia_hf.models.backbones import head_of
 from pneumonia_hf.models.model_card import write_card
 from pneumonia_hf.models.model_folder import RUN_FILE, check_model_folder, install_model_folder
@@ -101,8 +102,31 @@ def score_validation(predictor: Predictor, validation: Dataset, with_copies: boo
     return np.stack([plain, *copies])
 
 
-def find_validation(folder: Path, data_dir: Sequence[str]) -> Dataset:
-    """Return a saved model's validation images, found in a data set by their bytes.
+def fit_gate(network: Network, train: Dataset, validation: Dataset) -> Gate | None:
+    """Return the input gate of `network`, or None if there are fewer than LEAST_IMAGES.
+
+    It is fitted to up to MOST_IMAGES training images, drawn at random, with a centre for each
+    class of each source.
+    """
+    if len(train) < LEAST_IMAGES[0] or len(validation) < LEAST_IMAGES[1]:
+        return None
+    rows = np.random.default_rng(13).permutation(len(train))[:MOST_IMAGES]
+    drawn = train.select(np.sort(rows))
+    layer = middle_layer(network.model)
+    kinds = [
+        f"{source} {label}"
+        for source, label in zip(drawn["source"][:], drawn["label"][:], strict=True)
+    ]
+    groups = np.unique(kinds, return_inverse=True)[1]
+    described = []
+    for data in (drawn, validation):
+        chunks = read_or_fail(open_images(data))
+        described.append(np.concatenate([network.features(one, layer) for one in chunks]))
+    return Gate.fit(layer, described[0], groups, described[1])
+
+
+def find_own_splits(folder: Path, data_dir: Sequence[str]) -> tuple[Dataset, Dataset]:
+    """Return a saved model's training and validation images, found in a data set by their bytes.
 
     Raises:
         UserError: not a saved model; some of its validation images are not in the data.
@@ -110,7 +134,8 @@ def find_validation(folder: Path, data_dir: Sequence[str]) -> Dataset:
     from datasets import concatenate_datasets
 
     check_model_folder(folder)
-    own = set(read_json(folder / RUN_FILE, otherwise={})["hashes"]["validation"])
+    hashes_of = read_json(folder / RUN_FILE, otherwise={})["hashes"]
+    own = set(hashes_of["validation"])
     data = concatenate_datasets(list(load_splits(data_dir).values()))
     hashes = to_hex(hash_images(data))
     if missing := len(own - set(hashes)):
@@ -118,16 +143,20 @@ def find_validation(folder: Path, data_dir: Sequence[str]) -> Dataset:
             f"{missing} of the {len(own)} validation images of {folder} are not in "
             f"{', '.join(data_dir)}; set --data_dir to the model's training data."
         )
-    return data.select([row for row, one in enumerate(hashes) if one in own])
+    train, validation = (
+        data.select([row for row, one in enumerate(hashes) if one in wanted])
+        for wanted in (set(hashes_of["train"]), own)
+    )
+    return train, validation
 
 
-def recalibrate(folder: Path, validation: Dataset) -> dict[str, Any]:
+def recalibrate(folder: Path, train: Dataset, validation: Dataset) -> dict[str, Any]:
     """Recalibrate a saved model on its validation images, and rewrite its card.
 
-    For models of an earlier version: temperature, threshold, REFER range and attribution
-    references become those that `train` finds now. Reports in the folder are removed, since they
-    were measured at the old operating point. `validation` is from `find_validation`. Returns the
-    new value of `validation` in `run.json`.
+    For models of an earlier version: temperature, threshold, REFER range, attribution references
+    and input gate become those that training finds now. Reports in the folder are removed, since
+    they were measured at the old operating point. The images are from `find_own_splits`. Returns
+    the new value of `validation` in `run.json`.
     """
     import torch
 
@@ -151,6 +180,8 @@ def recalibrate(folder: Path, validation: Dataset) -> dict[str, Any]:
     unfinished = folder / RECALIBRATED
     try:
         predictor.network.model.save_pretrained(unfinished)
+        if gate := fit_gate(predictor.network, train, validation) or predictor.network.gate:
+            gate.save(unfinished)
         write_json(unfinished / RUN_FILE, run)
         install_model_folder(unfinished, folder)
     finally:

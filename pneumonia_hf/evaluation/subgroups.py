@@ -49,7 +49,7 @@ def predict_rows(
     """Return the predictions, the rows that could be read, and the reasons for the others."""
     from tqdm.auto import tqdm
 
-    results = predictor.predict_images(open_images(data))
+    results = predictor.predict_images(open_images(data), refuse=False)
     results = list(tqdm(results, total=len(data), unit="image", leave=False))
     kept = [row for row, one in enumerate(results) if not isinstance(one, XrayError)]
     unreadable = tuple(str(one) for one in results if isinstance(one, XrayError))
@@ -90,7 +90,7 @@ def score_other_classes(
     predictor: Predictor, others: Sequence[OtherImage], subgroups: Sequence[str]
 ) -> tuple[tuple[Others, ...], tuple[tuple[str, str, float, str], ...], tuple[str, ...]]:
     """Return the summary of images of neither class, their rows, and what cannot be read."""
-    predictions = list(predictor.predict_files([one.path for one in others]))
+    predictions = list(predictor.predict_files([one.path for one in others], refuse=False))
     unreadable = tuple(str(one) for one in predictions if isinstance(one, XrayError))
     scored = [
         (image, prediction)

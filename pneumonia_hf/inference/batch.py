@@ -67,7 +67,8 @@ def write_predictions(predictor: Predictor, paths: Sequence[Path], output: str) 
                 table.writerow([path, "", "", "", str(one)])
                 continue
             # All digits: rounded to eight decimals, the highest scores would tie.
-            numbers = (repr(one.probability), repr(one.threshold))
+            shown = "" if one.probability is None else repr(one.probability)
+            numbers = (shown, repr(one.threshold))
             table.writerow([path, *numbers, one.decision, " ".join(one.warnings)])
     return failed
 

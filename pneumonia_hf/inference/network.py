@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ import numpy as np
 
 from pneumonia_hf.errors import UserError
 from pneumonia_hf.imaging.preprocess import to_pixel_values
+from pneumonia_hf.inference.gate import Gate, describe
 from pneumonia_hf.inference.operating_point import OperatingPoint
 from pneumonia_hf.inference.tta import TTA_TRANSFORMS, apply_transform
 
@@ -32,16 +34,22 @@ class Network:
         processor: BaseImageProcessor,
         name: str = "model",
         path: Path | None = None,
+        gate: Gate | None = None,
     ) -> None:
         """Take a model and processor that transformers has loaded, from `path` if any.
 
         Raises:
-            UserError: none of the model's labels is PNEUMONIA.
+            UserError: none of the model's labels is PNEUMONIA; a gate of another network.
         """
         self.model = model.eval()
         self.processor = processor
         self.name = name  # for messages and reports
         self.path = path
+        self.gate = gate
+        if gate and gate.layer not in dict(model.named_modules()):
+            raise UserError(
+                f"The input gate of {name} is of another network; fit it with recalibrate.py."
+            )
         self.class_index = _pneumonia_index(model, name)
         self.settings: dict[str, Any] = getattr(model.config, CONFIG_KEY, None) or {}
         # The value of an attribution map that is shown at full brightness, by method.
@@ -76,7 +84,7 @@ class Network:
             raise UserError(f"The model in {name} cannot be loaded: {reason}") from error
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        return cls(model.to(device), processor, name, folder)
+        return cls(model.to(device), processor, name, folder, Gate.load(folder, name))
 
     @property
     def operating_point(self) -> OperatingPoint | None:
@@ -103,16 +111,40 @@ class Network:
 
         With `tta`, the mean over the image itself and its TTA_TRANSFORMS.
         """
+        return self.score(images, batch_size, tta)[0]
+
+    def score(
+        self, images: Sequence[Image.Image], batch_size: int = 32, tta: bool = False
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return the log odds as `log_odds` does, and the distances of the gate: float64 [N] each.
+
+        The distances are NaN without a gate.
+        """
         import torch
 
-        batches = [np.zeros(0)]
+        scores, distances = [np.zeros(0)], [np.zeros(0)]
         for start in range(0, len(images), batch_size):
             with torch.inference_mode():
                 pixel_values = self.pixel_values(images[start : start + batch_size])
-                versions = [pixel_values, *(self._transformed(pixel_values) if tta else ())]
-                scores = [self.log_odds_of(one).cpu().numpy() for one in versions]
-            batches.append(np.mean(scores, axis=0))
-        return np.concatenate(batches)
+                with (
+                    describe(self.model, self.gate.layer) if self.gate else nullcontext([]) as seen
+                ):
+                    versions = [self.log_odds_of(pixel_values)]
+                if tta:
+                    versions += map(self.log_odds_of, self._transformed(pixel_values))
+            scores.append(np.mean([one.cpu().numpy() for one in versions], axis=0))
+            distances.append(
+                self.gate.distances(*seen) if self.gate else np.full(len(pixel_values), np.nan)
+            )
+        return np.concatenate(scores), np.concatenate(distances)
+
+    def features(self, images: Sequence[Image.Image], layer: str) -> np.ndarray:
+        """Return what the gate knows of each image: float64 [N, F], as of `describe`."""
+        import torch
+
+        with torch.inference_mode(), describe(self.model, layer) as found:
+            self.model(pixel_values=self.pixel_values(images))
+        return found[0]
 
     def _transformed(self, pixel_values: torch.Tensor) -> Iterator[torch.Tensor]:
         from PIL import Image

@@ -15,6 +15,7 @@ from pneumonia_hf.errors import UserError, XrayError
 from pneumonia_hf.files import read_json
 from pneumonia_hf.imaging.input_checks import input_warnings
 from pneumonia_hf.imaging.read import read_xray
+from pneumonia_hf.inference.gate import REFUSED_AT
 from pneumonia_hf.inference.network import Network
 from pneumonia_hf.inference.operating_point import OperatingPoint, to_logit, to_probability
 from pneumonia_hf.inference.tta import tta_caveats
@@ -29,20 +30,30 @@ NO_COMMON_THRESHOLD = (
     "No threshold was chosen for these models together; the mean of their own thresholds is used."
 )
 NO_OWN_THRESHOLD = "Some of these models store no threshold; 0.5 is used for them."
+NO_CHEST_XRAY = (
+    "This does not look like a frontal chest X-ray, so no probability is given; check the file and "
+    "its orientation."
+)
+UNLIKE = (
+    "The image is unlike those that the model was trained on (99% of them are nearer), so its "
+    "probability may not hold."
+)
 UndecodedImage = tuple[str | None, Path | bytes | XrayError]  # name and image, by `open_images`
 
-Decision = Literal["PNEUMONIA", "NORMAL", "REFER"]
+Decision = Literal["PNEUMONIA", "NORMAL", "REFER", "REFUSED"]
 
 
 @dataclass(frozen=True)
 class Prediction:
     """The decision on one image."""
 
-    label: str  # PNEUMONIA or NORMAL: the side of the threshold
-    probability: float  # calibrated P(pneumonia), 0..1
+    label: str | None  # PNEUMONIA or NORMAL: the side of the threshold; None if REFUSED
+    probability: float | None  # calibrated P(pneumonia), 0..1; None if REFUSED
     threshold: float  # the label is PNEUMONIA at or above it
-    decision: Decision  # the label, or REFER to a person
-    warnings: tuple[str, ...]  # reasons for REFER and other reservations, a sentence each
+    decision: Decision  # the label; REFER to a person; or REFUSED: not a chest X-ray
+    warnings: tuple[str, ...]  # reasons for the decision and other reservations, a sentence each
+    # From the training images: below 1 as 99% of the validation images; None without a gate.
+    distance: float | None = None
 
 
 class Predictor:
@@ -165,8 +176,20 @@ class Predictor:
 
         For an ensemble, the mean over its networks, divided by its temperature.
         """
-        scores = [one.log_odds(images, batch_size, self.tta) for one in self.networks]
-        return np.mean(scores, axis=0) / self.temperature
+        return self._score(images, batch_size)[0]
+
+    def _score(
+        self, images: Sequence[Image.Image], batch_size: int = 32
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return the log odds, and the mean distance over the networks with a gate, or NaN."""
+        found = [one.score(images, batch_size, self.tta) for one in self.networks]
+        log_odds = np.mean([scores for scores, _ in found], axis=0) / self.temperature
+        gated = [
+            distances
+            for one, (_, distances) in zip(self.networks, found, strict=True)
+            if one.gate is not None
+        ]
+        return log_odds, np.mean(gated, axis=0) if gated else np.full(len(images), np.nan)
 
     def probabilities(self, images: Sequence[Image.Image], batch_size: int = 32) -> np.ndarray:
         """Return the calibrated P(pneumonia) of each image, in input order: float64 [N]."""
@@ -176,28 +199,40 @@ class Predictor:
         """Return the decision on one image, as `read_xray` returns it."""
         return self.predict_all([image])[0]
 
-    def predict_all(self, images: Sequence[Image.Image]) -> list[Prediction]:
-        """Return the decision on each image, in input order."""
+    def predict_all(self, images: Sequence[Image.Image], refuse: bool = True) -> list[Prediction]:
+        """Return the decision on each image, in input order.
+
+        Without `refuse` an image that would be REFUSED gets its probability, and REFER: for
+        measurements on images of which a person has said that they are chest X-rays.
+        """
+        log_odds, distances = self._score(images)
         return [
-            self._decide(image, float(probability))
-            for image, probability in zip(images, self.probabilities(images), strict=True)
+            self._decide(image, float(probability), float(distance), refuse)
+            for image, probability, distance in zip(
+                images, to_probability(log_odds), distances, strict=True
+            )
         ]
 
-    def predict_files(self, paths: Sequence[Path]) -> Iterator[Prediction | XrayError]:
+    def predict_files(
+        self, paths: Sequence[Path], refuse: bool = True
+    ) -> Iterator[Prediction | XrayError]:
         """Yield the decision on each file, in order, or the error of one that cannot be read."""
-        return self.predict_images((None, path) for path in paths)
+        return self.predict_images(((None, path) for path in paths), refuse)
 
-    def predict_images(self, images: Iterable[UndecodedImage]) -> Iterator[Prediction | XrayError]:
+    def predict_images(
+        self, images: Iterable[UndecodedImage], refuse: bool = True
+    ) -> Iterator[Prediction | XrayError]:
         """Yield the decision on each image, in order, or the error of one that cannot be read.
 
         Images are decoded in parallel, CHUNK of them in memory at a time.
 
         Args:
             images: names and undecoded images, as `open_images` yields them.
+            refuse: as of `predict_all`.
         """
         for decoded in _read_in_chunks(images):
             readable = [one for one in decoded if not isinstance(one, XrayError)]
-            predictions = iter(self.predict_all(readable))
+            predictions = iter(self.predict_all(readable, refuse))
             for one in decoded:
                 yield one if isinstance(one, XrayError) else next(predictions)
 
@@ -207,25 +242,29 @@ class Predictor:
         Raises:
             XrayError: an image cannot be read.
         """
-        chunks = []
-        for decoded in _read_in_chunks(images):
-            for one in decoded:
-                if isinstance(one, XrayError):
-                    raise one
-            chunks.append(self.log_odds(decoded))
-        return np.concatenate(chunks)
+        return np.concatenate([self.log_odds(chunk) for chunk in read_or_fail(images)])
 
-    def _decide(self, image: Image.Image, probability: float) -> Prediction:
+    def _decide(
+        self, image: Image.Image, probability: float, distance: float, refuse: bool
+    ) -> Prediction:
         point = self.operating_point
-        label = "PNEUMONIA" if probability >= point.threshold else "NORMAL"
         reasons = list(input_warnings(image))
+        known = None if np.isnan(distance) else distance  # without a gate
+        if known is not None and known >= REFUSED_AT:
+            reasons.insert(0, NO_CHEST_XRAY)
+            if refuse:
+                return Prediction(None, None, point.threshold, "REFUSED", tuple(reasons), known)
+        elif known is not None and known >= 1:
+            reasons.append(UNLIKE)
+        label = "PNEUMONIA" if probability >= point.threshold else "NORMAL"
         if point.low <= probability < point.high:
             reasons.append(
                 f"Too close to the threshold: resampling the validation patients moves it between "
                 f"{point.low:.3f} and {point.high:.3f}."
             )
         decision = "REFER" if reasons else label
-        return Prediction(label, probability, point.threshold, decision, (*reasons, *self.caveats))
+        warnings = (*reasons, *self.caveats)
+        return Prediction(label, probability, point.threshold, decision, warnings, known)
 
 
 def _read_in_chunks(
@@ -235,6 +274,19 @@ def _read_in_chunks(
     with ThreadPoolExecutor() as pool:
         while chunk := list(islice(images, CHUNK)):
             yield list(pool.map(_try_to_read, chunk))
+
+
+def read_or_fail(images: Iterable[UndecodedImage]) -> Iterator[list[Image.Image]]:
+    """Yield the decoded images, up to CHUNK at a time.
+
+    Raises:
+        XrayError: an image cannot be read.
+    """
+    for decoded in _read_in_chunks(images):
+        for one in decoded:
+            if isinstance(one, XrayError):
+                raise one
+        yield decoded
 
 
 def _try_to_read(image: UndecodedImage) -> Image.Image | XrayError:

@@ -16,6 +16,7 @@ REPORTS_FILE = "reports.json"  # results on unseen data
 CARD_FILE = "README.md"
 CURVES_FILE = "training_curves.png"
 ENSEMBLE_FILE = "ensemble.json"  # in the folder of an ensemble
+GATE_FILE = "gate.safetensors"  # the input gate; none if trained on few images
 CODE_FILE = "xray_cnn.py"  # for the family that transformers does not know
 # The files that are pushed; never checkpoints or logs.
 MODEL_FILES = (
@@ -27,8 +28,9 @@ MODEL_FILES = (
     CARD_FILE,
     CURVES_FILE,
     CODE_FILE,
+    GATE_FILE,
 )
-NOT_IN_EACH = {REPORTS_FILE, CURVES_FILE, CODE_FILE}
+NOT_IN_EACH = {REPORTS_FILE, CURVES_FILE, CODE_FILE, GATE_FILE}
 
 
 def push_model(folder: str | Path, repo_id: str, private: bool = True) -> str:
@@ -57,9 +59,10 @@ def install_model_folder(unfinished: Path, folder: Path) -> None:
     """Move the files of a saved model into `folder`, replacing an older model."""
     # The old config is removed first and the new one is added last: without a config.json,
     # nothing loads a half-replaced folder.
-    for name in ("config.json", REPORTS_FILE, ENSEMBLE_FILE, CODE_FILE):
+    for name in ("config.json", REPORTS_FILE, ENSEMBLE_FILE, CODE_FILE, GATE_FILE):
         (folder / name).unlink(missing_ok=True)
     # safetensors creates files that only their owner can read.
-    shutil.copymode(unfinished / RUN_FILE, unfinished / "model.safetensors")
+    for path in unfinished.glob("*.safetensors"):
+        shutil.copymode(unfinished / RUN_FILE, path)
     for path in sorted(unfinished.iterdir(), key=lambda path: path.name == "config.json"):
         os.replace(path, folder / path.name)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pneumonia_hf.evaluation.perturbations import ROBUST
-from pneumonia_hf.evaluation.recalibrate import calibrate
+from pneumonia_hf.evaluation.recalibrate import calibrate, fit_gate
 from pneumonia_hf.files import write_json
 from pneumonia_hf.inference.network import CONFIG_KEY, Network
 from pneumonia_hf.inference.predictor import Predictor
@@ -31,8 +31,8 @@ def finalize(
 ) -> None:
     """Save `model`, which has the best weights, in `folder`: a calibrated model folder.
 
-    It gets threshold, manifest, curves and card. It is assembled in a temporary folder: an older
-    model stays until the new one is complete.
+    It gets threshold, input gate, manifest, curves and card. It is assembled in a temporary
+    folder: an older model stays until the new one is complete.
     """
     unfinished = folder / UNFINISHED
     try:
@@ -52,6 +52,8 @@ def finalize(
         )
         setattr(network.model.config, CONFIG_KEY, validation["config"])
         network.model.save_pretrained(unfinished)
+        if gate := fit_gate(network, facts.data["train"], facts.data["validation"]):
+            gate.save(unfinished)
         draw_curves(unfinished / CURVES_FILE, facts.outcomes, facts.arguments)
         write_json(unfinished / RUN_FILE, make_manifest(facts, network, validation))
         write_card(unfinished)
