@@ -13,6 +13,7 @@ from transformers import AutoModel, AutoModelForImageClassification, TimmWrapper
 from pneumonia_hf import Predictor
 from pneumonia_hf.cli import parse_recipe
 from pneumonia_hf.errors import UserError
+from pneumonia_hf.inference.gate import describe, middle_layer
 from pneumonia_hf.inference.network import Network
 from pneumonia_hf.models.backbones import BACKBONES, backbone_of, freeze, grow_drop_path, head_of
 from pneumonia_hf.models.build import NO_WEIGHTS, ModelConfig, _initialise_model, build_model
@@ -94,6 +95,19 @@ def test_saved_model_is_loaded_bit_for_bit(tiny, tmp_path, backbone_name):
     before = Predictor(Network(model, processor)).log_odds(images)
     assert np.array_equal(again.log_odds(images), before)
     assert len(set(before)) == 3
+
+
+def test_the_layer_of_the_gate_is_called_and_its_hook_removed(tiny):
+    model, processor = tiny()
+    network = Network(model, processor)
+    layer = middle_layer(model)
+    images = [draw_xray(seed, ill=bool(seed % 2)) for seed in range(3)]
+    found = network.features(images, layer)
+    assert found.shape[0] == 3 and np.isfinite(found).all() and np.ptp(found, axis=0).max() > 0
+    with describe(model, layer) as seen:
+        pass
+    network.log_odds(images[:1])
+    assert seen == []
 
 
 def test_each_parameter_is_in_one_layer_group_or_the_head(tiny):

@@ -1,0 +1,168 @@
+"""The input gate: what it refuses and refers, where it is kept, and what its numbers mean."""
+
+import csv
+import dataclasses
+import shutil
+import stat
+
+import numpy as np
+import pytest
+from helpers import assert_one_sentence, call_script, draw_xray
+from PIL import Image
+
+from pneumonia_hf import Predictor
+from pneumonia_hf.errors import UserError
+from pneumonia_hf.evaluation import recalibrate
+from pneumonia_hf.inference.gate import Gate, middle_layer
+from pneumonia_hf.inference.network import Network
+from pneumonia_hf.inference.predictor import NO_CHEST_XRAY, UNLIKE
+from pneumonia_hf.models.model_folder import GATE_FILE, MODEL_FILES
+
+XRAYS = [draw_xray(seed, ill=seed % 2 == 0) for seed in range(160)]
+RANDOM = np.random.default_rng(0)
+FOREIGN = [
+    Image.fromarray(RANDOM.integers(0, 256, (80, 64)).astype(np.uint8)),
+    Image.new("L", (64, 80), 90),
+    Image.fromarray((np.indices((80, 64)).sum(0) // 8 % 2 * 255).astype(np.uint8)),
+]
+
+
+@pytest.fixture(scope="module")
+def gated(tiny_model, tmp_path_factory):
+    """A copy of the tiny model's folder with a gate that is fitted to drawn X-rays."""
+    folder = tmp_path_factory.mktemp("gated") / "model"
+    shutil.copytree(tiny_model, folder, ignore=shutil.ignore_patterns("checkpoints"))
+    network = Predictor.from_pretrained(tiny_model).network
+    layer = middle_layer(network.model)
+    features = network.features(XRAYS[:140], layer)
+    groups = np.arange(100) % 2
+    Gate.fit(layer, features[:100], groups, features[100:]).save(folder)
+    return folder
+
+
+def test_xrays_pass_and_other_images_are_refused_without_a_probability(gated):
+    predictor = Predictor.from_pretrained(gated)
+    passed = predictor.predict_all(XRAYS[140:])
+    assert np.mean([one.distance < 1 for one in passed]) >= 0.8
+    assert all(one.decision != "REFUSED" for one in passed)
+    for one in predictor.predict_all(FOREIGN):
+        assert (one.decision, one.probability, one.label) == ("REFUSED", None, None)
+        assert one.warnings[0] == NO_CHEST_XRAY and one.distance >= 2
+
+
+def test_a_person_who_says_that_it_is_one_gets_the_probability_and_refer(gated):
+    predictor = Predictor.from_pretrained(gated)
+    (found,) = predictor.predict_all(FOREIGN[:1], refuse=False)
+    assert found.decision == "REFER" and found.warnings[0] == NO_CHEST_XRAY
+    assert found.probability == pytest.approx(predictor.probabilities(FOREIGN[:1])[0], abs=1e-9)
+
+
+@pytest.mark.parametrize(("limit", "decision"), [(0.99, "REFER"), (1.01, "NORMAL")])
+def test_an_image_beyond_the_limit_is_referred(gated, limit, decision, monkeypatch):
+    predictor = Predictor.from_pretrained(gated)
+    point = dataclasses.replace(predictor.operating_point, threshold=1.0, low=1.0, high=1.0)
+    monkeypatch.setattr(predictor, "operating_point", point)
+    network = predictor.network
+    distance = predictor.predict(XRAYS[140]).distance * network.gate.limit
+    network.gate = dataclasses.replace(network.gate, limit=distance * limit)
+    found = predictor.predict(XRAYS[140])
+    assert found.decision == decision and (UNLIKE in found.warnings) == (limit < 1)
+    assert found.probability is not None
+
+
+def test_scores_and_distances_depend_neither_on_the_batch_nor_on_tta(gated, tiny_model):
+    network, plain = (Predictor.from_pretrained(one).network for one in (gated, tiny_model))
+    scores, together = network.score(XRAYS[:7], batch_size=3)
+    assert np.array_equal(scores, plain.log_odds(XRAYS[:7], batch_size=3))
+    alone = np.concatenate([network.score([one])[1] for one in XRAYS[:7]])
+    assert together == pytest.approx(alone, rel=1e-4)
+    assert network.score(XRAYS[:7], tta=True)[1] == pytest.approx(alone, rel=1e-4)
+    assert np.isnan(plain.score(XRAYS[:2])[1]).all()
+    assert Predictor(plain).predict(XRAYS[0]).distance is None
+
+
+def test_an_ensemble_takes_the_mean_over_the_members_that_have_a_gate(gated, tiny_model):
+    network, plain = (Predictor.from_pretrained(one).network for one in (gated, tiny_model))
+    far = Network(network.model, network.processor, gate=network.gate)
+    far.gate = dataclasses.replace(network.gate, limit=network.gate.limit / 3)
+    one = Predictor(network).predict(XRAYS[0]).distance
+    assert Predictor(network, plain).predict(XRAYS[0]).distance == pytest.approx(one)
+    both = Predictor(network, far, plain).predict_all(XRAYS[:1], refuse=False)[0].distance
+    assert both == pytest.approx(2 * one, rel=1e-5)
+
+
+def test_distance_is_mahalanobis_to_the_nearest_class(monkeypatch):
+    """On features of which the components keep all but one direction."""
+    monkeypatch.setattr("pneumonia_hf.inference.gate.COMPONENTS", 2)
+    random = np.random.default_rng(3)
+    groups = np.arange(4000) % 2
+
+    def draw(groups):
+        own = np.c_[random.normal(0, 0.01, len(groups)), random.normal(0, 0.002, len(groups))]
+        return np.c_[np.ones(len(groups)), own + 0.2 * groups[:, None]]
+
+    gate = Gate.fit("layer", draw(groups), groups, draw(groups))
+    assert np.mean(gate.distances(draw(groups)) >= 1) == pytest.approx(0.01, abs=0.006)
+    # A step of the same length is farther along the narrow axis.
+    steps = np.array([[1, 0, 0], [1, 0.03, 0], [1, 0, 0.03], [1, 0.1, 0.1]])
+    middle, wide, narrow, between = gate.distances(steps)
+    assert middle < 0.1 and middle < wide < 2 and narrow > 5 and between > 5
+    assert gate.distances(steps * 7) == pytest.approx(gate.distances(steps), rel=1e-6)
+
+
+def test_a_damaged_gate_or_one_of_another_network_is_one_sentence(gated, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(gated, folder)
+    gate = Gate.load(folder, "model")
+    dataclasses.replace(gate, layer="elsewhere.3").save(folder)
+    with pytest.raises(UserError, match="is of another network"):
+        Predictor.from_pretrained(folder)
+    (folder / GATE_FILE).write_bytes(b"no tensors")
+    with pytest.raises(UserError, match=r"gate\.safetensors of .* is damaged"):
+        Predictor.from_pretrained(folder)
+
+
+def test_recalibration_fits_the_gate_and_keeps_it_where_the_images_are_few(
+    tiny_model, xray_folder, tmp_path, monkeypatch
+):
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model, folder, ignore=shutil.ignore_patterns("checkpoints"))
+    splits = recalibrate.find_own_splits(folder, [str(xray_folder)])
+    recalibrate.recalibrate(folder, *splits)
+    assert not (folder / GATE_FILE).exists()  # fewer than LEAST_IMAGES
+    monkeypatch.setattr(recalibrate, "LEAST_IMAGES", (4, 2))
+    recalibrate.recalibrate(folder, *splits)
+    first = (folder / GATE_FILE).read_bytes()
+    assert stat.S_IMODE((folder / GATE_FILE).stat().st_mode) == stat.S_IMODE(
+        (folder / "run.json").stat().st_mode
+    )
+    monkeypatch.setattr(recalibrate, "LEAST_IMAGES", (400, 200))
+    recalibrate.recalibrate(folder, *splits)
+    assert (folder / GATE_FILE).read_bytes() == first
+    assert GATE_FILE in MODEL_FILES
+
+
+def test_a_refused_file_has_no_probability_in_table_and_page(gated, tmp_path):
+    from pneumonia_hf.demo.app import _to_html
+
+    FOREIGN[0].save(tmp_path / "noise.png")
+    XRAYS[150].save(tmp_path / "xray.png")
+    paths = tmp_path / "noise.png", tmp_path / "xray.png"
+    done = call_script(
+        "predict.py", "--model", gated, "--input", *paths, "--output", tmp_path / "out.csv"
+    )
+    assert done.returncode == 0
+    noise, xray = csv.DictReader((tmp_path / "out.csv").read_text().splitlines())
+    assert (noise["decision"], noise["probability"]) == ("REFUSED", "")
+    assert NO_CHEST_XRAY in noise["warnings"] and 0 < float(xray["probability"]) < 1
+    page = _to_html(Predictor.from_pretrained(gated).predict(FOREIGN[0]), "P(pneumonia)")
+    assert "REFUSED" in page and NO_CHEST_XRAY in page
+    assert "probability 0" not in page and "P(pneumonia)" not in page
+
+
+def test_recalibrating_with_other_images_is_one_sentence(gated, tmp_path):
+    from helpers import draw_folder
+
+    data = draw_folder(tmp_path / "data", patients=6, seed=99)
+    done = call_script("recalibrate.py", "--model", gated, "--data_dir", data)
+    assert_one_sentence(done, "validation images", "--data_dir")
