@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import os
 import shutil
@@ -47,6 +48,27 @@ def pytest_sessionfinish(session) -> None:
     if not hasattr(session.config, "workerinput"):
         shutil.rmtree(os.environ["PNEUMONIA_HF_CACHE"], ignore_errors=True)
     gc.unfreeze()  # libraries check at exit that nothing of theirs is left
+
+
+# gradio makes an event loop for each lock of a page and closes none. Collected in a later test,
+# that would fail it: by a warning, or in CPython 3.11 by interrupting the parser (gh-106905).
+OPENED: list[asyncio.AbstractEventLoop] = []
+_make_loop = asyncio.new_event_loop
+
+
+def _make_and_record_loop() -> asyncio.AbstractEventLoop:
+    OPENED.append(_make_loop())
+    return OPENED[-1]
+
+
+asyncio.new_event_loop = _make_and_record_loop
+
+
+def pytest_runtest_teardown() -> None:
+    """Close the event loops that a test has left open."""
+    for loop in [one for one in OPENED if not one.is_running()]:
+        OPENED.remove(loop)
+        loop.close()  # does nothing if it is closed
 
 
 # Of the tests of training over all families, those of two transformers, a network with LayerNorm

@@ -92,8 +92,10 @@ def test_split_folders_are_preferred_to_own_splits(predictor, tmp_path):
 
 def test_interval_without_width_comes_with_a_note(predictor, xray_folder, monkeypatch):
     name, data = choose_split(xray_folder, "test", predictor)
-    truth = np.array(data["label"][:]) * 0.98 + 0.01
-    monkeypatch.setattr(Predictor, "probabilities", lambda self, images: truth[: len(images)])
+    truth = np.where(np.array(data["label"][:]) == 1, 5.0, -5.0)
+    monkeypatch.setattr(
+        Predictor, "_score", lambda self, images: (truth, np.full(len(truth), np.nan))
+    )
     report = evaluate_predictor(predictor, data, "drawn", name, resamples=100)
     assert report.metrics["sensitivity"].low == 1
     assert any("Clopper" in note for note in report.notes)
