@@ -10,7 +10,8 @@ import pytest
 from helpers import assert_one_sentence, call_script, draw_xray
 from PIL import Image
 
-from pneumonia_hf import Predictor
+from pneumonia_hf import Predictor, evaluate_predictor
+from pneumonia_hf.data.load import load_splits
 from pneumonia_hf.errors import UserError
 from pneumonia_hf.evaluation import recalibrate
 from pneumonia_hf.inference.gate import Gate, middle_layer
@@ -166,3 +167,14 @@ def test_recalibrating_with_other_images_is_one_sentence(gated, tmp_path):
     data = draw_folder(tmp_path / "data", patients=6, seed=99)
     done = call_script("recalibrate.py", "--model", gated, "--data_dir", data)
     assert_one_sentence(done, "validation images", "--data_dir")
+
+
+def test_a_report_counts_what_the_gate_would_refuse_and_keeps_it(gated, xray_folder):
+    predictor = Predictor.from_pretrained(gated)
+    network, data = predictor.network, load_splits(xray_folder)["all"]
+    network.gate = dataclasses.replace(network.gate, limit=network.gate.limit / 1000)
+    report = evaluate_predictor(predictor, data, "drawn", resamples=20)
+    assert len(report.probabilities) == len(data) and set(report.decisions) == {"REFER"}
+    count = len(data)
+    said = f"finds 0 of the {count} images unlike the training images, and would refuse {count}"
+    assert any(said in note for note in report.notes)
