@@ -18,6 +18,7 @@ from traceback import walk_tb
 from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
 from pneumonia_hf.errors import Stopped, UserError
+from pneumonia_hf.memory import keep_freed_memory
 
 EXIT_FAULT = 2
 EXIT_STOPPED = 143  # 128 + SIGTERM, as in a shell
@@ -39,6 +40,7 @@ def run_script(main: Callable[[], int | None]) -> None:
     An error that a user can correct is printed as one sentence, with exit status 2; only bugs
     show a traceback.
     """
+    keep_freed_memory()
     # Its warning about a new head would read like an error; build_model checks the weights.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     logging.basicConfig(level=logging.WARNING, format="%(message)s")

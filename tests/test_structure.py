@@ -14,8 +14,8 @@ from helpers import ROOT
 PACKAGE = ROOT / "pneumonia_hf"
 # Each may import those before it, never those after it.
 ORDER = (
-    "errors labels files hub cli imaging data models inference evaluation audit training search "
-    "demo"
+    "errors labels files memory hub cli imaging data models inference evaluation audit training "
+    "search demo"
 ).split()
 # The only modules or packages that may import a library.
 BOUNDARIES = {

@@ -44,7 +44,7 @@ def main() -> None:
     check_report_folder(options.output_dir, options.overwrite, AUDIT_FILES)
     features = FeatureConfig(options.features, options.weights)
     sources = [parse_source(one) for one in options.data_dir]
-    check_inputs(data_folders=[one.where for one in sources if one.kind == "folder"])
+    check_inputs(data_folders=[one.where for one in sources if one.is_folder])
 
     from pneumonia_hf.training.augment import AugmentConfig, draw_preview
 

@@ -92,10 +92,10 @@ def main() -> None:
     check_report_folder(options.output_dir, options.overwrite)
     card = check_card(options.model, options.tta) if options.add_to_card else None
     sources = [parse_source(one) for one in options.data_dir]
-    check_inputs(options.model, [one.where for one in sources if one.kind == "folder"])
+    check_inputs(options.model, [one.where for one in sources if one.is_folder])
     others = []
     if options.other_classes:
-        if len(sources) > 1 or sources[0].kind != "folder":
+        if len(sources) > 1 or not sources[0].is_folder:
             raise UserError("--other_classes needs one folder as --data_dir.")
         others = list_others(sources[0].where, options.other_classes)
     predictor = Predictor.from_pretrained(options.model, tta=options.tta)

@@ -39,7 +39,7 @@ class PreviewArguments:
         if not 16 <= self.image_size <= 1024:
             raise UserError(f"image_size is {self.image_size}; give 16 to 1024.")
         sources = [parse_source(one) for one in self.data_dir]
-        check_inputs(data_folders=[one.where for one in sources if one.kind == "folder"])
+        check_inputs(data_folders=[one.where for one in sources if one.is_folder])
 
 
 # Other keys of a recipe. Named, because importing these modules takes seconds.

@@ -30,7 +30,7 @@ def main() -> None:
 
     check_model_folder(options.model)
     sources = [parse_source(one) for one in options.data_dir]
-    check_inputs(data_folders=[one.where for one in sources if one.kind == "folder"])
+    check_inputs(data_folders=[one.where for one in sources if one.is_folder])
 
     from pneumonia_hf.evaluation.recalibrate import find_own_splits, recalibrate
 

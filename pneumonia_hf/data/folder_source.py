@@ -21,13 +21,26 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 KNOWN_COLUMNS = {"file_name", "label", "patient_id"}  # of metadata.csv, in any case
+NORMAL = LABELS.index("NORMAL")
 SYSTEM_FILES = {"thumbs.db", "desktop.ini", "__macosx"}
 
 
-def list_folder(where: str) -> Listing:
+def list_one_vs_rest(where: str) -> Listing:
+    """List a folder as `list_folder` does, with the images of all other classes as NORMAL.
+
+    That is for folders of images that are abnormal without pneumonia.
+    """
+    return list_folder(where, one_vs_rest=True)
+
+
+def list_folder(where: str, one_vs_rest: bool = False) -> Listing:
     """List `train/ val/ test/` with class folders, class folders alone, or a flat folder.
 
     A flat folder holds images and a metadata.csv with their labels.
+
+    Args:
+        where: the folder.
+        one_vs_rest: classes other than NORMAL and PNEUMONIA are NORMAL too.
 
     Raises:
         UserError: the folder is missing, has neither splits nor classes, or lacks a class.
@@ -39,7 +52,7 @@ def list_folder(where: str) -> Listing:
         raise UserError(f"{where} is a file; --data_dir takes a folder.")
     if not _is_utf8(root):
         raise UserError("The data folder's path is not valid UTF-8; rename it.")
-    lister = _Lister(root)
+    lister = _Lister(root, one_vs_rest)
     listing = lister.listing
     folders = [entry for entry in sorted(root.iterdir()) if entry.is_dir()]
     splits = {f: SPLIT_NAMES[f.name.lower()] for f in folders if f.name.lower() in SPLIT_NAMES}
@@ -118,14 +131,26 @@ def list_others(where: str, names: Sequence[str]) -> list[OtherImage]:
 class _Lister:
     """List the images below `root`, and add the issues of all other files to `listing`."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, one_vs_rest: bool = False) -> None:
         self.root = root
+        self.one_vs_rest = one_vs_rest
         self.listing = Listing({})
         self.rows: dict[str, dict[str, str]] = {}  # of metadata.csv files, by absolute path
         self.found: set[str] = set()  # paths in `rows` whose image was listed
 
     def relative(self, path: Path) -> str:
         return path.relative_to(self.root).as_posix()
+
+    def label_of_folder(self, folder: Path) -> int | None:
+        """Return the class number of a class folder, or None."""
+        label = find_label(folder.name)
+        is_rest = self.one_vs_rest and label is None and not _is_system_file(folder.name)
+        return NORMAL if is_rest else label
+
+    def parse_label(self, text: str | None) -> int | None:
+        """Return the class number of a cell of metadata.csv, or None."""
+        label = find_plain_label(text)
+        return NORMAL if self.one_vs_rest and label is None and text is not None else label
 
     def read_metadata(self, folder: Path) -> bool:
         """Add the rows of a folder's metadata.csv to `rows`; return whether there is one."""
@@ -163,7 +188,7 @@ class _Lister:
         """Return a split: the images in its class folders, or labelled by metadata."""
         table = RowTable()
         entries = [entry for entry in sorted(folder.iterdir()) if entry.is_dir()]
-        label_of = {entry: find_label(entry.name) for entry in entries}
+        label_of = {entry: self.label_of_folder(entry) for entry in entries}
         class_folders = [entry for entry in entries if label_of[entry] is not None]
 
         def add(path: Path, label: int, must_be_listed: bool) -> None:
@@ -173,7 +198,7 @@ class _Lister:
             elif must_be_listed:
                 self._report("metadata_left_out", path, "no line names it")
             text = row.pop("label", None)
-            if text is not None and find_plain_label(text) != label:
+            if text is not None and self.parse_label(text) != label:
                 reason = f"its folder says {LABELS[label]}, which is used; metadata.csv says {text}"
                 self._report("metadata_other_label", path, reason)
             patient = row.pop("patient_id", None)
@@ -187,7 +212,7 @@ class _Lister:
                     add(path, label_of[class_folder], must_be_listed)
         for path in self.walk(folder, skip=set(class_folders)):
             text = self.rows.get(str(path), {}).get("label")
-            label = find_plain_label(text)
+            label = self.parse_label(text)
             if text is None:
                 self.report_unused(path)
             elif self.is_usable(path):
@@ -224,7 +249,7 @@ class _Lister:
         if not _is_utf8(file):
             shown = file.as_posix().encode("utf-8", "backslashreplace").decode()
             self.listing.issues.append(DataIssue("odd_name", shown, "rename it"))
-        elif any(name.startswith(".") or name.lower() in SYSTEM_FILES for name in file.parts):
+        elif any(_is_system_file(name) for name in file.parts):
             self._report("system_file", path, "hidden or created by an operating system")
         elif not is_image_file(path):
             self._report("not_an_image", path, f"its extension is {path.suffix or 'missing'}")
@@ -254,6 +279,10 @@ class _Lister:
             )
             for name in sorted(files):
                 yield Path(here, name)
+
+
+def _is_system_file(name: str) -> bool:
+    return name.startswith(".") or name.lower() in SYSTEM_FILES
 
 
 def _is_utf8(path: Path) -> bool:

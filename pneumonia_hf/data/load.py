@@ -33,8 +33,8 @@ class DataConfig:
     data_dir: list[str] = field(
         metadata={
             "help": "One or more sources, each [NAME=][KIND:]WHERE: a folder with train/ val/ "
-            "test/ or with NORMAL/ and PNEUMONIA/, hub:OWNER/NAME, medmnist:224, "
-            "shards:PATH_OR_URL."
+            "test/ or with NORMAL/ and PNEUMONIA/, one_vs_rest:FOLDER (all other classes are "
+            "NORMAL too), hub:OWNER/NAME, medmnist:224, shards:PATH_OR_URL."
         }
     )
     data_name: str | None = field(
@@ -53,6 +53,10 @@ class DataConfig:
             "help": "File with hashes of images, 16 digits of their SHA-256 a line: they are the "
             "test split of their source, and no other image of their patients is trained on."
         },
+    )
+    exclude_images: str | None = field(
+        default=None,
+        metadata={"help": "File with hashes of images, as for --test_images, that no split gets."},
     )
     smallest_validation: int = field(
         default=100,
@@ -196,7 +200,7 @@ def _check_one_source(source: Source, split: str, data: Dataset, may_lack: bool)
                 name,
             )
             continue
-        if source.kind != "folder":
+        if not source.is_folder:
             raise UserError(f"The {split} split of {source.where} has no {name} images.")
         root = Path(source.where).expanduser()
         inner = (f for f in sorted(root.iterdir()) if SPLIT_NAMES.get(f.name.lower()) == split)
@@ -216,6 +220,11 @@ def _add_splits(splits: XrayData, config: DataConfig, source: str) -> XrayData:
     from datasets import concatenate_datasets
 
     own = dict(splits)
+    if config.exclude_images:
+        for name, data in own.items():
+            is_excluded = _find_listed(data, config.exclude_images, config.cache_dir)
+            own[name] = data.select(np.flatnonzero(~is_excluded))
+    count_kept = sum(map(len, own.values()))
     train = own.pop(ALL, None) or own.pop("train", None)
     if train is None:
         raise UserError(
@@ -247,18 +256,22 @@ def _add_splits(splits: XrayData, config: DataConfig, source: str) -> XrayData:
             SPLIT_TOLERANCE * of_rest,
         )
     own["train"] = train
-    if not config.test_images and sum(map(len, own.values())) != sum(map(len, splits.values())):
+    if not config.test_images and sum(map(len, own.values())) != count_kept:
         raise AssertionError("images were lost when the source was split")
     return XrayData(own, splits.issues)
 
 
 def _split_listed(train: Dataset, config: DataConfig) -> tuple[Dataset, Dataset]:
     """Return the images of patients without a listed image, and the listed images."""
-    hashes = to_hex(hash_images(train, config.cache_dir))
-    is_listed = np.isin(hashes, list(read_image_list(config.test_images)))
+    is_listed = _find_listed(train, config.test_images, config.cache_dir)
     patients = np.asarray(train["patient"][:])
     is_tested = np.isin(patients, patients[is_listed])
     return train.select(np.flatnonzero(~is_tested)), train.select(np.flatnonzero(is_listed))
+
+
+def _find_listed(data: Dataset, path: str, cache_dir: str | None) -> np.ndarray:
+    """Return whether each image is in a list of images: bool [N]."""
+    return np.isin(to_hex(hash_images(data, cache_dir)), list(read_image_list(path)))
 
 
 def read_image_list(path: str | Path) -> set[str]:

@@ -14,7 +14,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pneumonia_hf.data.folder_source import list_folder
+from pneumonia_hf.data.folder_source import list_folder, list_one_vs_rest
 from pneumonia_hf.data.hub_source import list_hub, read_hub
 from pneumonia_hf.data.medmnist_source import list_medmnist, read_medmnist
 from pneumonia_hf.data.shard_source import list_shards, read_shards, stat_shards
@@ -33,6 +33,11 @@ class Source:
     name: str
     kind: str  # a key of SOURCES
     where: str
+
+    @property
+    def is_folder(self) -> bool:
+        """Whether `where` is a local folder of files."""
+        return self.kind in FOLDERS
 
 
 @dataclass(frozen=True)
@@ -63,11 +68,11 @@ def parse_source(text: str) -> Source:
     if not where:
         raise UserError(f"{text!r} names no data; give {kind}:WHERE.")
     if not name:
-        last = where if kind == "folder" else where.partition("@")[0]
+        last = where if kind in FOLDERS else where.partition("@")[0]
         # Local paths are private: reports get only the last component.
-        if kind == "folder" or kind == "shards" or Path(last).exists():
+        if kind in FOLDERS or kind == "shards" or Path(last).exists():
             last = expand(last).resolve().name if "://" not in last else last.rpartition("/")[2]
-        name = last if kind == "folder" else f"{kind}-{last}"
+        name = last if kind in FOLDERS else f"{kind}-{last}"
         name = re.sub(r"[^\w.-]+", "-", name).strip("-") or kind
     return Source(name, kind, where)
 
@@ -117,8 +122,10 @@ def _split_address(path: str) -> tuple[str, str, str]:
     return "folder", "", path
 
 
+FOLDERS = ("folder", "one_vs_rest")
 SOURCES: dict[str, SourceKind] = {
     "folder": SourceKind(list_folder),
+    "one_vs_rest": SourceKind(list_one_vs_rest),
     "hub": SourceKind(list_hub, read_hub),
     "medmnist": SourceKind(list_medmnist, read_medmnist),
     "shards": SourceKind(list_shards, read_shards, stat_shards),

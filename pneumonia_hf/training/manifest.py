@@ -87,7 +87,10 @@ def make_manifest(facts: RunFacts, network: Network, validation: dict[str, Any])
         | {
             "data_dir": " + ".join(parse_source(one).name for one in recipe.data.data_dir),
             "cache_dir": None,
-            "test_images": recipe.data.test_images and _public_name(recipe.data.test_images),
+            **{
+                name: (path := getattr(recipe.data, name)) and _public_name(path)
+                for name in ("test_images", "exclude_images")
+            },
             "parts": {name: _describe_split(one, facts.data) for name, one in facts.data.items()},
             "sha256": facts.fingerprints,
         },

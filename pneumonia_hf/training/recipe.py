@@ -90,7 +90,7 @@ def parse_run(*more: str, arguments: Sequence[str] | None = None) -> tuple:
     sources = check_names(kinds, arguments).get("data_dir") or []
     for text in sources if isinstance(sources, list) else [sources]:
         source = parse_source(str(text))
-        if source.kind == "folder" and not expand(source.where).exists():
+        if source.is_folder and not expand(source.where).exists():
             raise UserError(f"The data folder {source.where} does not exist; check --data_dir.")
     data, model, augment, training, *others = parse_recipe(kinds, arguments)
     return (Recipe(data, model, augment), training, *others)

@@ -30,6 +30,7 @@ from pneumonia_hf.data.file_hashes import to_hex
 from pneumonia_hf.errors import UserError
 from pneumonia_hf.evaluation.perturbations import ROBUST
 from pneumonia_hf.files import write_json
+from pneumonia_hf.memory import keep_freed_memory
 from pneumonia_hf.models.backbones import count_trainable, freeze, grow_drop_path
 from pneumonia_hf.training.arguments import XrayTrainingArguments
 from pneumonia_hf.training.checkpoints import (
@@ -105,6 +106,8 @@ def train(
             resumed run that was started with other settings.
         Stopped: SIGTERM came, and a checkpoint was saved.
     """
+    if arguments.use_cpu:
+        keep_freed_memory()
     # In the main process only: the others might see what it has just created.
     broadcast_from_main(arguments, lambda: check_output_folder(arguments))
     with heed_sigterm() as notice, ExitStack() as locks:

@@ -56,13 +56,25 @@ def test_listed_images_are_the_test_split_and_their_patients_are_not_trained_on(
     assert 8 <= len(files["test"] - of_one) <= 16
 
 
+def test_excluded_images_are_in_no_split(xray_folder, tmp_path):
+    data = load_splits(xray_folder)["all"]
+    rows = range(0, len(data), 7)
+    listed = tmp_path / "excluded.txt"
+    listed.write_text("\n".join(to_hex(hash_images(data))[row] for row in rows))
+    splits = load_xrays(DataConfig(str(xray_folder), exclude_images=str(listed)))
+    files = [file for name in ALL for file in splits[name]["file"][:]]
+    excluded = {data["file"][row] for row in rows}
+    assert sorted(files) == sorted(set(data["file"][:]) - excluded)
+
+
+@pytest.mark.parametrize("flag", ["test_images", "exclude_images"])
 @pytest.mark.parametrize("text", ["", "# nothing\n", "no hash\n", None])
-def test_list_of_images_that_is_none_is_reported(xray_folder, tmp_path, text):
+def test_list_of_images_that_is_none_is_reported(xray_folder, tmp_path, text, flag):
     listed = tmp_path / "list.txt"
     if text is not None:
         listed.write_text(text)
     with pytest.raises(UserError, match=r"list\.txt"):
-        load_xrays(DataConfig(str(xray_folder), test_images=str(listed)))
+        load_xrays(DataConfig(str(xray_folder), **{flag: str(listed)}))
 
 
 def test_labels_follow_the_class_folders(xray_folder):

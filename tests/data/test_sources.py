@@ -39,6 +39,7 @@ def kinds_of(splits) -> dict[str, list[str]]:
         ("hub:me/xrays@v2", ("hub-me-xrays", "hub", "me/xrays@v2")),
         ("a=hub:me/xrays", ("a", "hub", "me/xrays")),
         ("medmnist:224", ("medmnist-224", "medmnist", "224")),
+        ("one_vs_rest:some/folder", ("folder", "one_vs_rest", "some/folder")),
         ("far=shards:https://x.org/train-*.tar", ("far", "shards", "https://x.org/train-*.tar")),
         ("C:\\xrays", (None, "folder", "C:\\xrays")),
     ],
@@ -101,6 +102,46 @@ def test_each_file_of_a_folder_is_used_or_reported(tmp_path):
     reported = sum(one.count for one in splits.issues)
     assert len(splits["all"]) + reported == len(everything)
     assert set(found) <= set(ISSUE_KINDS)
+
+
+def test_one_vs_rest_takes_the_images_of_other_classes_as_normal(tmp_path):
+    folder = draw_folder(tmp_path / "data", patients=3)
+    draw_folder(tmp_path / "more", patients=2, seed=50)
+    (tmp_path / "more" / "NORMAL").rename(folder / "OTHER")
+    (folder / ".hidden").mkdir()
+    (folder / ".hidden" / "one.png").write_bytes(b"")
+    (folder / "metadata.csv").write_text(
+        "file_name,label,patient_id\n"
+        "OTHER/IM-0000-0000.png,Effusion,seven\n"
+        "OTHER/IM-0001-0000.png,PNEUMONIA,eight\n"
+        "PNEUMONIA/person0_virus_0.png,Effusion,nine\n"
+    )
+    assert len(load_splits(folder)["all"]) == 7  # one by its line of metadata.csv
+    splits = load_splits(f"one_vs_rest:{folder}")
+    label_of = dict(zip(splits["all"]["file"][:], splits["all"]["label"][:], strict=True))
+    assert len(label_of) == 8 and sum(label_of.values()) == 3
+    assert label_of["OTHER/IM-0000-0000.png"] == label_of["OTHER/IM-0001-0000.png"] == 0
+    assert {"seven", "eight"} <= set(splits["all"]["patient"][:])
+    found = kinds_of(splits)
+    # Another class is a negative, but what metadata calls the other of the two is reported.
+    assert sorted(found["metadata_other_label"]) == [
+        "OTHER/IM-0001-0000.png",
+        "PNEUMONIA/person0_virus_0.png",
+    ]
+    assert found["system_file"] == [".hidden/one.png"]
+    assert "unknown_label" not in found
+
+
+def test_one_vs_rest_reads_the_labels_of_a_flat_folder(tmp_path):
+    folder = tmp_path / "flat"
+    folder.mkdir()
+    for number in range(3):
+        draw_xray(number, ill=number == 1).save(folder / f"{number}.png")
+    labels = ["NORMAL", "PNEUMONIA", "Effusion"]
+    lines = [f"{number}.png,{label}" for number, label in enumerate(labels)]
+    (folder / "metadata.csv").write_text("\n".join(["file_name,label", *lines]) + "\n")
+    assert load_splits(str(folder))["all"]["label"][:] == [0, 1]
+    assert load_splits(f"one_vs_rest:{folder}")["all"]["label"][:] == [0, 1, 0]
 
 
 def test_strict_refuses_unused_files_but_not_system_files(tmp_path):
@@ -598,7 +639,7 @@ def test_medmnist_is_read_from_its_file(tmp_path):
 
 
 def test_every_kind_of_source_is_tested_here():
-    assert set(SOURCES) == {"folder", "hub", "medmnist", "shards"}
+    assert set(SOURCES) == {"folder", "one_vs_rest", "hub", "medmnist", "shards"}
 
 
 def test_training_and_evaluation_work_on_shards(tmp_path):

@@ -47,9 +47,14 @@ CASES = {
             ("images/s", "ratio to the example's way", "of totals"),
         ),
     ),
+    "gate.py": Case("--data_dir DATA --model MODEL --images 2 --other_xrays DATA", (("number",),)),
     "gpu.py": Case(
         "--models convnext-tiny --batch 2 --steps 1 --image_size 32 --eager",
         (("images/s", "TFLOP/s"),),
+    ),
+    "memory.py": Case(
+        "--backbones xray-cnn --rounds 1 --steps 1 --batch 2 --image_size 64",
+        (("returns it, images/s", "keeps it, images/s", "ratio"),),
     ),
     "precision.py": Case("--backbones xray-cnn --steps 1 --batch 2", (("ratio of their speeds",),)),
     "scale.py": Case(
@@ -104,20 +109,20 @@ def use_one_core() -> None:
 # Runs each benchmark as its own program, but in one process: their imports take most of the time.
 RUN_ALL = """
 import json, runpy, sys, traceback
-from contextlib import redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
 
 results = {}
 for path, flags in json.loads(sys.argv[1]).items():
-    sys.argv, status, out = [path, *flags], 0, StringIO()
+    sys.argv, status, out, err = [path, *flags], 0, StringIO(), StringIO()
     try:
-        with redirect_stdout(out):
+        with redirect_stdout(out), redirect_stderr(err):
             runpy.run_path(path, run_name="__main__")
     except SystemExit as ended:
         status = ended.code or 0
     except BaseException:
         status = traceback.format_exc()
-    results[path] = [status, out.getvalue()]
+    results[path] = [status, out.getvalue(), err.getvalue()[-2000:]]
 print(json.dumps(results))
 """
 
@@ -160,8 +165,8 @@ def path_with(folder: str) -> str:
 @pytest.mark.parametrize("name", BENCHMARKS)
 def test_every_benchmark_takes_a_step_and_prints_numbers(name, results):
     assert name in CASES, f"add to CASES how benchmarks/{name} runs for one step"
-    status, printed = results[name]
-    assert status == 0, status
+    status, printed, errors = results[name]
+    assert status == 0, (status, errors)
     check_tables(printed, CASES[name].tables)
 
 
