@@ -247,7 +247,8 @@ def fast_precision(device: str | None = None) -> str:
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     if device != "cpu" and torch.accelerator.is_available():
         return "fp32"
-    return "bf16" if torch.cpu.get_capabilities().get("amx_bf16") else "fp32"
+    able = torch.cpu.get_capabilities()
+    return "bf16" if able.get("amx_bf16") or able.get("avx512_bf16") else "fp32"
 
 
 def backbone_of(model: PreTrainedModel) -> Backbone:

@@ -12,6 +12,7 @@ from pneumonia_hf.errors import UserError
 from pneumonia_hf.files import read_json
 from pneumonia_hf.imaging.preprocess import normalise
 from pneumonia_hf.inference.predictor import Predictor
+from pneumonia_hf.models.backbones import fast_precision
 from pneumonia_hf.models.model_folder import RUN_FILE
 
 
@@ -48,7 +49,11 @@ class Teacher:
                 pixels, size=size, mode="bilinear", align_corners=False, antialias=True
             )
         model = self.model.to(pixels.device)
-        logits = model(pixel_values=normalise(pixels, self.processor)).logits
+        # Half precision is exact enough for targets, and twice as fast where there is hardware.
+        half = fast_precision(pixels.device.type)
+        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(half)
+        with torch.autocast(pixels.device.type, dtype, enabled=dtype is not None):
+            logits = model(pixel_values=normalise(pixels, self.processor)).logits.float()
         return logits[:, [1 - self.pneumonia, self.pneumonia]]
 
 

@@ -15,7 +15,14 @@ from pneumonia_hf.cli import parse_recipe
 from pneumonia_hf.errors import UserError
 from pneumonia_hf.inference.gate import describe, middle_layer
 from pneumonia_hf.inference.network import Network
-from pneumonia_hf.models.backbones import BACKBONES, backbone_of, freeze, grow_drop_path, head_of
+from pneumonia_hf.models.backbones import (
+    BACKBONES,
+    backbone_of,
+    fast_precision,
+    freeze,
+    grow_drop_path,
+    head_of,
+)
 from pneumonia_hf.models.build import NO_WEIGHTS, ModelConfig, _initialise_model, build_model
 from pneumonia_hf.models.model_folder import DEFAULT_MODEL
 
@@ -544,3 +551,17 @@ def test_loading_shows_no_progress_bar_and_restores_the_setting(tmp_path, capfd)
     finally:
         if not was_enabled:
             logging.disable_progress_bar()
+
+
+@pytest.mark.parametrize(
+    ("able", "expected"),
+    [
+        ({"amx_bf16": True, "avx512_bf16": True}, "bf16"),
+        ({"amx_bf16": False, "avx512_bf16": True}, "bf16"),
+        ({"avx512_f": True, "avx512_bf16": False}, "fp32"),
+        ({}, "fp32"),
+    ],
+)
+def test_cpu_computes_bf16_where_its_hardware_does(monkeypatch, able, expected):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able)
+    assert fast_precision("cpu") == expected

@@ -88,13 +88,17 @@ def test_average_follows_its_formula(tmp_path, xray_folder, body):
     torch.testing.assert_close(saved["classifier.weight"], average)
 
 
-def test_teacher_scores_the_pixels_of_the_student_as_it_is_served(tmp_path, xray_folder, body):
+def test_teacher_scores_the_pixels_of_the_student_as_it_is_served(
+    tmp_path, xray_folder, body, monkeypatch
+):
     """A teacher of another family, size and class order."""
     from pneumonia_hf.imaging.preprocess import resize
     from pneumonia_hf.imaging.read import read_xray
     from pneumonia_hf.inference.predictor import Predictor
+    from pneumonia_hf.training import distillation
     from pneumonia_hf.training.distillation import load_teacher
 
+    monkeypatch.setattr(distillation, "fast_precision", lambda device: "fp32")
     vit = save_tiny_body("vit-base", tmp_path / "vit")
     folder = train_tiny("vit-base", vit, xray_folder, tmp_path / "teacher")
     config = json.loads((folder / "config.json").read_text())
@@ -103,6 +107,13 @@ def test_teacher_scores_the_pixels_of_the_student_as_it_is_served(tmp_path, xray
     teacher = load_teacher(str(folder), {})
     logits = teacher.logits(resize(images, teacher.processor))
     assert (logits[:, 1] - logits[:, 0]).numpy() == pytest.approx(expected, abs=1e-4)
+
+    # Where the hardware computes bf16, so does the teacher: nearly the same, in float32.
+    monkeypatch.setattr(distillation, "fast_precision", lambda device: "bf16")
+    half = teacher.logits(resize(images, teacher.processor))
+    assert half.dtype == torch.float32 and not torch.equal(half, logits)
+    assert (half - logits).abs().max() < 0.1
+    monkeypatch.setattr(distillation, "fast_precision", lambda device: "fp32")
 
     # The same model with its classes in the other order gives the same logits.
     config["id2label"] = {"0": "PNEUMONIA", "1": "NORMAL"}
