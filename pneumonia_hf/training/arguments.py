@@ -113,6 +113,9 @@ class XrayTrainingArguments(TrainingArguments):
     ema_decay: float = HfArg(
         default=0.0, help="Exponential moving average of the weights: its decay; 0 is off."
     )
+    average_from: float = HfArg(
+        default=0.0, help="Equal mean of the weights from this share of each phase on; 0 is off."
+    )
     teacher: str | None = HfArg(
         default=None, help="Saved model to distil into the trained one: a folder or a Hub id."
     )
@@ -203,6 +206,8 @@ class XrayTrainingArguments(TrainingArguments):
         for name, reason in REFUSED.items():
             if getattr(self, name) not in (None, False):
                 raise UserError(f"Leave --{name} out: {reason}.")
+        if self.ema_decay and self.average_from:
+            raise UserError("--ema_decay and --average_from are two averages; leave one out.")
         if self.lr_scheduler_type == "greedy":
             raise UserError(f"Leave the greedy schedule out; {PLATEAU} serves the same purpose.")
         if self.imbalance == "sampler" and self.train_sampling_strategy != "random":
@@ -223,7 +228,7 @@ RANGES: tuple[tuple[Callable[[float], bool], str, str], ...] = (
      "learning_rate weight_decay mixup cutmix focal_gamma dataloader_num_workers max_grad_norm "
      "adam_epsilon early_stopping_patience plateau_patience attribution_images"),
     (lambda value: 0 <= value < 1, "0 or more and less than 1",
-     "adam_beta1 adam_beta2 label_smoothing_factor ema_decay"),
+     "adam_beta1 adam_beta2 label_smoothing_factor ema_decay average_from"),
     (lambda value: 0 < value <= 1, "a share in 0..1", "layer_decay required_sensitivity"),
     (lambda value: 0 < value < 1, "a share in 0..1", "plateau_factor"),
     (lambda value: 0 <= value <= 1, "a share in 0..1", "distil_weight"),

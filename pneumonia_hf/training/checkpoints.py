@@ -21,6 +21,7 @@ UNFINISHED = ".unfinished"
 OUTCOME_FILE = "outcome.json"
 STATE_FILE = "trainer_state.json"
 AVERAGE_FILE = "average.safetensors"  # the averaged weights, where a run averages them
+AVERAGED_STEPS = "averaged_steps"  # in its metadata
 
 
 def phase_folder(output: Path, number: int) -> Path:

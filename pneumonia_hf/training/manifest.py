@@ -39,7 +39,7 @@ MAIN_ARGUMENTS = (
     "per_device_train_batch_size", "gradient_accumulation_steps", "num_train_epochs", "max_steps",
     "learning_rate", "layer_decay", "weight_decay", "warmup_steps", "lr_scheduler_type",
     "label_smoothing_factor", "imbalance", "mixup", "cutmix", "ema_decay",
-    "metric_for_best_model", "early_stopping_patience", "seed",
+    "average_from", "metric_for_best_model", "early_stopping_patience", "seed",
 )  # fmt: skip
 NAMED_PACKAGES = ("torch", "torchvision", "transformers", "accelerate", "datasets", "timm")
 # Local paths and names are private to the user; the others follow from further arguments.

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
@@ -23,6 +24,7 @@ from pneumonia_hf.training.arguments import PLATEAU, XrayTrainingArguments
 from pneumonia_hf.training.augment import augment
 from pneumonia_hf.training.checkpoints import (
     AVERAGE_FILE,
+    AVERAGED_STEPS,
     UNFINISHED,
     best_beside,
     install_checkpoint,
@@ -83,8 +85,9 @@ class XrayTrainer(Trainer):
     def _prepare_sharding(self) -> None:
         if not self.is_fsdp_enabled:  # accelerate would silently train unsharded
             raise UserError("FSDP needs GPUs; use another file of train_scripts/accelerate.")
-        if self.args.ema_decay:
-            raise UserError("--ema_decay does not work with FSDP; leave one of them out.")
+        for name in ("ema_decay", "average_from"):
+            if getattr(self.args, name):
+                raise UserError(f"--{name} does not work with FSDP; leave one of them out.")
         # A checkpoint must be a model folder: the saved model is made from it.
         self.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
         # accelerate would shard the patch embedding, and fail within its sharded parent.
@@ -182,15 +185,20 @@ class XrayTrainer(Trainer):
     # ---- The averaged weights
 
     def update_average(self) -> None:
-        """Update the exponential moving average after a step."""
+        """Update the averaged weights after a step, if there are any yet."""
+        # The Trainer counts the step later.
+        if self.state.global_step + 1 <= self.args.average_from * self.state.max_steps:
+            return
         if self.average is None:
             self.average = self._make_average()
         self.average.update_parameters(self.model)
 
     def _make_average(self) -> AveragedModel:
         def move(averaged: list[Tensor], live: list[Tensor], count: Tensor) -> None:
-            # The decay begins low, so that the first weights soon count little.
-            decay = min(self.args.ema_decay, (1 + int(count)) / (10 + int(count)))
+            # All steps alike, or a decay that begins low, so that the first soon count little.
+            decay = int(count) / (1 + int(count))
+            if self.args.ema_decay:
+                decay = min(self.args.ema_decay, (1 + int(count)) / (10 + int(count)))
             if averaged[0].is_floating_point():
                 torch._foreach_lerp_(averaged, live, 1 - decay)
             else:  # batch norm's counter
@@ -226,7 +234,8 @@ class XrayTrainer(Trainer):
             if self.average is not None and self.args.should_save:
                 weights = self.average.module.state_dict()
                 plain = {name: value.contiguous() for name, value in weights.items()}
-                save_file(plain, staged / AVERAGE_FILE, metadata={"format": "pt"})
+                count = str(int(self.average.n_averaged))
+                save_file(plain, staged / AVERAGE_FILE, {"format": "pt", AVERAGED_STEPS: count})
         except Exception:  # safetensors, torch and the system each raise their own
             if self.args.should_save:
                 shutil.rmtree(staged, ignore_errors=True)  # a disk may be full
@@ -268,7 +277,8 @@ class XrayTrainer(Trainer):
         if average.exists():
             self.average = self._make_average()
             self.average.module.load_state_dict(load_file(average), strict=True)
-            self.average.n_averaged.fill_(int(average.parent.name.removeprefix("checkpoint-")))
+            with safe_open(average, "pt") as file:
+                self.average.n_averaged.fill_(int(file.metadata()[AVERAGED_STEPS]))
 
 
 def draws_balanced(imbalance: str, sites: np.ndarray) -> bool:
@@ -339,7 +349,7 @@ class _Companion(TrainerCallback):
             torch.manual_seed(args.seed + args.process_index)
 
     def on_optimizer_step(self, args, state, control, **kwargs):
-        if args.ema_decay:
+        if args.ema_decay or args.average_from:
             self.trainer.update_average()
 
     def on_epoch_begin(self, args, state, control, **kwargs):

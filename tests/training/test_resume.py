@@ -93,6 +93,15 @@ def body(tmp_path_factory):
     return save_tiny_body("vit-base", tmp_path_factory.mktemp("body"))
 
 
+def test_mean_of_the_weights_counts_the_steps_before_a_resume(tmp_path, body, xray_folder):
+    settings = STATEFUL | {"ema_decay": 0.0, "average_from": 0.3}
+    whole = train_tiny("vit-base", body, xray_folder, tmp_path / "whole", **settings)
+    with pytest.raises(Stopped):
+        train_with(Cut(11, terminate), body, xray_folder, tmp_path / "cut", **settings)
+    train_tiny("vit-base", body, xray_folder, tmp_path / "cut", resume=True, **settings)
+    assert_resumed_like(whole, tmp_path / "cut", after=11)
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory, body, xray_folder):
     """An uninterrupted run with all options that keep a state."""

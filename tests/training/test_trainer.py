@@ -71,7 +71,8 @@ def test_averaged_weights_are_evaluated_and_saved(tmp_path, xray_folder, body, c
     assert all(torch.equal(loaded[name], average[name]) for name in average)
 
 
-def test_average_follows_its_formula(tmp_path, xray_folder, body):
+@pytest.mark.parametrize("changes", [{"ema_decay": 0.3}, {"average_from": 0.5}])
+def test_average_follows_its_formula(tmp_path, xray_folder, body, changes):
     seen = []
 
     class Look(TrainerCallback):
@@ -79,11 +80,14 @@ def test_average_follows_its_formula(tmp_path, xray_folder, body):
             seen.append(model.classifier.weight.detach().clone())
 
     folder = train_tiny("convnextv2-tiny", body, xray_folder, tmp_path / "run",
-                        callbacks=[Look()], num_train_epochs=1, ema_decay=0.3)  # fmt: skip
+                        callbacks=[Look()], num_train_epochs=1, **changes)  # fmt: skip
     average = seen[0]
     for step, weight in enumerate(seen[1:], start=1):
         decay = min(0.3, (1 + step) / (10 + step))
         average = decay * average + (1 - decay) * weight
+    if "average_from" in changes:
+        assert len(seen) >= 4
+        average = torch.stack(seen[len(seen) // 2 :]).mean(dim=0)
     saved = load_file(list_checkpoints(phase_folder(folder, 1))[-1] / AVERAGE_FILE)
     torch.testing.assert_close(saved["classifier.weight"], average)
 
@@ -340,6 +344,7 @@ def test_accumulation_and_activation_checkpointing_give_the_same_weights(tmp_pat
         (["--imbalance", "sample"], ["--imbalance", "'sample'", "sampler"]),
         (["--metric_for_best_model", "roc"], ["--metric_for_best_model", "auroc"]),
         (["--ema_decay", "1"], ["ema_decay is 1.0", "less than 1"]),
+        (["--ema_decay", "0.9", "--average_from", "0.5"], ["leave one out"]),
         (["--mixup", "-1"], ["mixup is -1.0"]),
         (["--layer_decay", "0"], ["layer_decay is 0.0"]),
         (["--distil_weight", "2"], ["distil_weight is 2.0"]),
