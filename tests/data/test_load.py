@@ -3,11 +3,11 @@ import shutil
 
 import numpy as np
 import pytest
-from helpers import REAL_XRAYS, draw_folder, draw_xray
+from helpers import REAL_XRAYS, ROOT, draw_folder, draw_xray
 from xray_files import RAMP, make_dicom
 
 from pneumonia_hf.data.file_hashes import hash_images, to_hex
-from pneumonia_hf.data.load import DataConfig, load_splits, load_xrays
+from pneumonia_hf.data.load import DataConfig, load_splits, load_xrays, read_image_list
 from pneumonia_hf.data.splits import split_by_patient
 from pneumonia_hf.data.table import Listing, RowTable
 from pneumonia_hf.errors import UserError
@@ -247,3 +247,22 @@ def test_splits_of_the_default_model_share_no_patient(tmp_path):
     for patient, split in zip(data["patient"][:], splits, strict=True):
         splits_of_patient.setdefault(patient, set()).add(split)
     assert all(len(found) == 1 for found in splits_of_patient.values())
+
+
+SPLITS = ROOT / "train_scripts" / "splits"
+
+
+def test_committed_lists_of_images_do_not_overlap():
+    lists = [read_image_list(path) for path in sorted(SPLITS.glob("*.txt"))]
+    assert len(lists) >= 3
+    assert len(set.union(*lists)) == sum(map(len, lists))
+
+
+@pytest.mark.skipif(not REAL_XRAYS.exists(), reason="the real X-rays are not beside this checkout")
+def test_halves_of_the_adults_share_no_patient_and_lack_no_image():
+    data = load_splits(f"one_vs_rest:{REAL_XRAYS / 'rsna_adult'}")["all"]
+    hashes = to_hex(hash_images(data))
+    patients = dict(zip(hashes, data["patient"][:], strict=True))
+    halves = [read_image_list(SPLITS / f"rsna_adult_{half}.txt") for half in ("train", "test")]
+    assert set.union(*halves) == set(hashes)
+    assert not set.intersection(*({patients[one] for one in half} for half in halves))
