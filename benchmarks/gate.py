@@ -1,10 +1,11 @@
 """Count what the input gate of a model refers and refuses: X-rays, other images, changed X-rays.
 
-python benchmarks/gate.py --data_dir DATA [--model runs/NAME] [--other_xrays adults=ADULTS]
+python benchmarks/gate.py --data_dir DATA --split test [--model runs/NAME] \
+    [--other_xrays adults=ADULTS]
 
-X-rays come from the model's own test split where it has one. Other images are the sample pictures
-of scikit-image and scikit-learn, drawn images, and the DICOM test files of pydicom (and of
-pydicom-data, if it is installed) that show no chest. Prints one table.
+Other images are the sample pictures of scikit-image and scikit-learn, drawn images, and the DICOM
+test files of pydicom (and of pydicom-data, if it is installed) that show no chest. Prints one
+table.
 """
 
 import logging
@@ -28,7 +29,7 @@ PICTURES = (
 CHANGES: dict[str, Callable[[Image.Image], Image.Image]] = {
     "mirrored": ImageOps.mirror,
     "gray levels inverted": ImageOps.invert,
-    "upside down": ImageOps.flip,
+    "flipped top to bottom": ImageOps.flip,
     "rotated by 90 degrees": lambda image: image.rotate(90, expand=True),
 }
 
@@ -38,6 +39,7 @@ def main() -> None:
     parser = make_parser(__doc__)
     parser.add_argument("--model", help="Model folder or Hub id; default: the default model.")
     parser.add_argument("--data_dir", required=True, help="Data of the training kind.")
+    parser.add_argument("--split", help="Of --data_dir: a folder, or the model's own split.")
     parser.add_argument(
         "--other_xrays", nargs="*", default=[], help="Further sources, each [NAME=][KIND:]WHERE."
     )
@@ -58,9 +60,9 @@ def main() -> None:
     print(f"{predictor.name}: share of the images\n")
     print("| images | number | unlike the training images (REFER) | REFUSED | of other REFER |")
     print("|---|---|---|---|---|")
-    split, data = choose_split([options.data_dir], None, predictor)
+    split, data = choose_split([options.data_dir], options.split, predictor)
     xrays = list(read(data))
-    show(predictor, f"X-rays of {options.data_dir}, {split}", xrays)
+    show(predictor, f"X-rays of {sources[0].name}, {split}", xrays)
     rows = np.random.default_rng(13).permutation(len(xrays))[: options.images]
     for name, change in CHANGES.items():
         show(predictor, f"{len(rows)} of these, {name}", (change(xrays[row]) for row in rows))
