@@ -3,7 +3,7 @@
 python benchmarks/gate.py --data_dir DATA --split test [--model runs/NAME] \
     [--other_xrays adults=ADULTS]
 
-Other images are the sample pictures of scikit-image and scikit-learn, drawn images, and the DICOM
+Other images are the sample images of scikit-image and scikit-learn, drawn images, and the DICOM
 test files of pydicom (and of pydicom-data, if it is installed) that show no chest. Prints one
 table.
 """
@@ -22,7 +22,7 @@ from pneumonia_hf.cli import check_inputs, make_parser, run_script
 
 CHEST = "RG1_"  # how the names of pydicom's test files of a chest radiograph begin
 # Of skimage.data, those that come with the package: photographs, textures, microscopy, pages.
-PICTURES = (
+SAMPLES = (
     "astronaut brick camera cat cell checkerboard clock coffee coins colorwheel grass gravel horse "
     "hubble_deep_field immunohistochemistry logo microaneurysms moon page retina rocket text"
 ).split()
@@ -69,7 +69,7 @@ def main() -> None:
     for source, text in zip(sources[1:], options.other_xrays, strict=True):
         _, data = choose_split([text], None, predictor)
         show(predictor, f"X-rays of {source.name}", read(data))
-    show(predictor, "sample pictures of scikit-image and scikit-learn", find_pictures())
+    show(predictor, "sample images of scikit-image and scikit-learn", find_samples())
     show(predictor, "drawn images", draw_images())
     for title, chest in (("no chest X-ray", False), ("a chest X-ray", True)):
         show(predictor, f"DICOM test files of pydicom that show {title}", find_dicom(chest))
@@ -99,16 +99,16 @@ def read(data) -> Iterator[Image.Image]:
     return (read_xray(source, name) for name, source in open_images(data))
 
 
-def find_pictures() -> Iterator[Image.Image]:
-    """Yield the sample pictures that are installed with scikit-image and scikit-learn."""
+def find_samples() -> Iterator[Image.Image]:
+    """Yield the sample images that are installed with scikit-image and scikit-learn."""
     from skimage import data
     from sklearn.datasets import load_sample_images
 
     from pneumonia_hf import read_xray
 
-    pictures = [*load_sample_images().images, *(getattr(data, name)() for name in PICTURES)]
+    samples = [*load_sample_images().images, *(getattr(data, name)() for name in SAMPLES)]
     with tempfile.TemporaryDirectory() as folder:
-        for number, array in enumerate(pictures):
+        for number, array in enumerate(samples):
             array = array * np.uint8(255) if array.dtype == bool else array
             path = Path(folder) / f"{number}.png"
             Image.fromarray(array).save(path)
