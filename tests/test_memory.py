@@ -32,8 +32,8 @@ def test_large_tensors_are_not_mapped_anew_each_time():
     kept, before, after = run.stdout.split()
     if kept == "False":
         pytest.skip("this C library is not glibc")
-    assert int(before) > 1000
-    assert int(after) < 100
+    assert int(before) > 100  # more where pages are small
+    assert int(after) < int(before) / 10
 
 
 def test_other_systems_are_left_as_they_are(monkeypatch):
