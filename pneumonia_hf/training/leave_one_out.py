@@ -54,7 +54,7 @@ def leave_one_site_out(recipe: Recipe, arguments: XrayTrainingArguments) -> list
     """Train once for each source, without it, and score all of its images; write a table.
 
     Each run is in its own folder, `without-SITE/`. With `arguments.resume` complete runs stay as
-    they are. Images of `test_images` are neither trained on nor scored.
+    they are. Images of `test_images` and `exclude_images` are neither trained on nor scored.
 
     Raises:
         UserError: one source only, or as `run_recipe`.
@@ -73,7 +73,7 @@ def leave_one_site_out(recipe: Recipe, arguments: XrayTrainingArguments) -> list
         model = run_recipe(replace(recipe, data=replace(recipe.data, data_dir=others)), own)
         found.append(_score(model, source.name, text, others, recipe))
         write_json(folder / NUMBERS_FILE, [asdict(one) for one in found])
-        replace_text(folder / TABLE_FILE, _to_markdown(found, recipe.data.test_images))
+        replace_text(folder / TABLE_FILE, _to_markdown(found, _unscored(recipe)))
     return found
 
 
@@ -81,8 +81,8 @@ def _score(model: Path, site: str, text: str, others: list[str], recipe: Recipe)
     from datasets import concatenate_datasets
 
     data = concatenate_datasets(list(load_splits([text]).values()))
-    if recipe.data.test_images:
-        listed = list(read_image_list(recipe.data.test_images))
+    if lists := _unscored(recipe):
+        listed = sorted(set.union(*map(read_image_list, lists)))
         hashes = to_hex(hash_images(data, recipe.data.cache_dir))
         data = data.select(np.flatnonzero(~np.isin(hashes, listed)))
     report = evaluate_predictor(Predictor.from_pretrained(model), data, site, external=True)
@@ -96,7 +96,12 @@ def _score(model: Path, site: str, text: str, others: list[str], recipe: Recipe)
     )
 
 
-def _to_markdown(found: list[LeftOut], test_images: str | None) -> str:
+def _unscored(recipe: Recipe) -> list[str]:
+    """Return the lists of images that are not scored."""
+    return [path for path in (recipe.data.test_images, recipe.data.exclude_images) if path]
+
+
+def _to_markdown(found: list[LeftOut], unscored: list[str]) -> str:
     rows = [
         [one.site, ", ".join(one.trained_on), one.images]
         + [f"{i.value:.3f} ({i.low:.3f} to {i.high:.3f})"
@@ -105,7 +110,6 @@ def _to_markdown(found: list[LeftOut], test_images: str | None) -> str:
         for one in found
     ]  # fmt: skip
     header = "left out, trained on, images, AUROC, sensitivity, specificity, threshold".split(", ")
-    excluded = (
-        f"\nThe images of `{Path(test_images).name}` were not scored.\n" if test_images else ""
-    )
+    names = " and ".join(f"`{Path(path).name}`" for path in unscored)
+    excluded = f"\nThe images of {names} were not scored.\n" if unscored else ""
     return PAGE.format(table=markdown_table(header, rows), excluded=excluded)

@@ -14,27 +14,31 @@ from pneumonia_hf.data.load import load_splits
 
 def test_each_site_is_scored_by_a_model_that_has_not_seen_it(tmp_path):
     one = draw_folder(tmp_path / "one", patients=16)
-    two = draw_folder(tmp_path / "two", patients=16, seed=7000)
+    two = draw_folder(tmp_path / "two", patients=17, seed=7000)
     hashes = to_hex(hash_images(load_splits(one)["all"]))
     listed = tmp_path / "listed.txt"
     listed.write_text("\n".join(hashes[:4]))
+    excluded = to_hex(hash_images(load_splits(two)["all"]))[::33]  # one of each class
+    (tmp_path / "excluded.txt").write_text("\n".join(excluded))
     body = save_tiny_body("xray-cnn", tmp_path / "body")
     flags = ["--backbone", "xray-cnn", "--weights", body, "--image_size", TINY_SIZES["xray-cnn"]]
     flags += ["--data_dir", f"a={one}", f"b={two}", "--output_dir", tmp_path / "runs"]
     flags += ["--max_steps", 4, "--cpu_threads", 1, "--bootstrap_resamples", 20]
     flags += ["--threshold_resamples", 20, "--attribution_images", 0, "--report_to", "none"]
     flags += ["--smallest_validation", 0, "--test_images", listed, "--resume"]
+    flags += ["--exclude_images", tmp_path / "excluded.txt"]
     done = call_script("leave_one_site_out.py", *flags)
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads((tmp_path / "runs" / "leave_one_site_out.json").read_text())
     assert [(row["site"], row["trained_on"]) for row in found] == [("a", ["b"]), ("b", ["a"])]
-    assert [row["images"] for row in found] == [32 - 4, 32]
+    assert [row["images"] for row in found] == [32 - 4, 34 - 2]
     for row, other in zip(found, (two, one), strict=True):
         text = (tmp_path / "runs" / row["model"] / "run.json").read_text()
         assert str(tmp_path) not in text and '"test_images": "listed.txt"' in text
         run = json.loads(text)
         used = {h for split in run["hashes"].values() for h in split}
-        assert used and used <= set(to_hex(hash_images(load_splits(other)["all"])))
+        assert used and not used & set(excluded)
+        assert used <= set(to_hex(hash_images(load_splits(other)["all"])))
     # Scored by the saved model, on all images that are not listed.
     data = load_splits(one)["all"]
     rows = [row for row, digits in enumerate(hashes) if digits not in hashes[:4]]
@@ -43,7 +47,7 @@ def test_each_site_is_scored_by_a_model_that_has_not_seen_it(tmp_path):
     scores = [prediction.probability for prediction in predictor.predict_files(paths)]
     expected = roc_auc_score(np.array(data["label"][:])[rows], scores)
     assert found[0]["auroc"]["value"] == pytest.approx(expected)
-    assert "| a | b | 28 |" in done.stdout and "listed.txt" in done.stdout
+    assert "| a | b | 28 |" in done.stdout and "`listed.txt` and `excluded.txt`" in done.stdout
     # A complete search repeats nothing.
     again = call_script("leave_one_site_out.py", *flags)
     assert again.stdout.count("is complete already") == 2
