@@ -337,10 +337,9 @@ def _hashes_by_member(predictor: Predictor, split: str) -> list[set[str]]:
 
 def _count_seen(predictor: Predictor, dataset: Dataset) -> dict[str, int]:
     """Return how many images are in each split of the model's (or a member's) training run."""
-    known = {
-        name: set.union(*_hashes_by_member(predictor, name))
-        for name in ("train", "validation", "test")
-    }
+    names = ("train", "validation", "test", "unlabelled")
+    known = {name: set.union(*_hashes_by_member(predictor, name)) for name in names}
+    known["train"] |= known.pop("unlabelled")
     hashes = to_hex(hash_images(dataset)) if any(known.values()) else []
     return {name: sum(one in of_split for one in hashes) for name, of_split in known.items()}
 

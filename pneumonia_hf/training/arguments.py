@@ -125,6 +125,16 @@ class XrayTrainingArguments(TrainingArguments):
     distil_temperature: float = HfArg(
         default=2.0, help="Distillation: temperature of both networks."
     )
+    unlabelled: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Distillation: folders of further X-rays, whose subfolders say nothing; the "
+            "student learns the teacher's scores of them."
+        },
+    )
+    unlabelled_share: float = HfArg(
+        default=0.5, help="Unlabelled images in a step, as a share of the labelled ones."
+    )
     plateau_patience: int = HfArg(
         default=1, help=f"{PLATEAU}: evaluations without improvement before the rate falls."
     )
@@ -208,6 +218,8 @@ class XrayTrainingArguments(TrainingArguments):
                 raise UserError(f"Leave --{name} out: {reason}.")
         if self.ema_decay and self.average_from:
             raise UserError("--ema_decay and --average_from are two averages; leave one out.")
+        if self.unlabelled and not (self.teacher and self.distil_weight):
+            raise UserError("--unlabelled images have no labels: give a --teacher to score them.")
         if self.lr_scheduler_type == "greedy":
             raise UserError(f"Leave the greedy schedule out; {PLATEAU} serves the same purpose.")
         if self.imbalance == "sampler" and self.train_sampling_strategy != "random":
@@ -230,6 +242,7 @@ RANGES: tuple[tuple[Callable[[float], bool], str, str], ...] = (
     (lambda value: 0 <= value < 1, "0 or more and less than 1",
      "adam_beta1 adam_beta2 label_smoothing_factor ema_decay average_from"),
     (lambda value: 0 < value <= 1, "a share in 0..1", "layer_decay required_sensitivity"),
+    (lambda value: 0 < value <= 4, "more than 0 and at most 4", "unlabelled_share"),
     (lambda value: 0 < value < 1, "a share in 0..1", "plateau_factor"),
     (lambda value: 0 <= value <= 1, "a share in 0..1", "distil_weight"),
     (lambda value: 0 < value < inf, "more than 0", "num_train_epochs distil_temperature"),

@@ -1,23 +1,45 @@
-"""Teacher: a saved model from which a smaller one learns."""
+"""Teacher: a saved model from which a smaller one learns, also on images without labels."""
 
 from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pneumonia_hf.data.cache import decode
+from pneumonia_hf.data.file_hashes import to_hex
+from pneumonia_hf.data.issues import log_issues
+from pneumonia_hf.data.load import DataConfig, read_image_list
+from pneumonia_hf.data.pixel_store import XrayPixels
+from pneumonia_hf.data.table import Listing, RowTable
 from pneumonia_hf.errors import UserError
-from pneumonia_hf.files import read_json
+from pneumonia_hf.files import expand, read_json
 from pneumonia_hf.imaging.preprocess import normalise
+from pneumonia_hf.inference.batch import find_inputs
 from pneumonia_hf.inference.predictor import Predictor
 from pneumonia_hf.models.backbones import fast_precision
 from pneumonia_hf.models.model_folder import RUN_FILE
+from pneumonia_hf.training.losses import Targets
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence, Set
+
+    from transformers import BaseImageProcessor
+
+logger = logging.getLogger(__name__)
+UNLABELLED = "unlabelled"  # key of their hashes in RUN_FILE, beside those of the splits
 
 
 class Teacher:
-    """A saved model that scores the batches that the student is trained on."""
+    """A saved model that scores the batches that the student is trained on.
+
+    With `unlabelled` images it adds some to every batch: of these the student learns the
+    teacher's scores alone.
+    """
 
     def __init__(self, predictor: Predictor) -> None:
         """Take a predictor, and freeze its parameters.
@@ -34,6 +56,26 @@ class Teacher:
                 f"{predictor.name} has {self.model.config.num_labels} classes; "
                 f"a teacher must have two, NORMAL and PNEUMONIA."
             )
+        self.unlabelled: XrayPixels | None = None
+        self.unlabelled_share = 0.0  # of the number of labelled images in a batch
+
+    def add_unlabelled(self, pixels: Tensor) -> Tensor:
+        """Return a batch, [N, 1, H, W], followed by its share of `unlabelled`, drawn at random."""
+        if self.unlabelled is None:
+            return pixels
+        count = max(1, round(self.unlabelled_share * len(pixels)))
+        # From torch's default generator, which a checkpoint saves.
+        rows = torch.randint(len(self.unlabelled), (count,))
+        return torch.cat([pixels, self.unlabelled.pixels(rows.numpy()).to(pixels)])
+
+    def make_targets(self, pixels: Tensor, classes: Tensor) -> Targets:
+        """Return the targets of augmented `pixels`, [N, 1, H, W].
+
+        `classes`, [M, 2], are of the first M images; the others have no share of any class, so
+        that their only loss is the teacher's.
+        """
+        unlabelled = classes.new_zeros(len(pixels) - len(classes), classes.shape[1])
+        return Targets(torch.cat([classes, unlabelled]), self.logits(pixels))
 
     @torch.no_grad()
     def logits(self, pixels: Tensor) -> Tensor:
@@ -70,7 +112,7 @@ def load_teacher(name: str, hashes: dict[str, list[str]]) -> Teacher:
     predictor = Predictor.from_pretrained(name)
     splits = read_json((predictor.path or Path(name)) / RUN_FILE, otherwise={}).get("hashes", {})
     if not splits:
-        logging.getLogger(__name__).warning(
+        logger.warning(
             f"The teacher {name} does not list its training images: if validation or test images "
             f"are among them, the student's metrics are optimistically biased."
         )
@@ -83,3 +125,41 @@ def load_teacher(name: str, hashes: dict[str, list[str]]) -> Teacher:
                 f"train it on the same splits as the student (the same data and --split_seed)."
             )
     return Teacher(predictor)
+
+
+def load_unlabelled(
+    folders: Sequence[str],
+    processor: BaseImageProcessor,
+    config: DataConfig,
+    held_out: Set[str],
+) -> XrayPixels:
+    """Return the images in `folders`, and in all folders in them, at the model's size.
+
+    Unreadable images are logged. Images of `config.exclude_images` and `config.test_images`
+    are left out. Labels are 0 and mean nothing.
+
+    Args:
+        held_out: the hashes of validation and test images, which are left out.
+
+    Raises:
+        UserError: a folder does not exist, or nothing is left; with `config.strict`, an image is
+            unreadable.
+    """
+    table = RowTable()
+    for folder in folders:
+        path = expand(folder).absolute()
+        if not path.is_dir():
+            raise UserError(f"{folder} is no folder; check --unlabelled.")
+        for file in find_inputs([path]):
+            table.add(str(file), f"{path.name}/{file.relative_to(path).as_posix()}", 0, str(file))
+    decoded = decode(table.finish(Listing({})), processor, "unlabelled", config.cache_dir)
+    log_issues(decoded.issues, config.strict)
+    pixels, left_out = decoded.pixels, set(held_out)
+    for path in filter(None, (config.exclude_images, config.test_images)):
+        left_out |= read_image_list(path)
+    kept = ~np.isin(to_hex(pixels.hashes), list(left_out))
+    if not kept.any():
+        raise UserError("No --unlabelled image is left to train on; name another folder.")
+    if not kept.all():
+        logger.warning(f"{np.sum(~kept)} --unlabelled images are held out, and left out here.")
+    return XrayPixels(pixels.store, pixels.rows[kept], pixels.labels[kept], pixels.hashes[kept])

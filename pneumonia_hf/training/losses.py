@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class Targets:
     """The targets of a batch: shares of the classes, and optionally a teacher's logits."""
 
-    classes: Tensor  # [N, 2], summing to 1; a mixed image has a share of each
+    classes: Tensor  # [N, 2], summing to 1, or 0 without a label; a mixed image has shares
     teacher_logits: Tensor | None = None  # [N, 2]
 
 

@@ -21,6 +21,7 @@ from pneumonia_hf.labels import LABELS
 from pneumonia_hf.models.backbones import BACKBONES, count_trainable, freeze
 from pneumonia_hf.models.build import NO_WEIGHTS, ModelConfig
 from pneumonia_hf.models.model_folder import RUN_FILE
+from pneumonia_hf.training.distillation import UNLABELLED
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -44,8 +45,8 @@ MAIN_ARGUMENTS = (
 NAMED_PACKAGES = ("torch", "torchvision", "transformers", "accelerate", "datasets", "timm")
 # Local paths and names are private to the user; the others follow from further arguments.
 UNNAMED = {
-    "output_dir", "teacher", "trackio_space_id", "run_name", "project", "overwrite", "resume",
-    "report_to",
+    "output_dir", "teacher", "unlabelled", "trackio_space_id", "run_name", "project", "overwrite",
+    "resume", "report_to",
     "disable_tqdm", "dataloader_pin_memory", "greater_is_better", "bf16", "fp16", "use_cpu",
 }  # fmt: skip
 
@@ -90,6 +91,10 @@ def make_manifest(facts: RunFacts, network: Network, validation: dict[str, Any])
             **{
                 name: (path := getattr(recipe.data, name)) and _public_name(path)
                 for name in ("test_images", "exclude_images")
+            },
+            UNLABELLED: {
+                "folders": [_public_name(one) for one in arguments.unlabelled or []],
+                "images": len(facts.hashes.get(UNLABELLED, [])),
             },
             "parts": {name: _describe_split(one, facts.data) for name, one in facts.data.items()},
             "sha256": facts.fingerprints,

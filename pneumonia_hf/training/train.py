@@ -47,7 +47,7 @@ from pneumonia_hf.training.counterfactuals import (
     CounterfactualPixels,
     compute_validation_metrics,
 )
-from pneumonia_hf.training.distillation import load_teacher
+from pneumonia_hf.training.distillation import UNLABELLED, load_teacher, load_unlabelled
 from pneumonia_hf.training.distributed import barrier, broadcast_from_main, gather, is_sharded
 from pneumonia_hf.training.finalize import RunFacts, finalize
 from pneumonia_hf.training.interruption import Notice, SaveAndStop, heed_sigterm
@@ -63,12 +63,8 @@ from pneumonia_hf.training.run_record import (
     is_complete,
     lock_run,
 )
-from pneumonia_hf.training.trainer import (
-    XrayTrainer,
-    draws_balanced,
-    is_exhausted,
-    load_best,
-)
+from pneumonia_hf.training.sampler import draws_balanced
+from pneumonia_hf.training.trainer import XrayTrainer, is_exhausted, load_best
 
 if TYPE_CHECKING:
     from pneumonia_hf.data.pixel_store import XrayPixels
@@ -159,6 +155,8 @@ class _Run:
             name: fingerprint(self.hashes[name], split.labels)
             for name, split in self.splits.items()
         }
+        if arguments.unlabelled:
+            self._add_unlabelled()
         self._check_same_images()
         audited = tuple(sorted(self.fingerprints.items()))
         if self.is_main and audited not in AUDITED:
@@ -168,6 +166,18 @@ class _Run:
         self.record: dict[str, Any] = broadcast_from_main(
             arguments, lambda: create_run_record(self.folder, made_of, arguments.resume)
         )
+
+    def _add_unlabelled(self) -> None:
+        held_out = {*self.hashes["validation"], *self.hashes["test"]}
+        images = load_unlabelled(
+            self.arguments.unlabelled, self.processor, self.recipe.data, held_out
+        )
+        self.teacher.unlabelled = images
+        self.teacher.unlabelled_share = self.arguments.unlabelled_share
+        self.hashes[UNLABELLED] = to_hex(images.hashes)
+        self.fingerprints[UNLABELLED] = fingerprint(self.hashes[UNLABELLED], images.labels)
+        if self.is_main:
+            print(f"{len(images)} unlabelled images are scored by the teacher.", flush=True)
 
     def complete(self) -> Path:
         """Train the phases that are not complete, and save the model."""

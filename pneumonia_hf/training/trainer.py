@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +31,7 @@ from pneumonia_hf.training.checkpoints import (
 )
 from pneumonia_hf.training.distributed import is_sharded
 from pneumonia_hf.training.losses import Targets
+from pneumonia_hf.training.sampler import BalancedSampler, draws_balanced
 
 if TYPE_CHECKING:
     from pneumonia_hf.training.distillation import Teacher
@@ -104,18 +104,24 @@ class XrayTrainer(Trainer):
         if self.model.training:
             for norm in self.frozen_norms:
                 norm.eval()  # else the running statistics of frozen layers would change
+            if self.teacher:
+                pixels = self.teacher.add_unlabelled(pixels)
             pixels = augment(pixels, self.recipe.augment)
             if self.mix or self.teacher:
-                if self.mix:
-                    pixels, classes = self.mix(pixels.float(), inputs["labels"])
-                else:
-                    classes = nn.functional.one_hot(inputs["labels"], len(LABELS)).float()
-                teacher_logits = self.teacher.logits(pixels) if self.teacher else None
-                inputs["labels"] = Targets(classes, teacher_logits)
+                pixels, inputs["labels"] = self._make_targets(pixels, inputs["labels"])
         pixel_values = normalise(pixels, self.processing_class)
         if self.recipe.model.channels_last:
             pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
         return inputs | {"pixel_values": pixel_values}
+
+    def _make_targets(self, pixels: Tensor, labels: Tensor) -> tuple[Tensor, Targets]:
+        """Mix the labelled pixels, and return all pixels with their targets."""
+        classes = nn.functional.one_hot(labels, len(LABELS)).float()
+        if self.mix:
+            mixed, classes = self.mix(pixels[: len(labels)].float(), labels)
+            pixels = torch.cat([mixed, pixels[len(labels) :]])
+        targets = self.teacher.make_targets(pixels, classes) if self.teacher else Targets(classes)
+        return pixels, targets
 
     def _get_train_sampler(self, train_dataset=None) -> Sampler | None:
         if draws_balanced(self.args.imbalance, self.sites):
@@ -281,11 +287,6 @@ class XrayTrainer(Trainer):
                 self.average.n_averaged.fill_(int(file.metadata()[AVERAGED_STEPS]))
 
 
-def draws_balanced(imbalance: str, sites: np.ndarray) -> bool:
-    """Return whether a sampler balances the classes, within each site, and not the loss."""
-    return imbalance == "sampler" or (imbalance != "none" and len(np.unique(sites)) > 1)
-
-
 def load_best(checkpoint: Path) -> nn.Module:
     """Return the model of a checkpoint with the weights that were evaluated."""
     model = AutoModelForImageClassification.from_pretrained(checkpoint, dtype=torch.float32)
@@ -293,46 +294,6 @@ def load_best(checkpoint: Path) -> nn.Module:
     if average.exists():
         model.load_state_dict(load_file(average), strict=True)
     return model
-
-
-class BalancedSampler(Sampler[int]):
-    """Draw the classes of each site equally often, with replacement.
-
-    A site is drawn in proportion to the square root of the number of its images: a small one is
-    seen more often than its share, and yet not so often that single images are learned by heart.
-    An epoch is as long as the data. The draws follow from seed and epoch: torch's
-    WeightedRandomSampler depends on the state of a generator, which differs after a run is resumed
-    within an epoch.
-    """
-
-    def __init__(self, labels: np.ndarray, sites: np.ndarray, seed: int) -> None:
-        """Take the label and the site, a number, of each image: [N]."""
-        self.rows, shares = [], []
-        for site in np.unique(sites):
-            classes = np.unique(labels[sites == site])
-            for label in classes:
-                self.rows.append(
-                    torch.from_numpy(np.flatnonzero((sites == site) & (labels == label)))
-                )
-                shares.append(np.sqrt(np.sum(sites == site)) / len(classes))
-        self.shares = torch.tensor(shares, dtype=torch.float64)
-        self.seed = seed
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Set the epoch, which changes the draws; accelerate calls this."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return sum(len(rows) for rows in self.rows)
-
-    def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(self.seed + 1_000_003 * self.epoch)
-        groups = torch.multinomial(self.shares, len(self), replacement=True, generator=generator)
-        which = torch.rand(len(self), generator=generator)
-        for group, share in zip(groups.tolist(), which.tolist(), strict=True):
-            rows = self.rows[group]
-            yield int(rows[int(share * len(rows))])
 
 
 class _Companion(TrainerCallback):

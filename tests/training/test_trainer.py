@@ -7,7 +7,6 @@ from helpers import assert_one_sentence, call_script, draw_folder, save_tiny_bod
 from safetensors.torch import load_file
 from transformers import AutoModelForImageClassification, TrainerCallback
 
-from pneumonia_hf.errors import UserError
 from pneumonia_hf.evaluation.perturbations import COUNTERFACTUALS
 from pneumonia_hf.training.arguments import XrayTrainingArguments
 from pneumonia_hf.training.checkpoints import (
@@ -16,7 +15,8 @@ from pneumonia_hf.training.checkpoints import (
     phase_folder,
     read_outcome,
 )
-from pneumonia_hf.training.trainer import BalancedSampler, draws_balanced, load_best
+from pneumonia_hf.training.sampler import BalancedSampler, draws_balanced
+from pneumonia_hf.training.trainer import load_best
 
 
 @pytest.fixture(scope="module")
@@ -90,73 +90,6 @@ def test_average_follows_its_formula(tmp_path, xray_folder, body, changes):
         average = torch.stack(seen[len(seen) // 2 :]).mean(dim=0)
     saved = load_file(list_checkpoints(phase_folder(folder, 1))[-1] / AVERAGE_FILE)
     torch.testing.assert_close(saved["classifier.weight"], average)
-
-
-def test_teacher_scores_the_pixels_of_the_student_as_it_is_served(
-    tmp_path, xray_folder, body, monkeypatch
-):
-    """A teacher of another family, size and class order."""
-    from pneumonia_hf.imaging.preprocess import resize
-    from pneumonia_hf.imaging.read import read_xray
-    from pneumonia_hf.inference.predictor import Predictor
-    from pneumonia_hf.training import distillation
-    from pneumonia_hf.training.distillation import load_teacher
-
-    monkeypatch.setattr(distillation, "fast_precision", lambda device: "fp32")
-    vit = save_tiny_body("vit-base", tmp_path / "vit")
-    folder = train_tiny("vit-base", vit, xray_folder, tmp_path / "teacher")
-    config = json.loads((folder / "config.json").read_text())
-    images = [read_xray(path) for path in sorted((xray_folder / "NORMAL").iterdir())[:4]]
-    expected = Predictor.from_pretrained(folder).log_odds(images)
-    teacher = load_teacher(str(folder), {})
-    logits = teacher.logits(resize(images, teacher.processor))
-    assert (logits[:, 1] - logits[:, 0]).numpy() == pytest.approx(expected, abs=1e-4)
-
-    # Where the hardware computes bf16, so does the teacher: nearly the same, in float32.
-    monkeypatch.setattr(distillation, "fast_precision", lambda device: "bf16")
-    half = teacher.logits(resize(images, teacher.processor))
-    assert half.dtype == torch.float32 and not torch.equal(half, logits)
-    assert (half - logits).abs().max() < 0.1
-    monkeypatch.setattr(distillation, "fast_precision", lambda device: "fp32")
-
-    # The same model with its classes in the other order gives the same logits.
-    config["id2label"] = {"0": "PNEUMONIA", "1": "NORMAL"}
-    config["label2id"] = {"PNEUMONIA": 0, "NORMAL": 1}
-    (folder / "config.json").write_text(json.dumps(config))
-    turned = load_teacher(str(folder), {}).logits(resize(images, teacher.processor))
-    assert torch.equal(turned, logits[:, [1, 0]])
-
-
-@pytest.mark.slow
-def test_distillation_brings_the_student_nearer_to_its_teacher(tmp_path, xray_folder, body):
-    from pneumonia_hf.imaging.read import read_xray
-    from pneumonia_hf.inference.predictor import Predictor
-
-    teacher = train_tiny("convnextv2-tiny", body, xray_folder, tmp_path / "teacher")
-    images = [read_xray(path) for path in sorted(xray_folder.rglob("*.png"))]
-    settings = {"num_train_epochs": 3, "augment": 0.0, "imbalance": "none",
-                "early_stopping_patience": 0, "load_best_model_at_end": False}  # fmt: skip
-    cnn = save_tiny_body("xray-cnn", tmp_path / "cnn")
-
-    def distance(name: str, **changes) -> float:
-        folder = train_tiny("xray-cnn", cnn, xray_folder, tmp_path / name, **settings, **changes)
-        config = json.loads((folder / "config.json").read_text())["pneumonia_hf"]
-        ours = Predictor.from_pretrained(folder).log_odds(images) * config["temperature"]
-        theirs = Predictor.from_pretrained(teacher).log_odds(images)
-        return float(np.abs(ours - theirs).mean())
-
-    taught = distance("taught", teacher=str(teacher), distil_weight=1.0)
-    assert taught < distance("alone")
-
-
-def test_teacher_that_has_seen_the_validation_images_is_refused(tmp_path, xray_folder, body):
-    teacher = train_tiny("convnextv2-tiny", body, xray_folder, tmp_path / "teacher",
-                         num_train_epochs=1)  # fmt: skip
-    run = json.loads((teacher / "run.json").read_text())
-    run["hashes"]["train"] += run["hashes"]["validation"][:3]
-    (teacher / "run.json").write_text(json.dumps(run))
-    with pytest.raises(UserError, match="was made with 3 images of the validation split"):
-        train_tiny("convnextv2-tiny", body, xray_folder, tmp_path / "run", teacher=str(teacher))
 
 
 def test_balanced_sampler_draws_both_classes_equally_and_differently_each_epoch():

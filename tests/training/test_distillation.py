@@ -1,0 +1,163 @@
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers import save_tiny_body, train_tiny
+from PIL import Image
+from transformers import TrainerCallback
+
+from pneumonia_hf.errors import UserError
+from pneumonia_hf.training.arguments import XrayTrainingArguments
+from pneumonia_hf.training.losses import Targets
+
+
+def hash_file(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+
+
+@pytest.fixture(scope="module")
+def body(tmp_path_factory):
+    return save_tiny_body("convnextv2-tiny", tmp_path_factory.mktemp("body"))
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory, xray_folder, body):
+    folder = tmp_path_factory.mktemp("teacher") / "run"
+    return train_tiny("convnextv2-tiny", body, xray_folder, folder, num_train_epochs=1)
+
+
+def test_teacher_scores_the_pixels_of_the_student_as_it_is_served(
+    tmp_path, xray_folder, body, monkeypatch
+):
+    """A teacher of another family, size and class order."""
+    from pneumonia_hf.imaging.preprocess import resize
+    from pneumonia_hf.imaging.read import read_xray
+    from pneumonia_hf.inference.predictor import Predictor
+    from pneumonia_hf.training import distillation
+    from pneumonia_hf.training.distillation import load_teacher
+
+    monkeypatch.setattr(distillation, "fast_precision", lambda device: "fp32")
+    vit = save_tiny_body("vit-base", tmp_path / "vit")
+    folder = train_tiny("vit-base", vit, xray_folder, tmp_path / "teacher")
+    config = json.loads((folder / "config.json").read_text())
+    images = [read_xray(path) for path in sorted((xray_folder / "NORMAL").iterdir())[:4]]
+    expected = Predictor.from_pretrained(folder).log_odds(images)
+    teacher = load_teacher(str(folder), {})
+    logits = teacher.logits(resize(images, teacher.processor))
+    assert (logits[:, 1] - logits[:, 0]).numpy() == pytest.approx(expected, abs=1e-4)
+
+    # Where the hardware computes bf16, so does the teacher: nearly the same, in float32.
+    monkeypatch.setattr(distillation, "fast_precision", lambda device: "bf16")
+    half = teacher.logits(resize(images, teacher.processor))
+    assert half.dtype == torch.float32 and not torch.equal(half, logits)
+    assert (half - logits).abs().max() < 0.1
+    monkeypatch.setattr(distillation, "fast_precision", lambda device: "fp32")
+
+    # The same model with its classes in the other order gives the same logits.
+    config["id2label"] = {"0": "PNEUMONIA", "1": "NORMAL"}
+    config["label2id"] = {"PNEUMONIA": 0, "NORMAL": 1}
+    (folder / "config.json").write_text(json.dumps(config))
+    turned = load_teacher(str(folder), {}).logits(resize(images, teacher.processor))
+    assert torch.equal(turned, logits[:, [1, 0]])
+
+
+@pytest.mark.slow
+def test_distillation_brings_the_student_nearer_to_its_teacher(tmp_path, xray_folder, body):
+    from pneumonia_hf.imaging.read import read_xray
+    from pneumonia_hf.inference.predictor import Predictor
+
+    teacher = train_tiny("convnextv2-tiny", body, xray_folder, tmp_path / "teacher")
+    images = [read_xray(path) for path in sorted(xray_folder.rglob("*.png"))]
+    settings = {"num_train_epochs": 3, "augment": 0.0, "imbalance": "none",
+                "early_stopping_patience": 0, "load_best_model_at_end": False}  # fmt: skip
+    cnn = save_tiny_body("xray-cnn", tmp_path / "cnn")
+
+    def distance(name: str, **changes) -> float:
+        folder = train_tiny("xray-cnn", cnn, xray_folder, tmp_path / name, **settings, **changes)
+        config = json.loads((folder / "config.json").read_text())["pneumonia_hf"]
+        ours = Predictor.from_pretrained(folder).log_odds(images) * config["temperature"]
+        theirs = Predictor.from_pretrained(teacher).log_odds(images)
+        return float(np.abs(ours - theirs).mean())
+
+    taught = distance("taught", teacher=str(teacher), distil_weight=1.0)
+    assert taught < distance("alone")
+
+
+def test_unlabelled_images_join_each_batch_and_the_manifest_counts_them(
+    tmp_path, xray_folder, body, teacher
+):
+    hospital = tmp_path / "hospital"
+    shutil.copytree(xray_folder / "NORMAL", hospital / "ward" / "PNEUMONIA")  # says nothing
+    (hospital / "note.txt").write_text("no image")
+    for number in range(3):  # new images, unlike those of training
+        pixels = np.full((40, 40), 60 * number, np.uint8)
+        pixels[10:30, 10:30] += 60
+        Image.fromarray(pixels).save(hospital / f"{number}.png")
+    seen = []
+
+    class Watch(TrainerCallback):
+        def on_step_begin(self, args, state, control, model=None, **kwargs):
+            if not seen:
+                model.register_forward_hook(lambda module, args, kwargs, out: seen.append(
+                    (module.training, len(kwargs["pixel_values"]))), with_kwargs=True)  # fmt: skip
+                seen.append(None)
+
+    student = train_tiny("convnextv2-tiny", body, xray_folder, tmp_path / "student",
+                         num_train_epochs=1, per_device_train_batch_size=4, max_steps=2,
+                         teacher=str(teacher), unlabelled=[str(hospital)],
+                         unlabelled_share=1.5, callbacks=(Watch(),))  # fmt: skip
+    assert [size for training, size in filter(None, seen) if training] == [10, 10]
+    run = json.loads((student / "run.json").read_text())
+    held_out = {*run["hashes"]["validation"], *run["hashes"]["test"]}
+    files = [path for path in hospital.rglob("*.png") if hash_file(path) not in held_out]
+    assert 3 < len(files) < len(list(hospital.rglob("*.png")))  # some are held out
+    assert sorted(run["hashes"]["unlabelled"]) == sorted(map(hash_file, files))
+    assert run["data"]["unlabelled"] == {"folders": ["hospital"], "images": len(files)}
+    assert str(tmp_path) not in (student / "run.json").read_text()
+    assert f"{len(files)} images without labels" in (student / "README.md").read_text()
+
+
+def test_loss_of_an_unlabelled_image_is_the_teachers_alone():
+    from types import SimpleNamespace
+
+    from pneumonia_hf.training.losses import XrayLoss
+
+    settings = {"imbalance": "weights", "teacher": "x", "distil_weight": 0.5,
+                "distil_temperature": 1.0, "label_smoothing_factor": 0.1}  # fmt: skip
+    loss = XrayLoss(np.array([0, 0, 0, 1]), SimpleNamespace(**settings))
+    logits, theirs = torch.tensor([[0.3, 1.2]]), torch.tensor([[2.0, -1.0]])
+    found = loss(SimpleNamespace(logits=logits), Targets(torch.zeros(1, 2), theirs))
+    p, q = theirs.softmax(1), logits.softmax(1)
+    assert found.item() == pytest.approx(0.5 * (p * (p / q).log()).sum().item(), rel=1e-5)
+
+
+def test_unlabelled_images_need_a_teacher_and_a_folder(tmp_path, xray_folder, body, teacher):
+    with pytest.raises(UserError, match="give a --teacher"):
+        XrayTrainingArguments(output_dir=str(tmp_path), unlabelled=["x"])
+    with pytest.raises(UserError, match="nowhere is no folder; check --unlabelled"):
+        train_tiny("convnextv2-tiny", body, xray_folder, tmp_path / "run", teacher=str(teacher),
+                   unlabelled=["nowhere"])  # fmt: skip
+    run = json.loads((teacher / "run.json").read_text())
+    copied = tmp_path / "held out"
+    copied.mkdir()
+    for path in xray_folder.rglob("*.png"):
+        if hash_file(path) in run["hashes"]["test"]:
+            shutil.copy(path, copied)
+    with pytest.raises(UserError, match="No --unlabelled image is left"):
+        train_tiny("convnextv2-tiny", body, xray_folder, tmp_path / "run", teacher=str(teacher),
+                   unlabelled=[str(copied)])  # fmt: skip
+
+
+def test_teacher_that_has_seen_the_validation_images_is_refused(
+    tmp_path, xray_folder, body, teacher
+):
+    teacher = Path(shutil.copytree(teacher, tmp_path / "teacher"))
+    run = json.loads((teacher / "run.json").read_text())
+    run["hashes"]["train"] += run["hashes"]["validation"][:3]
+    (teacher / "run.json").write_text(json.dumps(run))
+    with pytest.raises(UserError, match="was made with 3 images of the validation split"):
+        train_tiny("convnextv2-tiny", body, xray_folder, tmp_path / "run", teacher=str(teacher))
