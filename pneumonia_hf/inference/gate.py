@@ -137,12 +137,17 @@ def middle_layer(model: PreTrainedModel) -> str:
     return next(name for name, module in model.named_modules() if module is group)
 
 
+class _Found(Exception):
+    """The features are known, and the rest of the network is not needed."""
+
+
 @contextmanager
-def describe(model: PreTrainedModel, layer: str) -> Iterator[list[np.ndarray]]:
+def describe(model: PreTrainedModel, layer: str, stop: bool = False) -> Iterator[list[np.ndarray]]:
     """Collect the features of all images that the model scores within the context.
 
     For each forward pass a float64 array [N, 2C] is appended: mean and standard deviation of each
-    channel over all positions.
+    channel over all positions. With `stop` the context ends with the first, at that layer: the
+    rest of the network is not computed.
     """
     found: list[np.ndarray] = []
 
@@ -154,9 +159,13 @@ def describe(model: PreTrainedModel, layer: str) -> Iterator[list[np.ndarray]]:
         values = values.flatten(2) if values.ndim == 4 else values.transpose(1, 2)
         pooled = torch.cat([values.mean(2), values.std(2, correction=0)], dim=1)
         found.append(pooled.detach().double().cpu().numpy())
+        if stop:
+            raise _Found
 
     hook = model.get_submodule(layer).register_forward_hook(collect)
     try:
         yield found
+    except _Found:
+        pass
     finally:
         hook.remove()

@@ -142,7 +142,7 @@ class Network:
         """Return what the gate knows of each image: float64 [N, F], as of `describe`."""
         import torch
 
-        with torch.inference_mode(), describe(self.model, layer) as found:
+        with torch.inference_mode(), describe(self.model, layer, stop=True) as found:
             self.model(pixel_values=self.pixel_values(images))
         return found[0]
 

@@ -266,3 +266,8 @@ def test_halves_of_the_adults_share_no_patient_and_lack_no_image():
     halves = [read_image_list(SPLITS / f"rsna_adult_{half}.txt") for half in ("train", "test")]
     assert set.union(*halves) == set(hashes)
     assert not set.intersection(*({patients[one] for one in half} for half in halves))
+    weak = load_splits(str(REAL_XRAYS / "nih_adult"))["all"]
+    excluded = read_image_list(SPLITS / "nih_adult_excluded.txt")
+    kept = np.array([one not in excluded for one in to_hex(hash_images(weak))])
+    assert 0 < kept.sum() == len(weak) - len(excluded)
+    assert not set(np.array(weak["patient"][:])[kept]) & set(patients.values())

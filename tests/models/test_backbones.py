@@ -112,9 +112,16 @@ def test_the_layer_of_the_gate_is_called_and_its_hook_removed(tiny):
     found = network.features(images, layer)
     assert found.shape[0] == 3 and np.isfinite(found).all() and np.ptp(found, axis=0).max() > 0
     with describe(model, layer) as seen:
+        network.log_odds(images)
+    assert np.array_equal(*seen, found)
+    with describe(model, layer) as seen:
         pass
     network.log_odds(images[:1])
     assert seen == []
+    reached = []
+    head_of(model).register_forward_hook(lambda *_: reached.append("head"))
+    network.features(images, layer)
+    assert not reached  # the layers above are not computed
 
 
 def test_each_parameter_is_in_one_layer_group_or_the_head(tiny):
