@@ -34,9 +34,9 @@ if TYPE_CHECKING:
 def augment(pixels: Tensor, config: AugmentConfig) -> Tensor:
     """Return `pixels` with small random changes that do not change the diagnosis.
 
-    Rotation, zoom and translation (the patient's position), brightness, contrast and gamma
-    (exposure), blur and noise (the detector), CLAHE and JPEG (later processing), and erasing of a
-    rectangle (markers, tubes). Mirroring is off by default: the heart lies on one side.
+    Rotation, zoom and translation (the patient's position), histogram, brightness, contrast and
+    gamma (exposure), blur and noise (the detector), CLAHE and JPEG (later processing), and erasing
+    of a rectangle (markers, tubes). Mirroring is off by default: the heart lies on one side.
 
     Args:
         pixels: gray images of 0..255, [N, 1, H, W], uint8 or float.
@@ -186,6 +186,17 @@ def change_gamma(pixels: Tensor, strength: float) -> Tensor:
     return pixels.pow_(_draw_for(pixels, 1 - width, 1 + width))
 
 
+def borrow_histogram(pixels: Tensor, strength: float) -> Tensor:
+    """Move the gray levels up to all the way to those of another image, in the same order.
+
+    The others are those of the batch, whatever their class and site.
+    """
+    donors = pixels.roll(1, dims=0).flatten(1).sort(dim=1).values  # the batch's order is random
+    places = pixels.flatten(1).argsort(dim=1, stable=True)
+    matched = torch.empty_like(donors).scatter_(1, places, donors).view_as(pixels)
+    return torch.lerp(pixels, matched, _draw_for(pixels, 0, min(strength, 1)))
+
+
 def blur(pixels: Tensor, strength: float) -> Tensor:
     """Blur with a Gaussian of 0.1 to 1.6 pixels."""
     from kornia.filters import gaussian_blur2d
@@ -312,6 +323,7 @@ MOVES: dict[str, Callable[[Tensor, float], Tensor]] = {
 # In the order of the causes: exposure, detector, software, storage.
 CHANGES: dict[str, Change] = {
     "flip": Change(mirror, 0.5),
+    "histogram": Change(borrow_histogram, 0.4),
     "brightness": Change(change_brightness, 0.5),
     "contrast": Change(change_contrast, 0.5),
     "gamma": Change(change_gamma, 0.5),
@@ -350,7 +362,7 @@ def draw_preview(pixels: Tensor, config: AugmentConfig, columns: int = 6, seed: 
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             copies = image.repeat(columns - 1, 1, 1, 1)
-            # The others are donors of frames.
+            # The others are donors of frames and histograms.
             batch = torch.cat([copies, pixels.cpu()])
             changed = _apply(batch, changes, always=changes is not strengths)[: columns - 1]
         for axes, one in zip(grid[row], [image, *changed], strict=True):

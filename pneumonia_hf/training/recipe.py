@@ -33,6 +33,10 @@ class AugmentConfig:
     augment_flip: float = _strength(
         "1: half of the images are mirrored. Off, since the heart lies on one side.", default=0.0
     )
+    augment_histogram: float = _strength(
+        "1: the gray levels of another image of the batch, by up to all, in 4 of 10 images.",
+        default=0.0,
+    )
     augment_brightness: float = _strength("1: up to 38 of 255 gray levels.")
     augment_contrast: float = _strength("1: up to a quarter more or less.")
     augment_gamma: float = _strength("1: gamma of 0.65 to 1.35.")

@@ -87,8 +87,8 @@ def test_images_of_a_batch_are_changed_differently(name):
     alike = draw_batch(1, 160, 160).repeat(12, 1, 1, 1)
     changed = certainly(name, alike, 0.5 if name == "flip" else 1.0)
     # CLAHE's clip limit is a whole number of pixels.
-    # Half of the frames are those of another image, which is alike here.
-    least = {"flip": 2, "clahe": 3, "frame": 5}.get(name, 10)
+    # Half of the frames and all histograms are those of another image, which is alike here.
+    least = {"flip": 2, "clahe": 3, "frame": 5, "histogram": 1}.get(name, 10)
     assert len({one.numpy().tobytes() for one in changed}) >= least
 
 
@@ -325,6 +325,22 @@ def test_contrast_keeps_the_mean_and_brightness_the_differences():
     assert lighter.abs().max() <= 0.15 * 255 + 0.01
 
 
+def test_histograms_come_from_another_image_and_keep_the_order():
+    pixels = draw_batch(40)
+    changed = certainly("histogram", pixels)
+    own = pixels.float().flatten(1)
+    donors = own.roll(1, 0).sort(dim=1).values
+    ranks = own.argsort(dim=1, stable=True)
+    found = changed.flatten(1).gather(1, ranks)
+    assert (found.diff(dim=1) > -1e-3).all()
+    # Somewhere between the own levels and the donor's, differently far for each image.
+    before = own.sort(dim=1).values
+    parts = ((found - before) * (donors - before)).sum(1) / ((donors - before) ** 2).sum(1)
+    assert parts.min() > -1e-3 and parts.max() < 1.001
+    assert parts.min() < 0.2 and parts.max() > 0.8
+    assert torch.allclose(found, before.lerp(donors, parts[:, None]), atol=0.01)
+
+
 def test_gamma_keeps_the_order_of_the_gray_levels():
     ramp = torch.arange(256.0).view(1, 1, 16, 16).repeat(20, 1, 1, 1)
     changed = certainly("gamma", ramp).flatten(1)
@@ -450,7 +466,7 @@ def test_the_number_of_kernels_does_not_depend_on_the_number_of_images():
 
 def test_the_preview_has_a_row_for_each_operation_and_one_for_all_together(pixels):
     figure = draw_preview(pixels[:2], AugmentConfig(augment_blur=2.0), columns=4)
-    assert len(figure.axes) == (len(AUGMENTATIONS) - 1 + 1) * 4  # the flip is off
+    assert len(figure.axes) == (len(AUGMENTATIONS) - 2 + 1) * 4  # flip and histogram are off
     titles = [axes.get_ylabel() for axes in figure.axes[::4]]
     assert "blur\n2" in titles and titles[-1].startswith("all")
     assert not any(len(axes.get_xticks()) + len(axes.get_yticks()) for axes in figure.axes)
