@@ -191,9 +191,14 @@ def borrow_histogram(pixels: Tensor, strength: float) -> Tensor:
 
     The others are those of the batch, whatever their class and site.
     """
-    donors = pixels.roll(1, dims=0).flatten(1).sort(dim=1).values  # the batch's order is random
-    places = pixels.flatten(1).argsort(dim=1, stable=True)
-    matched = torch.empty_like(donors).scatter_(1, places, donors).view_as(pixels)
+    levels = (pixels.flatten(1) * 255).round().clamp(0, 255).long()
+    counts = torch.zeros(len(pixels), 256, device=pixels.device)
+    counts.scatter_add_(1, levels, torch.ones_like(levels, dtype=counts.dtype))
+    shares = counts.cumsum(1) / levels.shape[1]  # of pixels at or below each level
+    donors = shares.roll(1, dims=0)  # the batch's order is random
+    middle = shares - counts / levels.shape[1] / 2  # half of the pixels of a level are below it
+    table = torch.searchsorted(donors, middle.contiguous()).clamp_max(255) / 255
+    matched = table.gather(1, levels).view_as(pixels)
     return torch.lerp(pixels, matched, _draw_for(pixels, 0, min(strength, 1)))
 
 

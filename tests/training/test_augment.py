@@ -326,19 +326,19 @@ def test_contrast_keeps_the_mean_and_brightness_the_differences():
 
 
 def test_histograms_come_from_another_image_and_keep_the_order():
-    pixels = draw_batch(40)
-    changed = certainly("histogram", pixels)
-    own = pixels.float().flatten(1)
-    donors = own.roll(1, 0).sort(dim=1).values
-    ranks = own.argsort(dim=1, stable=True)
-    found = changed.flatten(1).gather(1, ranks)
-    assert (found.diff(dim=1) > -1e-3).all()
-    # Somewhere between the own levels and the donor's, differently far for each image.
-    before = own.sort(dim=1).values
-    parts = ((found - before) * (donors - before)).sum(1) / ((donors - before) ** 2).sum(1)
-    assert parts.min() > -1e-3 and parts.max() < 1.001
+    own = draw_batch(40).float() * 0.5 + 60  # levels 60..187
+    own[::2] *= 0.5  # 30..94
+    changed = certainly("histogram", own)
+    ranks = own.flatten(1).argsort(dim=1)
+    assert (changed.flatten(1).gather(1, ranks).diff(dim=1) > -1e-3).all()
+    # Each mean is somewhere between the own and that of the image before, differently far.
+    means, before = changed.mean((1, 2, 3)), own.mean((1, 2, 3))
+    parts = (means - before) / (before.roll(1) - before)
+    assert parts.min() > -0.1 and parts.max() < 1.1
     assert parts.min() < 0.2 and parts.max() > 0.8
-    assert torch.allclose(found, before.lerp(donors, parts[:, None]), atol=0.01)
+    # Equal gray levels stay equal: a black margin gets no pattern.
+    first = own[0] == own[0].min()
+    assert changed[0][first].unique().numel() == 1
 
 
 def test_gamma_keeps_the_order_of_the_gray_levels():
