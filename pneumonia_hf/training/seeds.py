@@ -12,7 +12,7 @@ from pneumonia_hf import __version__
 from pneumonia_hf.data.file_hashes import hash_images, to_hex
 from pneumonia_hf.errors import UserError
 from pneumonia_hf.evaluation.calibration import calibrate_scores
-from pneumonia_hf.evaluation.metrics import METRICS
+from pneumonia_hf.evaluation.metrics import METRICS, auroc
 from pneumonia_hf.evaluation.perturbations import ROBUST
 from pneumonia_hf.evaluation.recalibrate import score_validation
 from pneumonia_hf.files import markdown_table, read_json, replace_text, write_json
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 SEEDS_FILE, SEEDS_TABLE = "seeds.json", "seeds.md"
-COLUMNS = (*METRICS, "threshold")
 
 
 def summarise_seeds(
@@ -46,9 +45,10 @@ def summarise_seeds(
         required_sensitivity, resamples: for `calibrate_scores`.
 
     Returns:
-        What `seeds.json` holds: `seeds`, a list with `member`, `seed` and the value of each metric
-        and of the threshold; `spread`, the `mean`, `sd` (n - 1 in the denominator), `low` and
-        `high` of each over the seeds; `ensemble`, what `ensemble.json` holds.
+        What `seeds.json` holds: `seeds`, a list with `member`, `seed`, the value of each metric,
+        the threshold and, if the copies chose the checkpoints, `robust_auroc`; `spread`, the
+        `mean`, `sd` (n - 1 in the denominator), `low` and `high` of each over the seeds;
+        `ensemble`, what `ensemble.json` holds.
 
     Raises:
         UserError: no members; one that is incomplete, lies elsewhere or was chosen on other images.
@@ -61,34 +61,41 @@ def summarise_seeds(
         check_model_folder(folder / name)
     runs = [read_json(folder / name / RUN_FILE, otherwise={}) for name in names]
     validation = _select_common(names, runs, validation)
-    seeds = [
-        {
-            "member": name,
-            "seed": run["training"]["seed"],
-            **{metric: run["validation"]["metrics"][metric]["value"] for metric in METRICS},
-            "threshold": run["validation"]["config"]["threshold"],
-        }
-        for name, run in zip(names, runs, strict=True)
-    ]
-    predictor = Predictor.from_pretrained([folder / name for name in names])
     with_copies = all(run["training"].get("metric_for_best_model") == ROBUST for run in runs)
+    seeds = [_summarise_run(name, run, with_copies) for name, run in zip(names, runs, strict=True)]
+    predictor = Predictor.from_pretrained([folder / name for name in names])
+    labels = validation["label"][:]
+    scores = score_validation(predictor, validation, with_copies)
     # A temperature of its own: members that err on different images should be less sure together.
     found = calibrate_scores(
-        validation["label"][:],
-        score_validation(predictor, validation, with_copies),
+        labels,
+        scores,
         validation["patient"][:],
         required_sensitivity,
         **resamples,
     )
     ensemble = {"members": names, **found.settings, **found.remarks, "metrics": found.metrics}
     ensemble["version"] = __version__
-    spread = {key: _spread([one[key] for one in seeds]) for key in COLUMNS}
+    if with_copies:
+        areas = [auroc(np.asarray(labels), one, 0) for one in scores]
+        ensemble["metrics"][ROBUST] = {"value": float(np.mean(areas)), "low": None, "high": None}
+    columns = [name for name in seeds[0] if name not in ("member", "seed")]
+    spread = {key: _spread([one[key] for one in seeds]) for key in columns}
     summary = {"seeds": seeds, "spread": spread, "ensemble": ensemble}
     # ensemble.json comes last: it makes the folder a model.
     replace_text(folder / SEEDS_TABLE, _to_markdown(summary))
     write_json(folder / SEEDS_FILE, summary)
     write_json(folder / ENSEMBLE_FILE, ensemble)
     return summary
+
+
+def _summarise_run(name: str, run: dict[str, Any], with_copies: bool) -> dict[str, Any]:
+    found = run["validation"]
+    values = {metric: found["metrics"][metric]["value"] for metric in METRICS}
+    if with_copies:
+        values[ROBUST] = float(np.mean([values["auroc"], *found["copies_auroc"].values()]))
+    threshold = {"threshold": found["config"]["threshold"]}
+    return {"member": name, "seed": run["training"]["seed"]} | values | threshold
 
 
 def _name_in(folder: Path, member: Path) -> str:
@@ -146,7 +153,7 @@ def _to_markdown(summary: dict[str, Any]) -> str:
         rows.append((title, {name: of_name[key] for name, of_name in spread.items()}))
     of_ensemble = {name: interval["value"] for name, interval in metrics.items()}
     rows.append(("**ensemble**", of_ensemble | {"threshold": ensemble["threshold"]}))
-    cells = [[title, *(_to_text(values[name]) for name in COLUMNS)] for title, values in rows]
+    cells = [[title, *(_to_text(values[name]) for name in spread)] for title, values in rows]
     low, high = _to_text(metrics["auroc"]["low"]), _to_text(metrics["auroc"]["high"])
     return f"""# {len(seeds)} seeds
 
@@ -156,7 +163,7 @@ All numbers are of the validation split, on which checkpoints, temperatures and 
 chosen: they are optimistically biased. Each row is at its own threshold. The standard deviation
 is that of the seeds, on one split: it measures how much training varies, not how much patients do.
 
-{markdown_table(["", *COLUMNS], cells)}
+{markdown_table(["", *spread], cells)}
 
 The log odds of the ensemble are the mean of its members', divided by a temperature of
 {ensemble["temperature"]:.3f}. The 95% bootstrap interval of its AUROC over patients is

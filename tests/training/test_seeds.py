@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import concatenate_datasets
+from sklearn.metrics import roc_auc_score
 from transformers import AutoModelForImageClassification
 
 from pneumonia_hf import Predictor
@@ -15,6 +16,8 @@ from pneumonia_hf.data.sources import open_images
 from pneumonia_hf.errors import UserError
 from pneumonia_hf.evaluation.calibration import fit_temperature
 from pneumonia_hf.evaluation.metrics import METRICS, compute_metrics
+from pneumonia_hf.evaluation.perturbations import ROBUST
+from pneumonia_hf.evaluation.recalibrate import score_validation
 from pneumonia_hf.inference.operating_point import to_probability
 from pneumonia_hf.models.backbones import head_of
 from pneumonia_hf.training.seeds import summarise_seeds as summarise
@@ -72,6 +75,24 @@ def test_spread_over_the_seeds_is_that_of_their_metrics(runs, validation, tmp_pa
     assert "0.9100" in rows["| mean"] and "0.0100" in rows["| standard deviation"]
     assert f"{summary['ensemble']['threshold']:.4f}" in rows["| **ensemble**"]
     assert not list(tmp_path.glob(".*"))
+
+
+def test_seeds_chosen_by_copies_have_their_robust_auroc(runs, validation, tmp_path):
+    for number, run in enumerate(runs):
+
+        def add(run: dict, number: int = number) -> None:
+            run["training"]["metric_for_best_model"] = ROBUST
+            run["validation"]["copies_auroc"] = {"a": 0.8 + number / 100, "b": 0.6}
+
+        change_run(run, add)
+    summary = summarise_seeds(tmp_path, runs, validation)
+    expected = [(0.9 + n / 100 + 0.8 + n / 100 + 0.6) / 3 for n in range(3)]
+    assert [one[ROBUST] for one in summary["seeds"]] == pytest.approx(expected)
+    assert summary["spread"][ROBUST]["sd"] == pytest.approx(0.02 / 3)
+    scores = score_validation(Predictor.from_pretrained(tmp_path), validation, True)
+    areas = [roc_auc_score(validation["label"][:], one) for one in scores]
+    assert summary["ensemble"]["metrics"][ROBUST]["value"] == pytest.approx(np.mean(areas))
+    assert ROBUST in (tmp_path / "seeds.md").read_text()
 
 
 def test_saved_ensemble_has_the_metrics_in_its_file(runs, validation, tmp_path):
