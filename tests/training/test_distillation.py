@@ -121,6 +121,18 @@ def test_unlabelled_images_join_each_batch_and_the_manifest_counts_them(
     assert f"{len(files)} images without labels" in (student / "README.md").read_text()
 
 
+def test_unlabelled_images_have_no_share_of_any_class(teacher):
+    from pneumonia_hf.training.distillation import load_teacher
+
+    pixels = torch.randint(0, 256, (5, 1, 40, 40)).float()
+    classes = torch.tensor([[1.0, 0.0], [0.2, 0.8]])
+    loaded = load_teacher(str(teacher), {})
+    targets = loaded.make_targets(pixels, classes)
+    assert torch.equal(targets.classes[:2], classes) and not targets.classes[2:].any()
+    assert targets.teacher_logits.shape == (5, 2)
+    assert torch.equal(loaded.add_unlabelled(pixels), pixels)  # there are none
+
+
 def test_loss_of_an_unlabelled_image_is_the_teachers_alone():
     from types import SimpleNamespace
 
