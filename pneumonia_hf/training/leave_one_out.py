@@ -57,11 +57,13 @@ def leave_one_site_out(recipe: Recipe, arguments: XrayTrainingArguments) -> list
     they are. Images of `test_images` and `exclude_images` are neither trained on nor scored.
 
     Raises:
-        UserError: one source only, or as `run_recipe`.
+        UserError: one source only; a teacher, which may know the site; or as `run_recipe`.
     """
     sources = [parse_source(text) for text in recipe.data.data_dir]
     if len(sources) < 2:
         raise UserError("Give two sources or more, such as --data_dir children=A adults=B.")
+    if arguments.teacher:
+        raise UserError("Leave --teacher out: it may have seen the site that is left out.")
     if arguments.world_size > 1:
         raise UserError("Leaving out sites runs in one process; start it with python.")
     folder, found = Path(arguments.output_dir), []

@@ -56,3 +56,9 @@ def test_each_site_is_scored_by_a_model_that_has_not_seen_it(tmp_path):
 def test_one_source_is_refused(tmp_path, xray_folder):
     flags = ["--data_dir", xray_folder, "--output_dir", tmp_path / "runs"]
     assert_one_sentence(call_script("leave_one_site_out.py", *flags), "two sources or more")
+
+
+def test_a_teacher_is_refused(tmp_path, xray_folder):
+    flags = ["--data_dir", f"a={xray_folder}", f"b={xray_folder}", "--teacher", "runs/BIG"]
+    done = call_script("leave_one_site_out.py", *flags, "--output_dir", tmp_path / "runs")
+    assert_one_sentence(done, "Leave --teacher out: it may have seen the site")
