@@ -12,6 +12,7 @@ __version__ = "0.5.0"
 _MODULES = {
     "AttributionMap": "inference.attribution",
     "DataConfig": "data.load",
+    "EvaluationConfig": "evaluation.evaluate",
     "Prediction": "inference.predictor",
     "Predictor": "inference.predictor",
     "UserError": "errors",

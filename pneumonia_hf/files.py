@@ -30,7 +30,7 @@ def read_json(path: Path, otherwise: Any) -> Any:
 
 def write_json(path: Path, content: Any) -> None:
     """Write a JSON file that people can read; NaN becomes null."""
-    replace_text(path, json.dumps(_without_nan(content), indent=1, allow_nan=False) + "\n")
+    replace_text(path, json.dumps(without_nan(content), indent=1, allow_nan=False) + "\n")
 
 
 def replace_text(path: Path, text: str) -> None:
@@ -89,11 +89,12 @@ def hold_lock(path: Path, busy: str, wait: bool = False) -> Iterator[None]:
         lock.release()
 
 
-def _without_nan(content: Any) -> Any:
+def without_nan(content: Any) -> Any:
+    """Return JSON content with null for each number that is not finite."""
     if isinstance(content, dict):
-        return {key: _without_nan(value) for key, value in content.items()}
+        return {key: without_nan(value) for key, value in content.items()}
     if isinstance(content, list | tuple):
-        return [_without_nan(value) for value in content]
+        return [without_nan(value) for value in content]
     return None if isinstance(content, float) and not math.isfinite(content) else content
 
 

@@ -7,7 +7,7 @@ import re
 import shlex
 import sys
 from contextlib import ExitStack, suppress
-from functools import partial
+from dataclasses import replace
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from unittest.mock import patch
@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from helpers import ROOT, call_script, draw_folder, draw_xray
 
-from pneumonia_hf import evaluate_predictor
+from pneumonia_hf import EvaluationConfig, evaluate_predictor
 from pneumonia_hf.audit.run import CHECKS
 from pneumonia_hf.cli import OLD_NAMES
 from pneumonia_hf.data.sources import SOURCES
@@ -51,7 +51,16 @@ QUICK_TRAINING = {
     "threshold_resamples": 20,
     "cpu_threads": 1,
 }
-QUICK_EVALUATION = partial(evaluate_predictor, resamples=20)
+
+
+def evaluate_quickly(predictor, dataset, data="data", split="all", config=None, *rest):
+    """evaluate_predictor with few resamples and few perturbed copies."""
+    config = config or EvaluationConfig()
+    copies = min(config.robustness_images, 8)
+    config = replace(config, resamples=20, robustness_images=copies)
+    return evaluate_predictor(predictor, dataset, data, split, config, *rest)
+
+
 # Commands that tests run as they stand: those that are quick and need no network.
 QUICK = ("predict.py", "evaluate_model.py", "audit_data.py", "preview_augmentation.py")
 RUN_PAGES = ("docs/audit.md", "docs/augmentation.md", "docs/evaluation.md", "docs/inference.md")
@@ -153,9 +162,9 @@ def inside(workspace, monkeypatch):
     with ExitStack() as stack:
         for table in (BACKBONES, METRICS, SOURCES, CHECKS, METHODS, PERTURBATIONS):
             stack.enter_context(patch.dict(table))
-        for module in ("pneumonia_hf", "pneumonia_hf.evaluation.evaluate"):
+        for module in ("pneumonia_hf", "pneumonia_hf.evaluation.run"):
             target = f"{module}.evaluate_predictor"
-            stack.enter_context(patch(target, QUICK_EVALUATION, create=True))
+            stack.enter_context(patch(target, evaluate_quickly, create=True))
         yield workspace
     torch.set_num_threads(threads)
 

@@ -41,7 +41,7 @@ def main() -> None:
         nargs="+",
         default=[],
         metavar="COLUMN",
-        help="Columns of metadata.csv: metrics of each of their values.",
+        help="Columns of metadata.csv whose groups are measured; default: all that make groups.",
     )
     parser.add_argument(
         "--other_classes",
@@ -52,72 +52,95 @@ def main() -> None:
     )
     parser.add_argument(
         "--external",
-        action="store_true",
-        help="The data is an external test set: of another site than all training data.",
+        nargs="*",
+        metavar="NAME=DIR",
+        help="Without a value: the data is of another site than all training data. With values: "
+        "further sources, each as --data_dir; the report puts them side by side.",
+    )
+    parser.add_argument(
+        "--compare",
+        metavar="MODEL",
+        help="A second model, scored on the same images: paired differences and disagreements.",
+    )
+    parser.add_argument(
+        "--positive_label",
+        default="PNEUMONIA",
+        help="Name of the model's class of images with pneumonia (default: PNEUMONIA).",
     )
     parser.add_argument(
         "--robustness",
-        nargs="?",
         type=int,
+        nargs="?",
         const=600,
-        default=0,
         metavar="IMAGES",
-        help="Also score copies with another frame, markers, look and quality, of this many "
-        "images (default: 600): what the model decides by.",
+        help="Number of images of which copies with another frame, markers, look and quality are "
+        "scored: what the model decides by (default: 600, with --quick 0).",
     )
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="Without perturbed copies and the search for near duplicates, and with 200 resamples.",
+    )
+    parser.add_argument("--resamples", type=int, help="Of the bootstrap (default: 1000).")
     parser.add_argument("--overwrite", action="store_true", help="Replace an older report.")
     parser.add_argument(
         "--add_to_card", action="store_true", help="Add the metrics to the model's card."
     )
     options = parser.parse_args()
 
-    from pneumonia_hf.data.folder_source import list_others
+    from pneumonia_hf.errors import UserError
+
+    if (options.robustness or 0) < 0:
+        raise UserError(f"--robustness is {options.robustness}; give a number of images.")
+    if options.resamples is not None and options.resamples < 20:
+        raise UserError(f"--resamples is {options.resamples}; give 20 or more.")
+
+    from pneumonia_hf.audit.run import audit_images
     from pneumonia_hf.data.load import read_image_list
     from pneumonia_hf.data.sources import parse_source
-    from pneumonia_hf.errors import UserError
-    from pneumonia_hf.evaluation.evaluate import (
-        check_card,
-        choose_split,
-        evaluate_predictor,
-        select_listed,
-    )
-    from pneumonia_hf.evaluation.report import check_report_folder, to_json, write_report
-    from pneumonia_hf.inference.predictor import Predictor
+    from pneumonia_hf.evaluation.evaluate import EvaluationConfig, check_card
+    from pneumonia_hf.evaluation.report import check_report_folder, to_json
+    from pneumonia_hf.evaluation.run import EvaluationInputs, report_on
     from pneumonia_hf.models.model_card import add_report
 
-    if options.robustness < 0:
-        raise UserError(f"--robustness is {options.robustness}; give a number of images.")
     if options.images:
         read_image_list(options.images)  # for its errors, before images are scored
     check_report_folder(options.output_dir, options.overwrite)
     card = check_card(options.model, options.tta) if options.add_to_card else None
-    sources = [parse_source(one) for one in options.data_dir]
-    check_inputs(options.model, [one.where for one in sources if one.is_folder])
-    others = []
-    if options.other_classes:
-        if len(sources) > 1 or not sources[0].is_folder:
-            raise UserError("--other_classes needs one folder as --data_dir.")
-        others = list_others(sources[0].where, options.other_classes)
-    predictor = Predictor.from_pretrained(options.model, tta=options.tta)
-    split, data = choose_split(options.data_dir, options.split, predictor, options.strict)
-    if options.images:
-        data, others = select_listed(data, others, options.images)
-    report = evaluate_predictor(
-        predictor,
-        data,
-        options.name or " + ".join(one.name for one in sources),
-        split,
-        strict=options.strict,
-        subgroups=options.subgroups,
-        others=others,
-        external=options.external,
-        robustness_images=options.robustness,
+    sites = options.external or []
+    for models in (options.model, [options.compare] if options.compare else []):
+        sources = [parse_source(one) for one in (*options.data_dir, *sites)]
+        check_inputs(models, [one.where for one in sources if one.is_folder])
+    copies = options.robustness
+    if copies is None:
+        copies = 0 if options.quick else 600
+    report = report_on(
+        EvaluationInputs(
+            models=tuple(options.model),
+            data_dir=tuple(options.data_dir),
+            name=options.name,
+            split=options.split,
+            images=options.images,
+            other_classes=tuple(options.other_classes),
+            sites=tuple(sites),
+            compare=options.compare,
+            positive_label=options.positive_label,
+            tta=options.tta,
+        ),
+        EvaluationConfig(
+            resamples=options.resamples or (200 if options.quick else 1000),
+            strict=options.strict,
+            subgroups=tuple(options.subgroups),
+            external=options.external == [],
+            robustness_images=copies,
+        ),
+        options.output_dir,
+        lambda rows: audit_images(rows, options.quick),
     )
-    write_report(report, options.output_dir)
     if card:
         add_report(card, to_json(report))
     print((options.output_dir / "report.md").read_text(encoding="utf-8").split("\n![")[0])
-    print(f"The report is in {options.output_dir}.")
+    print(f"The report is in {options.output_dir}; open report.html.")
 
 
 if __name__ == "__main__":

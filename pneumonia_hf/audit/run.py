@@ -13,10 +13,12 @@ from pneumonia_hf.audit.dataset import VERDICTS, Finding, Xrays
 from pneumonia_hf.data.cache import decode_splits
 from pneumonia_hf.data.load import load_splits
 from pneumonia_hf.data.pixel_store import XrayPixels
+from pneumonia_hf.data.table import XrayData
 
 if TYPE_CHECKING:
+    from datasets import Dataset
+
     from pneumonia_hf.audit.label_errors import FeatureConfig
-    from pneumonia_hf.data.table import XrayData
 
 CHECKS: dict[str, Callable[[Xrays], Finding]] = {
     "balance": label_checks.check_balance,
@@ -36,6 +38,11 @@ CHECKS: dict[str, Callable[[Xrays], Finding]] = {
     "label_suspects": label_checks.check_label_suspects,
     "shortcuts": shortcuts.check_shortcuts,
 }
+# The checks that say how far a test set is to be believed.
+TEST_CHECKS = (
+    "balance", "sizes", "modes", "blank", "exact_duplicates", "near_duplicates", "patient_labels",
+    "unknown_patients", "shortcuts",
+)  # fmt: skip
 SIZE = 224  # pixels a side of the compared images
 
 
@@ -81,6 +88,21 @@ def audit_sources(
     splits, images = decode_splits(listed, processor, cache_dir, strict, may_lack=True)
     xrays = gather(splits, images, features)
     return run_checks(xrays), xrays
+
+
+def audit_images(
+    data: Dataset, quick: bool = False, cache_dir: str | Path | None = None
+) -> dict[str, Finding]:
+    """Return the findings on readable images that a model is tested on, by TEST_CHECKS.
+
+    With `quick`, without the search for near duplicates.
+    """
+    from pneumonia_hf.imaging.preprocess import make_processor
+
+    processor = make_processor(SIZE, (0.5,) * 3, (0.5,) * 3)
+    xrays = gather(*decode_splits(XrayData({"test": data}), processor, cache_dir, may_lack=True))
+    skipped = {"near_duplicates"} if quick else set()
+    return {name: CHECKS[name](xrays) for name in TEST_CHECKS if name not in skipped}
 
 
 def audit_briefly(data: XrayData, images: dict[str, XrayPixels]) -> str:

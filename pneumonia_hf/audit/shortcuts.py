@@ -9,7 +9,8 @@ import numpy as np
 from pneumonia_hf.audit.dataset import Finding, Xrays
 from pneumonia_hf.audit.label_errors import MOST_ROWS, cross_validate, has_enough_groups
 from pneumonia_hf.data.table import OWN_COLUMNS, column
-from pneumonia_hf.evaluation.metrics import auroc, draw_patients, percentile_interval
+from pneumonia_hf.evaluation.intervals import draw_patients, percentile_interval
+from pneumonia_hf.evaluation.metrics import auroc
 
 if TYPE_CHECKING:
     from pneumonia_hf.data.pixel_store import XrayPixels

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from pneumonia_hf.evaluation.metrics import bootstrap_intervals, draw_patients
+from pneumonia_hf.evaluation.intervals import draw_patients
+from pneumonia_hf.evaluation.metrics import bootstrap_intervals
 from pneumonia_hf.inference.operating_point import OperatingPoint, to_logit, to_probability
 
 logger = logging.getLogger(__name__)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,50 +10,72 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pneumonia_hf.data.file_hashes import hash_content, hash_images, to_hex
+import pneumonia_hf
+from pneumonia_hf.data.file_hashes import hash_images, to_hex
 from pneumonia_hf.data.folder_source import OtherImage
-from pneumonia_hf.data.load import load_splits, read_image_list
 from pneumonia_hf.data.sources import open_images
-from pneumonia_hf.data.table import ALL, column
 from pneumonia_hf.errors import UserError
-from pneumonia_hf.evaluation.metrics import (
-    Interval,
-    bootstrap_intervals,
-    calibration_p_value,
-    draw_patients,
-    percentile_interval,
-)
+from pneumonia_hf.evaluation.calibration_quality import CalibrationQuality, measure_calibration
+from pneumonia_hf.evaluation.choose_images import count_seen
+from pneumonia_hf.evaluation.compare import Comparison
+from pneumonia_hf.evaluation.intervals import Interval, delong_interval
+from pneumonia_hf.evaluation.metrics import bca_intervals, bootstrap_intervals
 from pneumonia_hf.evaluation.robustness import Robustness, measure_robustness
+from pneumonia_hf.evaluation.scores import Scores, score_images
+from pneumonia_hf.evaluation.selective import (
+    Referral,
+    ReferralReason,
+    RiskCoverage,
+    measure_referral,
+    risk_coverage,
+    split_by_reason,
+)
+from pneumonia_hf.evaluation.sites import SiteResult
+from pneumonia_hf.evaluation.steps import Steps
 from pneumonia_hf.evaluation.subgroups import (
     Others,
+    Stratified,
     Subgroup,
+    list_groups,
     measure_subgroups,
-    predict_rows,
     score_other_classes,
 )
-from pneumonia_hf.files import read_json
+from pneumonia_hf.evaluation.thresholds import (
+    DecisionCurve,
+    PredictiveValues,
+    ThresholdResult,
+    by_prevalence,
+    decision_curve,
+    list_thresholds,
+)
 from pneumonia_hf.imaging.read import read_xray
 from pneumonia_hf.inference.gate import REFUSED_AT
 from pneumonia_hf.inference.operating_point import OperatingPoint
-from pneumonia_hf.inference.predictor import Prediction, Predictor
-from pneumonia_hf.labels import LABELS
-from pneumonia_hf.models.model_folder import ENSEMBLE_FILE, RUN_FILE, check_model_folder
+from pneumonia_hf.inference.predictor import Predictor
+from pneumonia_hf.models.model_folder import ENSEMBLE_FILE, check_model_folder
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-SPLITS = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
-RESAMPLES = 1000
+
+@dataclass(frozen=True)
+class DataFinding:
+    """What one check of the audit says of the data under test."""
+
+    check: str
+    verdict: str  # pass, warn or fail
+    text: str  # a sentence
 
 
 @dataclass(frozen=True)
-class Referral:
-    """How many images are referred, and how that changes the error on the others."""
+class EvaluationConfig:
+    """What an evaluation measures, besides the metrics."""
 
-    referred: int
-    error: Interval  # share of all images on the wrong side of the threshold
-    error_of_kept: Interval  # the same of the images that are not referred
-    error_of_referred: float  # NaN if no image is referred
+    resamples: int = 1000  # of the bootstrap behind the intervals
+    strict: bool = False  # an unreadable image is an error; otherwise the report lists it
+    subgroups: tuple[str, ...] = ()  # columns of metadata; none: all that make groups
+    external: bool = False  # the data is of another site than all training data
+    robustness_images: int = 0  # drawn at random, perturbed and scored again
 
 
 @dataclass(frozen=True)
@@ -67,25 +88,42 @@ class Report:
     tta: bool  # whether test-time augmentation was on
     weights_sha256: str  # those of an ensemble's members are joined by +
     operating_point: OperatingPoint
+    calibrated: bool  # whether the model stores a calibration, which is for a prevalence of 50%
+    config: EvaluationConfig
+    scores: Scores  # of the single images
     metrics: dict[str, Interval]
-    resamples: int  # of the bootstrap behind the intervals
-    files: tuple[str, ...]  # relative to the data folder if they are inside it
-    labels: np.ndarray  # [N] of 0 and 1
-    probabilities: np.ndarray  # [N], calibrated P(pneumonia)
-    patients: tuple[str, ...]  # [N]
-    decisions: tuple[str, ...]  # [N]
-    calibration_p: float  # of Spiegelhalter's test
+    metrics_bca: dict[str, Interval]  # the same with BCa intervals
+    auroc_delong: Interval
+    thresholds: tuple[ThresholdResult, ...]
+    predictive_values: tuple[PredictiveValues, ...]
+    decision_curve: DecisionCurve
+    calibration: CalibrationQuality
     referral: Referral
+    referral_reasons: tuple[ReferralReason, ...]
+    risk_coverage: RiskCoverage
     subgroups: tuple[Subgroup, ...]
+    stratified: tuple[Stratified, ...]
     others: tuple[Others, ...]
     other_rows: tuple[tuple[str, str, float, str], ...]  # file, class, probability, decision
-    external: bool  # of another site than the training data, as the caller states
     seen_in_training: int  # images on which the model or a member was trained, by their bytes
     seen_in_validation: int  # images on which it was selected
     seen_in_test: int  # images of its internal test set, of the same site
     robustness: Robustness | None  # results on perturbed copies, if they were asked for
     unreadable: tuple[str, ...]  # the reason for each unreadable image
     notes: tuple[str, ...]  # reservations about the numbers
+    findings: tuple[DataFinding, ...] = ()  # of the audit of this data
+    sites: tuple[SiteResult, ...] = ()  # the same model on other data
+    comparison: Comparison | None = None  # with another model on this data
+
+    @property
+    def labels(self) -> np.ndarray:
+        """0 or 1 of each image, [N]."""
+        return self.scores.labels
+
+    @property
+    def probabilities(self) -> np.ndarray:
+        """Calibrated P(pneumonia) of each image, [N]."""
+        return self.scores.probabilities
 
     @property
     def confusion(self) -> dict[str, int]:
@@ -98,72 +136,6 @@ class Report:
             "false_positive": int(np.sum(positive & ~ill)),
             "true_negative": int(np.sum(~positive & ~ill)),
         }
-
-
-def select_listed(
-    data: Dataset, others: Sequence[OtherImage], path: str | Path
-) -> tuple[Dataset, list[OtherImage]]:
-    """Return the images, and those of other classes, whose hashes are in a file.
-
-    Raises:
-        UserError: the list cannot be read, or names none of the images.
-    """
-    listed = read_image_list(path)
-    rows = [row for row, one in enumerate(to_hex(hash_images(data))) if one in listed]
-    if not rows:
-        raise UserError(f"None of the images is in {path}; check --images and --data_dir.")
-    kept = [one for one in others if hash_content(one.path.read_bytes())[:8].hex() in listed]
-    return data.select(rows), kept
-
-
-def choose_split(
-    data_dir: str | Path | Sequence[str],
-    split: str | None,
-    predictor: Predictor,
-    strict: bool = False,
-) -> tuple[str, Dataset]:
-    """Return the name and the rows of the split to score.
-
-    With `split`, the folder of that name; if there is none, the images of the model's own split
-    of that name (for an ensemble: common to all members), found by their bytes. Without `split`,
-    the test folder, or all of a folder without splits.
-
-    Raises:
-        UserError: there is no such split.
-    """
-    from datasets import concatenate_datasets
-
-    splits = load_splits(data_dir, strict)
-    where = data_dir if isinstance(data_dir, str | Path) else ", ".join(data_dir)
-    if split is None:
-        if ALL in splits and len(splits) > 1:
-            raise UserError(
-                f"Some sources of {where} have splits and some do not; evaluate them separately."
-            )
-        name = "test" if "test" in splits else "all"
-        if name not in splits:
-            choices = " or ".join(sorted(splits))
-            raise UserError(f"{where} has no test folder; choose a split: --split {choices}.")
-        return name, splits[name]
-    if split not in SPLITS:
-        raise UserError(f"Unknown split {split!r}; choose from {sorted(set(SPLITS))}.")
-    name = SPLITS[split]
-    if name in splits:
-        return name, splits[name]
-    own = set.intersection(*_hashes_by_member(predictor, name))
-    if not own:
-        raise UserError(
-            f"{where} has no {split} folder (it has {', '.join(sorted(splits))}), and the model "
-            f"does not record its own {split} split; leave --split out."
-        )
-    data = concatenate_datasets(list(splits.values()))
-    rows = [row for row, digest in enumerate(to_hex(hash_images(data))) if digest in own]
-    if not rows:
-        raise UserError(
-            f"{where} has no {split} folder and none of the {len(own)} images of the model's "
-            f"own {split} split; leave --split out."
-        )
-    return name, data.select(rows)
 
 
 def check_card(models: Sequence[str], tta: bool) -> Path:
@@ -185,17 +157,27 @@ def check_card(models: Sequence[str], tta: bool) -> Path:
     return folder
 
 
+def identify(predictor: Predictor, dataset: Dataset, others: Sequence[OtherImage]) -> list[str]:
+    """Return what the slow results of an evaluation depend on, for `Steps`."""
+    names = [one.file for one in others]
+    content = "".join([*to_hex(hash_images(dataset)), *dataset["file"][:], *names])
+    return [
+        pneumonia_hf.__version__,
+        hash_weights(predictor) or predictor.name,
+        str(predictor.tta),
+        *(str(one.class_index) for one in predictor.networks),
+        hashlib.sha256(content.encode()).hexdigest(),
+    ]
+
+
 def evaluate_predictor(
     predictor: Predictor,
     dataset: Dataset,
     data: str = "data",
     split: str = "all",
-    resamples: int = RESAMPLES,
-    strict: bool = False,
-    subgroups: Sequence[str] = (),
+    config: EvaluationConfig = EvaluationConfig(),
     others: Sequence[OtherImage] = (),
-    external: bool = False,
-    robustness_images: int = 0,
+    steps: Steps | None = None,
 ) -> Report:
     """Score every image of `dataset` as the app would, and compute the metrics.
 
@@ -203,75 +185,64 @@ def evaluate_predictor(
         predictor: the model, with its own threshold.
         dataset: with image, label and patient, as `load_splits` returns.
         data, split: names for the report.
-        resamples: of the bootstrap behind the intervals.
-        strict: whether an unreadable image is an error; otherwise the report lists it.
-        subgroups: columns of metadata; the metrics of each value are reported too.
+        config: what else to measure.
         others: images of neither class, as `list_others` returns them; they are in no metric.
-        external: whether the data is of another site than all training data.
-        robustness_images: number of images, drawn at random, that are perturbed and scored again;
-            0: none.
+        steps: where slow results are kept until the report is complete.
 
     Raises:
         UserError: a class is absent; an unknown column; external data that the model has seen;
-            with `strict`, an unreadable image.
+            with `config.strict`, an unreadable image.
     """
-    _check_columns(dataset, subgroups)
-    predictions, dataset, unreadable = predict_rows(predictor, dataset, strict)
-    labels = column(dataset, "label").to_numpy()
-    for label, name in enumerate(LABELS):
-        if not np.any(labels == label):
-            raise UserError(
-                f"The {split} split of {data} has no readable {name}; both classes are needed."
-            )
-    seen = _count_seen(predictor, dataset)
-    if external and any(seen.values()):
+    list_groups(dataset, config.subgroups)  # for its errors, before images are scored
+    seen = count_seen(predictor, dataset)
+    if config.external and any(seen.values()):
         raise UserError(
             f"{sum(seen.values())} of the images of {data} are of the model's own data, so it is "
             f"not external; leave --external out."
         )
-    probabilities = np.asarray([one.probability for one in predictions])
-    decisions = tuple(one.decision for one in predictions)
-    patients = tuple(dataset["patient"][:])
+    name = f"The {split} split of {data}"
+    scores = score_images(predictor, dataset, name, config.strict, steps)
+    groups = list_groups(scores.rows, config.subgroups)
+    of_others, other_rows, unreadable_others = score_other_classes(predictor, others, list(groups))
+    unreadable = scores.unreadable + unreadable_others
+    labels, probabilities, patients = scores.labels, scores.probabilities, scores.patients
     threshold = predictor.operating_point.threshold
-    metrics = bootstrap_intervals(labels, probabilities, threshold, patients, resamples)
-    of_others, other_rows, unreadable_others = score_other_classes(predictor, others, subgroups)
-    unreadable += unreadable_others
+    positive = probabilities >= threshold
+    draws = (patients, config.resamples)
+    metrics = bootstrap_intervals(labels, probabilities, threshold, *draws)
+    subgroups, stratified = measure_subgroups(groups, labels, probabilities, threshold, *draws)
     return Report(
         data=data,
         split=split,
         model=Path(predictor.name).name if predictor.path else predictor.name,
         tta=predictor.tta,
-        weights_sha256=_hash_weights(predictor),
+        weights_sha256=hash_weights(predictor),
         operating_point=predictor.operating_point,
+        calibrated=predictor.has_threshold,
+        config=config,
+        scores=scores,
         metrics=metrics,
-        resamples=resamples,
-        files=tuple(dataset["file"][:]),
-        labels=labels,
-        probabilities=probabilities,
-        patients=patients,
-        decisions=decisions,
-        calibration_p=calibration_p_value(labels, probabilities),
-        referral=measure_referral(
-            labels, probabilities >= threshold, decisions, patients, resamples
-        ),
-        subgroups=tuple(
-            one
-            for name in subgroups
-            for one in measure_subgroups(
-                name, dataset[name][:], labels, probabilities, threshold, patients, resamples
-            )
-        ),
+        metrics_bca=bca_intervals(labels, probabilities, threshold, *draws),
+        auroc_delong=delong_interval(labels, probabilities, patients),
+        thresholds=list_thresholds(labels, probabilities, threshold, *draws),
+        predictive_values=by_prevalence(labels, probabilities, threshold, *draws),
+        decision_curve=decision_curve(labels, probabilities),
+        calibration=measure_calibration(labels, probabilities, *draws),
+        referral=measure_referral(labels, positive, scores.decisions, *draws),
+        referral_reasons=split_by_reason(labels, positive, scores.reasons),
+        risk_coverage=risk_coverage(labels, probabilities, threshold, *draws),
+        subgroups=subgroups,
+        stratified=stratified,
         others=of_others,
         other_rows=other_rows,
-        external=external,
         seen_in_training=seen["train"],
         seen_in_validation=seen["validation"],
         seen_in_test=seen["test"],
-        robustness=_measure_robustness(predictor, dataset, labels, robustness_images),
+        robustness=_measure_robustness(predictor, scores, config.robustness_images, steps),
         unreadable=unreadable,
         notes=(
             *_notes_on_images(seen, len(unreadable)),
-            *_notes_on_gate(predictions),
+            *_notes_on_gate(scores.distances),
             *predictor.caveats,
             *_notes_on_intervals(labels, metrics),
         ),
@@ -279,72 +250,21 @@ def evaluate_predictor(
 
 
 def _measure_robustness(
-    predictor: Predictor, dataset: Dataset, labels: np.ndarray, count: int
+    predictor: Predictor, scores: Scores, count: int, steps: Steps | None
 ) -> Robustness | None:
     if not count:
         return None
+    labels = scores.labels
     rows = np.sort(np.random.default_rng(13).permutation(len(labels))[:count])
     if len(np.unique(labels[rows])) < 2:
         raise UserError("The images drawn for --robustness have one class only; give more images.")
-    chosen = dataset.select(rows)
+    chosen = scores.rows.select(rows)
     images = (read_xray(source, name) for name, source in open_images(chosen))
-    return measure_robustness(predictor, images, labels[rows], chosen["patient"][:], log=print)
+    return measure_robustness(predictor, images, labels[rows], chosen["patient"][:], steps=steps)
 
 
-def measure_referral(
-    labels: np.ndarray,
-    positive: np.ndarray,
-    decisions: Sequence[str],
-    patients: Sequence[str],
-    resamples: int = RESAMPLES,
-) -> Referral:
-    """Return how referring the images with the decision REFER changes the error on the others.
-
-    `labels` and `positive` are the label and the side of the threshold, [N] of 0 and 1 or
-    booleans; `patients` and `resamples` are for the bootstrap intervals.
-    """
-    wrong = positive != (labels == 1)
-    kept = np.asarray([one != "REFER" for one in decisions])
-
-    def mean(values: np.ndarray) -> float:
-        return float(values.mean()) if len(values) else math.nan
-
-    draws = [
-        (mean(wrong[rows]), mean(wrong[rows][kept[rows]]))
-        for rows in draw_patients(labels, patients, resamples, seed=13)
-    ]
-    values = (mean(wrong), mean(wrong[kept]))
-    intervals = map(percentile_interval, values, zip(*draws, strict=True))
-    return Referral(int((~kept).sum()), *intervals, mean(wrong[~kept]))
-
-
-def _check_columns(dataset: Dataset, subgroups: Sequence[str]) -> None:
-    if missing := [name for name in subgroups if name not in dataset.column_names]:
-        known = sorted(set(dataset.column_names) - {"image", "label", "patient", "file"})
-        raise UserError(
-            f"The data has no column {missing[0]!r} for --subgroups; it has {', '.join(known)}."
-        )
-
-
-def _hashes_by_member(predictor: Predictor, split: str) -> list[set[str]]:
-    """Return the image hashes of a split of each member's training run; empty if unknown."""
-    runs = (
-        read_json(member.path / RUN_FILE, otherwise={}) if member.path else {}
-        for member in predictor.networks
-    )
-    return [set(run.get("hashes", {}).get(split, ())) for run in runs]
-
-
-def _count_seen(predictor: Predictor, dataset: Dataset) -> dict[str, int]:
-    """Return how many images are in each split of the model's (or a member's) training run."""
-    names = ("train", "validation", "test", "unlabelled")
-    known = {name: set.union(*_hashes_by_member(predictor, name)) for name in names}
-    known["train"] |= known.pop("unlabelled")
-    hashes = to_hex(hash_images(dataset)) if any(known.values()) else []
-    return {name: sum(one in of_split for one in hashes) for name, of_split in known.items()}
-
-
-def _hash_weights(predictor: Predictor) -> str:
+def hash_weights(predictor: Predictor) -> str:
+    """Return the SHA-256 of the weights, joined by + for an ensemble; empty if unknown."""
     digests = []
     for member in predictor.networks:
         weights = member.path / "model.safetensors" if member.path else None
@@ -369,9 +289,8 @@ def _notes_on_images(seen: Mapping[str, int], unreadable: int) -> list[str]:
     return [text for text, count in notes.items() if count]
 
 
-def _notes_on_gate(predictions: Sequence[Prediction]) -> list[str]:
-    distances = np.array([one.distance for one in predictions if one.distance is not None])
-    if not len(distances):
+def _notes_on_gate(distances: np.ndarray) -> list[str]:
+    if np.isnan(distances).all():  # no gate
         return []
     refused = int(np.sum(distances >= REFUSED_AT))
     unlike = int(np.sum(distances >= 1)) - refused

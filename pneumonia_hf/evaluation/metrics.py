@@ -3,29 +3,35 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from pneumonia_hf.evaluation.intervals import (
+    Interval,
+    bca_interval,
+    draw_patients,
+    leave_out,
+    percentile_interval,
+)
 from pneumonia_hf.inference.operating_point import to_logit, to_probability
 
 Labels = np.ndarray  # [N] of 0 (NORMAL) and 1 (PNEUMONIA)
 Probabilities = np.ndarray  # [N], P(pneumonia) in 0..1
 
 
-@dataclass(frozen=True)
-class Interval:
-    """A measured value and its 95% confidence interval; NaN if it is not defined."""
-
-    value: float
-    low: float
-    high: float
-
-
 def accuracy(labels: Labels, probabilities: Probabilities, threshold: float) -> float:
     """Return the share of images on the right side of the threshold."""
     return float(np.mean((probabilities >= threshold) == (labels == 1)))
+
+
+def balanced_accuracy(labels: Labels, probabilities: Probabilities, threshold: float) -> float:
+    """Return the mean of sensitivity and specificity."""
+    return (
+        sensitivity(labels, probabilities, threshold)
+        + specificity(labels, probabilities, threshold)
+    ) / 2
 
 
 def sensitivity(labels: Labels, probabilities: Probabilities, threshold: float) -> float:
@@ -43,12 +49,52 @@ def precision(labels: Labels, probabilities: Probabilities, threshold: float) ->
     return _share(labels[probabilities >= threshold] == 1)
 
 
+def npv(labels: Labels, probabilities: Probabilities, threshold: float) -> float:
+    """Return the share of normals among the negatives; it depends on the prevalence."""
+    return _share(labels[probabilities < threshold] == 0)
+
+
 def f1(labels: Labels, probabilities: Probabilities, threshold: float) -> float:
     """Return the harmonic mean of precision and sensitivity."""
     positive = probabilities >= threshold
     wrong = np.sum(positive != (labels == 1))
     hits = np.sum(positive & (labels == 1))
     return float(2 * hits / (2 * hits + wrong)) if hits + wrong else math.nan
+
+
+def mcc(labels: Labels, probabilities: Probabilities, threshold: float) -> float:
+    """Return the correlation of label and decision; NaN if either is constant (Matthews 1975)."""
+    (right_negative, missed), (false_alarm, hit) = _count(labels, probabilities, threshold)
+    sides = (right_negative + missed) * (false_alarm + hit)
+    sides *= (right_negative + false_alarm) * (missed + hit)
+    return (right_negative * hit - missed * false_alarm) / math.sqrt(sides) if sides else math.nan
+
+
+def kappa(labels: Labels, probabilities: Probabilities, threshold: float) -> float:
+    """Return the agreement of label and decision beyond chance (Cohen 1960); NaN if constant."""
+    counts = _count(labels, probabilities, threshold)
+    total = counts.sum()
+    by_chance = counts.sum(axis=0) @ counts.sum(axis=1) / total**2
+    return (
+        float((np.trace(counts) / total - by_chance) / (1 - by_chance))
+        if by_chance < 1
+        else (math.nan)
+    )
+
+
+def lr_positive(labels: Labels, probabilities: Probabilities, threshold: float) -> float:
+    """Return the factor by which a positive decision raises the odds; infinite without an error.
+
+    Sensitivity / (1 - specificity).
+    """
+    hits = sensitivity(labels, probabilities, threshold)
+    return _ratio(hits, 1 - specificity(labels, probabilities, threshold))
+
+
+def lr_negative(labels: Labels, probabilities: Probabilities, threshold: float) -> float:
+    """Return the factor by which a negative decision lowers the odds: (1 - sens.) / spec."""
+    missed = 1 - sensitivity(labels, probabilities, threshold)
+    return _ratio(missed, specificity(labels, probabilities, threshold))
 
 
 def auroc(labels: Labels, probabilities: Probabilities, threshold: float) -> float:
@@ -81,13 +127,27 @@ def brier(labels: Labels, probabilities: Probabilities, threshold: float) -> flo
     return float(np.mean((probabilities - labels) ** 2))
 
 
+def log_loss(labels: Labels, probabilities: Probabilities, threshold: float) -> float:
+    """Return the mean of -log of the probability of the true label, in nats."""
+    return float(np.mean(_losses(labels, probabilities)))
+
+
+def balanced_log_loss(labels: Labels, probabilities: Probabilities, threshold: float) -> float:
+    """Return the log loss with each class weighing a half; NaN if a class is absent."""
+    weights = _balance(labels)
+    if weights is None:
+        return math.nan
+    return float(np.average(_losses(labels, probabilities), weights=weights))
+
+
 def calibration_error(labels: Labels, probabilities: Probabilities, threshold: float) -> float:
-    """Return the expected calibration error over 10 bins of equal width (Guo et al. 2017).
+    """Return the expected calibration error over up to 10 bins of equal size (Nixon et al. 2019).
 
     It is the mean distance between a bin's share of pneumonias and its mean probability, weighted
-    by the bin's size.
+    by the bin's size. Bins of equal width would leave most of them nearly empty, since a good
+    model's probabilities are near 0 and 1. Equal probabilities are in one bin.
     """
-    return _calibration_gap(labels, probabilities, np.ones(len(labels)))
+    return calibration_gap(labels, probabilities, np.ones(len(labels)))
 
 
 def balanced_brier(labels: Labels, probabilities: Probabilities, threshold: float) -> float:
@@ -107,13 +167,42 @@ def balanced_calibration_error(
 ) -> float:
     """Return the calibration error with each class weighing a half; NaN if a class is absent."""
     weights = _balance(labels)
-    return math.nan if weights is None else _calibration_gap(labels, probabilities, weights)
+    return math.nan if weights is None else calibration_gap(labels, probabilities, weights)
 
 
-def _calibration_gap(labels: Labels, probabilities: Probabilities, weights: np.ndarray) -> float:
-    bins = np.minimum((probabilities * 10).astype(int), 9)
-    gaps = np.abs(np.bincount(bins, weights * (labels - probabilities), minlength=10))
+def bin_edges(probabilities: Probabilities, weights: np.ndarray, count: int = 10) -> np.ndarray:
+    """Return the inner edges of bins of equal weight: [count - 1]; a bin begins at its edge."""
+    order = np.argsort(probabilities)
+    weight = np.cumsum(weights[order])
+    places = np.searchsorted(weight, weight[-1] * np.arange(1, count) / count * (1 - 1e-12))
+    # The first probability of the next bin.
+    return probabilities[order][np.minimum(places + 1, len(order) - 1)]
+
+
+def calibration_gap(labels: Labels, probabilities: Probabilities, weights: np.ndarray) -> float:
+    """Return the calibration error of images that weigh `weights`, [N]."""
+    if not len(labels):
+        return math.nan
+    bins = np.searchsorted(bin_edges(probabilities, weights), probabilities, side="right")
+    gaps = np.abs(np.bincount(bins, weights * (labels - probabilities)))
     return float(gaps.sum() / weights.sum())
+
+
+def _losses(labels: Labels, probabilities: Probabilities) -> np.ndarray:
+    of_truth = np.where(labels == 1, probabilities, 1 - probabilities)
+    return -np.log(np.maximum(of_truth, np.finfo(np.float64).eps))
+
+
+def _count(labels: Labels, probabilities: Probabilities, threshold: float) -> np.ndarray:
+    """Return the images by decision and label: [[true -, false -], [false +, true +]]."""
+    cells = 2 * (probabilities >= threshold) + (labels == 1)
+    return np.bincount(cells, minlength=4).reshape(2, 2).astype(np.float64)
+
+
+def _ratio(upper: float, lower: float) -> float:
+    if lower:
+        return upper / lower
+    return math.inf if upper > 0 else math.nan
 
 
 def _balance(labels: Labels) -> np.ndarray | None:
@@ -146,20 +235,31 @@ class Metric:
 
     function: Callable[[Labels, Probabilities, float], float]
     greater_is_better: bool
+    title: str  # for tables
+    highest: float = 1  # the lowest is 0, or -1 for a correlation
+    by_prevalence: bool = False  # whether it changes with the share of pneumonias
 
 
 METRICS = {
-    "accuracy": Metric(accuracy, greater_is_better=True),
-    "sensitivity": Metric(sensitivity, greater_is_better=True),
-    "specificity": Metric(specificity, greater_is_better=True),
-    "precision": Metric(precision, greater_is_better=True),
-    "f1": Metric(f1, greater_is_better=True),
-    "auroc": Metric(auroc, greater_is_better=True),
-    "auprc": Metric(auprc, greater_is_better=True),
-    "brier": Metric(brier, greater_is_better=False),
-    "ece": Metric(calibration_error, greater_is_better=False),
-    "brier_balanced": Metric(balanced_brier, greater_is_better=False),
-    "ece_balanced": Metric(balanced_calibration_error, greater_is_better=False),
+    "accuracy": Metric(accuracy, True, "accuracy", by_prevalence=True),
+    "balanced_accuracy": Metric(balanced_accuracy, True, "balanced accuracy"),
+    "sensitivity": Metric(sensitivity, True, "sensitivity (recall)"),
+    "specificity": Metric(specificity, True, "specificity"),
+    "precision": Metric(precision, True, "PPV (precision)", by_prevalence=True),
+    "npv": Metric(npv, True, "NPV", by_prevalence=True),
+    "f1": Metric(f1, True, "F1", by_prevalence=True),
+    "mcc": Metric(mcc, True, "Matthews correlation", by_prevalence=True),
+    "kappa": Metric(kappa, True, "Cohen's kappa", by_prevalence=True),
+    "lr_positive": Metric(lr_positive, True, "positive likelihood ratio", math.inf),
+    "lr_negative": Metric(lr_negative, False, "negative likelihood ratio", math.inf),
+    "auroc": Metric(auroc, True, "AUROC"),
+    "auprc": Metric(auprc, True, "AUPRC (average precision)", by_prevalence=True),
+    "brier": Metric(brier, False, "Brier score", by_prevalence=True),
+    "log_loss": Metric(log_loss, False, "log loss", math.inf, by_prevalence=True),
+    "ece": Metric(calibration_error, False, "calibration error (ECE)", by_prevalence=True),
+    "brier_balanced": Metric(balanced_brier, False, "Brier score at 50%"),
+    "log_loss_balanced": Metric(balanced_log_loss, False, "log loss at 50%", math.inf),
+    "ece_balanced": Metric(balanced_calibration_error, False, "calibration error at 50%"),
 }
 
 
@@ -189,53 +289,41 @@ def bootstrap_intervals(
     `draw_patients` resamples patients, not images, since the images of one patient are alike.
     `labels`, `probabilities` and `patients` are [N]; the threshold is fixed.
     """
-    labels, probabilities = np.asarray(labels), np.asarray(probabilities, dtype=np.float64)
-    values = compute_metrics(labels, probabilities, threshold)
-    draws = [
-        compute_metrics(labels[rows], probabilities[rows], threshold)
-        for rows in draw_patients(labels, patients, resamples, seed)
-    ]
+    rows = draw_patients(np.asarray(labels), patients, resamples, seed)
     return {
-        name: percentile_interval(value, [draw[name] for draw in draws])
-        for name, value in values.items()
+        name: percentile_interval(value, draws)
+        for name, (value, draws) in _resample(labels, probabilities, threshold, rows).items()
     }
 
 
-def percentile_interval(value: float, draws: Sequence[float]) -> Interval:
-    """Return a value with the 2.5th and 97.5th percentiles of its defined bootstrap draws."""
-    defined = [draw for draw in draws if not math.isnan(draw)]
-    low, high = np.percentile(defined, [2.5, 97.5]) if defined else (math.nan, math.nan)
-    return Interval(float(value), float(low), float(high))
+def bca_intervals(
+    labels: Sequence[int],
+    probabilities: Sequence[float],
+    threshold: float,
+    patients: Sequence[str],
+    resamples: int = 1000,
+    seed: int = 13,
+) -> dict[str, Interval]:
+    """Return every metric with its 95% BCa interval; arguments as of `bootstrap_intervals`."""
+    rows = draw_patients(np.asarray(labels), patients, resamples, seed)
+    drawn = _resample(labels, probabilities, threshold, rows)
+    without = _resample(labels, probabilities, threshold, leave_out(patients, seed))
+    return {
+        name: bca_interval(value, draws, without[name][1]) for name, (value, draws) in drawn.items()
+    }
 
 
-def draw_patients(
-    labels: np.ndarray, patients: Sequence[str] | np.ndarray, resamples: int, seed: int
-) -> Iterator[np.ndarray]:
-    """Yield the rows of each bootstrap resample of patients.
-
-    A patient is drawn with all images. Patients with normals only, with pneumonias only and with
-    both are separate strata, so that every resample holds both classes.
-    """
-    generator = np.random.default_rng(seed)
-    labels = np.asarray(labels)
-    _, numbers = np.unique(np.asarray(patients), return_inverse=True)
-    has = np.zeros((numbers.max(initial=-1) + 1, 2), bool)
-    has[numbers, labels] = True
-    strata = []
-    for kind in ([True, False], [False, True], [True, True]):
-        rows = np.flatnonzero((has[numbers] == kind).all(axis=1))
-        if len(rows):
-            order = rows[np.argsort(numbers[rows], kind="stable")]
-            _, starts = np.unique(numbers[order], return_index=True)
-            strata.append(np.split(order, starts[1:]))
-    for _ in range(resamples):
-        yield np.concatenate(
-            [
-                groups[drawn]
-                for groups in strata
-                for drawn in generator.integers(len(groups), size=len(groups))
-            ]
-        )
+def _resample(
+    labels: Sequence[int],
+    probabilities: Sequence[float],
+    threshold: float,
+    samples: Iterable[np.ndarray],
+) -> dict[str, tuple[float, list[float]]]:
+    """Return each metric of all images, and of each sample of rows."""
+    labels, probabilities = np.asarray(labels), np.asarray(probabilities, dtype=np.float64)
+    values = compute_metrics(labels, probabilities, threshold)
+    draws = [compute_metrics(labels[rows], probabilities[rows], threshold) for rows in samples]
+    return {name: (value, [draw[name] for draw in draws]) for name, value in values.items()}
 
 
 def _share(hits: np.ndarray) -> float:

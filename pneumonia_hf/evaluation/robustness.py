@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from pneumonia_hf.evaluation.metrics import Interval, auroc, draw_patients, percentile_interval
+from pneumonia_hf.evaluation.intervals import Interval, draw_patients, percentile_interval
+from pneumonia_hf.evaluation.metrics import auroc
 from pneumonia_hf.evaluation.perturbations import COUNTERFACTUALS, PERTURBATIONS, perturb
+from pneumonia_hf.evaluation.steps import Steps
 from pneumonia_hf.imaging.preprocess import resize
 from pneumonia_hf.inference.operating_point import to_probability
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from pneumonia_hf.inference.predictor import Predictor
 
 GAP = ("frame_swap", 0.2)  # the perturbation of the shortcut gap
@@ -64,7 +64,7 @@ def measure_robustness(
     patients: Sequence[str],
     resamples: int = 300,
     seed: int = 13,
-    log: Callable[[str], None] = lambda text: None,
+    steps: Steps | None = None,
 ) -> Robustness:
     """Return the results of a model on every perturbation and level.
 
@@ -77,17 +77,26 @@ def measure_robustness(
         images: gray, as `read_xray` returns them, in the order of `labels` and `patients`.
         labels: 0 (NORMAL) or 1 (PNEUMONIA); both must occur.
         resamples, seed: of the bootstrap; `seed` also of the perturbations.
-        log: is called with a line for each perturbation.
+        steps: where the scores of each kind of copies are kept, if anywhere.
     """
+    from tqdm.auto import tqdm
+
     labels = np.asarray(labels)
     pixels = shrink(predictor, images)
     threshold = predictor.operating_point.threshold
     cases = [PLAIN] + [(name, at) for name, one in PERTURBATIONS.items() for at in one.levels]
     scores = {}
-    for name, level in cases:
-        copies = pixels if name == "plain" else perturb(pixels, labels, name, level, seed)
-        scores[name, level] = to_probability(score(predictor, copies))
-        log(f"{name} {level:g}: AUROC {auroc(labels, scores[name, level], threshold):.4f}")
+    for name, level in tqdm(cases, desc="Perturbed copies", unit="kind", leave=False):
+        found = (steps or Steps()).run(
+            f"{name} {level:g} of {len(labels)}",
+            lambda name=name, level=level: {
+                "log_odds": score(
+                    predictor,
+                    pixels if name == "plain" else perturb(pixels, labels, name, level, seed),
+                )
+            },
+        )
+        scores[name, level] = to_probability(found["log_odds"])
     draws = list(draw_patients(labels, patients, resamples, seed))
     areas = {case: [auroc(labels[d], one[d], 0) for d in draws] for case, one in scores.items()}
     values = {case: auroc(labels, one, 0) for case, one in scores.items()}

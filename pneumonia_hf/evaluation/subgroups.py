@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pneumonia_hf.data.folder_source import OtherImage
-from pneumonia_hf.data.sources import open_images
 from pneumonia_hf.errors import UserError, XrayError
-from pneumonia_hf.evaluation.metrics import Interval, bootstrap_intervals
+from pneumonia_hf.evaluation.intervals import Interval, draw_patients, percentile_interval
+from pneumonia_hf.evaluation.metrics import METRICS, auroc
 from pneumonia_hf.inference.predictor import Prediction, Predictor
 from pneumonia_hf.labels import LABELS
 
@@ -19,6 +21,26 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 SUBGROUP_METRICS = ("auroc", "sensitivity", "specificity")
+NOT_GIVEN = "not given"
+OWN_COLUMNS = {"image", "label", "patient", "file"}  # of every data set, no metadata
+AGES = (6, 18, 40, 60, 80)  # first years of all age bands but the youngest
+MOST_VALUES = 12  # of a column of text: more are names or remarks
+FEWEST = 5  # images of a class, below which a group has no metric
+SIGNIFICANT = 0.05  # adjusted p-value below which a gap is flagged
+FILE_KIND = re.compile(r"[_-](bacteria|virus)[_-]", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Gap:
+    """How far a metric of a group is from that of all other images."""
+
+    difference: Interval
+    p: float  # two-sided, that there is none; adjusted for the number of groups and metrics
+
+    @property
+    def flagged(self) -> bool:
+        """Whether the gap is larger than chance and the number of comparisons explain."""
+        return self.p < SIGNIFICANT
 
 
 @dataclass(frozen=True)
@@ -29,7 +51,19 @@ class Subgroup:
     value: str
     normals: int
     pneumonias: int
-    metrics: dict[str, Interval]  # of SUBGROUP_METRICS; empty if a class is absent
+    metrics: dict[str, Interval]  # of SUBGROUP_METRICS, those with FEWEST images of each class
+    # Of the AUROC of a group with one class: all images of the other class are its counterpart.
+    against_all: bool
+    gaps: dict[str, Gap]  # by metric; none where all other images are too few
+
+
+@dataclass(frozen=True)
+class Stratified:
+    """The AUROC of all pairs, beside that of pairs within one value of a column."""
+
+    column: str
+    pooled: Interval
+    within: Interval  # lower, if the column tells the class and the model goes by it
 
 
 @dataclass(frozen=True)
@@ -43,51 +77,229 @@ class Others:
     median: float  # probability
 
 
-def predict_rows(
-    predictor: Predictor, data: Dataset, strict: bool
-) -> tuple[list[Prediction], Dataset, tuple[str, ...]]:
-    """Return the predictions, the rows that could be read, and the reasons for the others."""
-    from tqdm.auto import tqdm
+def to_groups(name: str, values: Sequence[Any]) -> list[str | None] | None:
+    """Return the group of each image by a metadata column; None if the column makes no groups.
 
-    results = predictor.predict_images(open_images(data), refuse=False)
-    results = list(tqdm(results, total=len(data), unit="image", leave=False))
-    kept = [row for row, one in enumerate(results) if not isinstance(one, XrayError)]
-    unreadable = tuple(str(one) for one in results if isinstance(one, XrayError))
-    if unreadable and (strict or not kept):
+    Ages become bands, and other numbers of many values quarters. An empty cell is "not given".
+    """
+    cells = [None if one is None or one != one or one == "" else one for one in values]
+    numbers = np.array([_to_number(one) for one in cells])
+    given = np.array([one is not None for one in cells])
+    if given.any() and np.isfinite(numbers[given]).all():
+        if name.lower() == "age":
+            return [_to_band(one, AGES) if known else NOT_GIVEN
+                    for one, known in zip(numbers, given, strict=True)]  # fmt: skip
+        if len(np.unique(numbers[given])) > MOST_VALUES:
+            edges = np.unique(np.quantile(numbers[given], [0.25, 0.5, 0.75]))
+            return [_to_band(one, edges) if known else NOT_GIVEN
+                    for one, known in zip(numbers, given, strict=True)]  # fmt: skip
+    groups = [NOT_GIVEN if one is None else str(one) for one in cells]
+    return groups if 2 <= len(set(groups)) <= MOST_VALUES else None
+
+
+def _to_number(cell: Any) -> float:
+    try:
+        return float(str(cell).rstrip("Yy"))  # DICOM writes an age as 058Y
+    except ValueError:
+        return math.nan
+
+
+def _to_band(number: float, edges: Sequence[float]) -> str:
+    place = int(np.searchsorted(edges, number, side="right"))
+    if place == 0:
+        return f"below {edges[0]:g}"
+    return (
+        f"{edges[-1]:g} or more"
+        if place == len(edges)
+        else (f"{edges[place - 1]:g} to below {edges[place]:g}")
+    )
+
+
+def list_groups(data: Dataset, names: Sequence[str]) -> dict[str, list[str | None]]:
+    """Return the group of each image, by column: of `names`, or else of every usable column.
+
+    Beside metadata that is what the file names say: bacteria or virus. None is no group. Columns
+    whose every value is of one class are the labels themselves, and are left out unless named.
+
+    Raises:
+        UserError: an unknown column, or one that makes no groups.
+    """
+    known = [name for name in data.column_names if name not in OWN_COLUMNS]
+    if missing := [name for name in names if name not in known]:
         raise UserError(
-            f"{len(unreadable)} of {len(data)} files cannot be read; repair or remove them: "
-            f"{' '.join(unreadable[:3])}"
+            f"The data has no column {missing[0]!r} for --subgroups; it has {', '.join(known)}."
         )
-    rows = data.select(kept) if unreadable else data
-    return [results[row] for row in kept], rows, unreadable
+    found, labels = {}, data["label"][:]
+    for name in names or known:
+        groups = to_groups(name, data[name][:])
+        if groups is not None and (names or not _tells_label(groups, labels)):
+            found[name] = groups
+        elif groups is None and names:
+            raise UserError(
+                f"The column {name!r} makes no groups: it has one value only, or more than "
+                f"{MOST_VALUES} texts; leave it out of --subgroups."
+            )
+    kinds = [match and match[1].lower() for match in map(FILE_KIND.search, data["file"][:])]
+    if not names and any(kinds):
+        found["file name"] = kinds
+    return found
+
+
+def _tells_label(groups: Sequence[str | None], labels: Sequence[int]) -> bool:
+    """Return whether every group has one class."""
+    return len(set(zip(groups, labels, strict=True))) == len(set(groups))
+
+
+def _sort_key(group: str) -> tuple:
+    """Return the place of a group: bands by their numbers, others by their name."""
+    number = re.match(r"(below )?(-?[\d.]+)", group)
+    return (0, float(number[2]), not number[1], group) if number else (1, 0.0, True, group)
 
 
 def measure_subgroups(
-    name: str,
-    values: Sequence[str | None],
+    columns: Mapping[str, Sequence[str | None]],
     labels: np.ndarray,
     probabilities: np.ndarray,
     threshold: float,
     patients: Sequence[str],
     resamples: int,
-) -> Iterator[Subgroup]:
-    """Yield the metrics of each value of the metadata column `name`; `values` are its cells."""
-    values = np.array([value or "not given" for value in values])
-    patients = np.asarray(patients)
-    for value in np.unique(values):
-        rows = np.flatnonzero(values == value)
-        counts = np.bincount(labels[rows], minlength=2)
-        metrics = {}
-        if counts.all():
-            metrics = bootstrap_intervals(
-                labels[rows], probabilities[rows], threshold, patients[rows], resamples
+    seed: int = 13,
+) -> tuple[tuple[Subgroup, ...], tuple[Stratified, ...]]:
+    """Return the metrics of each group of each column, and the AUROC within each column.
+
+    All groups are measured on the same bootstrap resamples of patients. The p-values of all gaps
+    are adjusted together (Benjamini and Yekutieli 2001, since groups overlap).
+    """
+    draws = list(draw_patients(labels, patients, resamples, seed))
+    everything = np.arange(len(labels))
+    groups, stratified = [], []
+    for column, of_image in columns.items():
+        values = np.array([one if one is not None else "" for one in of_image])
+        for value in sorted(set(values[values != ""].tolist()), key=_sort_key):
+            inside = values == value
+            counts = np.bincount(labels[inside], minlength=2)
+            # An AUROC needs both classes.
+            wanted = inside | (labels != labels[inside][0]) if not counts.all() else inside
+            masks = {"auroc": wanted, "sensitivity": inside, "specificity": inside}
+            metrics, gaps = {}, {}
+            for metric, mask in masks.items():
+                if not _has_enough(metric, labels, inside, counts.all()):
+                    continue
+                pairs = np.array(
+                    [
+                        _inside_and_outside(metric, labels, probabilities, threshold, mask, rows)
+                        for rows in (everything, *draws)
+                    ]
+                )  # [1 + resamples, 2]
+                own, rest = pairs.T
+                metrics[metric] = percentile_interval(own[0], own[1:])
+                difference = own - rest
+                if counts.all() and _has_enough(metric, labels, ~mask, True):
+                    interval = percentile_interval(difference[0], difference[1:])
+                    gaps[metric] = Gap(interval, _p_value(difference))
+            groups.append(
+                Subgroup(column, str(value), *map(int, counts), metrics, not counts.all(), gaps)
             )
-            metrics = {metric: metrics[metric] for metric in SUBGROUP_METRICS}
-        yield Subgroup(name, str(value), int(counts[0]), int(counts[1]), metrics)
+        if all(one is not None for one in of_image):
+            stratified.append(
+                Stratified(
+                    column,
+                    *(
+                        percentile_interval(of(everything), [of(rows) for rows in draws])
+                        for of in (
+                            lambda rows: auroc(labels[rows], probabilities[rows], 0),
+                            lambda rows, values=values: auroc_within(
+                                labels[rows], probabilities[rows], values[rows]
+                            ),
+                        )
+                    ),
+                )
+            )
+    return _adjust(groups), tuple(stratified)
+
+
+def auroc_within(labels: np.ndarray, probabilities: np.ndarray, strata: np.ndarray) -> float:
+    """Return the share of pairs of one stratum that are ranked right; NaN if there are none.
+
+    It is the mean of the AUROC of each stratum, weighted by its number of pairs.
+    """
+    pairs = right = 0.0
+    for stratum in np.unique(strata):
+        inside = strata == stratum
+        ill = np.sum(labels[inside] == 1)
+        count = ill * (inside.sum() - ill)
+        if count:
+            pairs += count
+            right += count * auroc(labels[inside], probabilities[inside], 0)
+    return right / pairs if pairs else math.nan
+
+
+def _inside_and_outside(
+    metric: str,
+    labels: np.ndarray,
+    probabilities: np.ndarray,
+    threshold: float,
+    mask: np.ndarray,
+    rows: np.ndarray,
+) -> tuple[float, float]:
+    inside = mask[rows]
+    own, rest = rows[inside], rows[~inside]
+    function = METRICS[metric].function
+    return (
+        function(labels[own], probabilities[own], threshold),
+        function(labels[rest], probabilities[rest], threshold) if len(rest) else math.nan,
+    )
+
+
+def _has_enough(metric: str, labels: np.ndarray, mask: np.ndarray, both: bool) -> bool:
+    """Return whether a group has FEWEST images of each class that a metric needs.
+
+    An AUROC needs those of both classes, or without `both`, of the only class that there is.
+    """
+    counts = np.bincount(labels[mask], minlength=2)
+    if metric == "auroc":
+        return bool((counts[counts > 0] >= FEWEST).all() and (counts.all() or not both))
+    return bool(counts[1 if metric == "sensitivity" else 0] >= FEWEST)
+
+
+def _p_value(difference: np.ndarray) -> float:
+    """Return the two-sided p-value of a difference, by the deviation of its bootstrap draws."""
+    from scipy.stats import norm
+
+    deviation = np.nanstd(difference[1:])
+    if not deviation:
+        return 1.0 if difference[0] == 0 else math.nan
+    return float(2 * norm.sf(abs(difference[0]) / deviation))
+
+
+def _adjust(groups: Sequence[Subgroup]) -> tuple[Subgroup, ...]:
+    """Return the groups with p-values that are adjusted for their number."""
+    from scipy.stats import false_discovery_control
+
+    places = [
+        (number, metric)
+        for number, one in enumerate(groups)
+        for metric, gap in one.gaps.items()
+        if not math.isnan(gap.p)
+    ]
+    if not places:
+        return tuple(groups)
+    raw = [groups[number].gaps[metric].p for number, metric in places]
+    adjusted = dict(zip(places, false_discovery_control(raw, method="by"), strict=True))
+    return tuple(
+        replace(
+            one,
+            gaps={
+                metric: replace(gap, p=float(adjusted.get((number, metric), math.nan)))
+                for metric, gap in one.gaps.items()
+            },
+        )
+        for number, one in enumerate(groups)
+    )
 
 
 def score_other_classes(
-    predictor: Predictor, others: Sequence[OtherImage], subgroups: Sequence[str]
+    predictor: Predictor, others: Sequence[OtherImage], columns: Sequence[str]
 ) -> tuple[tuple[Others, ...], tuple[tuple[str, str, float, str], ...], tuple[str, ...]]:
     """Return the summary of images of neither class, their rows, and what cannot be read."""
     predictions = list(predictor.predict_files([one.path for one in others], refuse=False))
@@ -100,10 +312,11 @@ def score_other_classes(
     groups: dict[str, list[Prediction]] = {}
     for image, prediction in scored:
         groups.setdefault(image.folder, []).append(prediction)
-    for name in subgroups:
-        for image, prediction in sorted(scored, key=lambda pair: pair[0].cells.get(name, "")):
-            group = f"{image.folder}, {name} {image.cells.get(name, 'not given')}"
-            groups.setdefault(group, []).append(prediction)
+    for name in columns:
+        of_image = to_groups(name, [image.cells.get(name) for image, _ in scored]) or []
+        pairs = zip(of_image, scored, strict=False)
+        for group, (image, prediction) in sorted(pairs, key=lambda pair: pair[0]):
+            groups.setdefault(f"{image.folder}, {name} {group}", []).append(prediction)
     summary = tuple(
         Others(
             name,

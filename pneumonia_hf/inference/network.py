@@ -14,6 +14,7 @@ from pneumonia_hf.imaging.preprocess import to_pixel_values
 from pneumonia_hf.inference.gate import Gate, describe
 from pneumonia_hf.inference.operating_point import OperatingPoint
 from pneumonia_hf.inference.tta import TTA_TRANSFORMS, apply_transform
+from pneumonia_hf.labels import LABELS
 
 if TYPE_CHECKING:
     import torch
@@ -35,11 +36,14 @@ class Network:
         name: str = "model",
         path: Path | None = None,
         gate: Gate | None = None,
+        positive_label: str = LABELS[1],
     ) -> None:
         """Take a model and processor that transformers has loaded, from `path` if any.
 
+        `positive_label` is the name of the class of images with pneumonia, in any case.
+
         Raises:
-            UserError: none of the model's labels is PNEUMONIA; a gate of another network.
+            UserError: the model has no such class; a gate of another network.
         """
         self.model = model.eval()
         self.processor = processor
@@ -50,13 +54,19 @@ class Network:
             raise UserError(
                 f"The input gate of {name} is of another network; fit it with recalibrate.py."
             )
-        self.class_index = _pneumonia_index(model, name)
+        self.class_index = _positive_index(model, name, positive_label)
         self.settings: dict[str, Any] = getattr(model.config, CONFIG_KEY, None) or {}
         # The value of an attribution map that is shown at full brightness, by method.
         self.attribution_references: dict[str, float] = self.settings.get(REFERENCES_KEY, {})
 
     @classmethod
-    def load(cls, folder: Path, name: str, device: str | None = None) -> Network:
+    def load(
+        cls,
+        folder: Path,
+        name: str,
+        device: str | None = None,
+        positive_label: str = LABELS[1],
+    ) -> Network:
         """Return the network of a model folder; `device` defaults to the accelerator, if any.
 
         Raises:
@@ -84,7 +94,8 @@ class Network:
             raise UserError(f"The model in {name} cannot be loaded: {reason}") from error
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        return cls(model.to(device), processor, name, folder, Gate.load(folder, name))
+        gate = Gate.load(folder, name)
+        return cls(model.to(device), processor, name, folder, gate, positive_label)
 
     @property
     def operating_point(self) -> OperatingPoint | None:
@@ -154,13 +165,13 @@ class Network:
         return (apply_transform(pixel_values, one, black) for one in TTA_TRANSFORMS)
 
 
-def _pneumonia_index(model: PreTrainedModel, name: str) -> int:
-    """Return the class number of PNEUMONIA: public models of this task differ in their order."""
+def _positive_index(model: PreTrainedModel, name: str, wanted: str) -> int:
+    """Return the class number of a class: public models of this task differ in their order."""
     labels = model.config.id2label
     for index, label in labels.items():
-        if label.upper() == "PNEUMONIA":
+        if label.strip().upper() == wanted.strip().upper():
             return int(index)
     raise UserError(
-        f"{name} has no class named PNEUMONIA (its classes: {', '.join(labels.values())}); "
-        f"give a model of this task."
+        f"{name} has no class named {wanted} (its classes: {', '.join(labels.values())}); "
+        f"give a model of this task, or the name of its class as positive_label."
     )

@@ -19,6 +19,7 @@ from pneumonia_hf.inference.gate import REFUSED_AT
 from pneumonia_hf.inference.network import Network
 from pneumonia_hf.inference.operating_point import OperatingPoint, to_logit, to_probability
 from pneumonia_hf.inference.tta import tta_caveats
+from pneumonia_hf.labels import LABELS
 from pneumonia_hf.models.model_folder import ENSEMBLE_FILE
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ UNLIKE = (
     "The image is unlike those that the model was trained on (99% of them are nearer), so its "
     "probability may not hold."
 )
+TOO_CLOSE = "Too close to the threshold"  # the beginning of its sentence
 UndecodedImage = tuple[str | None, Path | bytes | XrayError]  # name and image, by `open_images`
 
 Decision = Literal["PNEUMONIA", "NORMAL", "REFER", "REFUSED"]
@@ -130,6 +132,7 @@ class Predictor:
         revision: str | None = None,
         device: str | None = None,
         tta: bool = False,
+        positive_label: str = LABELS[1],
     ) -> Predictor:
         """Load a model folder or Hub model, or several as an ensemble.
 
@@ -139,6 +142,7 @@ class Predictor:
             revision: a branch, tag or commit of the Hub, for one model only.
             device: a torch device; by default the accelerator, if any.
             tta: test-time augmentation, as in the constructor.
+            positive_label: the class of images with pneumonia, for models of other projects.
 
         Raises:
             UserError: no such model, an unreachable Hub, a folder without a usable model, an
@@ -148,14 +152,17 @@ class Predictor:
 
         if not isinstance(path_or_id, str | Path):
             if len(path_or_id) == 1:
-                return cls.from_pretrained(path_or_id[0], revision, device, tta)
+                return cls.from_pretrained(path_or_id[0], revision, device, tta, positive_label)
             if not path_or_id:
                 raise UserError("An ensemble needs one or more models; none is given.")
             if revision is not None:
                 raise UserError(
                     "A revision applies to one model; give each model its own, as owner/name@v1."
                 )
-            members = [cls.from_pretrained(one, None, device) for one in path_or_id]
+            members = [
+                cls.from_pretrained(one, None, device, positive_label=positive_label)
+                for one in path_or_id
+            ]
             for one, member in zip(path_or_id, members, strict=True):
                 if len(member.networks) > 1:
                     raise UserError(f"{one} is an ensemble itself; give its members instead.")
@@ -165,7 +172,7 @@ class Predictor:
         if revision and folder != Path(path_or_id).expanduser():
             name = f"{name.partition('@')[0]}@{revision}"
         if not (folder / ENSEMBLE_FILE).exists():
-            return cls(Network.load(folder, name, device), tta=tta)
+            return cls(Network.load(folder, name, device, positive_label), tta=tta)
         settings = _read_ensemble(folder, name)
         members = [folder / member for member in settings["members"]]
         networks = [Network.load(member, str(member), device) for member in members]
@@ -256,10 +263,10 @@ class Predictor:
                 return Prediction(None, None, point.threshold, "REFUSED", tuple(reasons), known)
         elif known is not None and known >= 1:
             reasons.append(UNLIKE)
-        label = "PNEUMONIA" if probability >= point.threshold else "NORMAL"
+        label = LABELS[probability >= point.threshold]
         if point.low <= probability < point.high:
             reasons.append(
-                f"Too close to the threshold: resampling the validation patients moves it between "
+                f"{TOO_CLOSE}: resampling the validation patients moves it between "
                 f"{point.low:.3f} and {point.high:.3f}."
             )
         decision = "REFER" if reasons else label

@@ -16,6 +16,11 @@ if TYPE_CHECKING:
 
 CARD_TEMPLATE = Path(__file__).with_name("model_card.md")
 HUB_METRICS = {"auroc": "roc_auc", "sensitivity": "recall", "brier": "brier_score"}
+# Parts of report.json that stay out of the model folder.
+NOT_IN_CARD = {
+    "findings", "metrics_bca", "auroc_delong", "thresholds", "predictive_values", "decision_curve",
+    "calibration", "referral_reasons", "risk_coverage", "stratified", "sites", "comparison",
+}  # fmt: skip
 # A report shows miscalibration below this p-value and above this calibration error.
 MISFIT_P, MISFIT_ERROR = 0.01, 0.05
 
@@ -23,8 +28,10 @@ MISFIT_P, MISFIT_ERROR = 0.01, 0.05
 def add_report(folder: Path, report: dict[str, Any]) -> None:
     """Add a report to the model folder, replacing an older one of the same data and split.
 
-    It has `data`, `split`, `n`, `threshold` and `metrics`, as in report.json.
+    It has `data`, `split`, `n`, `threshold` and `metrics`, as in report.json. What neither card
+    nor app show is left out.
     """
+    report = {name: value for name, value in report.items() if name not in NOT_IN_CARD}
     reports = read_json(folder / REPORTS_FILE, otherwise=[])
     key = (report["data"], report["split"])
     reports = [one for one in reports if (one["data"], one["split"]) != key]
@@ -97,7 +104,9 @@ def find_misfit(reports: list[dict[str, Any]]) -> dict[str, Any] | None:
     return max(bad, key=lambda one: one["metrics"]["ece_balanced"]["value"], default=None)
 
 
-def _to_text(metric: dict[str, float | None]) -> str:
-    if metric["value"] is None:
+def _to_text(metric: dict[str, float | None] | None) -> str:
+    if not metric or metric["value"] is None:  # of a subgroup with one class
         return "not defined"
+    if metric["low"] is None or metric["high"] is None:  # without a bound
+        return f"{metric['value']:.3f}"
     return f"{metric['value']:.3f} ({metric['low']:.3f} to {metric['high']:.3f})"

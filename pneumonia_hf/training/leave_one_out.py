@@ -13,8 +13,8 @@ from pneumonia_hf.data.file_hashes import hash_images, to_hex
 from pneumonia_hf.data.load import load_splits, read_image_list
 from pneumonia_hf.data.sources import parse_source
 from pneumonia_hf.errors import UserError
-from pneumonia_hf.evaluation.evaluate import evaluate_predictor
-from pneumonia_hf.evaluation.metrics import Interval
+from pneumonia_hf.evaluation.evaluate import EvaluationConfig, evaluate_predictor
+from pneumonia_hf.evaluation.intervals import Interval
 from pneumonia_hf.files import markdown_table, replace_text, write_json
 from pneumonia_hf.inference.predictor import Predictor
 from pneumonia_hf.training.runs import run_recipe
@@ -87,7 +87,9 @@ def _score(model: Path, site: str, text: str, others: list[str], recipe: Recipe)
         listed = sorted(set.union(*map(read_image_list, lists)))
         hashes = to_hex(hash_images(data, recipe.data.cache_dir))
         data = data.select(np.flatnonzero(~np.isin(hashes, listed)))
-    report = evaluate_predictor(Predictor.from_pretrained(model), data, site, external=True)
+    report = evaluate_predictor(
+        Predictor.from_pretrained(model), data, site, config=EvaluationConfig(external=True)
+    )
     return LeftOut(
         site,
         tuple(parse_source(one).name for one in others),

@@ -12,16 +12,21 @@ from pneumonia_hf import __version__
 from pneumonia_hf.data.file_hashes import hash_images, to_hex
 from pneumonia_hf.errors import UserError
 from pneumonia_hf.evaluation.calibration import calibrate_scores
-from pneumonia_hf.evaluation.metrics import METRICS, auroc
+from pneumonia_hf.evaluation.metrics import auroc
 from pneumonia_hf.evaluation.perturbations import ROBUST
 from pneumonia_hf.evaluation.recalibrate import score_validation
-from pneumonia_hf.files import markdown_table, read_json, replace_text, write_json
+from pneumonia_hf.files import markdown_table, read_json, replace_text, without_nan, write_json
 from pneumonia_hf.inference.predictor import Predictor
 from pneumonia_hf.models.model_folder import ENSEMBLE_FILE, RUN_FILE, check_model_folder
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
+# Of METRICS, those that say something of their own, and that runs of earlier versions have.
+SUMMARISED = (
+    "accuracy", "sensitivity", "specificity", "precision", "f1", "auroc", "auprc", "brier", "ece",
+    "brier_balanced", "ece_balanced",
+)  # fmt: skip
 SEEDS_FILE, SEEDS_TABLE = "seeds.json", "seeds.md"
 
 
@@ -81,17 +86,17 @@ def summarise_seeds(
         ensemble["metrics"][ROBUST] = {"value": float(np.mean(areas)), "low": None, "high": None}
     columns = [name for name in seeds[0] if name not in ("member", "seed")]
     spread = {key: _spread([one[key] for one in seeds]) for key in columns}
-    summary = {"seeds": seeds, "spread": spread, "ensemble": ensemble}
+    summary = without_nan({"seeds": seeds, "spread": spread, "ensemble": ensemble})
     # ensemble.json comes last: it makes the folder a model.
     replace_text(folder / SEEDS_TABLE, _to_markdown(summary))
     write_json(folder / SEEDS_FILE, summary)
-    write_json(folder / ENSEMBLE_FILE, ensemble)
+    write_json(folder / ENSEMBLE_FILE, summary["ensemble"])
     return summary
 
 
 def _summarise_run(name: str, run: dict[str, Any], with_copies: bool) -> dict[str, Any]:
     found = run["validation"]
-    values = {metric: found["metrics"][metric]["value"] for metric in METRICS}
+    values = {metric: found["metrics"][metric]["value"] for metric in SUMMARISED}
     if with_copies:
         values[ROBUST] = float(np.mean([values["auroc"], *found["copies_auroc"].values()]))
     threshold = {"threshold": found["config"]["threshold"]}

@@ -5,12 +5,8 @@ import numpy as np
 import pytest
 
 from pneumonia_hf.evaluation.calibration import choose_threshold, fit_temperature
-from pneumonia_hf.evaluation.metrics import (
-    METRICS,
-    bootstrap_intervals,
-    compute_metrics,
-    draw_patients,
-)
+from pneumonia_hf.evaluation.intervals import draw_patients
+from pneumonia_hf.evaluation.metrics import METRICS, bootstrap_intervals, compute_metrics
 from pneumonia_hf.inference.operating_point import to_logit, to_probability
 
 LABELS = [0, 0, 0, 0, 1, 1, 1, 1, 1, 1]
@@ -321,3 +317,88 @@ def test_probability_of_any_logit_is_a_number():
     probabilities = to_probability(logits)
     assert np.isfinite(probabilities).all() and (np.diff(probabilities) >= 0).all()
     assert probabilities[2] == 0.5 and probabilities[-1] == 1
+
+
+def test_threshold_metrics_equal_scikit_learns_and_statsmodels():
+    from sklearn import metrics as of
+    from statsmodels.stats.inter_rater import cohens_kappa
+
+    labels, scores, _ = draw_scores(400, gap=0.7)
+    found = compute_metrics(labels, scores, 0.6)
+    positive = (scores >= 0.6).astype(int)
+    table = of.confusion_matrix(labels, positive)
+    (tn, _), (fn, _) = table
+    lr = of.class_likelihood_ratios(labels, positive)
+    expected = {
+        "accuracy": of.accuracy_score(labels, positive),
+        "balanced_accuracy": of.balanced_accuracy_score(labels, positive),
+        "sensitivity": of.recall_score(labels, positive),
+        "specificity": of.recall_score(labels, positive, pos_label=0),
+        "precision": of.precision_score(labels, positive),
+        "npv": tn / (tn + fn),
+        "f1": of.f1_score(labels, positive),
+        "mcc": of.matthews_corrcoef(labels, positive),
+        "kappa": cohens_kappa(table).kappa,
+        "lr_positive": lr[0],
+        "lr_negative": lr[1],
+        "brier": of.brier_score_loss(labels, scores),
+        "log_loss": of.log_loss(labels, scores),
+    }
+    assert {name: found[name] for name in expected} == pytest.approx(expected, abs=1e-12)
+
+
+def test_balanced_losses_equal_scikit_learns_with_weights():
+    from sklearn.metrics import brier_score_loss, log_loss
+    from sklearn.utils.class_weight import compute_sample_weight
+
+    labels, scores, _ = draw_scores(300, gap=0.5)
+    weights = compute_sample_weight("balanced", labels)
+    found = compute_metrics(labels, scores, 0.5)
+    assert found["log_loss_balanced"] == pytest.approx(
+        log_loss(labels, scores, sample_weight=weights)
+    )
+    assert found["brier_balanced"] == pytest.approx(
+        brier_score_loss(labels, scores, sample_weight=weights)
+    )
+
+
+def test_calibration_error_equals_that_of_scikit_learns_bins_of_equal_size():
+    from sklearn.calibration import calibration_curve
+
+    labels, scores, _ = draw_scores(500, gap=0.5)
+    shares, means = calibration_curve(labels, scores, n_bins=10, strategy="quantile")
+    expected = np.abs(shares - means).mean()  # 50 images in each bin
+    assert compute_metrics(labels, scores, 0.5)["ece"] == pytest.approx(expected, abs=0.002)
+
+
+def test_metrics_that_are_not_defined_are_nan_or_infinite():
+    found = compute_metrics([0, 0, 1, 1], [0.1, 0.2, 0.8, 0.9], 0.5)
+    assert found["lr_positive"] == math.inf and found["lr_negative"] == 0
+    constant = compute_metrics([0, 1], [0.1, 0.2], 0.5)
+    assert math.isnan(constant["mcc"]) and constant["kappa"] == 0
+    assert math.isnan(constant["lr_positive"]) and constant["lr_negative"] == 1
+
+
+def test_each_metric_is_a_module_of_its_own_and_combines_without_a_network(monkeypatch):
+    import evaluate
+
+    from pneumonia_hf.evaluation.hf_metric import XrayMetric
+
+    monkeypatch.setenv("HF_EVALUATE_OFFLINE", "1")
+    modules = [XrayMetric(name) for name in METRICS]
+    for name, module in zip(METRICS, modules, strict=True):
+        assert module.description.startswith(f"{name}: ")
+        assert "threshold" in module.inputs_description and module.citation
+    labels, scores, _ = draw_scores(60)
+    found = evaluate.combine(modules).compute(
+        predictions=scores.tolist(), references=labels.tolist(), threshold=0.4
+    )
+    assert found == pytest.approx(compute_metrics(labels, scores, 0.4))
+
+
+def test_an_unknown_metric_is_refused_by_name():
+    from pneumonia_hf.errors import UserError
+    from pneumonia_hf.evaluation.hf_metric import XrayMetric
+
+    with pytest.raises(UserError, match="Unknown metric 'auc'; choose from accuracy"):
+        XrayMetric("auc")

@@ -15,7 +15,8 @@ from transformers import AutoModelForImageClassification, PreTrainedModel
 from pneumonia_hf import Predictor
 from pneumonia_hf.data.load import load_splits
 from pneumonia_hf.errors import UserError
-from pneumonia_hf.evaluation.evaluate import choose_split, evaluate_predictor
+from pneumonia_hf.evaluation.choose_images import choose_split
+from pneumonia_hf.evaluation.evaluate import EvaluationConfig, evaluate_predictor
 from pneumonia_hf.evaluation.report import write_report
 from pneumonia_hf.imaging.preprocess import make_processor
 from pneumonia_hf.inference.network import CONFIG_KEY, Network
@@ -201,8 +202,13 @@ def test_own_test_split_is_common_to_all_members(broken, xray_folder):
     (broken / "seed-2" / "run.json").write_text(json.dumps(other))
     _, data = choose_split(xray_folder, "test", predictor)
     assert len(data) == len(run["hashes"]["test"]) - 1
-    assert evaluate_predictor(predictor, data, resamples=50).seen_in_training == 0
-    report = evaluate_predictor(predictor, load_splits(xray_folder)["all"], resamples=50)
+    assert (
+        evaluate_predictor(predictor, data, config=EvaluationConfig(resamples=50)).seen_in_training
+        == 0
+    )
+    report = evaluate_predictor(
+        predictor, load_splits(xray_folder)["all"], config=EvaluationConfig(resamples=50)
+    )
     assert report.seen_in_training == len(run["hashes"]["train"]) + 1
     (broken / "seed-2" / "run.json").unlink()
     with pytest.raises(UserError, match="does not record its own test split"):
@@ -214,7 +220,9 @@ def test_report_names_the_ensemble_and_hashes_the_weights_of_all_members(
 ):
     predictor = Predictor.from_pretrained(list_members(ensemble_folder), tta=True)
     name, data = choose_split(xray_folder, "test", predictor)
-    report = evaluate_predictor(predictor, data, "drawn", name, resamples=50)
+    report = evaluate_predictor(
+        predictor, data, "drawn", name, config=EvaluationConfig(resamples=50)
+    )
     assert report.model == "seed-1 + seed-2" and report.tta
     files = [member / "model.safetensors" for member in list_members(ensemble_folder)]
     digests = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]

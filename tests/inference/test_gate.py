@@ -10,7 +10,7 @@ import pytest
 from helpers import assert_one_sentence, call_script, draw_xray
 from PIL import Image
 
-from pneumonia_hf import Predictor, evaluate_predictor
+from pneumonia_hf import EvaluationConfig, Predictor, evaluate_predictor
 from pneumonia_hf.data.load import load_splits
 from pneumonia_hf.errors import UserError
 from pneumonia_hf.evaluation import recalibrate
@@ -173,8 +173,8 @@ def test_a_report_counts_what_the_gate_would_refuse_and_keeps_it(gated, xray_fol
     predictor = Predictor.from_pretrained(gated)
     network, data = predictor.network, load_splits(xray_folder)["all"]
     network.gate = dataclasses.replace(network.gate, limit=network.gate.limit / 1000)
-    report = evaluate_predictor(predictor, data, "drawn", resamples=20)
-    assert len(report.probabilities) == len(data) and set(report.decisions) == {"REFER"}
+    report = evaluate_predictor(predictor, data, "drawn", config=EvaluationConfig(resamples=20))
+    assert len(report.probabilities) == len(data) and set(report.scores.decisions) == {"REFER"}
     count = len(data)
     said = f"finds 0 of the {count} images unlike the training images, and would refuse {count}"
     assert any(said in note for note in report.notes)

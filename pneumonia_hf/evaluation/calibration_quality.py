@@ -1,0 +1,170 @@
+"""How well probabilities fit the labels: slope, intercept, and losses by prevalence."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from pneumonia_hf.evaluation.intervals import Interval, draw_patients, percentile_interval
+from pneumonia_hf.evaluation.metrics import (
+    bin_edges,
+    brier,
+    calibration_gap,
+    calibration_p_value,
+    log_loss,
+)
+from pneumonia_hf.evaluation.thresholds import move_to_prevalence
+from pneumonia_hf.inference.operating_point import to_logit
+
+SHIFTED = (0.05, 0.20)  # prevalences of which losses are computed, by weights of the classes
+
+
+@dataclass(frozen=True)
+class LossRow:
+    """Brier score, log loss and calibration error of probabilities in one population."""
+
+    name: str
+    brier: float
+    log_loss: float
+    ece: float
+
+
+@dataclass(frozen=True)
+class CalibrationBin:
+    """The images of one bin of the reliability diagram."""
+
+    images: int
+    mean_probability: float
+    share: float  # of pneumonias
+    low: float  # Wilson's 95% interval of the share
+    high: float
+
+
+@dataclass(frozen=True)
+class CalibrationQuality:
+    """How well calibrated a model is on one data set."""
+
+    slope: Interval  # of the labels' log odds on the model's; 1 is ideal, below 1 overconfident
+    intercept: Interval  # log odds by which the probabilities are too low, for 50%; 0 is ideal
+    p: float  # of Spiegelhalter's test, at the data's prevalence
+    losses: tuple[LossRow, ...]
+    bins: tuple[CalibrationBin, ...]  # of equal size
+
+
+def fit_logistic(labels: np.ndarray, logits: np.ndarray, offset: float) -> tuple[float, float]:
+    """Return slope and intercept of the labels' log odds on `logits` + `offset` (Cox 1958).
+
+    The intercept is that of a slope fixed at 1 (calibration in the large). The slope is NaN if
+    the labels are separable, and both are if a class is absent.
+    """
+    ill, well = logits[labels == 1], logits[labels == 0]
+    if not len(ill) or not len(well):
+        return math.nan, math.nan
+    intercept = _solve(labels, np.ones((len(labels), 1)), logits + offset)[0]
+    if ill.min() > well.max():  # no finite slope fits best
+        return math.nan, intercept
+    terms = np.stack([logits + offset, np.ones(len(labels))], axis=1)
+    return _solve(labels, terms, np.zeros(len(labels)))[0], intercept
+
+
+def _solve(labels: np.ndarray, terms: np.ndarray, fixed: np.ndarray) -> np.ndarray:
+    """Return the coefficients of a logistic regression, by Newton's method."""
+    found = np.zeros(terms.shape[1])
+    for _ in range(50):
+        expected = 1 / (1 + np.exp(-np.clip(terms @ found + fixed, -30, 30)))
+        weights = expected * (1 - expected)
+        curvature = (terms * weights[:, None]).T @ terms + 1e-9 * np.eye(terms.shape[1])
+        step = np.linalg.solve(curvature, terms.T @ (labels - expected))
+        found = found + np.clip(step, -2, 2)
+        if np.abs(step).max() < 1e-9:
+            break
+    return found
+
+
+def measure_calibration(
+    labels: np.ndarray,
+    probabilities: np.ndarray,
+    patients: Sequence[str],
+    resamples: int,
+    seed: int = 13,
+) -> CalibrationQuality:
+    """Return the calibration of probabilities that are for a prevalence of 50%.
+
+    Slope and intercept are of the probabilities moved to the data's prevalence, so that a
+    difference of prevalence alone is no miscalibration; intervals are over patients.
+    """
+    logits = to_logit(probabilities)
+
+    def fit(rows: np.ndarray) -> tuple[float, float]:
+        share = np.mean(labels[rows])
+        if share in (0, 1):
+            return math.nan, math.nan
+        return fit_logistic(labels[rows], logits[rows], math.log(share / (1 - share)))
+
+    draws = [fit(rows) for rows in draw_patients(labels, patients, resamples, seed)]
+    values = fit(np.arange(len(labels)))
+    slope, intercept = (
+        percentile_interval(value, of)
+        for value, of in zip(values, zip(*draws, strict=True), strict=True)
+    )
+    moved = move_to_prevalence(probabilities, float(np.mean(labels)))
+    rows = [
+        _to_row("this data, as given", labels, probabilities),
+        _to_row("this data, moved to its prevalence", labels, moved),
+    ]
+    for prevalence in SHIFTED:
+        weights = np.where(
+            labels == 1, prevalence / labels.mean(), (1 - prevalence) / (1 - labels.mean())
+        )
+        for name, of in (
+            ("as given", probabilities),
+            ("moved to it", move_to_prevalence(probabilities, prevalence)),
+        ):
+            name = f"prevalence {prevalence:.0%}, {name}"
+            rows.append(_to_row(name, labels, of, weights / weights.sum()))
+    return CalibrationQuality(
+        slope,
+        intercept,
+        calibration_p_value(labels, probabilities),
+        tuple(rows),
+        tuple(list_bins(labels, probabilities)),
+    )
+
+
+def _to_row(
+    name: str, labels: np.ndarray, probabilities: np.ndarray, weights: np.ndarray | None = None
+) -> LossRow:
+    """Return the losses of images that weigh `weights`, [N]."""
+    of_image = [
+        [one(labels[[row]], probabilities[[row]], 0) for row in range(len(labels))]
+        for one in (brier, log_loss)
+    ]
+    weights = np.ones(len(labels)) if weights is None else weights
+    losses = (float(np.average(one, weights=weights)) for one in of_image)
+    return LossRow(name, *losses, calibration_gap(labels, probabilities, weights))
+
+
+def list_bins(labels: np.ndarray, probabilities: np.ndarray) -> list[CalibrationBin]:
+    """Return the bins of equal size behind the calibration error, with Wilson's intervals."""
+    from scipy.stats import binomtest
+
+    edges = bin_edges(probabilities, np.ones(len(labels)))
+    numbers = np.searchsorted(edges, probabilities, side="right")
+    found = []
+    for number in np.unique(numbers):
+        inside = numbers == number
+        ill = int(labels[inside].sum())
+        interval = binomtest(ill, int(inside.sum())).proportion_ci(method="wilson")
+        found.append(
+            CalibrationBin(
+                int(inside.sum()),
+                float(probabilities[inside].mean()),
+                float(ill / inside.sum()),
+                float(interval.low),
+                float(interval.high),
+            )
+        )
+    return found

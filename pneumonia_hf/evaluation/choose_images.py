@@ -1,0 +1,105 @@
+"""Which images of a data set are scored, and which of them the model has seen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pneumonia_hf.data.file_hashes import hash_content, hash_images, to_hex
+from pneumonia_hf.data.folder_source import OtherImage
+from pneumonia_hf.data.load import load_splits, read_image_list
+from pneumonia_hf.data.table import ALL
+from pneumonia_hf.errors import UserError
+from pneumonia_hf.files import read_json
+from pneumonia_hf.inference.predictor import Predictor
+from pneumonia_hf.models.model_folder import RUN_FILE
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+SPLITS = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
+
+
+def select_listed(
+    data: Dataset, others: Sequence[OtherImage], path: str | Path
+) -> tuple[Dataset, list[OtherImage]]:
+    """Return the images, and those of other classes, whose hashes are in a file.
+
+    Raises:
+        UserError: the list cannot be read, or names none of the images.
+    """
+    listed = read_image_list(path)
+    rows = [row for row, one in enumerate(to_hex(hash_images(data))) if one in listed]
+    if not rows:
+        raise UserError(f"None of the images is in {path}; check --images and --data_dir.")
+    kept = [one for one in others if hash_content(one.path.read_bytes())[:8].hex() in listed]
+    return data.select(rows), kept
+
+
+def choose_split(
+    data_dir: str | Path | Sequence[str],
+    split: str | None,
+    predictor: Predictor,
+    strict: bool = False,
+) -> tuple[str, Dataset]:
+    """Return the name and the rows of the split to score.
+
+    With `split`, the folder of that name; if there is none, the images of the model's own split
+    of that name (for an ensemble: common to all members), found by their bytes. Without `split`,
+    the test folder, or all of a folder without splits.
+
+    Raises:
+        UserError: there is no such split.
+    """
+    from datasets import concatenate_datasets
+
+    splits = load_splits(data_dir, strict)
+    where = data_dir if isinstance(data_dir, str | Path) else ", ".join(data_dir)
+    if split is None:
+        if ALL in splits and len(splits) > 1:
+            raise UserError(
+                f"Some sources of {where} have splits and some do not; evaluate them separately."
+            )
+        name = "test" if "test" in splits else "all"
+        if name not in splits:
+            choices = " or ".join(sorted(splits))
+            raise UserError(f"{where} has no test folder; choose a split: --split {choices}.")
+        return name, splits[name]
+    if split not in SPLITS:
+        raise UserError(f"Unknown split {split!r}; choose from {sorted(set(SPLITS))}.")
+    name = SPLITS[split]
+    if name in splits:
+        return name, splits[name]
+    own = set.intersection(*hashes_by_member(predictor, name))
+    if not own:
+        raise UserError(
+            f"{where} has no {split} folder (it has {', '.join(sorted(splits))}), and the model "
+            f"does not record its own {split} split; leave --split out."
+        )
+    data = concatenate_datasets(list(splits.values()))
+    rows = [row for row, digest in enumerate(to_hex(hash_images(data))) if digest in own]
+    if not rows:
+        raise UserError(
+            f"{where} has no {split} folder and none of the {len(own)} images of the model's "
+            f"own {split} split; leave --split out."
+        )
+    return name, data.select(rows)
+
+
+def hashes_by_member(predictor: Predictor, split: str) -> list[set[str]]:
+    """Return the image hashes of a split of each member's training run; empty if unknown."""
+    runs = (
+        read_json(member.path / RUN_FILE, otherwise={}) if member.path else {}
+        for member in predictor.networks
+    )
+    return [set(run.get("hashes", {}).get(split, ())) for run in runs]
+
+
+def count_seen(predictor: Predictor, dataset: Dataset) -> dict[str, int]:
+    """Return how many images are in each split of the model's (or a member's) training run."""
+    names = ("train", "validation", "test", "unlabelled")
+    known = {name: set.union(*hashes_by_member(predictor, name)) for name in names}
+    known["train"] |= known.pop("unlabelled")
+    hashes = to_hex(hash_images(dataset)) if any(known.values()) else []
+    return {name: sum(one in of_split for one in hashes) for name, of_split in known.items()}

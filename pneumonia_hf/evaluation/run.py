@@ -1,0 +1,113 @@
+"""report_on: models and sources as a user names them -> a report in a folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pneumonia_hf.data.folder_source import list_others
+from pneumonia_hf.data.sources import parse_source
+from pneumonia_hf.errors import UserError
+from pneumonia_hf.evaluation.choose_images import choose_split, select_listed
+from pneumonia_hf.evaluation.compare import Comparison, compare_scores
+from pneumonia_hf.evaluation.evaluate import (
+    DataFinding,
+    EvaluationConfig,
+    Report,
+    evaluate_predictor,
+    identify,
+)
+from pneumonia_hf.evaluation.report import write_report
+from pneumonia_hf.evaluation.scores import Scores, score_images
+from pneumonia_hf.evaluation.sites import score_site
+from pneumonia_hf.evaluation.steps import Steps
+from pneumonia_hf.inference.predictor import Predictor
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+@dataclass(frozen=True)
+class EvaluationInputs:
+    """The models and data of a report."""
+
+    models: tuple[str, ...]  # folders or Hub ids; several form an ensemble
+    data_dir: tuple[str, ...]  # sources, each [NAME=][KIND:]WHERE
+    name: str | None = None  # of the data, in the report
+    split: str | None = None
+    images: str | None = None  # a file of hashes: only these images
+    other_classes: tuple[str, ...] = ()  # folders of images of neither class
+    sites: tuple[str, ...] = ()  # further sources
+    compare: str | None = None  # a second model
+    positive_label: str = "PNEUMONIA"
+    tta: bool = False
+
+
+def report_on(
+    inputs: EvaluationInputs,
+    config: EvaluationConfig,
+    folder: Path,
+    audit: Callable[[Dataset], Mapping[str, Any]] = lambda rows: {},
+) -> Report:
+    """Score models on data, and write the report into `folder`.
+
+    What was computed before an interruption is kept beside `folder`, and used by the next call
+    with the same model and images.
+
+    Args:
+        inputs: the models and the data.
+        config: what to measure.
+        folder: of the report.
+        audit: returns the findings on the readable images, each with `verdict` and `text`, by
+            check. The audit itself cannot be imported here, since it builds on this package.
+
+    Raises:
+        UserError: as of the functions that it calls.
+    """
+    sources = [parse_source(one) for one in inputs.data_dir]
+    others = []
+    if inputs.other_classes:
+        if len(sources) > 1 or not sources[0].is_folder:
+            raise UserError("--other_classes needs one folder as --data_dir.")
+        others = list_others(sources[0].where, inputs.other_classes)
+    predictor = Predictor.from_pretrained(
+        inputs.models, tta=inputs.tta, positive_label=inputs.positive_label
+    )
+    split, data = choose_split(inputs.data_dir, inputs.split, predictor, config.strict)
+    if inputs.images:
+        data, others = select_listed(data, others, inputs.images)
+    second = Predictor.from_pretrained(inputs.compare) if inputs.compare else None
+    steps = Steps(
+        folder.with_name(f".{folder.name}.steps"),
+        [identify(predictor, data, others), inputs.sites, inputs.compare],
+    )
+    name = inputs.name or " + ".join(one.name for one in sources)
+    report = evaluate_predictor(predictor, data, name, split, config, others, steps)
+    findings = tuple(
+        DataFinding(check, found.verdict, found.text)
+        for check, found in audit(report.scores.rows).items()
+    )
+    sites = tuple(
+        score_site(one, predictor, report.scores, config.resamples, inputs.other_classes, steps)
+        for one in inputs.sites
+    )
+    comparison = _compare(report.scores, second, predictor, config, steps) if second else None
+    report = replace(report, findings=findings, sites=sites, comparison=comparison)
+    write_report(report, folder)
+    steps.remove()
+    return report
+
+
+def _compare(
+    scores: Scores,
+    second: Predictor,
+    first: Predictor,
+    config: EvaluationConfig,
+    steps: Steps,
+) -> Comparison:
+    name = Path(second.name).name if second.path else second.name
+    others = score_images(second, scores.rows, f"the images for {name}", steps=steps)
+    thresholds = tuple(one.operating_point.threshold for one in (first, second))
+    return compare_scores(scores, others, thresholds, name, config.resamples)

@@ -1,0 +1,108 @@
+"""Scores: the decision on every image of a data set, as arrays."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pneumonia_hf.data.sources import open_images
+from pneumonia_hf.data.table import column
+from pneumonia_hf.errors import UserError, XrayError
+from pneumonia_hf.evaluation.steps import Steps
+from pneumonia_hf.inference.gate import REFUSED_AT
+from pneumonia_hf.inference.predictor import (
+    NO_CHEST_XRAY,
+    TOO_CLOSE,
+    UNLIKE,
+    Prediction,
+    Predictor,
+)
+from pneumonia_hf.labels import LABELS
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The predictions of a model for the readable images of a data set."""
+
+    rows: Dataset  # of the readable images
+    labels: np.ndarray  # [N] of 0 and 1
+    probabilities: np.ndarray  # [N], calibrated P(pneumonia)
+    distances: np.ndarray  # [N], of the input gate; NaN without one
+    decisions: np.ndarray  # [N], of PNEUMONIA, NORMAL and REFER
+    reasons: dict[str, np.ndarray]  # masks, [N]: why an image is referred
+    unreadable: tuple[str, ...]  # the reason for each unreadable image
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Names, relative to the data folder if they are inside it."""
+        return tuple(self.rows["file"][:])
+
+    @property
+    def patients(self) -> tuple[str, ...]:
+        """The patient of each image."""
+        return tuple(self.rows["patient"][:])
+
+
+def score_images(
+    predictor: Predictor,
+    data: Dataset,
+    name: str = "data",
+    strict: bool = False,
+    steps: Steps | None = None,
+) -> Scores:
+    """Return the decision on every readable image; `name` is for messages and `steps`.
+
+    Raises:
+        UserError: no image of a class can be read; with `strict`, any cannot.
+    """
+    found = (steps or Steps()).run(f"scores of {name}", lambda: _predict(predictor, data, name))
+    unreadable = tuple(found["unreadable"].tolist())
+    kept = found["kept"]
+    if unreadable and (strict or not len(kept)):
+        raise UserError(
+            f"{len(unreadable)} of {len(data)} files cannot be read; repair or remove them: "
+            f"{' '.join(unreadable[:3])}"
+        )
+    rows = data.select(kept) if unreadable else data
+    labels = column(rows, "label").to_numpy()
+    for label, class_name in enumerate(LABELS):
+        if not np.any(labels == label):
+            raise UserError(f"{name} has no readable {class_name}; both classes are needed.")
+    point = predictor.operating_point
+    probabilities, distances = found["probabilities"], found["distances"]
+    reasons = {
+        "probability in the range of the threshold": (probabilities >= point.low)
+        & (probabilities < point.high),
+        "input gate: unlike the training images": (distances >= 1) & (distances < REFUSED_AT),
+        "input gate: no chest X-ray": distances >= REFUSED_AT,
+        "input checks": found["by_input_checks"],
+    }
+    return Scores(rows, labels, probabilities, distances, found["decisions"], reasons, unreadable)
+
+
+def _predict(predictor: Predictor, data: Dataset, name: str) -> dict[str, np.ndarray]:
+    from tqdm.auto import tqdm
+
+    results = predictor.predict_images(open_images(data), refuse=False)
+    results = list(tqdm(results, total=len(data), unit="image", desc=name, leave=False))
+    kept = [row for row, one in enumerate(results) if not isinstance(one, XrayError)]
+    predictions: list[Prediction] = [results[row] for row in kept]
+    return {
+        "kept": np.array(kept, np.int64),
+        "probabilities": np.array([one.probability for one in predictions], np.float64),
+        "distances": np.array([one.distance for one in predictions], np.float64),  # None: NaN
+        "decisions": np.array([one.decision for one in predictions], str),
+        "by_input_checks": np.array([_is_by_checks(one, predictor) for one in predictions], bool),
+        "unreadable": np.array([str(one) for one in results if isinstance(one, XrayError)], str),
+    }
+
+
+def _is_by_checks(prediction: Prediction, predictor: Predictor) -> bool:
+    """Return whether the checks of the image itself refer it, such as of its shape."""
+    others = {NO_CHEST_XRAY, UNLIKE, *predictor.caveats}
+    return any(one not in others and not one.startswith(TOO_CLOSE) for one in prediction.warnings)

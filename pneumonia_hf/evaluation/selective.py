@@ -1,0 +1,115 @@
+"""Knowing when not to answer: risk by coverage, and what each reason to refer buys."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from pneumonia_hf.evaluation.intervals import Interval, draw_patients, percentile_interval
+from pneumonia_hf.inference.operating_point import to_logit
+
+
+@dataclass(frozen=True)
+class RiskCoverage:
+    """The error of the surest images, by how many are kept."""
+
+    coverage: np.ndarray  # [N], share of the images kept, from 1/N to 1
+    risk: np.ndarray  # [N], share of the kept on the wrong side of the threshold
+    aurc: Interval  # the mean risk over all coverages (Geifman and El-Yaniv 2017); 0 is ideal
+    excess: float  # AURC less that of an order in which all errors come last
+
+
+@dataclass(frozen=True)
+class Referral:
+    """How many images are referred, and how that changes the error on the others."""
+
+    referred: int
+    error: Interval  # share of all images on the wrong side of the threshold
+    error_of_kept: Interval  # the same of the images that are not referred
+    error_of_referred: float  # NaN if no image is referred
+
+
+@dataclass(frozen=True)
+class ReferralReason:
+    """The images that one reason refers."""
+
+    reason: str
+    images: int
+    error: float  # of these images; NaN if there are none
+    error_without: float  # of all other images
+
+
+def risk_coverage(
+    labels: np.ndarray,
+    probabilities: np.ndarray,
+    threshold: float,
+    patients: Sequence[str],
+    resamples: int,
+    seed: int = 13,
+) -> RiskCoverage:
+    """Return the risk-coverage curve; an image is the surer, the farther from the threshold.
+
+    The distance is that of the log odds. Images as sure as each other count with their mean error.
+    """
+    wrong = (probabilities >= threshold) != (labels == 1)
+    sure = np.abs(to_logit(probabilities) - to_logit(np.float64(threshold)))
+    draws = [
+        float(_risks(wrong[rows], sure[rows]).mean())
+        for rows in draw_patients(labels, patients, resamples, seed)
+    ]
+    risks = _risks(wrong, sure)
+    best = np.cumsum(np.sort(wrong)) / np.arange(1, len(wrong) + 1)  # all errors come last
+    return RiskCoverage(
+        np.arange(1, len(wrong) + 1) / len(wrong),
+        risks,
+        percentile_interval(float(risks.mean()), draws),
+        float(risks.mean() - best.mean()),
+    )
+
+
+def _risks(wrong: np.ndarray, sure: np.ndarray) -> np.ndarray:
+    order = np.argsort(-sure, kind="stable")
+    _, group, sizes = np.unique(-sure[order], return_inverse=True, return_counts=True)
+    mean = np.bincount(group, wrong[order]) / sizes
+    return np.cumsum(mean[group]) / np.arange(1, len(wrong) + 1)
+
+
+def measure_referral(
+    labels: np.ndarray,
+    positive: np.ndarray,
+    decisions: Sequence[str],
+    patients: Sequence[str],
+    resamples: int = 1000,
+) -> Referral:
+    """Return how referring the images with the decision REFER changes the error on the others.
+
+    `labels` and `positive` are the label and the side of the threshold, [N] of 0 and 1 or
+    booleans; `patients` and `resamples` are for the bootstrap intervals.
+    """
+    wrong = positive != (labels == 1)
+    kept = np.asarray([one != "REFER" for one in decisions])
+    draws = [
+        (_mean(wrong[rows]), _mean(wrong[rows][kept[rows]]))
+        for rows in draw_patients(labels, patients, resamples, seed=13)
+    ]
+    values = (_mean(wrong), _mean(wrong[kept]))
+    intervals = map(percentile_interval, values, zip(*draws, strict=True))
+    return Referral(int((~kept).sum()), *intervals, _mean(wrong[~kept]))
+
+
+def split_by_reason(
+    labels: np.ndarray, positive: np.ndarray, reasons: Mapping[str, np.ndarray]
+) -> tuple[ReferralReason, ...]:
+    """Return what each reason to refer buys; `reasons` are masks, [N] each, and may overlap."""
+    wrong = positive != (labels == 1)
+    return tuple(
+        ReferralReason(name, int(mask.sum()), _mean(wrong[mask]), _mean(wrong[~mask]))
+        for name, mask in reasons.items()
+    )
+
+
+def _mean(values: np.ndarray) -> float:
+    return float(values.mean()) if len(values) else math.nan

@@ -1,0 +1,73 @@
+import math
+
+import numpy as np
+import pytest
+
+from pneumonia_hf.evaluation.calibration_quality import fit_logistic, measure_calibration
+from pneumonia_hf.evaluation.metrics import compute_metrics
+from pneumonia_hf.inference.operating_point import to_logit, to_probability
+
+
+def draw(count: int = 4000, prevalence: float = 0.5, slope: float = 1.0, seed: int = 0):
+    """Images whose labels follow `slope` times their logit, in a population with `prevalence`."""
+    generator = np.random.default_rng(seed)
+    logits = generator.normal(0, 2, 20 * count)
+    labels = (generator.random(20 * count) < to_probability(slope * logits)).astype(int)
+    rows = [np.flatnonzero(labels == 1), np.flatnonzero(labels == 0)]
+    ill = round(count * prevalence)
+    rows = np.concatenate([rows[0][:ill], rows[1][: count - ill]])
+    return labels[rows], to_probability(logits[rows]), [str(row) for row in rows]
+
+
+def test_slope_and_intercept_equal_those_of_statsmodels():
+    import statsmodels.api as sm
+
+    labels, probabilities, _ = draw(500, prevalence=0.3, slope=0.6)
+    logits = to_logit(probabilities)
+    slope, intercept = fit_logistic(labels, logits, -0.4)
+    logistic = sm.Logit(labels, sm.add_constant(logits)).fit(disp=False)
+    large = sm.GLM(labels, np.ones(500), family=sm.families.Binomial(), offset=logits - 0.4).fit()
+    assert slope == pytest.approx(logistic.params[1], rel=1e-6)
+    assert intercept == pytest.approx(large.params[0], rel=1e-6)
+
+
+@pytest.mark.parametrize("prevalence", [0.1, 0.5, 0.8])
+def test_a_calibrated_model_has_slope_one_and_intercept_zero_at_any_prevalence(prevalence):
+    labels, probabilities, patients = draw(prevalence=prevalence)
+    found = measure_calibration(labels, probabilities, patients, resamples=60)
+    assert found.slope.value == pytest.approx(1, abs=0.1)
+    assert found.intercept.value == pytest.approx(0, abs=0.15)
+    assert found.p > 0.01
+
+
+def test_an_overconfident_model_has_a_slope_below_one():
+    labels, probabilities, patients = draw(slope=0.5)
+    found = measure_calibration(labels, probabilities, patients, resamples=60)
+    assert found.slope.high < 0.65 and found.slope.low > 0.4
+    assert found.p < 1e-6
+
+
+def test_separable_labels_have_an_intercept_but_no_slope():
+    slope, intercept = fit_logistic(np.array([0, 0, 1, 1]), np.array([-2.0, -1, 1, 2]), 0.0)
+    assert math.isnan(slope) and intercept == pytest.approx(0, abs=1e-6)
+
+
+def test_losses_at_another_prevalence_are_those_of_such_a_sample():
+    labels, probabilities, patients = draw()
+    rows = {one.name: one for one in measure_calibration(labels, probabilities, patients, 5).losses}
+    few, scores, _ = draw(40_000, prevalence=0.05, seed=1)
+    sample = compute_metrics(few, scores, 0.5)
+    assert rows["prevalence 5%, as given"].brier == pytest.approx(sample["brier"], rel=0.05)
+    assert rows["prevalence 5%, as given"].log_loss == pytest.approx(sample["log_loss"], rel=0.05)
+    assert rows["prevalence 5%, as given"].ece == pytest.approx(sample["ece"], abs=0.02)
+    assert rows["prevalence 5%, moved to it"].ece < 0.02 < rows["prevalence 5%, as given"].ece
+    own = rows["this data, as given"]
+    assert own.brier == pytest.approx(compute_metrics(labels, probabilities, 0.5)["brier"])
+
+
+def test_bins_hold_every_image_and_about_as_many_each():
+    labels, probabilities, patients = draw(997)
+    bins = measure_calibration(labels, probabilities, patients, 5).bins
+    assert sum(one.images for one in bins) == 997
+    assert len(bins) == 10 and max(one.images for one in bins) - 99 <= 2
+    assert all(one.low <= one.share <= one.high for one in bins)

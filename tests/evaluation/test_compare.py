@@ -1,0 +1,87 @@
+import numpy as np
+import pytest
+from datasets import Dataset
+
+from pneumonia_hf.errors import UserError
+from pneumonia_hf.evaluation.compare import compare_scores
+from pneumonia_hf.evaluation.scores import Scores
+from pneumonia_hf.evaluation.sites import measure_site
+
+
+def make_scores(labels, probabilities, names="f"):
+    count = len(labels)
+    rows = Dataset.from_dict(
+        {"file": [f"{names}{n}" for n in range(count)], "patient": [f"p{n}" for n in range(count)]}
+    )
+    return Scores(
+        rows, np.asarray(labels), np.asarray(probabilities), np.full(count, np.nan),
+        np.full(count, "NORMAL"), {}, (),
+    )  # fmt: skip
+
+
+def draw(noise: float, seed: int, count: int = 500, gap: float = 1.0):
+    labels = np.arange(count) % 2
+    base = np.random.default_rng(0).normal(0, 1, count)
+    own = np.random.default_rng(seed).normal(0, noise, count)
+    return make_scores(labels, 1 / (1 + np.exp(-(gap * (2 * labels - 1) + base + own))))
+
+
+def test_mcnemars_test_equals_that_of_statsmodels():
+    from statsmodels.stats.contingency_tables import mcnemar
+
+    first, second = draw(0.3, 1), draw(1.5, 2)
+    found = compare_scores(first, second, (0.5, 0.4), "other", 50).mcnemar
+    right = [(one.probabilities >= at) == (one.labels == 1)
+             for one, at in ((first, 0.5), (second, 0.4))]  # fmt: skip
+    table = [[np.sum(right[0] & right[1]), np.sum(right[0] & ~right[1])],
+             [np.sum(~right[0] & right[1]), np.sum(~right[0] & ~right[1])]]  # fmt: skip
+    assert found.only_first_wrong == table[1][0] and found.only_second_wrong == table[0][1]
+    assert found.p == pytest.approx(mcnemar(table, exact=True).pvalue)
+
+
+def test_paired_differences_are_found_that_separate_intervals_would_hide():
+    first, second = draw(0.1, 1), draw(0.45, 2)
+    found = compare_scores(first, second, (0.5, 0.5), "other", 200)
+    difference = found.differences["auroc"]
+    assert difference.low > 0
+    assert difference.value == pytest.approx(found.delong.difference.value)
+    # The two methods agree on the width.
+    width = found.delong.difference.high - found.delong.difference.low
+    assert difference.high - difference.low == pytest.approx(width, rel=0.25)
+    apart = [measure_site("x", one, 0.5, 200).metrics["auroc"] for one in (first, second)]
+    assert apart[1].high > apart[0].low
+
+
+def test_disagreements_are_those_on_two_sides_of_the_thresholds():
+    labels = [0, 1, 1, 0]
+    first, second = (
+        make_scores(labels, [0.2, 0.9, 0.6, 0.7]),
+        make_scores(labels, [0.3, 0.1, 0.4, 0.9]),
+    )
+    found = compare_scores(first, second, (0.5, 0.5), "other", 20)
+    assert [one.file for one in found.disagreements] == ["f1", "f2"]
+    same = compare_scores(first, first, (0.5, 0.5), "itself", 20)
+    assert same.mcnemar.p == 1 and same.disagreements == ()
+    assert same.differences["accuracy"].low == same.differences["accuracy"].high == 0
+
+
+def test_scores_of_other_images_cannot_be_compared():
+    labels, scores = [0, 1], [0.1, 0.9]
+    with pytest.raises(UserError, match="same images"):
+        compare_scores(
+            make_scores(labels, scores), make_scores(labels, scores, "g"), (0.5, 0.5), "x", 20
+        )
+
+
+def test_the_drop_to_another_site_is_the_difference_of_two_independent_samples():
+    home, away = draw(0.5, 1, gap=1.5), draw(0.5, 2, gap=0.4)
+    found = measure_site("away", away, 0.5, 300, home)
+    own = measure_site("home", home, 0.5, 300)
+    assert own.drop is None
+    difference = own.metrics["auroc"].value - found.metrics["auroc"].value
+    assert found.drop.value == pytest.approx(difference)
+    assert found.drop.low > 0
+    squares = sum(
+        (one.metrics["auroc"].high - one.metrics["auroc"].low) ** 2 for one in (own, found)
+    )
+    assert found.drop.high - found.drop.low == pytest.approx(squares**0.5, rel=0.2)

@@ -1,0 +1,220 @@
+import json
+
+import jsonschema
+import numpy as np
+import pytest
+from helpers import assert_one_sentence, call_script, draw_folder
+
+from pneumonia_hf import EvaluationConfig, Predictor, evaluate_predictor
+from pneumonia_hf.data.load import load_splits
+from pneumonia_hf.evaluation import report as report_module
+from pneumonia_hf.evaluation.report import SCHEMA_FILE, to_json, write_report
+from pneumonia_hf.evaluation.report_html import to_html
+from pneumonia_hf.evaluation.report_text import SECTIONS
+from pneumonia_hf.evaluation.steps import Steps
+
+
+@pytest.fixture(scope="module")
+def report(tiny_model, xray_folder):
+    predictor = Predictor.from_pretrained(tiny_model)
+    config = EvaluationConfig(resamples=20, robustness_images=8)
+    return evaluate_predictor(predictor, load_splits(xray_folder)["all"], "drawn", config=config)
+
+
+@pytest.fixture(scope="module")
+def written(report, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("report") / "report"
+    write_report(report, folder)
+    return folder
+
+
+def test_report_json_follows_its_schema(written):
+    schema = json.loads(SCHEMA_FILE.read_text())
+    numbers = json.loads((written / "report.json").read_text())
+    jsonschema.Draft202012Validator(schema).validate(numbers)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(numbers | {"unknown": 1}, schema)
+
+
+def test_the_same_report_gives_the_same_files(report, written, tmp_path):
+    write_report(report, tmp_path / "again")
+    names = {one.name for one in written.iterdir()}
+    assert {one.name for one in (tmp_path / "again").iterdir()} == names
+    for name in names:
+        assert (tmp_path / "again" / name).read_bytes() == (written / name).read_bytes(), name
+
+
+def test_predictions_are_the_same_in_csv_and_parquet(written):
+    import csv
+
+    from pyarrow import parquet
+
+    with (written / "predictions.csv").open() as lines:
+        rows = list(csv.DictReader(lines))
+    table = parquet.read_table(written / "predictions.parquet").to_pylist()
+    assert len(rows) == len(table) == 96
+    assert [float(one["probability"]) for one in rows] == [one["probability"] for one in table]
+    assert [one["file"] for one in rows] == [one["file"] for one in table]
+
+
+def test_the_page_is_one_file_with_every_section_and_figure(written):
+    page = (written / "report.html").read_text()
+    text = (written / "report.md").read_text()
+    titles = [title for title in SECTIONS if f"## {title}\n" in text]
+    assert len(titles) >= 7
+    for at, title in enumerate(titles):
+        assert f'<a href="#part-{at}">{title}</a>' in page
+        assert f'<h2 id="part-{at}">{title}</h2>' in page
+    assert page.count("<figure") == text.count("![") >= 7
+    assert "http" not in page.replace("http://www.w3.org", "")
+    assert "holds no X-ray" in page
+
+
+def test_names_of_data_cannot_put_code_into_the_page(tmp_path):
+    text = (
+        "# <script>alert(1)</script>\n\n<img src=x onerror=alert(2)>\n\n"
+        "| file |\n|---|\n| <b>bold</b> [here](javascript:alert(3)) |\n\n![x](https://a.b/c.png)\n"
+    )
+    page = to_html(text, {})
+    body = page.partition("<main>")[2].partition("</main>")[0]
+    assert "<script" not in body and "<img" not in body and "<b>" not in body
+    assert "<a " not in body and "&lt;script&gt;" in page.partition("</title>")[0]
+
+
+def test_an_older_report_stays_whole_if_the_new_one_cannot_be_written(
+    report, written, monkeypatch, tmp_path
+):
+    folder = tmp_path / "report"
+    write_report(report, folder)
+    before = {one.name: one.read_bytes() for one in folder.iterdir()}
+
+    def fail(*_):
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(report_module, "to_html", fail)
+    with pytest.raises(OSError, match="full"):
+        write_report(report, folder)
+    assert {one.name: one.read_bytes() for one in folder.iterdir()} == before
+    assert [one.name for one in tmp_path.iterdir()] == ["report"]
+
+
+def test_a_new_report_with_fewer_sections_leaves_no_old_figure(report, tmp_path, monkeypatch):
+    from dataclasses import replace
+
+    write_report(report, tmp_path / "report")
+    assert (tmp_path / "report" / "robustness.svg").exists()
+    write_report(replace(report, robustness=None), tmp_path / "report")
+    assert not (tmp_path / "report" / "robustness.svg").exists()
+    assert "## Robustness" not in (tmp_path / "report" / "report.md").read_text()
+
+
+def test_numbers_that_are_not_defined_are_null(report):
+    numbers = to_json(report)
+    assert numbers["schema_version"] == 2
+    assert len(numbers["risk_coverage"]["risk"]) == 100
+    last = numbers["risk_coverage"]["risk"][-1]
+    assert last == pytest.approx(1 - numbers["metrics"]["accuracy"]["value"])
+
+
+def test_steps_are_computed_once_and_again_for_other_inputs(tmp_path):
+    calls = []
+
+    def compute():
+        calls.append(1)
+        return {"x": np.arange(3), "names": np.array(["a", "bc"])}
+
+    for key in ("one", "one", "two"):
+        found = Steps(tmp_path / "steps", key).run("a step", compute)
+        assert found["x"].tolist() == [0, 1, 2] and found["names"].tolist() == ["a", "bc"]
+    assert len(calls) == 2
+    steps = Steps(tmp_path / "steps", "two")
+    steps.remove()
+    assert not (tmp_path / "steps").exists()
+    Steps().run("a step", compute)
+    assert not (tmp_path / "steps").exists()
+
+
+def test_an_interrupted_evaluation_goes_on_and_gives_the_same_report(
+    tiny_model, tmp_path, monkeypatch
+):
+    from pneumonia_hf.evaluation import robustness
+
+    folder = draw_folder(tmp_path / "data", patients=6)
+    flags = ["--model", tiny_model, "--data_dir", folder, "--resamples", 20, "--robustness", 12]
+    whole = call_script("evaluate_model.py", *flags, "--output_dir", tmp_path / "whole")
+    assert whole.returncode == 0, whole.stderr
+    perturb, made = robustness.perturb, []
+
+    def interrupt(pixels, labels, name, level, seed):
+        if name == "blur" and not made.count("stopped"):
+            made.append("stopped")
+            raise KeyboardInterrupt
+        made.append(f"{name} {level}")
+        return perturb(pixels, labels, name, level, seed)
+
+    monkeypatch.setattr(robustness, "perturb", interrupt)
+    flags += ["--output_dir", tmp_path / "report"]
+    stopped = call_script("evaluate_model.py", *flags)
+    assert stopped.returncode == 130 and not (tmp_path / "report").exists()
+    assert (tmp_path / ".report.steps").exists()
+    done = call_script("evaluate_model.py", *flags)
+    assert done.returncode == 0, done.stderr
+    made.remove("stopped")
+    assert len(made) == len(set(made)) == 40 - 1 + 1  # each kind of copies was made once
+    assert not (tmp_path / ".report.steps").exists()
+    for name in ("report.json", "predictions.csv", "report.html"):
+        assert (tmp_path / "report" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_sites_and_a_second_model_stand_beside_the_first(tiny_model, xray_folder, tmp_path):
+    away = draw_folder(tmp_path / "away", patients=8, seed=4000)
+    flags = ["--model", tiny_model, "--data_dir", xray_folder, "--split", "test", "--quick"]
+    done = call_script(
+        "evaluate_model.py", *flags, "--external", f"far={away}", f"own={xray_folder}",
+        "--compare", tiny_model, "--output_dir", tmp_path / "report",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    numbers = json.loads((tmp_path / "report" / "report.json").read_text())
+    run = json.loads((tiny_model / "run.json").read_text())["data"]["parts"]
+    far, own = numbers["sites"]
+    assert (far["name"], far["normals"] + far["pneumonias"], far["left_out"]) == ("far", 16, 0)
+    # Of its own data only the test split is scored.
+    assert own["left_out"] == run["train"]["images"] + run["validation"]["images"]
+    assert own["drop"]["value"] == pytest.approx(0)
+    assert numbers["external"] is False
+    assert numbers["comparison"]["disagreements"] == []
+    assert {one["verdict"] for one in numbers["findings"]} <= {"pass", "warn", "fail"}
+    text = (tmp_path / "report" / "report.md").read_text()
+    assert "| far | 8 | 8 |" in text and "## Comparison" in text and "| shortcuts |" in text
+    train = call_script(
+        "evaluate_model.py", *flags, "--external", away, "--compare", tmp_path / "no",
+        "--output_dir", tmp_path / "other",
+    )  # fmt: skip
+    assert_one_sentence(train, "no")
+
+
+def test_a_model_of_another_project_is_scored_by_the_name_of_its_class(tiny_model, tmp_path):
+    import shutil
+
+    foreign = tmp_path / "foreign"
+    shutil.copytree(tiny_model, foreign, ignore=shutil.ignore_patterns("checkpoints", "gate*"))
+    for name in ("run.json", "README.md"):
+        (foreign / name).unlink()
+    config = json.loads((foreign / "config.json").read_text())
+    del config["pneumonia_hf"]
+    config["id2label"] = {"0": "healthy", "1": "lung opacity"}
+    config["label2id"] = {"healthy": 0, "lung opacity": 1}
+    (foreign / "config.json").write_text(json.dumps(config))
+    folder = draw_folder(tmp_path / "data", patients=6)
+    flags = ["--model", foreign, "--data_dir", folder, "--quick", "--output_dir", tmp_path / "r"]
+    refused = call_script("evaluate_model.py", *flags)
+    assert_one_sentence(refused, "healthy, lung opacity", "positive_label")
+    done = call_script("evaluate_model.py", *flags, "--positive_label", "Lung Opacity")
+    assert done.returncode == 0, done.stderr
+    numbers = json.loads((tmp_path / "r" / "report.json").read_text())
+    assert numbers["threshold"] == 0.5
+    assert any("stores no threshold" in note for note in numbers["notes"])
+    own = call_script("evaluate_model.py", "--model", tiny_model, *flags[2:-1], tmp_path / "own")
+    assert own.returncode == 0, own.stderr
+    area = json.loads((tmp_path / "own" / "report.json").read_text())["metrics"]["auroc"]
+    assert numbers["metrics"]["auroc"] == area

@@ -1,0 +1,39 @@
+import numpy as np
+import pytest
+
+from pneumonia_hf.evaluation.selective import risk_coverage, split_by_reason
+
+
+def test_risk_and_coverage_equal_counts_by_hand():
+    # From the surest: right, right, wrong, right, so the risks are 0, 0, 1/3, 1/4.
+    labels = np.array([1, 0, 0, 1])
+    scores = np.array([0.99, 0.02, 0.95, 0.6])
+    found = risk_coverage(labels, scores, 0.5, list("abcd"), 20)
+    assert found.coverage == pytest.approx([0.25, 0.5, 0.75, 1])
+    assert found.risk == pytest.approx([0, 0, 1 / 3, 1 / 4])
+    assert found.aurc.value == pytest.approx((1 / 3 + 1 / 4) / 4)
+    # In the best order the risks are 0, 0, 0, 1/4.
+    assert found.excess == pytest.approx(1 / 3 / 4)
+
+
+def test_equally_sure_images_count_with_their_mean_error_in_any_order():
+    labels, scores = np.array([1, 0, 1, 0]), np.array([0.9, 0.9, 0.9, 0.9])
+    for order in ([0, 1, 2, 3], [1, 3, 0, 2]):
+        found = risk_coverage(labels[order], scores[order], 0.5, list("abcd"), 5)
+        assert found.risk == pytest.approx([0.5] * 4)
+
+
+def test_a_model_without_errors_has_no_area():
+    found = risk_coverage(np.array([0, 1]), np.array([0.1, 0.9]), 0.5, ["a", "b"], 5)
+    assert found.aurc.value == 0 and found.excess == 0
+
+
+def test_each_reason_says_what_it_refers_and_what_remains():
+    labels = np.array([1, 1, 0, 0])
+    positive = np.array([True, False, True, False])  # the second and the third are wrong
+    found = split_by_reason(
+        labels, positive, {"range": np.array([0, 1, 0, 0], bool), "gate": np.zeros(4, bool)}
+    )
+    assert (found[0].images, found[0].error) == (1, 1)
+    assert found[0].error_without == pytest.approx(1 / 3)
+    assert found[1].images == 0 and np.isnan(found[1].error)

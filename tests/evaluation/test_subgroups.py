@@ -1,0 +1,101 @@
+import math
+
+import numpy as np
+import pytest
+
+from pneumonia_hf.evaluation.metrics import auroc
+from pneumonia_hf.evaluation.subgroups import auroc_within, measure_subgroups, to_groups
+
+
+def test_ages_become_bands_and_other_numbers_quarters():
+    ages = ["3", "5.9", "6", "058Y", None, "80"]
+    assert to_groups("age", ages) == [
+        "below 6", "below 6", "6 to below 18", "40 to below 60", "not given", "80 or more",
+    ]  # fmt: skip
+    quarters = to_groups("dose", [str(number) for number in range(40)])
+    assert len(set(quarters)) == 4 and quarters[0] == "below 9.75"
+    assert [quarters.count(one) for one in sorted(set(quarters))] == [10] * 4
+
+
+def test_few_numbers_are_names_and_many_texts_are_no_groups():
+    assert to_groups("view position", ["1", "2", "1"]) == ["1", "2", "1"]
+    assert to_groups("remark", [f"text {number}" for number in range(30)]) is None
+    assert to_groups("constant", ["a", "a"]) is None
+    assert to_groups("sex", ["F", "", float("nan")]) == ["F", "not given", "not given"]
+
+
+def draw(count: int = 600, seed: int = 0):
+    generator = np.random.default_rng(seed)
+    labels = (generator.random(count) < 0.5).astype(int)
+    scores = 1 / (1 + np.exp(-generator.normal(2 * labels - 1, 1.2)))
+    return labels, scores, [str(row) for row in range(count)]
+
+
+def test_pairs_within_a_group_unmask_a_model_that_knows_the_group_only():
+    generator = np.random.default_rng(1)
+    labels = np.repeat([0, 0, 1, 1], 100)
+    # Nine of ten ill, and one of ten well, were imaged at the bedside.
+    bedside = generator.random(400) < np.where(labels == 1, 0.9, 0.1)
+    scores = bedside + generator.normal(0, 0.1, 400)
+    assert auroc(labels, scores, 0) > 0.85
+    assert auroc_within(labels, scores, bedside) == pytest.approx(0.5, abs=0.12)
+    _, (view,) = measure_subgroups(
+        {"view": np.where(bedside, "AP", "PA").tolist()}, labels, scores, 0.5,
+        [str(row) for row in range(400)], 100,
+    )  # fmt: skip
+    assert view.pooled.low > 0.8 and view.within.low < 0.5 < view.within.high
+
+
+def test_pairs_within_one_group_are_all_pairs():
+    labels, scores, _ = draw()
+    assert auroc_within(labels, scores, np.zeros(600)) == pytest.approx(auroc(labels, scores, 0))
+    assert math.isnan(auroc_within(labels, scores, labels))
+
+
+def test_a_group_that_differs_is_flagged_and_one_at_random_is_not():
+    labels, scores, patients = draw()
+    generator = np.random.default_rng(2)
+    half = generator.random(600) < 0.5
+    worse = np.where(half & (labels == 1), scores * 0.5, scores)
+    columns = {"site": np.where(half, "a", "b"), "chance": generator.permutation(half).astype(str)}
+    groups, _ = measure_subgroups(
+        {name: one.tolist() for name, one in columns.items()}, labels, worse, 0.5, patients, 200
+    )
+    found = {(one.column, one.value): one for one in groups}
+    gap = found["site", "a"].gaps["sensitivity"]
+    assert gap.flagged and gap.difference.high < 0
+    assert found["site", "b"].gaps["sensitivity"].difference.value == -gap.difference.value
+    assert not any(
+        gap.flagged
+        for (column, _), one in found.items()
+        for gap in one.gaps.values()
+        if column == "chance"
+    )
+
+
+def test_random_groups_are_seldom_flagged_however_many_there_are():
+    flagged = 0
+    for seed in range(12):
+        labels, scores, patients = draw(300, seed)
+        generator = np.random.default_rng(seed + 100)
+        columns = {f"c{n}": generator.integers(0, 3, 300).astype(str).tolist() for n in range(6)}
+        groups, _ = measure_subgroups(columns, labels, scores, 0.5, patients, 60)
+        flagged += any(gap.flagged for one in groups for gap in one.gaps.values())
+    # Unadjusted, nearly every one of these 54 comparisons' families would flag something.
+    assert flagged <= 2
+
+
+def test_groups_of_one_class_and_small_groups():
+    labels, scores, patients = draw(200)
+    kinds = [
+        ("virus" if row % 2 else "bacteria") if ill else None for row, ill in enumerate(labels)
+    ]
+    kinds = [one if row > 8 else "rare" if one else None for row, one in enumerate(kinds)]
+    groups, stratified = measure_subgroups({"file name": kinds}, labels, scores, 0.5, patients, 20)
+    found = {one.value: one for one in groups}
+    assert stratified == ()  # not every image has a group
+    virus = found["virus"]
+    assert virus.against_all and virus.normals == 0 and "specificity" not in virus.metrics
+    rows = np.array([one == "virus" for one in kinds]) | (labels == 0)
+    assert virus.metrics["auroc"].value == pytest.approx(auroc(labels[rows], scores[rows], 0))
+    assert found["rare"].pneumonias < 5 and found["rare"].metrics == {}

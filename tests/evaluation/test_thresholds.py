@@ -1,0 +1,71 @@
+import numpy as np
+import pytest
+
+from pneumonia_hf.evaluation.thresholds import (
+    RISKS,
+    by_prevalence,
+    decision_curve,
+    list_thresholds,
+    move_to_prevalence,
+    predictive_values,
+)
+
+
+def draw(count: int = 400, seed: int = 0):
+    generator = np.random.default_rng(seed)
+    labels = (generator.random(count) < 0.5).astype(int)
+    scores = 1 / (1 + np.exp(-(labels * 3 - 1.5 + generator.normal(0, 1.5, count))))
+    return labels, scores, [str(row) for row in range(count)]
+
+
+def test_predictive_values_follow_bayes_rule():
+    # A test of 99% sensitivity and 95% specificity at a prevalence of 1%: 0.0099 of all are hits
+    # and 0.0495 false alarms.
+    ppv, npv = predictive_values(0.99, 0.95, 0.01)
+    assert ppv == pytest.approx(0.0099 / 0.0594)
+    assert npv == pytest.approx(0.9405 / 0.9406)
+    assert np.isnan(predictive_values(0.0, 1.0, 0.2)[0])
+
+
+def test_predictive_values_at_the_datas_prevalence_are_those_of_the_data():
+    labels, scores, patients = draw(4000)
+    found = {one.prevalence: one for one in by_prevalence(labels, scores, 0.5, patients, 50)}
+    positive = scores >= 0.5
+    assert found[0.5].ppv.value == pytest.approx(np.mean(labels[positive]), abs=0.02)
+    assert found[0.01].ppv.value < found[0.2].ppv.value < found[0.5].ppv.value
+    assert all(one.ppv.low < one.ppv.value < one.ppv.high for one in found.values())
+
+
+def test_thresholds_for_a_sensitivity_reach_it_and_only_the_models_own_is_usable():
+    labels, scores, patients = draw()
+    rows = {one.name: one for one in list_thresholds(labels, scores, 0.7, patients, 50)}
+    for wanted in (0.90, 0.95, 0.99):
+        found = rows[f"sensitivity {wanted:.2f}"]
+        assert found.sensitivity.value >= wanted
+        higher = np.min(scores[scores > found.threshold])
+        assert np.mean(scores[labels == 1] >= higher) < wanted
+    best = rows["highest Youden index"]
+    index = best.sensitivity.value + best.specificity.value
+    for threshold in np.linspace(0.01, 0.99, 99):
+        assert index >= np.mean(scores[labels == 1] >= threshold) + np.mean(
+            scores[labels == 0] < threshold
+        )
+    assert [one.name for one in rows.values() if one.usable] == ["the model's own"]
+    assert rows["the model's own"].threshold == 0.7
+
+
+def test_net_benefit_equals_counts_by_hand():
+    # 4 ill of 10; at a risk of 0.2 (odds 1/4) 3 hits and 2 false alarms: 0.3 - 0.2 / 4.
+    labels = np.array([1] * 4 + [0] * 6)
+    scores = np.array([0.9, 0.8, 0.7, 0.05, 0.6, 0.5] + [0.02] * 4)
+    curve = decision_curve(labels, scores)
+    at = int(np.flatnonzero(RISKS == 0.2)[0])
+    assert curve.model[at] == pytest.approx(0.3 - 0.2 / 4)
+    assert curve.everyone[at] == pytest.approx(0.4 - 0.6 / 4)
+    assert curve.everyone[int(np.flatnonzero(RISKS == 0.4)[0])] == pytest.approx(0)
+
+
+def test_moving_a_probability_changes_its_odds_by_the_ratio_of_the_prevalences():
+    assert move_to_prevalence(np.array([0.5]), 0.1)[0] == pytest.approx(0.1)
+    there = move_to_prevalence(np.array([0.3, 0.9]), 0.02)
+    assert move_to_prevalence(there, 0.5, 0.02) == pytest.approx([0.3, 0.9])
