@@ -95,16 +95,17 @@ def compare_with_occlusion(predictor, images: list, wanted: list[str] | None) ->
 
 def measure_completeness(predictor, images: list) -> str:
     """Return the errors of completeness, and how often they stay above 5%."""
-    from pneumonia_hf.inference import attribution
+    from pneumonia_hf.inference import attribution_methods as methods
+    from pneumonia_hf.inference.attribution import attribute
 
     errors = []
-    steps = attribution.INTEGRATION_STEPS
-    for taken in (attribution.ROUGH_STEPS, steps):
-        attribution.INTEGRATION_STEPS = taken
-        maps = [attribution.attribute(predictor, one, "integrated_gradients") for one in images]
+    steps = methods.INTEGRATION_STEPS
+    for taken in (methods.ROUGH_STEPS, steps):
+        methods.INTEGRATION_STEPS = taken
+        maps = [attribute(predictor, one, "integrated_gradients") for one in images]
         errors.append([one.completeness_error for one in maps])
     short, full = errors
-    above = sum(error > attribution.COMPLETE for error in full)
+    above = sum(error > methods.COMPLETE for error in full)
     texts = [f"{np.median(some):.1%}, {max(some):.1%}" for some in (short, full)]
     return f"{len(images)} | {' | '.join(texts)} | {above}"
 

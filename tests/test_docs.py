@@ -22,7 +22,7 @@ from pneumonia_hf.cli import OLD_NAMES
 from pneumonia_hf.data.sources import SOURCES
 from pneumonia_hf.evaluation.metrics import METRICS
 from pneumonia_hf.evaluation.perturbations import PERTURBATIONS
-from pneumonia_hf.inference.attribution import METHODS
+from pneumonia_hf.inference.attribution_methods import METHODS
 from pneumonia_hf.models.backbones import BACKBONES
 from pneumonia_hf.training.augment import AUGMENTATIONS
 
@@ -57,7 +57,8 @@ def evaluate_quickly(predictor, dataset, data="data", split="all", config=None, 
     """evaluate_predictor with few resamples and few perturbed copies."""
     config = config or EvaluationConfig()
     copies = min(config.robustness_images, 8)
-    config = replace(config, resamples=20, robustness_images=copies)
+    maps = min(config.attribution_images, 4)
+    config = replace(config, resamples=20, robustness_images=copies, attribution_images=maps)
     return evaluate_predictor(predictor, dataset, data, split, config, *rest)
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from pneumonia_hf.cli import check_inputs, make_parser, run_script
 
+PUBLISHED = Path(__file__).parents[1] / "eval_reports" / "published.yaml"
+
 
 def main() -> None:
     """Score one split of a data folder and write report.json, report.md and the figures."""
@@ -77,9 +79,22 @@ def main() -> None:
         "scored: what the model decides by (default: 600, with --quick 0).",
     )
     parser.add_argument(
+        "--attribution",
+        type=int,
+        metavar="IMAGES",
+        help="Number of pneumonias on which the attribution methods are tested (default: 12, with "
+        "--quick 0).",
+    )
+    parser.add_argument(
         "--quick",
         action="store_true",
-        help="Without perturbed copies and the search for near duplicates, and with 200 resamples.",
+        help="Without perturbed copies, tests of attribution maps and the search for near "
+        "duplicates, and with 200 resamples.",
+    )
+    parser.add_argument(
+        "--with_images",
+        action="store_true",
+        help="Add a sheet of examples, with X-rays of patients, to the folder and the page.",
     )
     parser.add_argument("--resamples", type=int, help="Of the bootstrap (default: 1000).")
     parser.add_argument("--overwrite", action="store_true", help="Replace an older report.")
@@ -90,8 +105,9 @@ def main() -> None:
 
     from pneumonia_hf.errors import UserError
 
-    if (options.robustness or 0) < 0:
-        raise UserError(f"--robustness is {options.robustness}; give a number of images.")
+    for flag in ("robustness", "attribution"):
+        if (getattr(options, flag) or 0) < 0:
+            raise UserError(f"--{flag} is {getattr(options, flag)}; give a number of images.")
     if options.resamples is not None and options.resamples < 20:
         raise UserError(f"--resamples is {options.resamples}; give 20 or more.")
 
@@ -111,9 +127,10 @@ def main() -> None:
     for models in (options.model, [options.compare] if options.compare else []):
         sources = [parse_source(one) for one in (*options.data_dir, *sites)]
         check_inputs(models, [one.where for one in sources if one.is_folder])
-    copies = options.robustness
-    if copies is None:
-        copies = 0 if options.quick else 600
+    images = {"robustness": 600, "attribution": 12}
+    for flag, usual in images.items():
+        given = getattr(options, flag)
+        images[flag] = given if given is not None else 0 if options.quick else usual
     report = report_on(
         EvaluationInputs(
             models=tuple(options.model),
@@ -126,13 +143,16 @@ def main() -> None:
             compare=options.compare,
             positive_label=options.positive_label,
             tta=options.tta,
+            published=PUBLISHED if PUBLISHED.exists() else None,
+            with_images=options.with_images,
         ),
         EvaluationConfig(
             resamples=options.resamples or (200 if options.quick else 1000),
             strict=options.strict,
             subgroups=tuple(options.subgroups),
             external=options.external == [],
-            robustness_images=copies,
+            robustness_images=images["robustness"],
+            attribution_images=images["attribution"],
         ),
         options.output_dir,
         lambda rows: audit_images(rows, options.quick),

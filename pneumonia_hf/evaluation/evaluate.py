@@ -18,8 +18,10 @@ from pneumonia_hf.errors import UserError
 from pneumonia_hf.evaluation.calibration_quality import CalibrationQuality, measure_calibration
 from pneumonia_hf.evaluation.choose_images import count_seen
 from pneumonia_hf.evaluation.compare import Comparison
+from pneumonia_hf.evaluation.faithfulness import Faithfulness, measure_faithfulness
 from pneumonia_hf.evaluation.intervals import Interval, delong_interval
 from pneumonia_hf.evaluation.metrics import bca_intervals, bootstrap_intervals
+from pneumonia_hf.evaluation.published import Published
 from pneumonia_hf.evaluation.robustness import Robustness, measure_robustness
 from pneumonia_hf.evaluation.scores import Scores, score_images
 from pneumonia_hf.evaluation.selective import (
@@ -58,6 +60,9 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 
+FEWEST_HITS = 4  # true positives and negatives, below which attribution is not tested
+
+
 @dataclass(frozen=True)
 class DataFinding:
     """What one check of the audit says of the data under test."""
@@ -76,6 +81,7 @@ class EvaluationConfig:
     subgroups: tuple[str, ...] = ()  # columns of metadata; none: all that make groups
     external: bool = False  # the data is of another site than all training data
     robustness_images: int = 0  # drawn at random, perturbed and scored again
+    attribution_images: int = 0  # true positives on which attribution methods are tested
 
 
 @dataclass(frozen=True)
@@ -109,11 +115,13 @@ class Report:
     seen_in_validation: int  # images on which it was selected
     seen_in_test: int  # images of its internal test set, of the same site
     robustness: Robustness | None  # results on perturbed copies, if they were asked for
+    faithfulness: Faithfulness | None  # of the attribution methods, if they were tested
     unreadable: tuple[str, ...]  # the reason for each unreadable image
     notes: tuple[str, ...]  # reservations about the numbers
     findings: tuple[DataFinding, ...] = ()  # of the audit of this data
     sites: tuple[SiteResult, ...] = ()  # the same model on other data
     comparison: Comparison | None = None  # with another model on this data
+    published: Published | None = None  # results of others on this data, if it is recognised
 
     @property
     def labels(self) -> np.ndarray:
@@ -239,6 +247,7 @@ def evaluate_predictor(
         seen_in_validation=seen["validation"],
         seen_in_test=seen["test"],
         robustness=_measure_robustness(predictor, scores, config.robustness_images, steps),
+        faithfulness=_measure_faithfulness(predictor, scores, config.attribution_images, steps),
         unreadable=unreadable,
         notes=(
             *_notes_on_images(seen, len(unreadable)),
@@ -261,6 +270,22 @@ def _measure_robustness(
     chosen = scores.rows.select(rows)
     images = (read_xray(source, name) for name, source in open_images(chosen))
     return measure_robustness(predictor, images, labels[rows], chosen["patient"][:], steps=steps)
+
+
+def _measure_faithfulness(
+    predictor: Predictor, scores: Scores, count: int, steps: Steps | None
+) -> Faithfulness | None:
+    positive = scores.probabilities >= predictor.operating_point.threshold
+    hits = np.flatnonzero(positive & (scores.labels == 1))
+    normals = np.flatnonzero(~positive & (scores.labels == 0))
+    if not count or len(predictor.networks) > 1 or min(len(hits), len(normals)) < FEWEST_HITS:
+        return None
+    images = []
+    for rows in (hits, normals):
+        drawn = np.sort(np.random.default_rng(13).permutation(rows)[:count])
+        chosen = open_images(scores.rows.select(drawn))
+        images.append([read_xray(source, name) for name, source in chosen])
+    return measure_faithfulness(predictor, *images, steps)
 
 
 def hash_weights(predictor: Predictor) -> str:

@@ -8,13 +8,14 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pneumonia_hf.data.patients import named_by_file
 from pneumonia_hf.errors import UserError
 from pneumonia_hf.evaluation import robustness
+from pneumonia_hf.evaluation.checklist import fill_checklist
 from pneumonia_hf.evaluation.evaluate import Report
 from pneumonia_hf.evaluation.report_figures import FIGURES, save_figures
 from pneumonia_hf.evaluation.report_html import to_html
@@ -23,9 +24,13 @@ from pneumonia_hf.evaluation.subgroups import OWN_COLUMNS
 from pneumonia_hf.files import write_json
 from pneumonia_hf.labels import LABELS
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 SCHEMA_VERSION = 2  # of report.json; report_schema.json describes it
 SCHEMA_FILE = Path(__file__).with_name("report_schema.json")
 POINTS = np.linspace(0, 1, 101)  # shares of the images at which report.json has the risk
+KINDS = ("png", "svg")
 FILES = ("report.json", "report.md", "report.html", "predictions.csv", "predictions.parquet")
 
 
@@ -37,7 +42,7 @@ def check_report_folder(folder: Path, overwrite: bool, files: Sequence[str] | No
     nearest = next(one for one in (folder, *folder.absolute().parents) if one.exists())
     if not nearest.is_dir():
         raise UserError(f"{nearest} is a file; --output_dir takes a folder.")
-    figures = (f"{name}.{kind}" for name in FIGURES for kind in ("png", "svg"))
+    figures = (f"{name}.{kind}" for name in FIGURES for kind in KINDS)
     existing = [name for name in files or (*FILES, *figures) if (folder / name).exists()]
     if existing and not overwrite:
         raise UserError(
@@ -45,22 +50,32 @@ def check_report_folder(folder: Path, overwrite: bool, files: Sequence[str] | No
         )
 
 
-def write_report(report: Report, folder: Path) -> None:
-    """Write all files of the report into `folder`, completely or not at all."""
+def write_report(report: Report, folder: Path, examples: Figure | None = None) -> None:
+    """Write all files of the report into `folder`, completely or not at all.
+
+    `examples` is a sheet of images, as of `draw_examples`; without it no file holds an X-ray.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
     unfinished = folder.with_name(f".{folder.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir()
     try:
         figures = list(save_figures(report, unfinished))
+        names = figures
+        if examples is not None:
+            examples.savefig(unfinished / "examples.png", dpi=110, metadata={"Software": None})
+            names = [*figures, "examples"]
         _write_predictions(report, unfinished)
-        text = to_markdown(report, figures)
+        text = to_markdown(report, names)
         (unfinished / "report.md").write_text(text, encoding="utf-8")
-        html = to_html(text, {name: unfinished / f"{name}.svg" for name in figures})
+        files = {name: unfinished / f"{name}.svg" for name in figures}
+        if examples is not None:
+            files["examples"] = unfinished / "examples.png"
+        html = to_html(text, files, with_images=examples is not None)
         (unfinished / "report.html").write_text(html, encoding="utf-8")
         write_json(unfinished / "report.json", to_json(report))
         folder.mkdir(exist_ok=True)
-        for name in (f"{name}.{kind}" for name in FIGURES for kind in ("png", "svg")):
+        for name in (f"{name}.{kind}" for name in (*FIGURES, "examples") for kind in KINDS):
             (folder / name).unlink(missing_ok=True)  # of an older report with more sections
         # report.json comes last: with it, the report is complete.
         for file in sorted(unfinished.iterdir(), key=lambda one: one.name == "report.json"):
@@ -97,6 +112,21 @@ def _write_predictions(report: Report, folder: Path) -> None:
 
 def _to_cell(value: Any) -> str | None:
     return None if value is None or value != value else str(value)
+
+
+def _describe_faithfulness(report: Report) -> dict[str, Any] | None:
+    found = report.faithfulness
+    if found is None:
+        return None
+    results = [
+        asdict(one) | {"faults": list(one.faults), "verdict": one.verdict} for one in found.results
+    ]
+    return {
+        "images": found.images,
+        "border_area": found.border_area,
+        "best": found.best,
+        "results": results,
+    }
 
 
 def to_json(report: Report) -> dict[str, Any]:
@@ -153,8 +183,14 @@ def to_json(report: Report) -> dict[str, Any]:
         ],
         "stratified": [asdict(one) for one in report.stratified],
         "robustness": robustness.to_json(report.robustness) if report.robustness else None,
+        "faithfulness": _describe_faithfulness(report),
         "sites": [asdict(one) for one in report.sites],
         "other_classes": [asdict(one) for one in report.others],
+        "published": asdict(report.published) if report.published else None,
+        "checklist": [
+            {"topic": item.topic, "tripod": item.tripod, "claim": item.claim, "answer": answer}
+            for item, answer in fill_checklist(report)
+        ],
         "comparison": asdict(report.comparison) if report.comparison else None,
         "unreadable": list(report.unreadable),
         "notes": list(report.notes),

@@ -63,12 +63,13 @@ PAGE = """<!doctype html>
 </html>
 """
 WITHOUT_IMAGES = "This page holds no X-ray: its figures are drawn from numbers only."
-WIDE = {"robustness", "subgroups", "sites"}
+WITH_IMAGES = "This page holds X-rays of patients: pass it on only where that is allowed."
+WIDE = {"robustness", "subgroups", "sites", "examples"}
 FIGURE = re.compile(r'<p><img src="([^"]*)\.png" alt="([^"]*)" ?/?></p>')
 HEADING = re.compile(r"<h2>(.*?)</h2>")
 
 
-def to_html(text: str, figures: Mapping[str, Path]) -> str:
+def to_html(text: str, figures: Mapping[str, Path], with_images: bool = False) -> str:
     """Return the report as one self-contained page.
 
     Names of files and data may hold anything: HTML in them is shown as text, and only the given
@@ -76,7 +77,8 @@ def to_html(text: str, figures: Mapping[str, Path]) -> str:
 
     Args:
         text: the report in Markdown.
-        figures: the SVG file of each figure, by the name of its PNG file in `text`.
+        figures: the SVG or PNG file of each figure, by the name of its PNG file in `text`.
+        with_images: whether a figure shows X-rays.
     """
     from markdown_it import MarkdownIt
 
@@ -92,7 +94,7 @@ def to_html(text: str, figures: Mapping[str, Path]) -> str:
         style=STYLE,
         contents=f"<ul>{entries}</ul>",
         body=body,
-        privacy=WITHOUT_IMAGES,
+        privacy=WITH_IMAGES if with_images else WITHOUT_IMAGES,
         script=SCRIPT,
     )
 
@@ -102,8 +104,9 @@ def _to_figure(found: re.Match, figures: Mapping[str, Path]) -> str:
     if name not in figures:
         return f"<p>{label}</p>"
     data = base64.b64encode(figures[name].read_bytes()).decode()
+    format = {".svg": "svg+xml", ".png": "png"}[figures[name].suffix]
     kind = ' class="wide"' if name in WIDE else ""
     return (
         f'<figure{kind}><button type="button" aria-expanded="false" title="Enlarge">'
-        f'<img alt="{label}" src="data:image/svg+xml;base64,{data}"></button></figure>'
+        f'<img alt="{label}" src="data:image/{format};base64,{data}"></button></figure>'
     )

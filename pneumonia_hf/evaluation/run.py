@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from pneumonia_hf.data.folder_source import list_others
 from pneumonia_hf.data.sources import parse_source
 from pneumonia_hf.errors import UserError
@@ -19,6 +21,8 @@ from pneumonia_hf.evaluation.evaluate import (
     evaluate_predictor,
     identify,
 )
+from pneumonia_hf.evaluation.examples import choose_examples, draw_examples
+from pneumonia_hf.evaluation.published import find_published
 from pneumonia_hf.evaluation.report import write_report
 from pneumonia_hf.evaluation.scores import Scores, score_images
 from pneumonia_hf.evaluation.sites import score_site
@@ -43,6 +47,8 @@ class EvaluationInputs:
     compare: str | None = None  # a second model
     positive_label: str = "PNEUMONIA"
     tta: bool = False
+    published: Path | None = None  # a file of published results
+    with_images: bool = False  # whether the report holds images
 
 
 def report_on(
@@ -94,8 +100,18 @@ def report_on(
         for one in inputs.sites
     )
     comparison = _compare(report.scores, second, predictor, config, steps) if second else None
-    report = replace(report, findings=findings, sites=sites, comparison=comparison)
-    write_report(report, folder)
+    published = None
+    if inputs.published:
+        published = find_published(inputs.published, *np.bincount(report.labels, minlength=2))
+    report = replace(
+        report, findings=findings, sites=sites, comparison=comparison, published=published
+    )
+    sheet = None
+    if inputs.with_images:
+        examples = choose_examples(report.scores, report.operating_point.threshold)
+        best = report.faithfulness and report.faithfulness.best
+        sheet = draw_examples(predictor, report.scores, examples, best)
+    write_report(report, folder, sheet)
     steps.remove()
     return report
 

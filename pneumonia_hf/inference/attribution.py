@@ -1,42 +1,32 @@
-"""METHODS over captum: attribution maps, which show what in an image raised the score."""
+"""Attribution maps, which show what in an image raised the score, on the model's own scale."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor, nn
-from torch.nn.functional import adaptive_avg_pool2d, interpolate
 
 from pneumonia_hf.errors import UserError
-from pneumonia_hf.models.backbones import backbone_of
+from pneumonia_hf.inference.attribution_methods import (
+    COMPLETE,
+    INTEGRATION_STEPS,
+    METHODS,
+    NEEDS,
+    enlarge,
+)
 
 if TYPE_CHECKING:
     from pneumonia_hf.inference.network import Network
     from pneumonia_hf.inference.predictor import Predictor
 
-INTEGRATION_STEPS = (64, 128, 256)  # tried in turn until integrated gradients are complete
-ROUGH_STEPS = (32,)  # enough for the scale of a map
-COMPLETE = 0.05  # largest completeness error, as a share of the difference in log odds
-CELLS = 7  # occlusion cells a side: as many as the coarsest feature maps have
-INTERNAL_BATCH = 4  # images at once in integrated gradients: 0.2 GB instead of 2
 OWN_SCALE = (
     "The model stores no reference for this method, so the map is scaled to its own maximum: its "
     "brightness does not show how much was found."
 )
-
-
-@dataclass(frozen=True)
-class RawMap:
-    """The result of a method, in its own unit."""
-
-    values: Tensor  # [h, w]: how much each place raises (or, if negative, lowers) the log odds
-    completeness_error: float | None = None  # of integrated gradients, as a share
 
 
 @dataclass(frozen=True)
@@ -59,87 +49,16 @@ class AttributionMap:
         return found
 
 
-def gradcam(network: Network, pixel_values: Tensor, rough: bool = False) -> RawMap:
-    """Return Grad-CAM over the last feature map, [1, 3, H, W] -> [h, w] (Selvaraju et al. 2017).
-
-    The gradient is that of the log odds. Negative places are evidence against pneumonia.
-    """
-    from captum.attr import LayerGradCam
-
-    with _feature_grid(network, pixel_values) as layer:
-        found = LayerGradCam(network.log_odds_of, layer).attribute(pixel_values)
-    if found.ndim != 4:
-        raise UserError(
-            f"The last feature map of {network.name} is not a spatial grid; "
-            f"use the method occlusion."
-        )
-    return RawMap(found[0, 0].detach())
-
-
-def integrated_gradients(network: Network, pixel_values: Tensor, rough: bool = False) -> RawMap:
-    """Return integrated gradients from a black image, [1, 3, H, W] -> [H, W].
-
-    Sundararajan et al. 2017; summed over the channels and smoothed over 1/28 of the side, since
-    single pixels are not readable. The values should sum to the difference in log odds between
-    the image and the black one (completeness). Steps are doubled until they do to within 5%, up
-    to 256; `rough` takes 32 only.
-    """
-    from captum.attr import IntegratedGradients
-    from torchvision.transforms.functional import gaussian_blur
-
-    score = network.log_odds_of
-    black = network.pixel_values([Image.new("L", pixel_values.shape[-2:])])
-    with torch.no_grad():
-        difference = float(score(pixel_values) - score(black))
-    for steps in ROUGH_STEPS if rough else INTEGRATION_STEPS:
-        parts = IntegratedGradients(score).attribute(
-            pixel_values, baselines=black, n_steps=steps, internal_batch_size=INTERNAL_BATCH
-        )
-        error = abs(float(parts.sum()) - difference) / max(abs(difference), 1e-12)
-        if error <= COMPLETE:
-            break
-    width = max(3, pixel_values.shape[-1] // 28 | 1)
-    return RawMap(gaussian_blur(parts.detach().sum(dim=1), width)[0].float(), error)
-
-
-def occlusion(network: Network, pixel_values: Tensor, rough: bool = False) -> RawMap:
-    """Return how far the log odds fall when a square is covered, [1, 3, H, W] -> [7, 7].
-
-    A square of two cells a side takes the image's mean and moves by one cell (Zeiler and Fergus
-    2014); each cell is the mean over the squares that cover it. It needs neither a gradient nor
-    knowledge of the network, so it is the reference for the other methods.
-    """
-    from captum.attr import Occlusion
-
-    channels, side = pixel_values.shape[1], pixel_values.shape[-1]
-    cell = max(side // CELLS, 1)
-    with torch.no_grad():
-        fall = Occlusion(network.log_odds_of).attribute(
-            pixel_values,
-            sliding_window_shapes=(channels, 2 * cell, 2 * cell),
-            strides=(channels, cell, cell),
-            baselines=float(pixel_values.mean()),
-            perturbations_per_eval=INTERNAL_BATCH,
-        )
-    # captum gives every channel the whole fall.
-    return RawMap(adaptive_avg_pool2d(fall.mean(dim=1), CELLS)[0].float())
-
-
-# Each takes a network, the pixel values of one image, and whether a rough map is enough.
-METHODS: dict[str, Callable[..., RawMap]] = {
-    "gradcam": gradcam,
-    "occlusion": occlusion,
-    "integrated_gradients": integrated_gradients,
-}
-
-
 def methods_for(predictor: Predictor) -> list[str]:
     """Return the methods that a model supports, the best one first."""
-    try:
-        has_grid = all(backbone_of(one.model).features for one in predictor.networks)
-    except UserError:  # an unknown family: its feature map cannot be located
-        has_grid = False
-    return [name for name in METHODS if has_grid or name != "gradcam"]
+
+    def is_supported(name: str) -> bool:
+        try:
+            return all(NEEDS[name](one.model) for one in predictor.networks)
+        except UserError:  # an unknown family: its layers cannot be located
+            return False
+
+    return [name for name in METHODS if name not in NEEDS or is_supported(name)]
 
 
 def attribute(
@@ -200,40 +119,8 @@ def overlay(image: Image.Image, values: np.ndarray, opacity: float = 0.5) -> Ima
 def _attribute_one(network: Network, image: Image.Image, method: str) -> AttributionMap:
     with torch.enable_grad():
         found = METHODS[method](network, network.pixel_values([image]))
-    values = interpolate(found.values[None, None].float(), size=image.size[::-1], mode="bilinear")[
-        0, 0
-    ]  # [H, W]
+    values = enlarge(found.values, image.size[::-1])  # [H, W]
     reference = network.attribution_references.get(method)
     scale = reference or float(values.max())
     values = (values / max(scale, 1e-12)).clamp(0, 1)
     return AttributionMap(values.cpu().numpy(), reference is not None, found.completeness_error)
-
-
-@contextmanager
-def _feature_grid(network: Network, pixel_values: Tensor) -> Iterator[nn.Module]:
-    """Yield a layer whose output is the last feature map as a [N, C, h, w] grid.
-
-    captum would average a transformer's tokens over the wrong axis, so a hook arranges them in
-    the grid of their patches and back.
-    """
-    backbone = backbone_of(network.model)
-    layer = backbone.features(network.model)
-    prefix = backbone.prefix_tokens
-    if prefix is None:
-        yield layer
-        return
-    grid = nn.Identity()
-    height, width = pixel_values.shape[-2:]
-
-    def pass_through_grid(_module: nn.Module, _inputs: tuple, tokens: Tensor) -> Tensor:
-        first, patches = tokens[:, :prefix], tokens[:, prefix:]
-        # Counted, not computed from the patch size: Swin merges its patches on the way.
-        rows = round((patches.shape[1] * height / width) ** 0.5)
-        features = patches.transpose(1, 2).unflatten(2, (rows, -1))
-        return torch.cat([first, grid(features).flatten(2).transpose(1, 2)], dim=1)
-
-    hook = layer.register_forward_hook(pass_through_grid)
-    try:
-        yield grid
-    finally:
-        hook.remove()

@@ -14,7 +14,7 @@ from helpers import ROOT, draw_xray
 from PIL import Image
 
 from pneumonia_hf import Predictor, read_xray
-from pneumonia_hf.inference.attribution import METHODS
+from pneumonia_hf.inference.attribution_methods import METHODS
 
 
 @pytest.fixture(scope="module")

@@ -1,23 +1,31 @@
 import json
+from dataclasses import replace
 
 import jsonschema
 import numpy as np
 import pytest
-from helpers import assert_one_sentence, call_script, draw_folder
+from datasets import Dataset
+from helpers import ROOT, assert_one_sentence, call_script, draw_folder
+from PIL import Image
 
 from pneumonia_hf import EvaluationConfig, Predictor, evaluate_predictor
 from pneumonia_hf.data.load import load_splits
+from pneumonia_hf.errors import UserError
 from pneumonia_hf.evaluation import report as report_module
+from pneumonia_hf.evaluation.checklist import OPEN, fill_checklist
+from pneumonia_hf.evaluation.examples import choose_examples
+from pneumonia_hf.evaluation.published import find_published
 from pneumonia_hf.evaluation.report import SCHEMA_FILE, to_json, write_report
 from pneumonia_hf.evaluation.report_html import to_html
-from pneumonia_hf.evaluation.report_text import SECTIONS
+from pneumonia_hf.evaluation.report_text import SECTIONS, to_markdown
+from pneumonia_hf.evaluation.scores import Scores
 from pneumonia_hf.evaluation.steps import Steps
 
 
 @pytest.fixture(scope="module")
 def report(tiny_model, xray_folder):
     predictor = Predictor.from_pretrained(tiny_model)
-    config = EvaluationConfig(resamples=20, robustness_images=8)
+    config = EvaluationConfig(resamples=20, robustness_images=8, attribution_images=4)
     return evaluate_predictor(predictor, load_splits(xray_folder)["all"], "drawn", config=config)
 
 
@@ -61,7 +69,7 @@ def test_the_page_is_one_file_with_every_section_and_figure(written):
     page = (written / "report.html").read_text()
     text = (written / "report.md").read_text()
     titles = [title for title in SECTIONS if f"## {title}\n" in text]
-    assert len(titles) >= 7
+    assert len(titles) >= 10 and "Do the attribution maps mean anything" in titles
     for at, title in enumerate(titles):
         assert f'<a href="#part-{at}">{title}</a>' in page
         assert f'<h2 id="part-{at}">{title}</h2>' in page
@@ -88,7 +96,7 @@ def test_an_older_report_stays_whole_if_the_new_one_cannot_be_written(
     write_report(report, folder)
     before = {one.name: one.read_bytes() for one in folder.iterdir()}
 
-    def fail(*_):
+    def fail(*_, **__):
         raise OSError("the disk is full")
 
     monkeypatch.setattr(report_module, "to_html", fail)
@@ -99,13 +107,71 @@ def test_an_older_report_stays_whole_if_the_new_one_cannot_be_written(
 
 
 def test_a_new_report_with_fewer_sections_leaves_no_old_figure(report, tmp_path, monkeypatch):
-    from dataclasses import replace
-
     write_report(report, tmp_path / "report")
     assert (tmp_path / "report" / "robustness.svg").exists()
     write_report(replace(report, robustness=None), tmp_path / "report")
     assert not (tmp_path / "report" / "robustness.svg").exists()
     assert "## Robustness" not in (tmp_path / "report" / "report.md").read_text()
+
+
+def test_a_sheet_of_examples_is_made_only_on_request(tiny_model, tmp_path):
+    folder = draw_folder(tmp_path / "data", patients=6)
+    flags = ["--model", tiny_model, "--data_dir", folder, "--quick", "--output_dir"]
+    plain = call_script("evaluate_model.py", *flags, tmp_path / "plain")
+    assert plain.returncode == 0, plain.stderr
+    assert not (tmp_path / "plain" / "examples.png").exists()
+    assert "image/png" not in (tmp_path / "plain" / "report.html").read_text()
+    done = call_script("evaluate_model.py", *flags, tmp_path / "shown", "--with_images")
+    assert done.returncode == 0, done.stderr
+    page = (tmp_path / "shown" / "report.html").read_text()
+    assert page.count("data:image/png") == 1 and "holds X-rays of patients" in page
+    with Image.open(tmp_path / "shown" / "examples.png") as sheet:
+        assert np.asarray(sheet.convert("L")).std() > 20
+
+
+def test_examples_are_the_surest_right_and_wrong_the_least_sure_and_the_referred():
+    rows = Dataset.from_dict({"file": [f"f{n}" for n in range(8)], "patient": list("abcdefgh")})
+    labels = np.array([1, 1, 1, 0, 0, 0, 1, 0])
+    scores = np.array([0.99, 0.9, 0.02, 0.01, 0.2, 0.97, 0.52, 0.45])
+    decisions = np.array(["PNEUMONIA"] * 6 + ["REFER"] * 2)
+    found = choose_examples(
+        Scores(rows, labels, scores, np.full(8, np.nan), decisions, {}, ()), 0.5, count=2
+    )
+    kinds = {}
+    for one in found:
+        kinds.setdefault(one.kind, []).append(one.file)
+    assert kinds == {
+        "surest right": ["f0", "f3"],
+        "surest wrong": ["f2", "f5"],
+        "least sure": ["f6", "f7"],
+        "referred, far from the threshold": ["f7", "f6"],
+    }
+
+
+def test_published_results_are_shown_for_data_of_their_size_only(report, tmp_path):
+    path = ROOT / "eval_reports" / "published.yaml"
+    found = find_published(path, 234, 390)
+    assert "public test split" in found.data and len(found.results) >= 8
+    assert all(one.source for one in found.results)
+    assert find_published(path, 234, 391) is None
+    with_others = replace(report, published=found)
+    write_report(with_others, tmp_path / "report")
+    text = (tmp_path / "report" / "report.md").read_text()
+    assert "## Against others" in text and "Doerrich" in text
+    schema = json.loads(SCHEMA_FILE.read_text())
+    jsonschema.validate(json.loads((tmp_path / "report" / "report.json").read_text()), schema)
+    assert "## Against others" not in to_markdown(report, [])
+    (tmp_path / "other.yaml").write_text("sets: [{NORMAL: 1}]")
+    with pytest.raises(UserError, match="published results"):
+        find_published(tmp_path / "other.yaml", 1, 1)
+
+
+def test_the_checklist_leaves_open_what_only_people_can_say(report):
+    filled = dict((item.topic, answer) for item, answer in fill_checklist(report))
+    assert filled["intended use, setting and users"] == OPEN
+    assert filled["numbers of images, patients, classes, missing data"].startswith("96 images")
+    assert f"{report.operating_point.threshold:.4f}" in filled["threshold and how it was chosen"]
+    assert sum(answer == OPEN for answer in filled.values()) == 8
 
 
 def test_numbers_that_are_not_defined_are_null(report):
@@ -141,6 +207,7 @@ def test_an_interrupted_evaluation_goes_on_and_gives_the_same_report(
 
     folder = draw_folder(tmp_path / "data", patients=6)
     flags = ["--model", tiny_model, "--data_dir", folder, "--resamples", 20, "--robustness", 12]
+    flags += ["--attribution", 0]
     whole = call_script("evaluate_model.py", *flags, "--output_dir", tmp_path / "whole")
     assert whole.returncode == 0, whole.stderr
     perturb, made = robustness.perturb, []

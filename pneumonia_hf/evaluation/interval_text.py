@@ -1,0 +1,25 @@
+"""Intervals as text, for reports."""
+
+from __future__ import annotations
+
+import math
+
+from pneumonia_hf.evaluation.intervals import Interval
+
+
+def to_text(interval: Interval | None) -> str:
+    """Return a value with its interval, to four decimals."""
+    if interval is None or math.isnan(interval.value):
+        return "not defined"
+    if math.isnan(interval.low):
+        return f"{interval.value:.4f}"
+    return f"{interval.value:.4f} ({interval.low:.4f} to {interval.high:.4f})"
+
+
+def to_short(interval: Interval | None) -> str:
+    """Return a value with its interval, to two decimals or two digits."""
+    if interval is None or math.isnan(interval.value):
+        return ""
+    numbers = (interval.value, interval.low, interval.high)
+    value, low, high = (f"{one:.2f}" if abs(one) < 10 else f"{one:.2g}" for one in numbers)
+    return f"{value} ({low} to {high})"

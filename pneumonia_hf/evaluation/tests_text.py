@@ -1,0 +1,234 @@
+"""The sections of a report on robustness, attribution maps, sites and other models."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from pneumonia_hf.evaluation.checklist import fill_checklist
+from pneumonia_hf.evaluation.evaluate import Report
+from pneumonia_hf.evaluation.examples import choose_examples
+from pneumonia_hf.evaluation.interval_text import to_short, to_text
+from pneumonia_hf.evaluation.metrics import METRICS
+from pneumonia_hf.evaluation.perturbations import PERTURBATIONS
+from pneumonia_hf.files import markdown_table
+from pneumonia_hf.labels import LABELS
+
+MOST_CASES = 20  # of the images on which two models disagree
+
+
+def describe_robustness(report: Report) -> list[str]:
+    """Return the results on perturbed copies."""
+    found = report.robustness
+    if found is None:
+        return []
+    rows = [
+        [
+            one.name.replace("_", " "),
+            f"{one.level:g} {PERTURBATIONS[one.name].unit}" if one.name in PERTURBATIONS else "",
+            *(to_text(interval) for interval in (one.auroc, one.sensitivity, one.specificity)),
+            f"{one.flipped:.1%}",
+        ]
+        for one in found.results
+    ]
+    worst = found.worst
+    return [
+        f"**Shortcut gap {to_text(found.shortcut_gap)}; worst case AUROC "
+        f"{worst.auroc.value:.4f} ({worst.name.replace('_', ' ')} {worst.level:g}).** The copies "
+        f"of {found.images} images have the same lungs, but another frame, other markers, another "
+        f"look or a lower quality: a model that decides by the lungs keeps its results. The "
+        f"shortcut gap is the AUROC on the plain images less that on copies whose outer 20% of "
+        f"each side are those of an image of the other class. Flipped is the share of the images "
+        f"whose side of the threshold changes.",
+        markdown_table(["copies", "level", "AUROC", "sensitivity", "specificity", "flipped"], rows),
+    ]
+
+
+def describe_faithfulness(report: Report) -> list[str]:
+    """Return the tests of the attribution methods."""
+    found = report.faithfulness
+    if found is None:
+        return []
+    rows, tests = [], []
+    for one in found.results:
+        verdict = f"{one.verdict}: {', '.join(one.faults)}" if one.faults else one.verdict
+        rows.append(
+            [_name_method(one.method), verdict, f"{one.seconds:.2f}", to_short(one.deletion),
+             to_short(one.insertion), to_short(one.gain_over_random),
+             to_short(one.gain_over_centre)]
+        )  # fmt: skip
+        if one.verdict:
+            columns = (one.occlusion, one.randomised, one.repeatable, one.border, one.infidelity,
+                       one.sensitivity)  # fmt: skip
+            tests.append([_name_method(one.method), *map(to_short, columns)])
+    best = f"**{_name_method(found.best)}** gains most per second of those that pass."
+    return [
+        f"Tested on {found.images} true positives, with 95% intervals over them. "
+        f"{best if found.best else '**No method passes.**'} A map of a method that passes shows "
+        f"where the score comes from; it does not locate disease.",
+        markdown_table(
+            [
+                "method",
+                "verdict",
+                "seconds",
+                "deletion",
+                "insertion",
+                "gain over random maps",
+                "gain over a centre blob",
+            ],
+            rows,
+        ),
+        "Deletion and insertion (after Petsiuk et al. 2018): the mean probability while the "
+        "highest cells of a map are replaced by those of normal images (lower is better), and "
+        "while they are put into normal images (higher is better). Gain: insertion less deletion, "
+        "minus that of the control.",
+        markdown_table(
+            [
+                "method",
+                "agreement with occlusion",
+                "with other weights",
+                "with a shifted image",
+                "share in the border",
+                "infidelity",
+                "largest sensitivity",
+            ],
+            tests,
+        ),
+        "The first three are correlations over 7 x 7 cells: of ranks with occlusion, with the map "
+        "after all weight tensors are permuted (Adebayo et al. 2018: should be low), and with that "
+        "of a shifted image (should be high). The border is the outer tenth of each side, "
+        f"{found.border_area:.0%} of the image: more attribution there than that is a shortcut "
+        "made visible. Infidelity (Yeh et al. 2019) and sensitivity are captum's; lower is better. "
+        "A method passes if both gains are above 0, the correlation with other weights is below "
+        "0.5, and that with a shifted image is above 0.7.",
+    ]
+
+
+def _name_method(name: str) -> str:
+    return {"random": "control: random maps", "centre": "control: centre blob"}.get(
+        name, name.replace("_", " ")
+    )
+
+
+def describe_sites(report: Report) -> list[str]:
+    """Return the results on other sites, and on images of neither class."""
+    text = []
+    if report.sites:
+        own = report.metrics
+        rows = [[report.data, *np.bincount(report.labels, minlength=2), to_text(own["auroc"]), "",
+                 to_text(own["sensitivity"]), to_text(own["specificity"]),
+                 to_text(own["ece_balanced"])]]  # fmt: skip
+        rows += [
+            [one.name, one.normals, one.pneumonias, to_text(one.metrics["auroc"]),
+             to_text(one.drop), to_text(one.metrics["sensitivity"]),
+             to_text(one.metrics["specificity"]), to_text(one.metrics["ece_balanced"])]
+            for one in report.sites
+        ]  # fmt: skip
+        header = ["site", "NORMAL", "PNEUMONIA", "AUROC", "drop of the AUROC", "sensitivity",
+                  "specificity", "calibration error at 50%"]  # fmt: skip
+        text += [
+            "The same model at the same threshold. The drop is the AUROC of the first row less "
+            "that of the site, with patients of both resampled.",
+            markdown_table(header, rows),
+            "\n".join(
+                f"- {one.name}: {one.left_out} images that the model was trained or chosen on are "
+                f"left out."
+                for one in report.sites
+                if one.left_out
+            ),
+        ]
+    groups = [("", one) for one in report.others]
+    groups += [(f"{site.name}, ", one) for site in report.sites for one in site.others]
+    if groups:
+        rows = [
+            [
+                f"{prefix}{one.name}",
+                one.count,
+                f"{one.called} ({one.called / one.count:.1%})",
+                f"{one.referred} ({one.referred / one.count:.1%})",
+                f"{one.median:.4f}",
+            ]
+            for prefix, one in groups
+        ]
+        header = ["class", "images", "at or above the threshold", "referred", "median probability"]
+        text += ["Images of neither class, which are in no metric:", markdown_table(header, rows)]
+    return text
+
+
+def describe_comparison(report: Report) -> list[str]:
+    """Return the paired differences from another model."""
+    one = report.comparison
+    if one is None:
+        return []
+    rows = [[METRICS[name].title, to_text(value)] for name, value in one.differences.items()]
+    test = one.mcnemar
+    cases = [
+        [case.file, LABELS[case.label], f"{case.first:.4f}", f"{case.second:.4f}"]
+        for case in one.disagreements[:MOST_CASES]
+    ]
+    p = "not defined" if math.isnan(one.delong.p) else f"{one.delong.p:.2g}"
+    return [
+        f"{report.model} less {one.other}, on the same images, each at its own threshold. "
+        f"Intervals are of a paired bootstrap over patients; one that holds 0 shows no difference.",
+        markdown_table(["metric", "difference (95% interval)"], rows),
+        f"DeLong's test of the AUROCs, for patients with several images: difference "
+        f"{to_text(one.delong.difference)}, p = {p}. McNemar's exact test: {report.model} alone is "
+        f"wrong on {test.only_first_wrong} images, {one.other} alone on {test.only_second_wrong}, "
+        f"p = {test.p:.2g}.",
+        f"They disagree on {len(one.disagreements)} images; the farthest apart:" if cases else "",
+        markdown_table(["file", "label", report.model, one.other], cases) if cases else "",
+    ]
+
+
+def describe_examples(report: Report) -> list[str]:
+    """Return the examples as a table."""
+    rows = [
+        [one.kind, one.file, one.label, f"{one.probability:.4f}", one.decision]
+        for one in choose_examples(report.scores, report.operating_point.threshold)
+    ]
+    return [
+        "Sure is far from the threshold. `--with_images` adds a sheet of these images with their "
+        "attribution maps.",
+        markdown_table(["", "file", "label", "probability", "decision"], rows),
+    ]
+
+
+def describe_published(report: Report) -> list[str]:
+    """Return what others report on the same data."""
+    found = report.published
+    if found is None:
+        return []
+    names = ("auroc", "accuracy", "sensitivity", "specificity")
+    own = [report.model, *(to_text(report.metrics[name]) for name in names), "this report"]
+    rows = [
+        [one.model, *("" if getattr(one, name) is None else f"{getattr(one, name):.3f}"
+                      for name in names), one.source]
+        for one in found.results
+    ]  # fmt: skip
+    header = ["model", *(METRICS[name].title for name in names), "source"]
+    return [
+        f"The numbers of images are those of {found.data}. {found.note}",
+        markdown_table(header, [own, *rows]),
+    ]
+
+
+def describe_checklist(report: Report) -> list[str]:
+    """Return the items of the reporting guidelines."""
+    rows = [
+        [item.topic, item.tripod, item.claim, answer] for item, answer in fill_checklist(report)
+    ]
+    return [
+        "What TRIPOD+AI (Collins et al. 2024, doi 10.1136/bmj-2023-078378) and CLAIM 2024 (Tejani "
+        "et al. 2024, doi 10.1148/ryai.240300) ask for, in our words. What only people can say is "
+        "left open.",
+        markdown_table(["item", "TRIPOD+AI", "CLAIM 2024", "answer"], rows),
+    ]
+
+
+def describe_files(report: Report) -> list[str]:
+    """Return what else lies in the folder."""
+    return [
+        "Every image's probability, decision and metadata are in `predictions.csv` and "
+        "`predictions.parquet`, all numbers of this page in `report.json`."
+    ]
