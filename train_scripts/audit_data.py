@@ -39,7 +39,7 @@ def main() -> None:
     from pneumonia_hf.audit.report import AUDIT_FILES, format_verdicts, write_audit
     from pneumonia_hf.audit.run import audit_sources
     from pneumonia_hf.data.sources import parse_source
-    from pneumonia_hf.evaluation.report import check_report_folder
+    from pneumonia_hf.evaluation.report.write import check_report_folder
 
     check_report_folder(options.output_dir, options.overwrite, AUDIT_FILES)
     features = FeatureConfig(options.features, options.weights)

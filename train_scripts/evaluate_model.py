@@ -115,7 +115,7 @@ def main() -> None:
     from pneumonia_hf.data.load import read_image_list
     from pneumonia_hf.data.sources import parse_source
     from pneumonia_hf.evaluation.evaluate import EvaluationConfig, check_card
-    from pneumonia_hf.evaluation.report import check_report_folder, to_json
+    from pneumonia_hf.evaluation.report.write import check_report_folder, to_json
     from pneumonia_hf.evaluation.run import EvaluationInputs, report_on
     from pneumonia_hf.models.model_card import add_report
 

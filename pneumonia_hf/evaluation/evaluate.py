@@ -21,7 +21,7 @@ from pneumonia_hf.evaluation.compare import Comparison
 from pneumonia_hf.evaluation.faithfulness import Faithfulness, measure_faithfulness
 from pneumonia_hf.evaluation.intervals import Interval, delong_interval
 from pneumonia_hf.evaluation.metrics import bca_intervals, bootstrap_intervals
-from pneumonia_hf.evaluation.published import Published
+from pneumonia_hf.evaluation.report.published import Published
 from pneumonia_hf.evaluation.robustness import Robustness, measure_robustness
 from pneumonia_hf.evaluation.scores import Scores, score_images
 from pneumonia_hf.evaluation.selective import (

@@ -21,9 +21,9 @@ from pneumonia_hf.evaluation.evaluate import (
     evaluate_predictor,
     identify,
 )
-from pneumonia_hf.evaluation.examples import choose_examples, draw_examples
-from pneumonia_hf.evaluation.published import find_published
-from pneumonia_hf.evaluation.report import write_report
+from pneumonia_hf.evaluation.report.examples import choose_examples, draw_examples
+from pneumonia_hf.evaluation.report.published import find_published
+from pneumonia_hf.evaluation.report.write import write_report
 from pneumonia_hf.evaluation.scores import Scores, score_images
 from pneumonia_hf.evaluation.sites import score_site
 from pneumonia_hf.evaluation.steps import Steps

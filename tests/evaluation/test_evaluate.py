@@ -18,7 +18,7 @@ from pneumonia_hf.errors import UserError
 from pneumonia_hf.evaluation.choose_images import choose_split
 from pneumonia_hf.evaluation.evaluate import EvaluationConfig, evaluate_predictor
 from pneumonia_hf.evaluation.metrics import METRICS, calibration_p_value
-from pneumonia_hf.evaluation.report import check_report_folder, to_json, write_report
+from pneumonia_hf.evaluation.report.write import check_report_folder, to_json, write_report
 from pneumonia_hf.evaluation.selective import measure_referral
 from pneumonia_hf.models.backbones import head_of
 from pneumonia_hf.models.model_card import add_report, find_misfit

@@ -11,13 +11,13 @@ from PIL import Image
 from pneumonia_hf import EvaluationConfig, Predictor, evaluate_predictor
 from pneumonia_hf.data.load import load_splits
 from pneumonia_hf.errors import UserError
-from pneumonia_hf.evaluation import report as report_module
-from pneumonia_hf.evaluation.checklist import OPEN, fill_checklist
-from pneumonia_hf.evaluation.examples import choose_examples
-from pneumonia_hf.evaluation.published import find_published
-from pneumonia_hf.evaluation.report import SCHEMA_FILE, to_json, write_report
-from pneumonia_hf.evaluation.report_html import to_html
-from pneumonia_hf.evaluation.report_text import SECTIONS, to_markdown
+from pneumonia_hf.evaluation.report import write as report_module
+from pneumonia_hf.evaluation.report.checklist import OPEN, fill_checklist
+from pneumonia_hf.evaluation.report.examples import choose_examples
+from pneumonia_hf.evaluation.report.html import to_html
+from pneumonia_hf.evaluation.report.markdown import SECTIONS, to_markdown
+from pneumonia_hf.evaluation.report.published import find_published
+from pneumonia_hf.evaluation.report.write import SCHEMA_FILE, to_json, write_report
 from pneumonia_hf.evaluation.scores import Scores
 from pneumonia_hf.evaluation.steps import Steps
 

@@ -17,7 +17,7 @@ from pneumonia_hf.data.load import load_splits
 from pneumonia_hf.errors import UserError
 from pneumonia_hf.evaluation.choose_images import choose_split
 from pneumonia_hf.evaluation.evaluate import EvaluationConfig, evaluate_predictor
-from pneumonia_hf.evaluation.report import write_report
+from pneumonia_hf.evaluation.report.write import write_report
 from pneumonia_hf.imaging.preprocess import make_processor
 from pneumonia_hf.inference.network import CONFIG_KEY, Network
 from pneumonia_hf.inference.predictor import (

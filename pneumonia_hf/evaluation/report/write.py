@@ -15,11 +15,11 @@ import numpy as np
 from pneumonia_hf.data.patients import named_by_file
 from pneumonia_hf.errors import UserError
 from pneumonia_hf.evaluation import robustness
-from pneumonia_hf.evaluation.checklist import fill_checklist
 from pneumonia_hf.evaluation.evaluate import Report
-from pneumonia_hf.evaluation.report_figures import FIGURES, save_figures
-from pneumonia_hf.evaluation.report_html import to_html
-from pneumonia_hf.evaluation.report_text import to_markdown
+from pneumonia_hf.evaluation.report.checklist import fill_checklist
+from pneumonia_hf.evaluation.report.figures import FIGURES, save_figures
+from pneumonia_hf.evaluation.report.html import to_html
+from pneumonia_hf.evaluation.report.markdown import to_markdown
 from pneumonia_hf.evaluation.subgroups import OWN_COLUMNS
 from pneumonia_hf.files import write_json
 from pneumonia_hf.labels import LABELS
@@ -27,8 +27,8 @@ from pneumonia_hf.labels import LABELS
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-SCHEMA_VERSION = 2  # of report.json; report_schema.json describes it
-SCHEMA_FILE = Path(__file__).with_name("report_schema.json")
+SCHEMA_VERSION = 2  # of report.json; schema.json describes it
+SCHEMA_FILE = Path(__file__).with_name("schema.json")
 POINTS = np.linspace(0, 1, 101)  # shares of the images at which report.json has the risk
 KINDS = ("png", "svg")
 FILES = ("report.json", "report.md", "report.html", "predictions.csv", "predictions.parquet")
@@ -130,7 +130,7 @@ def _describe_faithfulness(report: Report) -> dict[str, Any] | None:
 
 
 def to_json(report: Report) -> dict[str, Any]:
-    """Return the report's numbers, without the single images, as report_schema.json says."""
+    """Return the report's numbers, without the single images, as schema.json says."""
     scores, curve, risk = report.scores, report.decision_curve, report.risk_coverage
     return {
         "schema_version": SCHEMA_VERSION,

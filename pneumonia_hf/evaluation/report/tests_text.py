@@ -6,12 +6,12 @@ import math
 
 import numpy as np
 
-from pneumonia_hf.evaluation.checklist import fill_checklist
 from pneumonia_hf.evaluation.evaluate import Report
-from pneumonia_hf.evaluation.examples import choose_examples
-from pneumonia_hf.evaluation.interval_text import to_short, to_text
 from pneumonia_hf.evaluation.metrics import METRICS
 from pneumonia_hf.evaluation.perturbations import PERTURBATIONS
+from pneumonia_hf.evaluation.report.checklist import fill_checklist
+from pneumonia_hf.evaluation.report.examples import choose_examples
+from pneumonia_hf.evaluation.report.interval_text import to_short, to_text
 from pneumonia_hf.files import markdown_table
 from pneumonia_hf.labels import LABELS
 

@@ -8,8 +8,8 @@ import numpy as np
 
 from pneumonia_hf.data.patients import describe_patients, named_by_file
 from pneumonia_hf.evaluation.evaluate import Report
-from pneumonia_hf.evaluation.interval_text import to_text
 from pneumonia_hf.evaluation.metrics import METRICS
+from pneumonia_hf.evaluation.report.interval_text import to_text
 from pneumonia_hf.evaluation.subgroups import SUBGROUP_METRICS, Gap
 from pneumonia_hf.files import markdown_table
 from pneumonia_hf.labels import LABELS

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from pneumonia_hf.evaluation import scores_text, tests_text
 from pneumonia_hf.evaluation.evaluate import Report
+from pneumonia_hf.evaluation.report import scores_text, tests_text
 
 
 def to_markdown(report: Report, figures: Sequence[str]) -> str:
