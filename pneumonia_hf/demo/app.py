@@ -52,7 +52,7 @@ def build_demo(predictor: Predictor) -> gr.Blocks:
     The endpoint `/predict` takes a file and a method of `methods_for`, and returns the fields of a
     `Prediction`, whose warnings include those of the attribution map, and the overlay.
     """
-    methods = methods_for(predictor)
+    methods, default = _choose_methods(predictor)
     misfits = [find_misfit(_reports_of(one)) for one in predictor.networks]
     meaning = UNCALIBRATED if any(misfits) else CALIBRATED
 
@@ -84,7 +84,7 @@ def build_demo(predictor: Predictor) -> gr.Blocks:
                     file_types=sorted(IMAGE_SUFFIXES),
                     height=170,
                 )
-                method = gr.Dropdown(methods, value=methods[0], label="Attribution map")
+                method = gr.Dropdown(methods, value=default, label="Attribution map")
                 button = gr.Button("Analyse", variant="primary")
                 gr.Markdown(_describe_model(predictor))
             with gr.Column(scale=2, min_width=320):
@@ -159,6 +159,29 @@ def _to_html(prediction: Prediction, meaning: str) -> str:
         f"<b>{prediction.threshold:.3f}</b> (the mark on the bar).</p>"
         f"{referred}{f'<ul>{warnings}</ul>' if warnings else ''}</div>"
     )
+
+
+def _choose_methods(predictor: Predictor) -> tuple[list[tuple[str, str]], str]:
+    """Return the attribution methods with their titles, and the default.
+
+    A title has the verdict of the model's reports, fail if any report says so. The default is the
+    best by the first report that tested them, or else the first that did not fail.
+    """
+    tested = [one["faithfulness"] for one in _reports_of(predictor) if one.get("faithfulness")]
+    verdicts: dict[str, str] = {}
+    for found in tested:
+        for one in found["results"]:
+            if verdicts.get(one["method"]) != "fail":
+                verdicts[one["method"]] = one["verdict"]
+    supported = methods_for(predictor)
+    titles = {"pass": " (passed its tests)", "fail": " (failed a test)"}
+    choices = [
+        (name.replace("_", " ") + titles.get(verdicts.get(name, ""), ""), name)
+        for name in supported
+    ]
+    best = [found["best"] for found in tested if found["best"] in supported]
+    rest = [name for name in supported if verdicts.get(name) != "fail"]
+    return choices, (best or rest or supported)[0]
 
 
 def _describe_model(predictor: Predictor) -> str:
