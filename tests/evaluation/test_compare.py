@@ -85,3 +85,9 @@ def test_the_drop_to_another_site_is_the_difference_of_two_independent_samples()
         (one.metrics["auroc"].high - one.metrics["auroc"].low) ** 2 for one in (own, found)
     )
     assert found.drop.high - found.drop.low == pytest.approx(squares**0.5, rel=0.2)
+
+
+def test_two_sites_are_resampled_independently():
+    home = draw(0.5, 1)
+    drop = measure_site("twin", home, 0.5, 200, home).drop
+    assert drop.value == 0 and drop.low < -0.01 and drop.high > 0.01

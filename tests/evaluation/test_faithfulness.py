@@ -113,6 +113,24 @@ def test_agreement_border_and_infidelity_say_what_they_should(found):
     assert found["gradient"].infidelity.value < 0.05 < found["wrong"].infidelity.value
 
 
+def test_only_the_first_maps_are_made_as_a_user_gets_them(monkeypatch):
+    asked = []
+
+    def count(network, pixel_values, rough=False):
+        asked.append(rough)
+        return gradient(network, pixel_values)
+
+    monkeypatch.setitem(METHODS, "count", count)
+    network = SpotNetwork(Spot(), processor=None)
+    images = [Image.new("L", (SIDE, SIDE), 40 * number) for number in range(5)]
+    table = faithfulness._test_method(network, images, images, "count", 0)
+    assert asked.count(False) == faithfulness.TIMED
+    assert np.isfinite(table["seconds"]).sum() == faithfulness.TIMED
+    # Of an image: its map, that of the shifted one and of other weights, and captum's of noise.
+    per_image = 3 + faithfulness.NOISE_SAMPLES
+    assert asked.count(True) == 5 * per_image - faithfulness.TIMED + faithfulness.TIMED
+
+
 def test_the_best_method_gains_most_per_second_of_those_that_pass(found):
     from dataclasses import replace
 

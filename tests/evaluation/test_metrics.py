@@ -402,3 +402,12 @@ def test_an_unknown_metric_is_refused_by_name():
 
     with pytest.raises(UserError, match="Unknown metric 'auc'; choose from accuracy"):
         XrayMetric("auc")
+
+
+def test_bins_of_the_calibration_error_hold_equally_many_images():
+    generator = np.random.default_rng(8)
+    scores = generator.permutation(np.linspace(0.02, 0.97, 20))
+    labels = (generator.random(20) < 0.5).astype(int)
+    pairs = np.argsort(scores).reshape(10, 2)
+    expected = np.mean([abs(labels[two].mean() - scores[two].mean()) for two in pairs])
+    assert compute_metrics(labels, scores, 0.5)["ece"] == pytest.approx(expected, abs=1e-12)

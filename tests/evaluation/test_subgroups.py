@@ -99,3 +99,10 @@ def test_groups_of_one_class_and_small_groups():
     rows = np.array([one == "virus" for one in kinds]) | (labels == 0)
     assert virus.metrics["auroc"].value == pytest.approx(auroc(labels[rows], scores[rows], 0))
     assert found["rare"].pneumonias < 5 and found["rare"].metrics == {}
+
+
+def test_a_group_counts_by_its_number_of_pairs():
+    # Four pairs of which all are right, and one that is wrong.
+    labels = np.array([1, 1, 0, 0, 1, 0])
+    scores = np.array([0.9, 0.8, 0.2, 0.1, 0.3, 0.7])
+    assert auroc_within(labels, scores, np.array([0, 0, 0, 0, 1, 1])) == pytest.approx(4 / 5)
