@@ -369,3 +369,79 @@ def test_agreement_of_occlusion_with_itself_is_full(tmp_path, monkeypatch):
     )
     found = faithfulness.measure_agreement(predictor, [IMAGE], ["same", "flat", "opposite"])
     assert found["same"][0] > 0.9 and found["opposite"][0] < -0.9 and found["flat"] == [0.0]
+
+
+def test_attention_rollout_equals_the_result_by_hand(monkeypatch):
+    """Of two layers of one head, a class token and four patches (Abnar and Zuidema 2020)."""
+    from types import SimpleNamespace
+
+    from pneumonia_hf.inference import attribution_methods
+
+    first, second = torch.full((5, 5), 0.2), torch.zeros(5, 5)
+    second[:, 3] = 1  # every token reads the third patch
+
+    class Attending(torch.nn.Module):
+        config = SimpleNamespace(id2label={0: "NORMAL", 1: "PNEUMONIA"}, model_type="vit")
+
+        def set_attn_implementation(self, name):
+            assert name == "eager"
+
+        def forward(self, pixel_values, output_attentions):
+            return SimpleNamespace(attentions=(first[None, None], second[None, None]))
+
+    entry = SimpleNamespace(prefix_tokens=1)
+    monkeypatch.setattr(attribution_methods, "backbone_of", lambda model: entry)
+    found = METHODS["attention_rollout"](
+        Network(Attending(), processor=None), torch.zeros(1, 3, 4, 4)
+    )
+    one = (first + torch.eye(5)) / 2
+    expected = ((second + torch.eye(5)) / 2 @ one)[0, 1:].view(2, 2)
+    torch.testing.assert_close(found.values, expected)
+    assert expected[1, 0] > 2 * expected[0, 0]  # the third patch
+
+
+@pytest.mark.parametrize("baseline", ["black", "blurred", "mean"])
+def test_integrated_gradients_sum_to_the_difference_from_their_baseline(tmp_path, baseline):
+    from pneumonia_hf.inference.attribution_methods import BASELINES, integrated_gradients
+
+    predictor = make_predictor("xray-cnn", save_tiny_body("xray-cnn", tmp_path))
+    score_more(predictor, Image.new("L", (64, 64), 90), IMAGE)
+    network = predictor.network
+    pixel_values = network.pixel_values([IMAGE])
+    origin = BASELINES[baseline](network, pixel_values)
+    assert origin.shape == pixel_values.shape
+    with torch.no_grad():
+        difference = float(network.log_odds_of(pixel_values) - network.log_odds_of(origin))
+    found = integrated_gradients(network, pixel_values, baseline=baseline)
+    assert found.completeness_error < 0.05
+    # Smoothing mirrors the border, so that it keeps the sum nearly.
+    assert float(found.values.sum()) == pytest.approx(difference, rel=0.15, abs=0.02)
+
+
+def test_gradient_shap_sums_to_the_mean_difference_from_all_baselines(tmp_path):
+    from pneumonia_hf.inference.attribution_methods import BASELINES
+
+    predictor = make_predictor("xray-cnn", save_tiny_body("xray-cnn", tmp_path))
+    score_more(predictor, Image.new("L", (64, 64), 90), IMAGE)
+    network = predictor.network
+    pixel_values = network.pixel_values([IMAGE])
+    origins = torch.cat([one(network, pixel_values) for one in BASELINES.values()])
+    with torch.no_grad():
+        differences = network.log_odds_of(pixel_values) - network.log_odds_of(origins)
+    state = torch.random.get_rng_state(), np.random.get_state()[1].copy()
+    found = METHODS["gradient_shap"](network, pixel_values).values
+    assert differences.min() - 0.3 < float(found.sum()) < differences.max() + 0.3
+    # The caller's random numbers stay as they were.
+    assert torch.equal(torch.random.get_rng_state(), state[0])
+    assert np.array_equal(np.random.get_state()[1], state[1])
+
+
+def test_layers_of_several_resolutions_are_joined_at_the_finest():
+    predictor = Predictor.from_pretrained(DEFAULT_MODEL, device="cpu")
+    network = predictor.network
+    pixel_values = network.pixel_values([IMAGE])
+    found = METHODS["multi_layer"](network, pixel_values).values
+    assert found.shape == (20, 20)  # of maps of 5, 10 and 20 places a side
+    # With a linear head on pooled features, each place has the same gradient.
+    last = METHODS["gradcam"](network, pixel_values).values
+    torch.testing.assert_close(METHODS["gradient_x_activation"](network, pixel_values).values, last)
