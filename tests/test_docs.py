@@ -401,6 +401,8 @@ def test_tables_name_every_check_operation_source_and_method():
         assert f"`{kind}:" in PAGES["docs/data.md"], kind
     for method in METHODS:
         assert f"`{method}`" in PAGES["docs/space.md"], method
+    for metric in METRICS:
+        assert f"`{metric}`" in PAGES["docs/evaluation.md"], metric
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/results.md"])

@@ -58,8 +58,26 @@ def test_default_model_is_small_and_whole():
 
     check_model_folder(DEFAULT_MODEL)
     assert sum(file.stat().st_size for file in DEFAULT_MODEL.iterdir()) < 20_000_000
-    reports = [p for p in (ROOT / "eval_reports").glob("*/report.json")]
-    assert reports
+
+
+def test_committed_reports_follow_the_schema_and_hold_no_image():
+    import json
+
+    import jsonschema
+
+    from pneumonia_hf.evaluation.report.write import SCHEMA_FILE
+
+    schema = json.loads(SCHEMA_FILE.read_text())
+    reports = [*(ROOT / "eval_reports").glob("*/report.json")]
+    current = 0
+    for path in reports:
+        numbers = json.loads(path.read_text())
+        if numbers.get("schema_version") == schema["properties"]["schema_version"]["const"]:
+            jsonschema.validate(numbers, schema)
+            assert "holds no X-ray" in path.with_name("report.html").read_text()
+            current += 1
+        assert not path.with_name("examples.png").exists()
+    assert current >= 3
 
 
 def test_manifest_names_the_commit_of_this_code():

@@ -148,6 +148,12 @@ def test_examples_are_the_surest_right_and_wrong_the_least_sure_and_the_referred
     }
 
 
+def test_a_report_says_so_if_no_attribution_method_passes(report):
+    found = report.faithfulness
+    nothing = replace(found, results=[one for one in found.results if one.verdict != "pass"])
+    assert "**No method passes.**" in to_markdown(replace(report, faithfulness=nothing), [])
+
+
 def test_published_results_are_shown_for_data_of_their_size_only(report, tmp_path):
     path = ROOT / "eval_reports" / "published.yaml"
     found = find_published(path, 234, 390)

@@ -62,10 +62,12 @@ def describe_faithfulness(report: Report) -> list[str]:
             columns = (one.occlusion, one.randomised, one.repeatable, one.border, one.infidelity,
                        one.sensitivity)  # fmt: skip
             tests.append([_name_method(one.method), *map(to_short, columns)])
-    best = f"**{_name_method(found.best)}** gains most per second of those that pass."
+    best = "**No method passes.**"
+    if found.best:
+        best = f"**{_name_method(found.best)}** gains most per second of those that pass."
     return [
         f"Tested on {found.images} true positives, with 95% intervals over them. "
-        f"{best if found.best else '**No method passes.**'} A map of a method that passes shows "
+        f"{best} A map of a method that passes shows "
         f"where the score comes from; it does not locate disease.",
         markdown_table(
             [
