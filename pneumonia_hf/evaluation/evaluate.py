@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +9,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-import pneumonia_hf
-from pneumonia_hf.data.file_hashes import hash_images, to_hex
 from pneumonia_hf.data.folder_source import OtherImage
 from pneumonia_hf.data.sources import open_images
 from pneumonia_hf.errors import UserError
@@ -23,7 +20,7 @@ from pneumonia_hf.evaluation.intervals import Interval, delong_interval
 from pneumonia_hf.evaluation.metrics import bca_intervals, bootstrap_intervals
 from pneumonia_hf.evaluation.report.published import Published
 from pneumonia_hf.evaluation.robustness import Robustness, measure_robustness
-from pneumonia_hf.evaluation.scores import Scores, score_images
+from pneumonia_hf.evaluation.scores import Scores, hash_weights, score_images
 from pneumonia_hf.evaluation.selective import (
     Referral,
     ReferralReason,
@@ -165,19 +162,6 @@ def check_card(models: Sequence[str], tta: bool) -> Path:
     return folder
 
 
-def identify(predictor: Predictor, dataset: Dataset, others: Sequence[OtherImage]) -> list[str]:
-    """Return what the slow results of an evaluation depend on, for `Steps`."""
-    names = [one.file for one in others]
-    content = "".join([*to_hex(hash_images(dataset)), *dataset["file"][:], *names])
-    return [
-        pneumonia_hf.__version__,
-        hash_weights(predictor) or predictor.name,
-        str(predictor.tta),
-        *(str(one.class_index) for one in predictor.networks),
-        hashlib.sha256(content.encode()).hexdigest(),
-    ]
-
-
 def evaluate_predictor(
     predictor: Predictor,
     dataset: Dataset,
@@ -286,18 +270,6 @@ def _measure_faithfulness(
         chosen = open_images(scores.rows.select(drawn))
         images.append([read_xray(source, name) for name, source in chosen])
     return measure_faithfulness(predictor, *images, steps)
-
-
-def hash_weights(predictor: Predictor) -> str:
-    """Return the SHA-256 of the weights, joined by + for an ensemble; empty if unknown."""
-    digests = []
-    for member in predictor.networks:
-        weights = member.path / "model.safetensors" if member.path else None
-        if weights is None or not weights.exists():
-            return ""
-        with weights.open("rb") as file:
-            digests.append(hashlib.file_digest(file, "sha256").hexdigest())
-    return "+".join(digests)
 
 
 def _notes_on_images(seen: Mapping[str, int], unreadable: int) -> list[str]:

@@ -19,14 +19,14 @@ from pneumonia_hf.evaluation.evaluate import (
     EvaluationConfig,
     Report,
     evaluate_predictor,
-    identify,
 )
 from pneumonia_hf.evaluation.report.examples import choose_examples, draw_examples
 from pneumonia_hf.evaluation.report.published import find_published
 from pneumonia_hf.evaluation.report.write import write_report
-from pneumonia_hf.evaluation.scores import Scores, score_images
+from pneumonia_hf.evaluation.scores import Scores, identify, score_images
 from pneumonia_hf.evaluation.sites import score_site
 from pneumonia_hf.evaluation.steps import Steps
+from pneumonia_hf.files import expand
 from pneumonia_hf.inference.predictor import Predictor
 
 if TYPE_CHECKING:
@@ -77,7 +77,10 @@ def report_on(
     if inputs.other_classes:
         if len(sources) > 1 or not sources[0].is_folder:
             raise UserError("--other_classes needs one folder as --data_dir.")
-        others = list_others(sources[0].where, inputs.other_classes)
+        wanted = inputs.other_classes
+        if inputs.sites:  # they may have folders that this data lacks
+            wanted = [one for one in wanted if (expand(sources[0].where) / one).is_dir()]
+        others = list_others(sources[0].where, wanted)
     predictor = Predictor.from_pretrained(
         inputs.models, tta=inputs.tta, positive_label=inputs.positive_label
     )
@@ -85,10 +88,7 @@ def report_on(
     if inputs.images:
         data, others = select_listed(data, others, inputs.images)
     second = Predictor.from_pretrained(inputs.compare) if inputs.compare else None
-    steps = Steps(
-        folder.with_name(f".{folder.name}.steps"),
-        [identify(predictor, data, others), inputs.sites, inputs.compare],
-    )
+    steps = Steps(folder.with_name(f".{folder.name}.steps"), identify(predictor, data))
     name = inputs.name or " + ".join(one.name for one in sources)
     report = evaluate_predictor(predictor, data, name, split, config, others, steps)
     findings = tuple(

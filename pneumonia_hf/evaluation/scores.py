@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+import pneumonia_hf
+from pneumonia_hf.data.file_hashes import hash_images, to_hex
 from pneumonia_hf.data.sources import open_images
 from pneumonia_hf.data.table import column
 from pneumonia_hf.errors import UserError, XrayError
@@ -55,12 +58,14 @@ def score_images(
     strict: bool = False,
     steps: Steps | None = None,
 ) -> Scores:
-    """Return the decision on every readable image; `name` is for messages and `steps`.
+    """Return the decision on every readable image; `name` is for messages.
 
     Raises:
         UserError: no image of a class can be read; with `strict`, any cannot.
     """
-    found = (steps or Steps()).run(f"scores of {name}", lambda: _predict(predictor, data, name))
+    found = (steps or Steps()).run(
+        f"scores {identify(predictor, data)}", lambda: _predict(predictor, data, name)
+    )
     unreadable = tuple(found["unreadable"].tolist())
     kept = found["kept"]
     if unreadable and (strict or not len(kept)):
@@ -83,6 +88,30 @@ def score_images(
         "input checks": found["by_input_checks"],
     }
     return Scores(rows, labels, probabilities, distances, found["decisions"], reasons, unreadable)
+
+
+def identify(predictor: Predictor, data: Dataset) -> list[str]:
+    """Return what the scores of a model on images depend on, for `Steps`."""
+    content = "".join([*to_hex(hash_images(data)), *data["file"][:]])
+    return [
+        pneumonia_hf.__version__,
+        hash_weights(predictor) or predictor.name,
+        str(predictor.tta),
+        *(str(one.class_index) for one in predictor.networks),
+        hashlib.sha256(content.encode()).hexdigest(),
+    ]
+
+
+def hash_weights(predictor: Predictor) -> str:
+    """Return the SHA-256 of the weights, joined by + for an ensemble; empty if unknown."""
+    digests = []
+    for member in predictor.networks:
+        weights = member.path / "model.safetensors" if member.path else None
+        if weights is None or not weights.exists():
+            return ""
+        with weights.open("rb") as file:
+            digests.append(hashlib.file_digest(file, "sha256").hexdigest())
+    return "+".join(digests)
 
 
 def _predict(predictor: Predictor, data: Dataset, name: str) -> dict[str, np.ndarray]:
