@@ -194,7 +194,9 @@ def measure_subgroups(
                 own, rest = pairs.T
                 metrics[metric] = percentile_interval(own[0], own[1:])
                 difference = own - rest
-                if counts.all() and _has_enough(metric, labels, ~mask, True):
+                # The AUROC of a group with one class shares its counterpart with the others'.
+                alone = metric != "auroc" or counts.all()
+                if alone and _has_enough(metric, labels, ~mask, True):
                     interval = percentile_interval(difference[0], difference[1:])
                     gaps[metric] = Gap(interval, _p_value(difference))
             groups.append(

@@ -98,6 +98,11 @@ def test_groups_of_one_class_and_small_groups():
     assert virus.against_all and virus.normals == 0 and "specificity" not in virus.metrics
     rows = np.array([one == "virus" for one in kinds]) | (labels == 0)
     assert virus.metrics["auroc"].value == pytest.approx(auroc(labels[rows], scores[rows], 0))
+    # Its sensitivity is compared with that of all other pneumonias.
+    assert virus.gaps.keys() == {"sensitivity"}
+    others = (labels == 1) & ~np.array([one == "virus" for one in kinds])
+    expected = virus.metrics["sensitivity"].value - np.mean(scores[others] >= 0.5)
+    assert virus.gaps["sensitivity"].difference.value == pytest.approx(expected)
     assert found["rare"].pneumonias < 5 and found["rare"].metrics == {}
 
 
