@@ -267,7 +267,8 @@ def _draw_forest(rows: list[tuple[str, object, bool]], title: str) -> Figure:
     axes.axvline(rows[0][1].value, color=OTHER_COLOUR, linestyle=":")
     axes.set_yticks(range(len(rows)), [name for name, _, _ in rows], fontsize=9)
     axes.invert_yaxis()
-    axes.set_xlim(right=1.01)
+    lowest = min(area.low for _, area, _ in rows)
+    axes.set_xlim(right=1 + 0.03 * (1 - lowest))
     axes.set_xlabel(title)
     axes.grid(axis="x", alpha=0.3)
     return figure

@@ -216,8 +216,9 @@ def describe_subgroups(report: Report) -> list[str]:
         else "No difference between a group and the other images is larger than chance and the "
         "number of comparisons explain (adjusted p below 0.05, Benjamini and Yekutieli 2001).",
         "\n".join(flagged),
-        "The AUROC over all pairs of images, beside that over pairs within one group. Where the "
-        "second is lower, part of the first comes from the mix of groups, and not from the disease:"
+        "The AUROC over all pairs of images, beside that over pairs within one group. Where they "
+        "differ, the mix of groups made a part of the first: it is too high if the second is "
+        "lower, and hides what the model can do if the second is higher."
         if pooled
         else "",
         markdown_table(["column", "all pairs", "pairs within a group"], pooled) if pooled else "",
