@@ -263,7 +263,7 @@ class Predictor:
                 return Prediction(None, None, point.threshold, "REFUSED", tuple(reasons), known)
         elif known is not None and known >= 1:
             reasons.append(UNLIKE)
-        label = LABELS[probability >= point.threshold]
+        label = LABELS[int(probability >= point.threshold)]
         if point.low <= probability < point.high:
             reasons.append(
                 f"{TOO_CLOSE}: resampling the validation patients moves it between "
