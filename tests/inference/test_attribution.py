@@ -431,7 +431,11 @@ def test_gradient_shap_sums_to_the_mean_difference_from_all_baselines(tmp_path):
     state = torch.random.get_rng_state(), np.random.get_state()[1].copy()
     found = METHODS["gradient_shap"](network, pixel_values).values
     assert differences.min() - 0.3 < float(found.sum()) < differences.max() + 0.3
-    # The caller's random numbers stay as they were.
+    # The map does not depend on the caller's random numbers, which stay as they were.
+    with torch.random.fork_rng():
+        torch.manual_seed(99)
+        again = METHODS["gradient_shap"](network, pixel_values).values
+    torch.testing.assert_close(again, found)
     assert torch.equal(torch.random.get_rng_state(), state[0])
     assert np.array_equal(np.random.get_state()[1], state[1])
 
