@@ -63,7 +63,7 @@ class Stratified:
 
     column: str
     pooled: Interval
-    within: Interval  # lower, if the column tells the class and the model goes by it
+    within: Interval  # it differs where the mix of groups made a part of the pooled one
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ def list_groups(data: Dataset, names: Sequence[str]) -> dict[str, list[str | Non
     found, labels = {}, data["label"][:]
     for name in names or known:
         groups = to_groups(name, data[name][:])
-        if groups is not None and (names or not _tells_label(groups, labels)):
+        if groups is not None and (names or not _is_label(groups, labels)):
             found[name] = groups
         elif groups is None and names:
             raise UserError(
@@ -145,7 +145,7 @@ def list_groups(data: Dataset, names: Sequence[str]) -> dict[str, list[str | Non
     return found
 
 
-def _tells_label(groups: Sequence[str | None], labels: Sequence[int]) -> bool:
+def _is_label(groups: Sequence[str | None], labels: Sequence[int]) -> bool:
     """Return whether every group has one class."""
     return len(set(zip(groups, labels, strict=True))) == len(set(groups))
 

@@ -1,0 +1,39 @@
+import json
+import shutil
+
+import pytest
+import torch
+from helpers import assert_one_sentence, call_script, draw_folder
+from safetensors.torch import load_file
+
+from pneumonia_hf import Predictor
+from pneumonia_hf.models.backbones import head_of
+
+
+def test_recalibration_gives_the_same_model_as_training(tiny_model, xray_folder, tmp_path):
+    model = tmp_path / "model"
+    shutil.copytree(tiny_model, model, ignore=shutil.ignore_patterns("checkpoints"))
+    before = json.loads((model / "config.json").read_text())["pneumonia_hf"]
+    # As an earlier version could have saved it: overconfident, and without references.
+    predictor = Predictor.from_pretrained(model)
+    with torch.no_grad():
+        head_of(predictor.network.model).weight *= 4
+        head_of(predictor.network.model).bias *= 4
+    earlier = {"temperature": before["temperature"] / 4, "attribution_references": {}}
+    predictor.network.model.config.pneumonia_hf = before | earlier
+    predictor.network.model.save_pretrained(model)
+    other = draw_folder(tmp_path / "other", patients=3, seed=90_000)
+    done = call_script("recalibrate.py", "--model", model, "--data_dir", other)
+    assert_one_sentence(done, "validation images", "set --data_dir")
+    done = call_script("recalibrate.py", "--model", model, "--data_dir", xray_folder)
+    assert done.returncode == 0, done.stderr
+    after = json.loads((model / "config.json").read_text())["pneumonia_hf"]
+    for key in ("temperature", "threshold", "refer_low", "refer_high"):
+        assert after[key] == pytest.approx(before[key], rel=1e-3), key
+    assert after["attribution_references"].keys() == before["attribution_references"].keys()
+    one, two = (load_file(folder / "model.safetensors") for folder in (tiny_model, model))
+    assert all(torch.allclose(one[name], two[name], rtol=1e-3) for name in one)
+    run = json.loads((model / "run.json").read_text())
+    assert run["validation"]["config"] == after
+    assert not run["validation"]["remarks"]["temperature_at_bound"]
+    assert not list(model.glob(".*"))
