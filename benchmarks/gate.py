@@ -47,7 +47,7 @@ def main() -> None:
     options = parser.parse_args()
 
     from pneumonia_hf.data.sources import parse_source
-    from pneumonia_hf.evaluation.evaluate import choose_split
+    from pneumonia_hf.evaluation.choose_images import choose_split
     from pneumonia_hf.inference.predictor import Predictor
     from pneumonia_hf.models.model_folder import DEFAULT_MODEL
 

@@ -331,17 +331,22 @@ def _similar(name: str, known: set[str]) -> str:
     return f"; did you mean {close[0]}?" if close else "; --help lists all"
 
 
-def check_inputs(models: Sequence[str | Path] = (), data_folders: Sequence[str] = ()) -> None:
+def check_inputs(
+    models: Sequence[str | Path] = (), data_folders: Sequence[str] = (), flag: str | None = None
+) -> None:
     """Raise a UserError if a model or data folder does not exist, before torch is imported.
 
-    A model that may be a Hub id is left to `fetch_folder`.
+    A model that may be a Hub id is left to `fetch_folder`. `flag` is for the message; by default
+    --model or --data_dir.
     """
     from pneumonia_hf.files import expand
     from pneumonia_hf.hub import HUB_ID
 
     for model in map(str, models):
         if not HUB_ID.match(model.partition("@")[0]) and not expand(model).exists():
-            raise UserError(f"The model folder {model} does not exist; check --model.")
+            raise UserError(f"The model folder {model} does not exist; check {flag or '--model'}.")
     for folder in data_folders:
         if not expand(folder).exists():
-            raise UserError(f"The data folder {folder} does not exist; check --data_dir.")
+            raise UserError(
+                f"The data folder {folder} does not exist; check {flag or '--data_dir'}."
+            )

@@ -70,6 +70,16 @@ def main() -> None:
         help="Name of the model's class of images with pneumonia (default: PNEUMONIA).",
     )
     parser.add_argument(
+        "--compare_positive_label",
+        default="PNEUMONIA",
+        help="The same of the model of --compare.",
+    )
+    parser.add_argument(
+        "--label_source",
+        metavar="TEXT",
+        help="Who labelled the images, for the report: 'two radiologists', 'mined from reports'.",
+    )
+    parser.add_argument(
         "--robustness",
         type=int,
         nargs="?",
@@ -124,9 +134,11 @@ def main() -> None:
     check_report_folder(options.output_dir, options.overwrite)
     card = check_card(options.model, options.tta) if options.add_to_card else None
     sites = options.external or []
-    for models in (options.model, [options.compare] if options.compare else []):
-        sources = [parse_source(one) for one in (*options.data_dir, *sites)]
-        check_inputs(models, [one.where for one in sources if one.is_folder])
+    for flag, sources in (("--data_dir", options.data_dir), ("--external", sites)):
+        parsed = [parse_source(one) for one in sources]
+        check_inputs(data_folders=[one.where for one in parsed if one.is_folder], flag=flag)
+    check_inputs(options.model)
+    check_inputs([options.compare] if options.compare else [], flag="--compare")
     images = {"robustness": 600, "attribution": 12}
     for flag, usual in images.items():
         given = getattr(options, flag)
@@ -142,6 +154,8 @@ def main() -> None:
             sites=tuple(sites),
             compare=options.compare,
             positive_label=options.positive_label,
+            compare_positive_label=options.compare_positive_label,
+            label_source=options.label_source,
             tta=options.tta,
             published=PUBLISHED if PUBLISHED.exists() else None,
             with_images=options.with_images,

@@ -88,7 +88,8 @@ def _check_groups(
     files = [xrays.files(np.sort(rows)) for rows in several]
     if not several:
         more = counts | {"groups": [], "files": []}
-        return Finding("pass", 0, f"no two images show {what}.", more=more)
+        differing = "" if beyond is None else " with different pixels"
+        return Finding("pass", 0, f"no two images{differing} show {what}.", more=more)
     nouns = zip(("splits", "labels", "patients"), totals, strict=True)
     details = ", ".join(f"{count} across {noun}" for noun, count in nouns if count)
     text = f"{sum(map(len, files))} images in {count_noun(several, 'group')} show {what}"

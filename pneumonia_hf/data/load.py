@@ -144,7 +144,7 @@ def _list_sources(texts: Sequence[str], may_lack: bool = False) -> list[XrayData
         splits = {name: _add_source(d, source, several) for name, d in listing.splits.items()}
         for name, data in splits.items():
             _check_one_source(source, name, data, may_lack or several)
-        issues = [*listing.issues, *_find_both_labels(listing.splits)]
+        issues = [*listing.issues, *find_both_labels(listing.splits)]
         if several:
             issues = [
                 DataIssue(one.kind, f"{source.name}:{one.file}", one.reason, one.count)
@@ -171,7 +171,8 @@ def _add_source(data: Dataset, source: Source, several: bool) -> Dataset:
     return to_dataset(table.replace_schema_metadata(None), features)
 
 
-def _find_both_labels(splits: dict[str, Dataset]) -> list[DataIssue]:
+def find_both_labels(splits: dict[str, Dataset]) -> list[DataIssue]:
+    """Return an issue for each patient with images of both labels, over all splits."""
     import pyarrow as pa
 
     columns = {

@@ -13,7 +13,6 @@ from pneumonia_hf.evaluation.metrics import (
     bin_edges,
     brier,
     calibration_gap,
-    calibration_p_value,
     log_loss,
 )
 from pneumonia_hf.evaluation.thresholds import move_to_prevalence
@@ -49,23 +48,23 @@ class CalibrationQuality:
 
     slope: Interval  # of the labels' log odds on the model's; 1 is ideal, below 1 overconfident
     intercept: Interval  # log odds by which the probabilities are too low, for 50%; 0 is ideal
-    p: float  # of Spiegelhalter's test, at the data's prevalence
+    p: float  # of `calibration_p_value`
     losses: tuple[LossRow, ...]
-    bins: tuple[CalibrationBin, ...]  # of equal size
+    bins: tuple[CalibrationBin, ...]  # of equal size, of probabilities for the data's prevalence
 
 
 def fit_logistic(labels: np.ndarray, logits: np.ndarray, offset: float) -> tuple[float, float]:
     """Return slope and intercept of the labels' log odds on `logits` + `offset` (Cox 1958).
 
-    The intercept is that of a slope fixed at 1 (calibration in the large). The slope is NaN if
-    the labels are separable, and both are if a class is absent.
+    The intercept is that of a slope fixed at 1 (calibration in the large). The slope is infinite
+    if the labels are separable, and both are NaN if a class is absent.
     """
     ill, well = logits[labels == 1], logits[labels == 0]
     if not len(ill) or not len(well):
         return math.nan, math.nan
     intercept = _solve(labels, np.ones((len(labels), 1)), logits + offset)[0]
     if ill.min() > well.max():  # no finite slope fits best
-        return math.nan, intercept
+        return math.inf, intercept
     terms = np.stack([logits + offset, np.ones(len(labels))], axis=1)
     return _solve(labels, terms, np.zeros(len(labels)))[0], intercept
 
@@ -82,6 +81,32 @@ def _solve(labels: np.ndarray, terms: np.ndarray, fixed: np.ndarray) -> np.ndarr
         if np.abs(step).max() < 1e-9:
             break
     return found
+
+
+def calibration_p_value(labels: np.ndarray, probabilities: np.ndarray) -> float:
+    """Return the p-value that slope and intercept are 1 and 0; NaN if a class is absent.
+
+    The likelihood-ratio test with two degrees of freedom (Cox 1958, Miller et al. 1991), of the
+    probabilities moved to the data's prevalence, for images that count as independent.
+    """
+    from scipy.stats import chi2
+
+    share = float(np.mean(labels))
+    if share in (0, 1):
+        return math.nan
+    logits = to_logit(probabilities) + math.log(share / (1 - share))
+    ill, well = logits[labels == 1], logits[labels == 0]
+    given = _log_likelihood(labels, logits)
+    if ill.min() > well.max():  # a steep enough slope explains every label
+        best = 0.0
+    else:
+        terms = np.stack([logits, np.ones(len(labels))], axis=1)
+        best = _log_likelihood(labels, terms @ _solve(labels, terms, np.zeros(len(labels))))
+    return float(chi2.sf(max(2 * (best - given), 0), df=2))
+
+
+def _log_likelihood(labels: np.ndarray, logits: np.ndarray) -> float:
+    return float(-np.sum(np.logaddexp(0, np.where(labels == 1, -logits, logits))))
 
 
 def measure_calibration(
@@ -130,7 +155,7 @@ def measure_calibration(
         intercept,
         calibration_p_value(labels, probabilities),
         tuple(rows),
-        tuple(list_bins(labels, probabilities)),
+        tuple(list_bins(labels, moved)),
     )
 
 
@@ -148,7 +173,7 @@ def _to_row(
 
 
 def list_bins(labels: np.ndarray, probabilities: np.ndarray) -> list[CalibrationBin]:
-    """Return the bins of equal size behind the calibration error, with Wilson's intervals."""
+    """Return bins of equal size, with Wilson's intervals of their shares of pneumonias."""
     from scipy.stats import binomtest
 
     edges = bin_edges(probabilities, np.ones(len(labels)))

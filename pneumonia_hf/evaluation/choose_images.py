@@ -18,6 +18,7 @@ from pneumonia_hf.models.model_folder import RUN_FILE
 if TYPE_CHECKING:
     from datasets import Dataset
 
+USED = ("train", "validation", "unlabelled")  # splits that a model was trained or chosen on
 SPLITS = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
 
 
@@ -94,6 +95,17 @@ def hashes_by_member(predictor: Predictor, split: str) -> list[set[str]]:
         for member in predictor.networks
     )
     return [set(run.get("hashes", {}).get(split, ())) for run in runs]
+
+
+def list_used(predictor: Predictor) -> set[str]:
+    """Return the hashes of all images on which the model or a member was trained or chosen."""
+    return set().union(*(one for split in USED for one in hashes_by_member(predictor, split)))
+
+
+def leave_out_used(others: Sequence[OtherImage], predictor: Predictor) -> list[OtherImage]:
+    """Return the images of neither class on which the model was neither trained nor chosen."""
+    used = list_used(predictor)
+    return [one for one in others if hash_content(one.path.read_bytes())[:8].hex() not in used]
 
 
 def count_seen(predictor: Predictor, dataset: Dataset) -> dict[str, int]:

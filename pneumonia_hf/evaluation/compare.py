@@ -51,6 +51,8 @@ class Comparison:
     """The first model less the second, on the same images, each at its own threshold."""
 
     other: str  # name of the second model
+    # How many of the images are in each split of its training run, as of `count_seen`.
+    seen: dict[str, int]
     differences: dict[str, Interval]  # of COMPARED, by a paired bootstrap over patients
     delong: AurocDifference
     mcnemar: McNemar
@@ -63,6 +65,7 @@ def compare_scores(
     thresholds: tuple[float, float],
     other: str,
     resamples: int,
+    seen: dict[str, int] | None = None,
     seed: int = 13,
 ) -> Comparison:
     """Return how two models differ on the same images.
@@ -99,6 +102,7 @@ def compare_scores(
     rows = rows[np.argsort(-np.abs(both[0] - both[1])[rows], kind="stable")]
     return Comparison(
         other,
+        seen or {},
         {
             name: percentile_interval(value, of)
             for name, value, of in zip(COMPARED, values, zip(*draws, strict=True), strict=True)

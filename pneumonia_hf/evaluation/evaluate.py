@@ -20,7 +20,7 @@ from pneumonia_hf.evaluation.intervals import Interval, delong_interval
 from pneumonia_hf.evaluation.metrics import bca_intervals, bootstrap_intervals
 from pneumonia_hf.evaluation.report.published import Published
 from pneumonia_hf.evaluation.robustness import Robustness, measure_robustness
-from pneumonia_hf.evaluation.scores import Scores, hash_weights, score_images
+from pneumonia_hf.evaluation.scores import IN_RANGE, Scores, hash_weights, score_images
 from pneumonia_hf.evaluation.selective import (
     Referral,
     ReferralReason,
@@ -102,6 +102,7 @@ class Report:
     decision_curve: DecisionCurve
     calibration: CalibrationQuality
     referral: Referral
+    referral_by_threshold: Referral  # of those in the range of the threshold alone
     referral_reasons: tuple[ReferralReason, ...]
     risk_coverage: RiskCoverage
     subgroups: tuple[Subgroup, ...]
@@ -119,6 +120,7 @@ class Report:
     sites: tuple[SiteResult, ...] = ()  # the same model on other data
     comparison: Comparison | None = None  # with another model on this data
     published: Published | None = None  # results of others on this data, if it is recognised
+    label_source: str | None = None  # who labelled the data, as the user says
 
     @property
     def labels(self) -> np.ndarray:
@@ -220,7 +222,8 @@ def evaluate_predictor(
         predictive_values=by_prevalence(labels, probabilities, threshold, *draws),
         decision_curve=decision_curve(labels, probabilities),
         calibration=measure_calibration(labels, probabilities, *draws),
-        referral=measure_referral(labels, positive, scores.decisions, *draws),
+        referral=measure_referral(labels, positive, scores.referred, *draws),
+        referral_by_threshold=measure_referral(labels, positive, scores.reasons[IN_RANGE], *draws),
         referral_reasons=split_by_reason(labels, positive, scores.reasons),
         risk_coverage=risk_coverage(labels, probabilities, threshold, *draws),
         subgroups=subgroups,
@@ -230,30 +233,31 @@ def evaluate_predictor(
         seen_in_training=seen["train"],
         seen_in_validation=seen["validation"],
         seen_in_test=seen["test"],
-        robustness=_measure_robustness(predictor, scores, config.robustness_images, steps),
+        robustness=_measure_robustness(predictor, scores, config, steps),
         faithfulness=_measure_faithfulness(predictor, scores, config.attribution_images, steps),
         unreadable=unreadable,
         notes=(
             *_notes_on_images(seen, len(unreadable)),
             *_notes_on_gate(scores.distances),
             *predictor.caveats,
-            *_notes_on_intervals(labels, metrics),
         ),
     )
 
 
 def _measure_robustness(
-    predictor: Predictor, scores: Scores, count: int, steps: Steps | None
+    predictor: Predictor, scores: Scores, config: EvaluationConfig, steps: Steps | None
 ) -> Robustness | None:
+    labels, count = scores.labels, config.robustness_images
     if not count:
         return None
-    labels = scores.labels
     rows = np.sort(np.random.default_rng(13).permutation(len(labels))[:count])
     if len(np.unique(labels[rows])) < 2:
         raise UserError("The images drawn for --robustness have one class only; give more images.")
     chosen = scores.rows.select(rows)
     images = (read_xray(source, name) for name, source in open_images(chosen))
-    return measure_robustness(predictor, images, labels[rows], chosen["patient"][:], steps=steps)
+    return measure_robustness(
+        predictor, images, labels[rows], chosen["patient"][:], config.resamples, steps=steps
+    )
 
 
 def _measure_faithfulness(
@@ -294,19 +298,4 @@ def _notes_on_gate(distances: np.ndarray) -> list[str]:
     return [
         f"The input gate finds {unlike} of the {len(distances)} images unlike the training images, "
         f"and would refuse {refused} as no chest X-rays; both are in every number below, as REFER."
-    ]
-
-
-def _notes_on_intervals(labels: np.ndarray, metrics: Mapping[str, Interval]) -> list[str]:
-    """Return a note for each metric without an error: the bootstrap cannot draw unseen errors."""
-    from scipy.stats import binomtest
-
-    normals, pneumonias = np.bincount(labels, minlength=2).tolist()
-    counts = {"accuracy": len(labels), "sensitivity": pneumonias, "specificity": normals}
-    return [
-        f"{name} has no error, so its bootstrap interval has no width; the exact binomial interval "
-        f"(Clopper and Pearson 1934) is "
-        f"{binomtest(count, count).proportion_ci(method='exact').low:.3f} to 1."
-        for name, count in counts.items()
-        if metrics[name].low == metrics[name].high == 1.0
     ]

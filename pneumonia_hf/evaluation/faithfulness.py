@@ -17,7 +17,13 @@ from torch.nn.functional import adaptive_avg_pool2d, interpolate
 from pneumonia_hf.evaluation.intervals import Interval, percentile_interval
 from pneumonia_hf.evaluation.perturbations import replace_frame
 from pneumonia_hf.inference.attribution import methods_for
-from pneumonia_hf.inference.attribution_methods import CELLS, METHODS, occlusion
+from pneumonia_hf.inference.attribution_methods import (
+    CELLS,
+    COMPLETE,
+    METHODS,
+    RANDOM_METHODS,
+    occlusion,
+)
 
 if TYPE_CHECKING:
     from pneumonia_hf.evaluation.steps import Steps
@@ -28,9 +34,7 @@ GRID = 14  # cells a side that are deleted and inserted, in the order of a map
 SHARES = np.linspace(0, 1, 15)  # of the cells, at which the score is measured
 RANDOM_MAPS = 3  # an image, as a control
 DONORS = 2  # normal images for each image
-# Images whose map is made, and timed, as a user gets it; the others' are rough, since integrated
-# gradients would take 20 s an image on one core.
-TIMED = 2
+PERMUTATIONS = 2  # networks with permuted weights
 SHIFT = 0.03  # of the side, for repeatability
 BORDER = 0.1  # of each side
 BORDER_AREA = 1 - (1 - 2 * BORDER) ** 2
@@ -47,7 +51,7 @@ class MethodResult:
     """How a method did on some images: means with 95% intervals over the images."""
 
     method: str  # of METHODS, or one of CONTROLS
-    seconds: float  # for the map of an image as a user gets it, the median of TIMED
+    seconds: float  # for the map of an image, the median
     # The mean probability while the highest cells are replaced by those of normal images (lower
     # is better), and while they are put into normal images (higher is better).
     deletion: Interval
@@ -59,6 +63,9 @@ class MethodResult:
     randomised: Interval | None  # correlation with the map after the weights are permuted
     repeatable: Interval | None  # correlation with the map of a shifted image, shifted back
     border: Interval | None  # share of the positive attribution in the outer BORDER of each side
+    seeds: Interval | None  # correlation with the map of another seed; None: nothing is random
+    # How far the sum of integrated gradients is from what it should be, as a share.
+    completeness_error: Interval | None
     infidelity: Interval | None  # captum's, normalised; lower is better (Yeh et al. 2019)
     sensitivity: Interval | None  # captum's largest relative change under noise; lower is better
 
@@ -70,10 +77,14 @@ class MethodResult:
         tests = {
             "no better than random maps": not self.gain_over_random.low > 0,
             "no better than a blob in the centre": not self.gain_over_centre.low > 0,
-            "much the same with other weights": not (
+            "much the same with permuted weights": not (
                 self.randomised.value < MOST_AFTER_RANDOMISATION
             ),
             "not repeatable": not self.repeatable.value > LEAST_REPEATABLE,
+            "depends on the seed": self.seeds is not None
+            and not self.seeds.value > LEAST_REPEATABLE,
+            "not complete": self.completeness_error is not None
+            and not self.completeness_error.value < COMPLETE,
         }
         return tuple(name for name, failed in tests.items() if failed)
 
@@ -133,7 +144,8 @@ def measure_faithfulness(
       centre. What is deleted takes the cells of normal images, not blur: a blurred chest looks like
       pneumonia (a probability of 0.97 remained), so that blur cannot take the evidence away.
     - Model randomisation (Adebayo et al. 2018): the entries of each weight tensor are permuted.
-    - Repeatability: the image is shifted by 3% of its side.
+    - Repeatability: the image is shifted by 3% of its side; another seed, if the method has one.
+    - Completeness of integrated gradients.
     - Infidelity and largest sensitivity, by captum.
     - Agreement with occlusion, and the share of attribution in the border.
 
@@ -167,6 +179,7 @@ def measure_faithfulness(
     for name, table in tables.items():
         control = name in CONTROLS
         own = {key: None if control else mean(table[key]) for key in MEASURED}
+        own |= {key: mean(table[key]) if key in table else None for key in OPTIONAL}
         results.append(
             MethodResult(
                 name,
@@ -181,6 +194,7 @@ def measure_faithfulness(
 
 
 MEASURED = ("occlusion", "randomised", "repeatable", "border", "infidelity", "sensitivity")
+OPTIONAL = ("seeds", "completeness_error")  # of some methods
 
 
 def _test_method(
@@ -192,20 +206,26 @@ def _test_method(
 ) -> dict[str, np.ndarray]:
     """Return each measurement of a method or control, one number an image: [N]."""
     rows = []
-    randomised = None if name in CONTROLS else _permute_weights(network, seed)
+    randomised = []
+    if name not in CONTROLS:
+        randomised = [_permute_weights(network, seed + one) for one in range(PERMUTATIONS)]
+        with torch.enable_grad():  # the first map of a method takes several times as long
+            METHODS[name](network, network.pixel_values([images[0]]), rough=True)
     for number, image in enumerate(images):
         pixel_values = network.pixel_values([image])
         size = pixel_values.shape[-2:]
         generator = torch.Generator().manual_seed(seed + number)
-        timed = number < TIMED
         started = time.perf_counter()
+        found = None
         if name in CONTROLS:
             maps = _draw_controls(name, size, generator)
         else:
             with torch.enable_grad():
-                found = METHODS[name](network, pixel_values, rough=not timed)
+                found = METHODS[name](network, pixel_values)  # as a user gets it
             maps = [_resize(found.values, size)]
-        row = {"seconds": time.perf_counter() - started if timed else np.nan}
+        row = {"seconds": time.perf_counter() - started}
+        if found is not None and found.completeness_error is not None:
+            row["completeness_error"] = found.completeness_error
         donors = [normals[(number + one) % len(normals)] for one in range(DONORS)]
         donors = network.pixel_values(donors).split(1)
         areas = [
@@ -215,20 +235,17 @@ def _test_method(
         ]
         row["deletion"], row["insertion"] = np.mean(areas, axis=0)
         if name not in CONTROLS:
-            row |= _measure_map(
-                network, randomised, pixel_values, name, maps[0], timed, seed + number
-            )
+            row |= _measure_map(network, randomised, pixel_values, name, maps[0], seed + number)
         rows.append(row)
     return {key: np.array([row[key] for row in rows], np.float64) for key in rows[0]}
 
 
 def _measure_map(
     network: Network,
-    randomised: Network,
+    randomised: Sequence[Network],
     pixel_values: Tensor,
     name: str,
     values: Tensor,
-    timed: bool,
     seed: int,
 ) -> dict[str, float]:
     from captum.metrics import infidelity, sensitivity_max
@@ -240,8 +257,9 @@ def _measure_map(
             found = [METHODS[name](of, one[None].detach(), rough=True).values for one in inputs]
         return torch.stack([_resize(one, size) for one in found])
 
-    # captum asks for it again: a map of the same pixels is made once.
-    rough = values if not timed else explain(pixel_values)[0]
+    # captum asks for it again: a map of the same pixels is made once. Maps that are compared with
+    # each other have the same steps: complete ones would take minutes an image.
+    rough = explain(pixel_values)[0]
     made = {pixel_values.numpy(force=True).tobytes(): rough}
 
     def explain_once(inputs: Tensor) -> Tensor:
@@ -274,15 +292,27 @@ def _measure_map(
             n_perturb_samples=NOISE_SAMPLES,
             max_examples_per_batch=1,
         )
+    seeds = {}
+    if name in RANDOM_METHODS:
+        with torch.enable_grad():
+            second = METHODS[name](network, pixel_values, seed=seed).values
+        seeds = {"seeds": _correlate(values, _resize(second, size), ranks=False)}
     fall = values if name == "occlusion" else occlusion(network, pixel_values).values
     return {
         "occlusion": _correlate(values, fall),
-        "randomised": _correlate(rough, explain(pixel_values, randomised)[0], ranks=False),
+        "randomised": float(
+            np.mean(
+                [
+                    _correlate(rough, explain(pixel_values, one)[0], ranks=False)
+                    for one in randomised
+                ]
+            )
+        ),
         "repeatable": _correlate(rough[:-shift, :-shift], back, ranks=False),
         "border": float(1 - inner / positive.sum().clamp_min(1e-12)),
         "infidelity": float(infidel),
         "sensitivity": float(sensitive),
-    }
+    } | seeds
 
 
 def _delete_and_insert(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+MOST_UNDEFINED = 0.05  # of the draws of an interval, above which it is not defined
 JACKKNIFE_GROUPS = 400  # of patients left out together, where there are more patients
 
 
@@ -21,8 +22,14 @@ class Interval:
 
 
 def percentile_interval(value: float, draws: Sequence[float]) -> Interval:
-    """Return a value with the 2.5th and 97.5th percentiles of its defined bootstrap draws."""
+    """Return a value with the 2.5th and 97.5th percentiles of its bootstrap draws.
+
+    The ends are NaN if more than MOST_UNDEFINED of the draws are: what they leave would be chosen
+    by being defined.
+    """
     defined = [draw for draw in draws if not math.isnan(draw)]
+    if len(draws) - len(defined) > MOST_UNDEFINED * len(draws):
+        defined = []
     low, high = _percentiles(defined, [2.5, 97.5])
     return Interval(float(value), float(low), float(high))
 
@@ -32,29 +39,23 @@ def draw_patients(
 ) -> Iterator[np.ndarray]:
     """Yield the rows of each bootstrap resample of patients.
 
-    A patient is drawn with all images. Patients with normals only, with pneumonias only and with
-    both are separate strata, so that every resample holds both classes.
+    A patient is drawn with all images. A resample that lacks a class of the data is drawn again:
+    most metrics are not defined on it.
     """
     generator = np.random.default_rng(seed)
     labels = np.asarray(labels)
     _, numbers = np.unique(np.asarray(patients), return_inverse=True)
-    has = np.zeros((numbers.max(initial=-1) + 1, 2), bool)
-    has[numbers, labels] = True
-    strata = []
-    for kind in ([True, False], [False, True], [True, True]):
-        rows = np.flatnonzero((has[numbers] == kind).all(axis=1))
-        if len(rows):
-            order = rows[np.argsort(numbers[rows], kind="stable")]
-            _, starts = np.unique(numbers[order], return_index=True)
-            strata.append(np.split(order, starts[1:]))
+    order = np.argsort(numbers, kind="stable")
+    _, starts = np.unique(numbers[order], return_index=True)
+    images = np.split(order, starts[1:])  # of each patient
+    classes = len(np.unique(labels))
     for _ in range(resamples):
-        yield np.concatenate(
-            [
-                groups[drawn]
-                for groups in strata
-                for drawn in generator.integers(len(groups), size=len(groups))
-            ]
-        )
+        while True:
+            drawn = generator.integers(len(images), size=len(images))
+            rows = np.concatenate([images[number] for number in drawn])
+            if len(np.unique(labels[rows])) == classes:
+                break
+        yield rows
 
 
 def bca_interval(value: float, draws: Sequence[float], left_out: Sequence[float]) -> Interval:

@@ -15,15 +15,15 @@ from pneumonia_hf.evaluation.intervals import (
     leave_out,
     percentile_interval,
 )
-from pneumonia_hf.inference.operating_point import to_logit, to_probability
 
+FEWEST_PATIENTS = 5  # of each class, below which an area under a curve has no interval
 Labels = np.ndarray  # [N] of 0 (NORMAL) and 1 (PNEUMONIA)
 Probabilities = np.ndarray  # [N], P(pneumonia) in 0..1
 
 
 def accuracy(labels: Labels, probabilities: Probabilities, threshold: float) -> float:
     """Return the share of images on the right side of the threshold."""
-    return float(np.mean((probabilities >= threshold) == (labels == 1)))
+    return _share(PROPORTIONS["accuracy"](labels, probabilities, threshold))
 
 
 def balanced_accuracy(labels: Labels, probabilities: Probabilities, threshold: float) -> float:
@@ -36,22 +36,22 @@ def balanced_accuracy(labels: Labels, probabilities: Probabilities, threshold: f
 
 def sensitivity(labels: Labels, probabilities: Probabilities, threshold: float) -> float:
     """Return the share of pneumonias that are positive (recall, true positive rate)."""
-    return _share(probabilities[labels == 1] >= threshold)
+    return _share(PROPORTIONS["sensitivity"](labels, probabilities, threshold))
 
 
 def specificity(labels: Labels, probabilities: Probabilities, threshold: float) -> float:
     """Return the share of normals that are negative (true negative rate)."""
-    return _share(probabilities[labels == 0] < threshold)
+    return _share(PROPORTIONS["specificity"](labels, probabilities, threshold))
 
 
 def precision(labels: Labels, probabilities: Probabilities, threshold: float) -> float:
     """Return the share of pneumonias among the positives; it depends on the prevalence."""
-    return _share(labels[probabilities >= threshold] == 1)
+    return _share(PROPORTIONS["precision"](labels, probabilities, threshold))
 
 
 def npv(labels: Labels, probabilities: Probabilities, threshold: float) -> float:
     """Return the share of normals among the negatives; it depends on the prevalence."""
-    return _share(labels[probabilities < threshold] == 0)
+    return _share(PROPORTIONS["npv"](labels, probabilities, threshold))
 
 
 def f1(labels: Labels, probabilities: Probabilities, threshold: float) -> float:
@@ -211,24 +211,6 @@ def _balance(labels: Labels) -> np.ndarray | None:
     return (0.5 / counts)[labels] if counts.all() else None
 
 
-def calibration_p_value(labels: Labels, probabilities: Probabilities) -> float:
-    """Return the p-value of Spiegelhalter's test of calibration; NaN if a class is absent.
-
-    Statistics in Medicine 1986, 5:421; two-sided. The probabilities, calibrated for a population
-    in which half have pneumonia, are first moved to the prevalence of the data. Images count as
-    independent.
-    """
-    from scipy.stats import norm
-
-    prevalence = float(np.mean(labels))
-    if prevalence in (0.0, 1.0):
-        return math.nan
-    moved = to_probability(to_logit(probabilities) + math.log(prevalence / (1 - prevalence)))
-    distance = np.sum((labels - moved) * (1 - 2 * moved))
-    deviation = math.sqrt(np.sum((1 - 2 * moved) ** 2 * moved * (1 - moved)))
-    return float(2 * norm.sf(abs(distance) / max(deviation, 1e-12)))
-
-
 @dataclass(frozen=True)
 class Metric:
     """A metric of P(pneumonia) against the labels at a threshold, and its direction."""
@@ -276,6 +258,48 @@ def compute_metrics(
     }
 
 
+# Which images a proportion counts, and which of them as hits.
+PROPORTIONS: dict[str, Callable[[Labels, Probabilities, float], np.ndarray]] = {
+    "accuracy": lambda labels, scores, threshold: (scores >= threshold) == (labels == 1),
+    "sensitivity": lambda labels, scores, threshold: scores[labels == 1] >= threshold,
+    "specificity": lambda labels, scores, threshold: scores[labels == 0] < threshold,
+    "precision": lambda labels, scores, threshold: labels[scores >= threshold] == 1,
+    "npv": lambda labels, scores, threshold: labels[scores < threshold] == 0,
+}
+
+
+def metric_interval(
+    name: str,
+    labels: Labels,
+    probabilities: Probabilities,
+    threshold: float,
+    draws: Sequence[float],
+) -> Interval:
+    """Return a metric with its percentile interval, or another where the draws are all equal.
+
+    Then nothing was missed, or all: the bootstrap cannot draw errors that it has not seen. A
+    proportion takes the exact binomial interval (Clopper and Pearson 1934, images as independent),
+    and other metrics have no interval.
+    """
+    from scipy.stats import binomtest
+
+    value = METRICS[name].function(labels, probabilities, threshold)
+    found = percentile_interval(value, draws)
+    if found.low != found.high:  # NaN too
+        return found
+    if name not in PROPORTIONS:
+        return Interval(found.value, math.nan, math.nan)
+    hits = PROPORTIONS[name](labels, probabilities, threshold)
+    exact = binomtest(int(hits.sum()), len(hits)).proportion_ci(method="exact")
+    return Interval(found.value, float(exact.low), float(exact.high))
+
+
+def has_few_patients(labels: Labels, patients: Sequence[str] | np.ndarray) -> bool:
+    """Return whether a class has fewer than FEWEST_PATIENTS."""
+    names = np.asarray(patients)
+    return any(len(set(names[labels == label].tolist())) < FEWEST_PATIENTS for label in (0, 1))
+
+
 def bootstrap_intervals(
     labels: Sequence[int],
     probabilities: Sequence[float],
@@ -284,16 +308,22 @@ def bootstrap_intervals(
     resamples: int = 1000,
     seed: int = 13,
 ) -> dict[str, Interval]:
-    """Return every metric with its 95% percentile bootstrap interval (Efron 1979).
+    """Return every metric with its 95% bootstrap interval (Efron 1979), as of `metric_interval`.
 
     `draw_patients` resamples patients, not images, since the images of one patient are alike.
-    `labels`, `probabilities` and `patients` are [N]; the threshold is fixed.
+    `labels`, `probabilities` and `patients` are [N]; the threshold is fixed. The areas under
+    curves have no interval with fewer than FEWEST_PATIENTS of a class.
     """
-    rows = draw_patients(np.asarray(labels), patients, resamples, seed)
-    return {
-        name: percentile_interval(value, draws)
-        for name, (value, draws) in _resample(labels, probabilities, threshold, rows).items()
+    labels, probabilities = np.asarray(labels), np.asarray(probabilities, dtype=np.float64)
+    rows = draw_patients(labels, patients, resamples, seed)
+    found = {
+        name: metric_interval(name, labels, probabilities, threshold, draws)
+        for name, (_, draws) in _resample(labels, probabilities, threshold, rows).items()
     }
+    if has_few_patients(labels, patients):
+        for name in ("auroc", "auprc"):
+            found[name] = Interval(found[name].value, math.nan, math.nan)
+    return found
 
 
 def bca_intervals(

@@ -1,4 +1,4 @@
-"""Changes of an image that leave the lungs as they are: frame, markers, look and quality.
+"""Changes of an image that leave its diagnosis as it is: frame, markers, look and quality.
 
 A new perturbation is one function and one entry of `PERTURBATIONS`. All work on batches of gray
 pixels, float32 [N, 1, H, W] in 0..255, and draw random numbers from the context's generator alone.
@@ -38,6 +38,7 @@ class Perturbation:
     function: Callable[[Tensor, float, Context], Tensor]
     levels: tuple[float, ...]  # from mild to severe
     unit: str  # what a level means
+    trained_by: str | None = None  # the operation of the augmentation that does the like
 
 
 def soft_window(height: int, width: int, margins: Tensor) -> Tensor:
@@ -66,6 +67,11 @@ def replace_frame(pixels: Tensor, share: float, others: Tensor | float) -> Tenso
 def swap_frame(pixels: Tensor, level: float, context: Context) -> Tensor:
     """Replace the frame by that of an image of the other class."""
     return replace_frame(pixels, level, context.donors)
+
+
+def swap_centre(pixels: Tensor, level: float, context: Context) -> Tensor:
+    """Keep the frame, and replace all within it by an image of the other class."""
+    return replace_frame(context.donors, level, pixels)
 
 
 def blacken_frame(pixels: Tensor, level: float, context: Context) -> Tensor:
@@ -253,24 +259,27 @@ SHARES = (0.05, 0.1, 0.2)
 OF_SIDE = "share of each side"
 PERTURBATIONS: dict[str, Perturbation] = {
     # The frame: what is not lung, and differs by class where classes come from different rooms.
-    "frame_swap": Perturbation(swap_frame, SHARES, OF_SIDE),
-    "frame_black": Perturbation(blacken_frame, SHARES, OF_SIDE),
-    "frame_blur": Perturbation(blur_frame, SHARES, OF_SIDE),
-    "marker_stamp": Perturbation(stamp_markers, (1, 2, 4), "marks"),
+    "frame_swap": Perturbation(swap_frame, SHARES, OF_SIDE, "frame"),
+    "frame_black": Perturbation(blacken_frame, SHARES, OF_SIDE, "frame"),
+    "frame_blur": Perturbation(blur_frame, SHARES, OF_SIDE, "frame"),
+    "marker_stamp": Perturbation(stamp_markers, (1, 2, 4), "marks", "marker"),
     "marker_remove": Perturbation(remove_markers, (0.15, 0.3), "outer share searched"),
     # The look: exposure and processing.
-    "contrast_match": Perturbation(match_contrast, (0.5, 1.0), "share of the way"),
-    "histogram_match": Perturbation(match_histogram, (0.5, 1.0), "share of the way"),
-    "gamma_dark": Perturbation(change_gamma, (1.4, 2.0), "exponent"),
-    "gamma_bright": Perturbation(change_gamma, (0.7, 0.5), "exponent"),
+    "contrast_match": Perturbation(match_contrast, (0.5, 1.0), "share of the way", "contrast"),
+    "histogram_match": Perturbation(match_histogram, (0.5, 1.0), "share of the way", "histogram"),
+    "gamma_dark": Perturbation(change_gamma, (1.4, 2.0), "exponent", "gamma"),
+    "gamma_bright": Perturbation(change_gamma, (0.7, 0.5), "exponent", "gamma"),
     # The quality, in the manner of MedMNIST-C (Di Salvo et al. 2024).
-    "jpeg": Perturbation(compress, (50, 25, 10), "quality"),
-    "noise": Perturbation(add_noise, (6, 12, 24), "gray levels"),
-    "blur": Perturbation(blur, (0.4, 0.8, 1.6), "percent of the side"),
+    "jpeg": Perturbation(compress, (50, 25, 10), "quality", "jpeg"),
+    "noise": Perturbation(add_noise, (6, 12, 24), "gray levels", "noise"),
+    "blur": Perturbation(blur, (0.4, 0.8, 1.6), "percent of the side", "blur"),
     "resolution": Perturbation(lower_resolution, (0.5, 0.33, 0.25), "share of the pixels"),
-    "rotation": Perturbation(rotate, (5, 10, 15), "degrees"),
-    "crop": Perturbation(crop, (0.95, 0.9, 0.8), "share of each side kept"),
+    "rotation": Perturbation(rotate, (5, 10, 15), "degrees", "rotation"),
+    "crop": Perturbation(crop, (0.95, 0.9, 0.8), "share of each side kept", "crop"),
 }
+# The reverse: the lungs of the other class in an image's own frame. A model that decides by the
+# lungs ranks these copies the wrong way round; they are in no summary.
+CONTROLS = {"centre_swap": Perturbation(swap_centre, (0.2,), OF_SIDE)}
 ROBUST = "robust_auroc"
 # The copies whose mean AUROC, with that of the plain images, is ROBUST.
 COUNTERFACTUALS: tuple[tuple[str, float], ...] = (
@@ -292,7 +301,7 @@ def perturb(
     Args:
         pixels: uint8 [N, 1, H, W].
         labels: 0 or 1 of each image; if one is absent, the donors are of the same class.
-        name: a key of PERTURBATIONS.
+        name: a key of PERTURBATIONS or CONTROLS.
         level: its severity.
     """
     labels = np.asarray(labels)
@@ -307,6 +316,8 @@ def perturb(
     for start in range(0, len(pixels), 64):
         rows = slice(start, start + 64)
         own, other = (torch.from_numpy(one).float() for one in (pixels[rows], pixels[donors[rows]]))
-        changed = PERTURBATIONS[name].function(own, level, Context(other, torch_generator))
+        changed = (PERTURBATIONS | CONTROLS)[name].function(
+            own, level, Context(other, torch_generator)
+        )
         found[rows] = changed.round().clamp(0, 255).byte().numpy()
     return found

@@ -10,11 +10,19 @@ import numpy as np
 from PIL import Image
 
 from pneumonia_hf.evaluation.intervals import Interval, draw_patients, percentile_interval
-from pneumonia_hf.evaluation.metrics import auroc
-from pneumonia_hf.evaluation.perturbations import COUNTERFACTUALS, PERTURBATIONS, perturb
+from pneumonia_hf.evaluation.metrics import METRICS, auroc, has_few_patients, metric_interval
+from pneumonia_hf.evaluation.perturbations import (
+    CONTROLS,
+    COUNTERFACTUALS,
+    PERTURBATIONS,
+    ROBUST,
+    perturb,
+)
 from pneumonia_hf.evaluation.steps import Steps
+from pneumonia_hf.files import read_json
 from pneumonia_hf.imaging.preprocess import resize
 from pneumonia_hf.inference.operating_point import to_probability
+from pneumonia_hf.models.model_folder import RUN_FILE
 
 if TYPE_CHECKING:
     from pneumonia_hf.inference.predictor import Predictor
@@ -33,6 +41,8 @@ class PerturbedResult:
     sensitivity: Interval  # at the model's threshold
     specificity: Interval
     flipped: float  # share of the images whose side of the threshold changes
+    trained: bool = False  # whether the model's training changed images in the like way
+    selected: bool = False  # whether its checkpoint was chosen on such copies of validation images
 
 
 @dataclass(frozen=True)
@@ -40,7 +50,9 @@ class Robustness:
     """The results on the plain images and on all their copies."""
 
     results: tuple[PerturbedResult, ...]  # first those of the plain images
-    shortcut_gap: Interval  # AUROC of the plain images less that of the frame swap
+    control: PerturbedResult  # the centre of the other class in the image's own frame
+    shortcut_gap: Interval  # AUROC of the plain images less that of the frame swap at 20%
+    swap_gaps: dict[str, Interval]  # the same at each share of the side
     robust_auroc: float  # the mean AUROC of the plain images and of COUNTERFACTUALS
     images: int
     seed: int
@@ -62,7 +74,7 @@ def measure_robustness(
     images: Iterable[Image.Image],
     labels: Sequence[int],
     patients: Sequence[str],
-    resamples: int = 300,
+    resamples: int = 1000,
     seed: int = 13,
     steps: Steps | None = None,
 ) -> Robustness:
@@ -84,7 +96,8 @@ def measure_robustness(
     labels = np.asarray(labels)
     pixels = shrink(predictor, images)
     threshold = predictor.operating_point.threshold
-    cases = [PLAIN] + [(name, at) for name, one in PERTURBATIONS.items() for at in one.levels]
+    every = PERTURBATIONS | CONTROLS
+    cases = [PLAIN] + [(name, at) for name, one in every.items() for at in one.levels]
     scores = {}
     for name, level in tqdm(cases, desc="Perturbed copies", unit="kind", leave=False):
         found = (steps or Steps()).run(
@@ -101,21 +114,56 @@ def measure_robustness(
     areas = {case: [auroc(labels[d], one[d], 0) for d in draws] for case, one in scores.items()}
     values = {case: auroc(labels, one, 0) for case, one in scores.items()}
     plain = scores[PLAIN] >= threshold
+    operations, selected = read_training(predictor)
+    few = has_few_patients(labels, patients)
     results = []
     for case, one in scores.items():
-        positive = one >= threshold
-        shares = {}
-        for label, right in ((1, positive), (0, ~positive)):
-            drawn = [np.mean(right[d][labels[d] == label]) for d in draws]
-            shares[label] = percentile_interval(np.mean(right[labels == label]), drawn)
-        area = percentile_interval(values[case], areas[case])
-        flipped = float(np.mean(positive != plain))
-        results.append(PerturbedResult(*case, area, shares[1], shares[0], flipped))
-    gap = percentile_interval(
-        values[PLAIN] - values[GAP], np.subtract(areas[PLAIN], areas[GAP]).tolist()
-    )
+        shares = [
+            metric_interval(
+                name,
+                labels,
+                one,
+                threshold,
+                [METRICS[name].function(labels[d], one[d], threshold) for d in draws],
+            )
+            for name in ("sensitivity", "specificity")
+        ]
+        area = metric_interval("auroc", labels, one, threshold, [] if few else areas[case])
+        flipped = float(np.mean((one >= threshold) != plain))
+        trained = case != PLAIN and every[case[0]].trained_by in operations
+        results.append(
+            PerturbedResult(
+                *case, area, *shares, flipped, trained, selected and case in COUNTERFACTUALS
+            )
+        )
+    gaps = {
+        f"{level:g}": percentile_interval(
+            values[PLAIN] - values[GAP[0], level],
+            [] if few else np.subtract(areas[PLAIN], areas[GAP[0], level]).tolist(),
+        )
+        for level in PERTURBATIONS[GAP[0]].levels
+    }
     robust = float(np.mean([values[case] for case in (PLAIN, *COUNTERFACTUALS)]))
-    return Robustness(tuple(results), gap, robust, len(labels), seed)
+    *kept, control = results
+    return Robustness(tuple(kept), control, gaps[f"{GAP[1]:g}"], gaps, robust, len(labels), seed)
+
+
+def read_training(predictor: Predictor) -> tuple[set[str | None], bool]:
+    """Return the augmentations of any member's training, and whether ROBUST chose a checkpoint.
+
+    They are those of the run manifest; without one, none and False.
+    """
+    operations: set[str | None] = set()
+    selected = False
+    for network in predictor.networks:
+        run = read_json(network.path / RUN_FILE, {}) if network.path else {}
+        strengths = run.get("augmentation") or {}
+        if strengths.get("augment_strength"):
+            names = (name for name, strength in strengths.items() if strength)
+            operations |= {name.removeprefix("augment_") for name in names}
+        chosen_by = run.get("training", {}).get("metric_for_best_model") or ""
+        selected |= chosen_by.removeprefix("eval_") == ROBUST
+    return operations, selected
 
 
 def shrink(predictor: Predictor, images: Iterable[Image.Image]) -> np.ndarray:

@@ -12,7 +12,12 @@ import numpy as np
 from pneumonia_hf.data.folder_source import list_others
 from pneumonia_hf.data.sources import parse_source
 from pneumonia_hf.errors import UserError
-from pneumonia_hf.evaluation.choose_images import choose_split, select_listed
+from pneumonia_hf.evaluation.choose_images import (
+    choose_split,
+    count_seen,
+    leave_out_used,
+    select_listed,
+)
 from pneumonia_hf.evaluation.compare import Comparison, compare_scores
 from pneumonia_hf.evaluation.evaluate import (
     DataFinding,
@@ -24,7 +29,7 @@ from pneumonia_hf.evaluation.report.examples import choose_examples, draw_exampl
 from pneumonia_hf.evaluation.report.published import find_published
 from pneumonia_hf.evaluation.report.write import write_report
 from pneumonia_hf.evaluation.scores import Scores, identify, score_images
-from pneumonia_hf.evaluation.sites import score_site
+from pneumonia_hf.evaluation.sites import load_site, score_site
 from pneumonia_hf.evaluation.steps import Steps
 from pneumonia_hf.files import expand
 from pneumonia_hf.inference.predictor import Predictor
@@ -46,6 +51,8 @@ class EvaluationInputs:
     sites: tuple[str, ...] = ()  # further sources
     compare: str | None = None  # a second model
     positive_label: str = "PNEUMONIA"
+    compare_positive_label: str = "PNEUMONIA"
+    label_source: str | None = None  # who labelled the data, in words
     tta: bool = False
     published: Path | None = None  # a file of published results
     with_images: bool = False  # whether the report holds images
@@ -87,7 +94,14 @@ def report_on(
     split, data = choose_split(inputs.data_dir, inputs.split, predictor, config.strict)
     if inputs.images:
         data, others = select_listed(data, others, inputs.images)
-    second = Predictor.from_pretrained(inputs.compare) if inputs.compare else None
+    others = leave_out_used(others, predictor)
+    # Before anything is scored, so that a mistake shows at once.
+    places = [load_site(one, predictor, inputs.other_classes) for one in inputs.sites]
+    second = None
+    if inputs.compare:
+        second = Predictor.from_pretrained(
+            inputs.compare, tta=inputs.tta, positive_label=inputs.compare_positive_label
+        )
     steps = Steps(folder.with_name(f".{folder.name}.steps"), identify(predictor, data))
     name = inputs.name or " + ".join(one.name for one in sources)
     report = evaluate_predictor(predictor, data, name, split, config, others, steps)
@@ -96,15 +110,19 @@ def report_on(
         for check, found in audit(report.scores.rows).items()
     )
     sites = tuple(
-        score_site(one, predictor, report.scores, config.resamples, inputs.other_classes, steps)
-        for one in inputs.sites
+        score_site(one, predictor, report.scores, config.resamples, steps) for one in places
     )
     comparison = _compare(report.scores, second, predictor, config, steps) if second else None
     published = None
     if inputs.published:
         published = find_published(inputs.published, *np.bincount(report.labels, minlength=2))
     report = replace(
-        report, findings=findings, sites=sites, comparison=comparison, published=published
+        report,
+        findings=findings,
+        sites=sites,
+        comparison=comparison,
+        published=published,
+        label_source=inputs.label_source,
     )
     sheet = None
     if inputs.with_images:
@@ -126,4 +144,5 @@ def _compare(
     name = Path(second.name).name if second.path else second.name
     others = score_images(second, scores.rows, f"the images for {name}", steps=steps)
     thresholds = tuple(one.operating_point.threshold for one in (first, second))
-    return compare_scores(scores, others, thresholds, name, config.resamples)
+    seen = count_seen(second, scores.rows)
+    return compare_scores(scores, others, thresholds, name, config.resamples, seen)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,9 +24,13 @@ from pneumonia_hf.inference.predictor import (
     Predictor,
 )
 from pneumonia_hf.labels import LABELS
+from pneumonia_hf.models.model_folder import GATE_FILE
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+
+IN_RANGE = "probability in the range of the threshold"  # a reason to refer
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,11 @@ class Scores:
     def files(self) -> tuple[str, ...]:
         """Names, relative to the data folder if they are inside it."""
         return tuple(self.rows["file"][:])
+
+    @property
+    def referred(self) -> np.ndarray:
+        """Whether each image is referred to a person: bool [N]."""
+        return self.decisions == "REFER"
 
     @property
     def patients(self) -> tuple[str, ...]:
@@ -81,8 +91,7 @@ def score_images(
     point = predictor.operating_point
     probabilities, distances = found["probabilities"], found["distances"]
     reasons = {
-        "probability in the range of the threshold": (probabilities >= point.low)
-        & (probabilities < point.high),
+        IN_RANGE: (probabilities >= point.low) & (probabilities < point.high),
         "input gate: unlike the training images": (distances >= 1) & (distances < REFUSED_AT),
         "input gate: no chest X-ray": distances >= REFUSED_AT,
         "input checks": found["by_input_checks"],
@@ -92,14 +101,25 @@ def score_images(
 
 def identify(predictor: Predictor, data: Dataset) -> list[str]:
     """Return what the scores of a model on images depend on, for `Steps`."""
-    content = "".join([*to_hex(hash_images(data)), *data["file"][:]])
+    content = repr([to_hex(hash_images(data)), data["file"][:], data["label"][:]])
     return [
         pneumonia_hf.__version__,
         hash_weights(predictor) or predictor.name,
+        *(_hash_settings(one.path) for one in predictor.networks),
+        str(predictor.operating_point),
+        str(predictor.temperature),
         str(predictor.tta),
         *(str(one.class_index) for one in predictor.networks),
         hashlib.sha256(content.encode()).hexdigest(),
     ]
+
+
+def _hash_settings(folder: Path | None) -> str:
+    """Return the hash of the files, besides the weights, that decide what a model says."""
+    names = ("config.json", "preprocessor_config.json", GATE_FILE)
+    files = [folder / name for name in names] if folder else []
+    content = [one.read_bytes() for one in files if one.exists()]
+    return hashlib.sha256(b"|".join(content)).hexdigest()
 
 
 def hash_weights(predictor: Predictor) -> str:

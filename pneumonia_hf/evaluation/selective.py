@@ -30,6 +30,8 @@ class Referral:
     error: Interval  # share of all images on the wrong side of the threshold
     error_of_kept: Interval  # the same of the images that are not referred
     error_of_referred: float  # NaN if no image is referred
+    sensitivity_of_kept: Interval
+    specificity_of_kept: Interval
 
 
 @dataclass(frozen=True)
@@ -80,24 +82,28 @@ def _risks(wrong: np.ndarray, sure: np.ndarray) -> np.ndarray:
 def measure_referral(
     labels: np.ndarray,
     positive: np.ndarray,
-    decisions: Sequence[str],
+    referred: np.ndarray,
     patients: Sequence[str],
     resamples: int = 1000,
 ) -> Referral:
-    """Return how referring the images with the decision REFER changes the error on the others.
+    """Return how referring some images changes the error on the others.
 
-    `labels` and `positive` are the label and the side of the threshold, [N] of 0 and 1 or
-    booleans; `patients` and `resamples` are for the bootstrap intervals.
+    `labels`, `positive` and `referred` are the label, the side of the threshold and who is
+    referred, [N] of 0 and 1 or booleans; `patients` and `resamples` are for the bootstrap.
     """
-    wrong = positive != (labels == 1)
-    kept = np.asarray([one != "REFER" for one in decisions])
-    draws = [
-        (_mean(wrong[rows]), _mean(wrong[rows][kept[rows]]))
-        for rows in draw_patients(labels, patients, resamples, seed=13)
-    ]
-    values = (_mean(wrong), _mean(wrong[kept]))
-    intervals = map(percentile_interval, values, zip(*draws, strict=True))
-    return Referral(int((~kept).sum()), *intervals, _mean(wrong[~kept]))
+    ill = labels == 1
+    wrong, kept = positive != ill, ~referred
+
+    def measure(rows: np.ndarray) -> tuple[float, ...]:
+        shown = rows[kept[rows]]
+        error = wrong[shown]
+        return (_mean(wrong[rows]), _mean(error), 1 - _mean(error[ill[shown]]),
+                1 - _mean(error[~ill[shown]]))  # fmt: skip
+
+    values = measure(np.arange(len(labels)))
+    draws = [measure(rows) for rows in draw_patients(labels, patients, resamples, seed=13)]
+    error, of_kept, *rest = map(percentile_interval, values, zip(*draws, strict=True))
+    return Referral(int(referred.sum()), error, of_kept, _mean(wrong[referred]), *rest)
 
 
 def split_by_reason(

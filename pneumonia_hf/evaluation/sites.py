@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pneumonia_hf.data.file_hashes import hash_images, to_hex
-from pneumonia_hf.data.folder_source import list_others
+from pneumonia_hf.data.folder_source import OtherImage, list_others
 from pneumonia_hf.data.load import load_splits
 from pneumonia_hf.data.sources import parse_source
 from pneumonia_hf.errors import UserError
-from pneumonia_hf.evaluation.choose_images import hashes_by_member
+from pneumonia_hf.evaluation.choose_images import hashes_by_member, leave_out_used, list_used
 from pneumonia_hf.evaluation.intervals import Interval, draw_patients, percentile_interval
-from pneumonia_hf.evaluation.metrics import METRICS
+from pneumonia_hf.evaluation.metrics import METRICS, has_few_patients, metric_interval
 from pneumonia_hf.evaluation.scores import Scores, score_images
+from pneumonia_hf.evaluation.selective import Referral, measure_referral
 from pneumonia_hf.evaluation.subgroups import Others, score_other_classes
 from pneumonia_hf.files import expand
 
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from pneumonia_hf.inference.predictor import Predictor
 
 COMPARED = ("auroc", "accuracy", "sensitivity", "specificity", "ece_balanced")
-SEEN = ("train", "validation", "unlabelled")  # splits whose images cannot be external
 
 
 @dataclass(frozen=True)
@@ -38,37 +38,72 @@ class SiteResult:
     normals: int
     pneumonias: int
     patients: int
-    left_out: int  # images that the model was trained or chosen on
+    left_out: int  # images of patients on whom the model was trained or chosen
+    in_test: int  # images of the model's own test split
     metrics: dict[str, Interval]  # of COMPARED
     drop: Interval | None  # AUROC of the report's own data less that of this site; None: own data
-    unlike: int  # images that the input gate finds unlike the training images, or refuses
+    referral: Referral
     others: tuple[Others, ...]  # images of neither class
 
+    @property
+    def seen(self) -> bool:
+        """Whether the model's own splits hold images of this site; without hashes, unknown."""
+        return bool(self.left_out or self.in_test)
 
-def load_site(text: str, predictor: Predictor, strict: bool = False) -> tuple[Dataset, int]:
-    """Return the images of a source without those of the model's own splits, and their number.
+
+@dataclass(frozen=True)
+class Site:
+    """The images of a source on which the model was neither trained nor chosen."""
+
+    name: str
+    data: Dataset
+    left_out: int  # images of patients on whom it was
+    in_test: int
+    others: tuple[OtherImage, ...]  # images of neither class
+
+
+def load_site(
+    text: str, predictor: Predictor, other_classes: Sequence[str] = (), strict: bool = False
+) -> Site:
+    """Return the images of the source `[NAME=][KIND:]WHERE` that are new to the model.
+
+    Images are recognised by their bytes. All images of a patient are left out if one of them is in
+    the model's training or validation split.
 
     Raises:
-        UserError: the model was trained or chosen on all of them.
+        UserError: the model was trained or chosen on all of the images or patients.
     """
     from datasets import concatenate_datasets
 
+    source = parse_source(text)
     data = concatenate_datasets(list(load_splits([text], strict).values()))
-    known = set().union(*(one for split in SEEN for one in hashes_by_member(predictor, split)))
-    new = [row for row, one in enumerate(to_hex(hash_images(data))) if one not in known]
+    used = list_used(predictor)
+    own_test = set().union(*hashes_by_member(predictor, "test"))
+    hashes, patients = to_hex(hash_images(data)), data["patient"][:]
+    known = {patient for one, patient in zip(hashes, patients, strict=True) if one in used}
+    new = [row for row, patient in enumerate(patients) if patient not in known]
     if not new:
         raise UserError(f"The model was trained or chosen on all images of {text}; leave it out.")
-    return data.select(new), len(data) - len(new)
+    present = []
+    if source.is_folder:
+        present = [one for one in other_classes if (expand(source.where) / one).is_dir()]
+    others = list_others(source.where, present) if present else []
+    return Site(
+        source.name,
+        data.select(new),
+        len(data) - len(new),
+        sum(hashes[row] in own_test for row in new),
+        tuple(leave_out_used(others, predictor)),
+    )
 
 
 def measure_site(
-    name: str,
+    site: Site,
     scores: Scores,
     threshold: float,
     resamples: int,
     main: Scores | None = None,
     others: Sequence[Others] = (),
-    left_out: int = 0,
     seed: int = 13,
 ) -> SiteResult:
     """Return the results of a site, and the drop of the AUROC from `main` to it.
@@ -84,9 +119,16 @@ def measure_site(
 
     draws = np.array([compute(d) for d in _draw(scores, resamples, seed)])
     values = compute(np.arange(len(scores.labels)))
+    few = has_few_patients(scores.labels, scores.patients)
     metrics = {
-        one: percentile_interval(value, of)
-        for one, value, of in zip(COMPARED, values, draws.T, strict=True)
+        one: metric_interval(
+            one,
+            scores.labels,
+            scores.probabilities,
+            threshold,
+            [] if few and one == "auroc" else of.tolist(),
+        )
+        for one, of in zip(COMPARED, draws.T, strict=True)
     }
     drop = None
     if main is not None:
@@ -95,51 +137,43 @@ def measure_site(
             area(main.labels[d], main.probabilities[d], 0) for d in _draw(main, resamples, seed + 1)
         ]
         value = area(main.labels, main.probabilities, 0) - values[0]
-        drop = percentile_interval(value, (of_main - draws[:, 0]).tolist())
+        drop = percentile_interval(value, [] if few else (of_main - draws[:, 0]).tolist())
     return SiteResult(
-        name,
+        site.name,
         int(np.sum(scores.labels == 0)),
         int(np.sum(scores.labels == 1)),
         len(set(scores.patients)),
-        left_out,
+        site.left_out,
+        site.in_test,
         metrics,
         drop,
-        int(np.sum(scores.distances >= 1)),
+        measure_referral(
+            scores.labels,
+            scores.probabilities >= threshold,
+            scores.referred,
+            scores.patients,
+            resamples,
+        ),
         tuple(others),
     )
 
 
 def score_site(
-    text: str,
+    site: Site,
     predictor: Predictor,
     main: Scores,
     resamples: int,
-    other_classes: Sequence[str] = (),
     steps: Steps | None = None,
 ) -> SiteResult:
-    """Return the results on the source `[NAME=][KIND:]WHERE`.
-
-    Images of `other_classes` are scored where the source is a folder that has them.
+    """Return the results on a site.
 
     Raises:
-        UserError: as of `load_site` and `score_images`.
+        UserError: as of `score_images`.
     """
-    source = parse_source(text)
-    data, left_out = load_site(text, predictor)
-    scores = score_images(predictor, data, source.name, steps=steps)
-    present = []
-    if source.is_folder:
-        present = [one for one in other_classes if (expand(source.where) / one).is_dir()]
-    others = list_others(source.where, present) if present else []
-    return measure_site(
-        source.name,
-        scores,
-        predictor.operating_point.threshold,
-        resamples,
-        main,
-        score_other_classes(predictor, others, [])[0],
-        left_out,
-    )
+    scores = score_images(predictor, site.data, site.name, steps=steps)
+    others = score_other_classes(predictor, site.others, [])[0]
+    threshold = predictor.operating_point.threshold
+    return measure_site(site, scores, threshold, resamples, main, others)
 
 
 def _draw(scores: Scores, resamples: int, seed: int) -> list[np.ndarray]:

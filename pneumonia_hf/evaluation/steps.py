@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from pneumonia_hf.errors import UserError
 from pneumonia_hf.files import replace_text, unfinished_file
 
 KEY_FILE = "key.json"
@@ -25,14 +26,12 @@ class Steps:
     def __init__(self, folder: Path | None = None, key: Any = None) -> None:
         """Take the folder of earlier results; those of another `key` (JSON) are deleted."""
         self.folder = folder
-        if folder is None:
+        self.key = json.dumps(key, sort_keys=True)
+        if folder is None or not folder.exists():
             return
-        text = json.dumps(key, sort_keys=True)
         file = folder / KEY_FILE
-        if folder.exists() and not (file.exists() and file.read_text(encoding="utf-8") == text):
+        if not (file.exists() and file.read_text(encoding="utf-8") == self.key):
             shutil.rmtree(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        replace_text(file, text)
 
     def run(self, name: str, compute: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
         """Return the arrays of a step, from an earlier evaluation or by computing them."""
@@ -43,6 +42,15 @@ class Steps:
             with np.load(file, allow_pickle=False) as stored:
                 return dict(stored)
         found = compute()
+        if not self.folder.exists():  # not before there is a result: errors leave nothing behind
+            try:
+                self.folder.mkdir(parents=True)
+                replace_text(self.folder / KEY_FILE, self.key)
+            except OSError as error:
+                raise UserError(
+                    f"{self.folder.parent} cannot be written ({error.strerror}); choose another "
+                    f"--output_dir."
+                ) from error
         with unfinished_file(file) as unfinished, unfinished.open("wb") as opened:
             np.savez(opened, **found)
         return found

@@ -13,7 +13,13 @@ import numpy as np
 from pneumonia_hf.data.folder_source import OtherImage
 from pneumonia_hf.errors import UserError, XrayError
 from pneumonia_hf.evaluation.intervals import Interval, draw_patients, percentile_interval
-from pneumonia_hf.evaluation.metrics import METRICS, auroc
+from pneumonia_hf.evaluation.metrics import (
+    METRICS,
+    PROPORTIONS,
+    auroc,
+    has_few_patients,
+    metric_interval,
+)
 from pneumonia_hf.inference.predictor import Prediction, Predictor
 from pneumonia_hf.labels import LABELS
 
@@ -26,6 +32,7 @@ OWN_COLUMNS = {"image", "label", "patient", "file"}  # of every data set, no met
 AGES = (6, 18, 40, 60, 80)  # first years of all age bands but the youngest
 MOST_VALUES = 12  # of a column of text: more are names or remarks
 FEWEST = 5  # images of a class, below which a group has no metric
+PERMUTATIONS = 200
 SIGNIFICANT = 0.05  # adjusted p-value below which a gap is flagged
 FILE_KIND = re.compile(r"[_-](bacteria|virus)[_-]", re.IGNORECASE)
 
@@ -35,7 +42,9 @@ class Gap:
     """How far a metric of a group is from that of all other images."""
 
     difference: Interval
-    p: float  # two-sided, that there is none; adjusted for the number of groups and metrics
+    # Two-sided, that there is none: the larger p-value of an exact test (Fisher; of the AUROC, a
+    # permutation test) and of the bootstrap over patients; adjusted for the number of gaps.
+    p: float
 
     @property
     def flagged(self) -> bool:
@@ -54,7 +63,9 @@ class Subgroup:
     metrics: dict[str, Interval]  # of SUBGROUP_METRICS, those with FEWEST images of each class
     # Of the AUROC of a group with one class: all images of the other class are its counterpart.
     against_all: bool
-    gaps: dict[str, Gap]  # by metric; none where all other images are too few
+    # By metric; none where all other images are too few, or are the other group of two, which has
+    # the same gap with the other sign.
+    gaps: dict[str, Gap]
 
 
 @dataclass(frozen=True)
@@ -63,7 +74,8 @@ class Stratified:
 
     column: str
     pooled: Interval
-    within: Interval  # it differs where the mix of groups made a part of the pooled one
+    within: Interval
+    difference: Interval  # of the first less the second: what the mix of groups contributes
 
 
 @dataclass(frozen=True)
@@ -173,9 +185,12 @@ def measure_subgroups(
     draws = list(draw_patients(labels, patients, resamples, seed))
     everything = np.arange(len(labels))
     groups, stratified = [], []
+    generator = np.random.default_rng(seed)
+    few = has_few_patients(labels, patients)
     for column, of_image in columns.items():
         values = np.array([one if one is not None else "" for one in of_image])
-        for value in sorted(set(values[values != ""].tolist()), key=_sort_key):
+        names = sorted(set(values[values != ""].tolist()), key=_sort_key)
+        for number, value in enumerate(names):
             inside = values == value
             counts = np.bincount(labels[inside], minlength=2)
             # An AUROC needs both classes.
@@ -192,31 +207,39 @@ def measure_subgroups(
                     ]
                 )  # [1 + resamples, 2]
                 own, rest = pairs.T
-                metrics[metric] = percentile_interval(own[0], own[1:])
+                rows = np.flatnonzero(mask)
+                metrics[metric] = metric_interval(
+                    metric, labels[rows], probabilities[rows], threshold, own[1:]
+                )
                 difference = own - rest
                 # The AUROC of a group with one class shares its counterpart with the others'.
                 alone = metric != "auroc" or counts.all()
-                if alone and _has_enough(metric, labels, ~mask, True):
+                if number + 1 == len(names) == 2 or not alone:
+                    continue
+                if _has_enough(metric, labels, ~mask, True) and not few:
+                    exact = (
+                        _permutation_p(labels, probabilities, mask, difference[0], generator)
+                        if metric == "auroc"
+                        else _fisher_p(metric, labels, probabilities, threshold, mask)
+                    )
                     interval = percentile_interval(difference[0], difference[1:])
-                    gaps[metric] = Gap(interval, _p_value(difference))
+                    gaps[metric] = Gap(interval, max(exact, _bootstrap_p(difference)))
             groups.append(
                 Subgroup(column, str(value), *map(int, counts), metrics, not counts.all(), gaps)
             )
         if all(one is not None for one in of_image):
-            stratified.append(
-                Stratified(
-                    column,
-                    *(
-                        percentile_interval(of(everything), [of(rows) for rows in draws])
-                        for of in (
-                            lambda rows: auroc(labels[rows], probabilities[rows], 0),
-                            lambda rows, values=values: auroc_within(
-                                labels[rows], probabilities[rows], values[rows]
-                            ),
-                        )
-                    ),
-                )
+            areas = np.array(
+                [
+                    (
+                        auroc(labels[rows], probabilities[rows], 0),
+                        auroc_within(labels[rows], probabilities[rows], values[rows]),
+                    )
+                    for rows in (everything, *draws)
+                ]
             )
+            both = (*areas.T, areas[:, 0] - areas[:, 1])
+            intervals = (percentile_interval(one[0], one[1:].tolist()) for one in both)
+            stratified.append(Stratified(column, *intervals))
     return _adjust(groups), tuple(stratified)
 
 
@@ -264,14 +287,54 @@ def _has_enough(metric: str, labels: np.ndarray, mask: np.ndarray, both: bool) -
     return bool(counts[1 if metric == "sensitivity" else 0] >= FEWEST)
 
 
-def _p_value(difference: np.ndarray) -> float:
-    """Return the two-sided p-value of a difference, by the deviation of its bootstrap draws."""
+def _bootstrap_p(difference: np.ndarray) -> float:
+    """Return the two-sided p-value of a difference, by the deviation of its bootstrap draws.
+
+    It allows for patients with several images, and is too small for a group without an error, in
+    which no draw has one either.
+    """
     from scipy.stats import norm
 
     deviation = np.nanstd(difference[1:])
     if not deviation:
-        return 1.0 if difference[0] == 0 else math.nan
+        return 0.0 if difference[0] else 1.0
     return float(2 * norm.sf(abs(difference[0]) / deviation))
+
+
+def _fisher_p(
+    metric: str, labels: np.ndarray, probabilities: np.ndarray, threshold: float, mask: np.ndarray
+) -> float:
+    """Return the two-sided p-value of Fisher's exact test that group and hits are independent."""
+    from scipy.stats import fisher_exact
+
+    hits = [PROPORTIONS[metric](labels[of], probabilities[of], threshold) for of in (mask, ~mask)]
+    return float(fisher_exact([[one.sum(), len(one) - one.sum()] for one in hits]).pvalue)
+
+
+def _permutation_p(
+    labels: np.ndarray,
+    probabilities: np.ndarray,
+    mask: np.ndarray,
+    difference: float,
+    generator: np.random.Generator,
+) -> float:
+    """Return the two-sided p-value that a group's AUROC is that of all other images.
+
+    The groups are permuted within each class; the deviation of the permuted differences gives the
+    p-value, since 200 permutations alone cannot give a small one.
+    """
+    from scipy.stats import norm
+
+    permuted = np.empty(PERMUTATIONS)
+    for number in range(PERMUTATIONS):
+        drawn = mask.copy()
+        for label in (0, 1):
+            rows = np.flatnonzero(labels == label)
+            drawn[rows] = mask[generator.permutation(rows)]
+        inside, outside = (auroc(labels[of], probabilities[of], 0) for of in (drawn, ~drawn))
+        permuted[number] = inside - outside
+    deviation = permuted.std()
+    return float(2 * norm.sf(abs(difference) / deviation)) if deviation else 1.0
 
 
 def _adjust(groups: Sequence[Subgroup]) -> tuple[Subgroup, ...]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from pneumonia_hf.evaluation.intervals import Interval, draw_patients, percentile_interval
-from pneumonia_hf.evaluation.metrics import sensitivity, specificity
+from pneumonia_hf.evaluation.metrics import METRICS, metric_interval, sensitivity, specificity
 from pneumonia_hf.inference.operating_point import to_logit, to_probability
 
 SENSITIVITIES = (0.90, 0.95, 0.99)
@@ -71,11 +72,17 @@ def list_thresholds(
             name,
             threshold,
             *(
-                percentile_interval(
-                    metric(labels, probabilities, threshold),
-                    [metric(labels[d], probabilities[d], threshold) for d in draws],
+                metric_interval(
+                    metric,
+                    labels,
+                    probabilities,
+                    threshold,
+                    [
+                        METRICS[metric].function(labels[d], probabilities[d], threshold)
+                        for d in draws
+                    ],
                 )
-                for metric in (sensitivity, specificity)
+                for metric in ("sensitivity", "specificity")
             ),
             usable,
         )
@@ -118,9 +125,16 @@ def by_prevalence(
     for prevalence in PREVALENCES:
         draws = zip(*(predictive_values(*pair, prevalence) for pair in pairs), strict=True)
         values = predictive_values(*value, prevalence)
-        both = (percentile_interval(*one) for one in zip(values, draws, strict=True))
-        found.append(PredictiveValues(prevalence, *both))
+        both = map(percentile_interval, values, draws)
+        found.append(PredictiveValues(prevalence, *map(_without_width, both)))
     return tuple(found)
+
+
+def _without_width(interval: Interval) -> Interval:
+    """Return an interval, not defined if no resample changes the value."""
+    if interval.low == interval.high:
+        return Interval(interval.value, math.nan, math.nan)
+    return interval
 
 
 def move_to_prevalence(

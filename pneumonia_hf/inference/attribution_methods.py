@@ -109,20 +109,21 @@ def integrated_gradients(
     return RawMap(_smooth_channels(parts), error)
 
 
-def gradient_shap(network: Network, pixel_values: Tensor, rough: bool = False) -> RawMap:
+def gradient_shap(
+    network: Network, pixel_values: Tensor, rough: bool = False, seed: int = SEED
+) -> RawMap:
     """Return expected gradients over all BASELINES and noise, [1, 3, H, W] -> [H, W].
 
-    Lundberg and Lee 2017, Erion et al. 2021; 16 samples with a fixed seed, smoothed as integrated
-    gradients are.
+    Lundberg and Lee 2017, Erion et al. 2021; 16 samples, smoothed as integrated gradients are.
     """
     from captum.attr import GradientShap
 
     origins = torch.cat([one(network, pixel_values) for one in BASELINES.values()])
     devices = [pixel_values.device] if pixel_values.is_cuda else []
     with torch.random.fork_rng(devices):
-        torch.manual_seed(SEED)
+        torch.manual_seed(seed)
         np_state = np.random.get_state()  # captum draws the baselines with numpy
-        np.random.seed(SEED)
+        np.random.seed(seed)
         try:
             # A few at a time: all 16 samples would need as much memory as training.
             parts = [
@@ -237,6 +238,8 @@ def _has_pyramid(model: PreTrainedModel) -> bool:
 
 
 # The methods that not every family supports.
+# Methods that draw random numbers, and take a `seed`.
+RANDOM_METHODS = {"gradient_shap"}
 NEEDS: dict[str, Callable[[PreTrainedModel], bool]] = {
     "gradcam": _has_grid,
     "gradient_x_activation": _has_grid,

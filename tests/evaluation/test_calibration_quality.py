@@ -3,7 +3,11 @@ import math
 import numpy as np
 import pytest
 
-from pneumonia_hf.evaluation.calibration_quality import fit_logistic, measure_calibration
+from pneumonia_hf.evaluation.calibration_quality import (
+    calibration_p_value,
+    fit_logistic,
+    measure_calibration,
+)
 from pneumonia_hf.evaluation.metrics import compute_metrics
 from pneumonia_hf.inference.operating_point import to_logit, to_probability
 
@@ -47,9 +51,44 @@ def test_an_overconfident_model_has_a_slope_below_one():
     assert found.p < 1e-6
 
 
-def test_separable_labels_have_an_intercept_but_no_slope():
+def test_separable_labels_have_an_intercept_and_an_infinite_slope():
     slope, intercept = fit_logistic(np.array([0, 0, 1, 1]), np.array([-2.0, -1, 1, 2]), 0.0)
-    assert math.isnan(slope) and intercept == pytest.approx(0, abs=1e-6)
+    assert math.isinf(slope) and intercept == pytest.approx(0, abs=1e-6)
+
+
+def test_draws_that_are_separable_are_not_left_out_of_the_interval():
+    labels = np.repeat([0, 1], 8)
+    probabilities = np.concatenate([np.linspace(0.1, 0.62, 8), np.linspace(0.6, 0.9, 8)])
+    patients = [str(row) for row in range(16)]
+    slope = measure_calibration(labels, probabilities, patients, resamples=200).slope
+    assert math.isfinite(slope.value) and math.isinf(slope.high)
+
+
+def test_the_test_of_calibration_equals_the_likelihood_ratio_of_statsmodels():
+    import statsmodels.api as sm
+    from scipy.stats import chi2
+
+    labels, probabilities, _ = draw(400, slope=0.8)  # a prevalence of 50%: nothing to move
+    logits = to_logit(probabilities)
+    best = sm.Logit(labels, sm.add_constant(logits)).fit(disp=False).llf
+    given = np.sum(np.log(np.where(labels == 1, probabilities, 1 - probabilities)))
+    expected = chi2.sf(2 * (best - given), 2)
+    assert calibration_p_value(labels, probabilities) == pytest.approx(expected, rel=1e-5)
+    assert math.isnan(calibration_p_value(np.ones(3, int), np.full(3, 0.5)))
+
+
+def test_probabilities_that_are_all_too_low_are_found_though_their_errors_cancel():
+    # Spiegelhalter's test misses these: those above and below 0.5 cancel.
+    labels, probabilities, patients = draw(3000)
+    low = to_probability(to_logit(probabilities) - 0.5)
+    found = measure_calibration(labels, low, patients, resamples=60)
+    assert found.p < 1e-6 and found.intercept.low > 0.3
+
+
+def test_the_reliability_diagram_is_at_the_prevalence_of_the_data():
+    labels, probabilities, patients = draw(4000, prevalence=0.1)
+    bins = measure_calibration(labels, probabilities, patients, resamples=5).bins
+    assert max(abs(one.mean_probability - one.share) for one in bins) < 0.06
 
 
 def test_losses_at_another_prevalence_are_those_of_such_a_sample():

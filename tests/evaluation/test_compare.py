@@ -5,7 +5,7 @@ from datasets import Dataset
 from pneumonia_hf.errors import UserError
 from pneumonia_hf.evaluation.compare import compare_scores
 from pneumonia_hf.evaluation.scores import Scores
-from pneumonia_hf.evaluation.sites import measure_site
+from pneumonia_hf.evaluation.sites import Site, measure_site
 
 
 def make_scores(labels, probabilities, names="f"):
@@ -17,6 +17,10 @@ def make_scores(labels, probabilities, names="f"):
         rows, np.asarray(labels), np.asarray(probabilities), np.full(count, np.nan),
         np.full(count, "NORMAL"), {}, (),
     )  # fmt: skip
+
+
+def at(name: str) -> Site:
+    return Site(name, None, 0, 0, ())
 
 
 def draw(noise: float, seed: int, count: int = 500, gap: float = 1.0):
@@ -48,7 +52,7 @@ def test_paired_differences_are_found_that_separate_intervals_would_hide():
     # The two methods agree on the width.
     width = found.delong.difference.high - found.delong.difference.low
     assert difference.high - difference.low == pytest.approx(width, rel=0.25)
-    apart = [measure_site("x", one, 0.5, 200).metrics["auroc"] for one in (first, second)]
+    apart = [measure_site(at("x"), one, 0.5, 200).metrics["auroc"] for one in (first, second)]
     assert apart[1].high > apart[0].low
 
 
@@ -75,8 +79,8 @@ def test_scores_of_other_images_cannot_be_compared():
 
 def test_the_drop_to_another_site_is_the_difference_of_two_independent_samples():
     home, away = draw(0.5, 1, gap=1.5), draw(0.5, 2, gap=0.4)
-    found = measure_site("away", away, 0.5, 300, home)
-    own = measure_site("home", home, 0.5, 300)
+    found = measure_site(at("away"), away, 0.5, 300, home)
+    own = measure_site(at("home"), home, 0.5, 300)
     assert own.drop is None
     difference = own.metrics["auroc"].value - found.metrics["auroc"].value
     assert found.drop.value == pytest.approx(difference)
@@ -89,5 +93,5 @@ def test_the_drop_to_another_site_is_the_difference_of_two_independent_samples()
 
 def test_two_sites_are_resampled_independently():
     home = draw(0.5, 1)
-    drop = measure_site("twin", home, 0.5, 200, home).drop
+    drop = measure_site(at("twin"), home, 0.5, 200, home).drop
     assert drop.value == 0 and drop.low < -0.01 and drop.high > 0.01

@@ -1,5 +1,6 @@
 """The tests of attribution methods, on a network of which the truth is known."""
 
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,6 +10,7 @@ from PIL import Image
 
 from pneumonia_hf.evaluation import faithfulness
 from pneumonia_hf.evaluation.faithfulness import Faithfulness, measure_faithfulness
+from pneumonia_hf.evaluation.intervals import Interval
 from pneumonia_hf.inference.attribution_methods import METHODS, RawMap
 from pneumonia_hf.inference.network import Network
 
@@ -88,7 +90,7 @@ def test_each_fault_is_found_and_the_right_map_passes(found):
     assert found["gradient"].faults == () and found["gradient"].verdict == "pass"
     assert found["occlusion"].verdict == "pass"
     assert "no better than random maps" in found["wrong"].faults
-    assert found["stubborn"].faults == ("much the same with other weights",)
+    assert found["stubborn"].faults == ("much the same with permuted weights",)
     assert "not repeatable" in found["restless"].faults
     assert found["random"].verdict == found["centre"].verdict == ""
     assert found["random"].gain_over_random is None
@@ -113,22 +115,56 @@ def test_agreement_border_and_infidelity_say_what_they_should(found):
     assert found["gradient"].infidelity.value < 0.05 < found["wrong"].infidelity.value
 
 
-def test_only_the_first_maps_are_made_as_a_user_gets_them(monkeypatch):
+def test_maps_are_tested_as_a_user_gets_them_and_the_first_is_not_timed(monkeypatch):
     asked = []
 
     def count(network, pixel_values, rough=False):
         asked.append(rough)
-        return gradient(network, pixel_values)
+        if len(asked) == 1:
+            time.sleep(0.3)  # a library is loaded
+        return RawMap(gradient(network, pixel_values).values, 0.25)
 
     monkeypatch.setitem(METHODS, "count", count)
     network = SpotNetwork(Spot(), processor=None)
     images = [Image.new("L", (SIDE, SIDE), 40 * number) for number in range(5)]
     table = faithfulness._test_method(network, images, images, "count", 0)
-    assert asked.count(False) == faithfulness.TIMED
-    assert np.isfinite(table["seconds"]).sum() == faithfulness.TIMED
+    assert asked.count(False) == 5
+    assert (table["seconds"] < 0.3).all()
+    assert (table["completeness_error"] == 0.25).all()
     # Of an image: its map, that of the shifted one and of other weights, and captum's of noise.
-    per_image = 3 + faithfulness.NOISE_SAMPLES
-    assert asked.count(True) == 5 * per_image - faithfulness.TIMED + faithfulness.TIMED
+    per_image = 2 + faithfulness.PERMUTATIONS + faithfulness.NOISE_SAMPLES
+    assert asked.count(True) == 1 + 5 * per_image
+
+
+def test_incomplete_gradients_and_maps_of_the_seed_fail(found):
+    from dataclasses import replace
+
+    right = found["gradient"]
+    assert right.seeds is None and right.completeness_error is None
+    for name, value, fault in (
+        ("completeness_error", 0.06, "not complete"),
+        ("seeds", 0.6, "depends on the seed"),
+    ):
+        assert replace(right, **{name: Interval(value, value, value)}).faults == (fault,)
+    complete = replace(right, completeness_error=Interval(0.04, 0.0, 0.1))
+    assert replace(complete, seeds=Interval(0.8, 0.7, 0.9)).verdict == "pass"
+
+
+def test_a_random_method_is_asked_for_another_seed(monkeypatch):
+    seeds = []
+
+    def drawn(network, pixel_values, rough=False, seed=13):
+        seeds.append(seed)
+        noise = torch.rand(7, 7, generator=torch.Generator().manual_seed(seed))
+        return RawMap(noise)
+
+    monkeypatch.setitem(METHODS, "drawn", drawn)
+    monkeypatch.setattr(faithfulness, "RANDOM_METHODS", {"drawn"})
+    network = SpotNetwork(Spot(), processor=None)
+    images = [Image.new("L", (SIDE, SIDE), 40 * number) for number in range(5)]
+    table = faithfulness._test_method(network, images, images, "drawn", 20)
+    assert len(set(seeds)) == 6  # the usual one, and one an image
+    assert np.abs(table["seeds"]).max() < 0.9
 
 
 def test_the_best_method_gains_most_per_second_of_those_that_pass(found):

@@ -133,6 +133,39 @@ def test_patient_with_both_labels_is_drawn_with_all_images():
         assert all(drawn.count(row) == drawn.count(row + 1) for row in (0, 2, 4))
 
 
+def test_a_single_patient_with_both_labels_is_not_in_every_resample():
+    labels = np.array([0, 1, *[0] * 10, *[1] * 10])
+    patients = ["both", "both", *map(str, range(20))]
+    counts = {rows.tolist().count(0) for rows in draw_patients(labels, patients, 100, seed=1)}
+    assert {0, 1, 2} <= counts
+
+
+def test_a_proportion_without_an_error_has_the_exact_interval_and_others_have_none():
+    from scipy.stats import binomtest
+
+    labels = np.repeat([0, 1], [8, 10])
+    probabilities = np.where(labels == 1, 0.9, 0.1) + np.linspace(0, 0.05, 18)
+    patients = [str(row) for row in range(18)]
+    found = bootstrap_intervals(labels, probabilities, 0.5, patients, 50)
+    exact = binomtest(10, 10).proportion_ci(method="exact")
+    assert (found["sensitivity"].low, found["sensitivity"].high) == (exact.low, 1)
+    assert found["npv"].low == binomtest(8, 8).proportion_ci(method="exact").low
+    for name in ("f1", "lr_negative", "balanced_accuracy", "auroc"):
+        assert np.isnan(found[name].low), name
+    never = bootstrap_intervals(labels, probabilities, 1.5, patients, 50)["sensitivity"]
+    assert never.low == 0 and never.high == pytest.approx(binomtest(0, 10).proportion_ci().high)
+
+
+def test_areas_of_few_patients_have_no_interval():
+    labels, probabilities, _ = draw_scores(count=40, gap=0.5)
+    ill = np.flatnonzero(labels == 1)
+    names = np.array([str(row) for row in range(len(labels))])
+    names[ill] = [f"p{number % 4}" for number in range(len(ill))]
+    assert np.isnan(bootstrap_intervals(labels, probabilities, 0.5, names, 50)["auroc"].low)
+    names[ill] = [f"p{number % 5}" for number in range(len(ill))]
+    assert bootstrap_intervals(labels, probabilities, 0.5, names, 50)["auroc"].low < 1
+
+
 def test_intervals_widen_when_images_belong_to_few_patients():
     labels, probabilities, _ = draw_scores(gap=1.0)
     order = np.argsort(probabilities)  # a patient's images score alike

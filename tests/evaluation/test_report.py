@@ -182,7 +182,7 @@ def test_the_checklist_leaves_open_what_only_people_can_say(report):
 
 def test_numbers_that_are_not_defined_are_null(report):
     numbers = to_json(report)
-    assert numbers["schema_version"] == 2
+    assert numbers["schema_version"] == 3
     assert len(numbers["risk_coverage"]["risk"]) == 100
     last = numbers["risk_coverage"]["risk"][-1]
     assert last == pytest.approx(1 - numbers["metrics"]["accuracy"]["value"])
@@ -233,7 +233,7 @@ def test_an_interrupted_evaluation_goes_on_and_gives_the_same_report(
     done = call_script("evaluate_model.py", *flags)
     assert done.returncode == 0, done.stderr
     made.remove("stopped")
-    assert len(made) == len(set(made)) == 40 - 1 + 1  # each kind of copies was made once
+    assert len(made) == len(set(made)) == 41  # each kind of copies, and the control, was made once
     assert not (tmp_path / ".report.steps").exists()
     for name in ("report.json", "predictions.csv", "report.html"):
         assert (tmp_path / "report" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
@@ -250,6 +250,9 @@ def test_sites_and_a_second_model_stand_beside_the_first(tiny_model, xray_folder
     numbers = json.loads((tmp_path / "report" / "report.json").read_text())
     run = json.loads((tiny_model / "run.json").read_text())["data"]["parts"]
     far, own = numbers["sites"]
+    assert (far["seen"], own["seen"]) == (False, True)
+    assert own["in_test"] == run["test"]["images"]
+    assert numbers["comparison"]["seen"]["test"] == run["test"]["images"]
     assert (far["name"], far["normals"] + far["pneumonias"], far["left_out"]) == ("far", 16, 0)
     # Of its own data only the test split is scored.
     assert own["left_out"] == run["train"]["images"] + run["validation"]["images"]
@@ -258,12 +261,18 @@ def test_sites_and_a_second_model_stand_beside_the_first(tiny_model, xray_folder
     assert numbers["comparison"]["disagreements"] == []
     assert {one["verdict"] for one in numbers["findings"]} <= {"pass", "warn", "fail"}
     text = (tmp_path / "report" / "report.md").read_text()
-    assert "| far | 8 | 8 |" in text and "## Comparison" in text and "| shortcuts |" in text
+    assert (
+        "| far | not known | 8 | 8 |" in text
+        and "| yes |" in text
+        and "## Comparison" in text
+        and "| shortcuts |" in text
+    )
     train = call_script(
         "evaluate_model.py", *flags, "--external", away, "--compare", tmp_path / "no",
         "--output_dir", tmp_path / "other",
     )  # fmt: skip
-    assert_one_sentence(train, "no")
+    assert_one_sentence(train, "no", "check --compare")
+    assert not list(tmp_path.glob(".*"))  # no leftovers of a mistake
 
 
 def test_a_model_of_another_project_is_scored_by_the_name_of_its_class(tiny_model, tmp_path):

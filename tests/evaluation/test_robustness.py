@@ -1,5 +1,6 @@
 """Perturbations, and what they show of models whose behaviour is known."""
 
+import json
 from types import SimpleNamespace
 
 import numpy as np
@@ -39,7 +40,8 @@ class KnownModel:
 
     def __init__(self, part) -> None:
         self.part = part
-        self.networks = [SimpleNamespace(processor=make_processor(SIDE, [0.5] * 3, [0.5] * 3))]
+        processor = make_processor(SIDE, [0.5] * 3, [0.5] * 3)
+        self.networks = [SimpleNamespace(processor=processor, path=None)]
         self.operating_point = SimpleNamespace(threshold=0.5)
 
     def log_odds(self, images: list[Image.Image]) -> np.ndarray:
@@ -163,6 +165,11 @@ def test_model_that_reads_the_frame_has_a_shortcut_gap_and_one_that_reads_the_ce
     assert frame.shortcut_gap.value == pytest.approx(1)  # it follows the frame of the other class
     assert centre.shortcut_gap.value == 0 and centre.shortcut_gap.high == 0
     assert frame.worst.auroc.value == 0
+    # A frame of 5% is outside of what it sees.
+    assert [gap.value for gap in frame.swap_gaps.values()] == [0, pytest.approx(0), 1]
+    # With the centre of the other class, the reader of the centre follows it.
+    assert frame.control.auroc.value == 1 and centre.control.auroc.value == 0
+    assert "centre_swap" not in {one.name for one in centre.results}
     swapped = next(one for one in frame.results if (one.name, one.level) == ("frame_swap", 0.2))
     assert swapped.flipped == 1
     assert swapped.sensitivity.value == swapped.specificity.value == 0
@@ -170,6 +177,28 @@ def test_model_that_reads_the_frame_has_a_shortcut_gap_and_one_that_reads_the_ce
     areas = {(one.name, one.level): one.auroc.value for one in frame.results}
     expected = [areas["plain", 0], *(areas[one] for one in COUNTERFACTUALS)]
     assert frame.robust_auroc == pytest.approx(np.mean(expected))
+
+
+def test_copies_like_those_of_the_training_are_marked(tmp_path):
+    (tmp_path / "run.json").write_text(
+        json.dumps(
+            {
+                "augmentation": {"augment_strength": 1, "augment_frame": 0.5, "augment_blur": 0},
+                "training": {"metric_for_best_model": "robust_auroc"},
+            }
+        )
+    )
+    images, patients = draw_shortcut(), [str(row) for row in range(len(LABELS))]
+    model = KnownModel(see_centre)
+    model.networks[0].path = tmp_path
+    found = measure_robustness(model, images, LABELS, patients, resamples=20)
+    trained = {one.name for one in found.results if one.trained}
+    assert trained == {"frame_swap", "frame_black", "frame_blur"}
+    selected = {(one.name, one.level) for one in found.results if one.selected}
+    assert selected == set(COUNTERFACTUALS)
+    (tmp_path / "run.json").write_text('{"augmentation": {"augment_strength": 0}}')
+    found = measure_robustness(model, images, LABELS, patients, resamples=20)
+    assert not any(one.trained or one.selected for one in found.results)
 
 
 def test_scores_of_copies_equal_those_by_hand():

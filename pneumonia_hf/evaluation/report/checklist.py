@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 import pneumonia_hf
+from pneumonia_hf.data.patients import describe_patients, named_by_file
 
 if TYPE_CHECKING:
     from pneumonia_hf.evaluation.evaluate import Report
@@ -30,7 +31,9 @@ def _count_data(report: Report) -> str:
     scores = report.scores
     normals, pneumonias = np.bincount(scores.labels, minlength=2)
     return (
-        f"{len(scores.labels)} images of {len(set(scores.patients))} patients: {normals} NORMAL, "
+        f"{len(scores.labels)} images of "
+        f"{describe_patients(len(set(scores.patients)), named_by_file(scores.patients))}: "
+        f"{normals} NORMAL, "
         f"{pneumonias} PNEUMONIA; {len(report.unreadable)} unreadable and left out"
     )
 
@@ -38,7 +41,10 @@ def _count_data(report: Report) -> str:
 def _describe_partition(report: Report) -> str:
     seen = report.seen_in_training + report.seen_in_validation
     site = "another site, as stated" if report.config.external else "not stated to be external"
-    return f"{seen} of the images were used to train or choose the model, by their bytes; {site}"
+    return (
+        f"{seen} of the images were used to train or choose the model, by their bytes; other "
+        f"images of the same patients are not recognised here; {site}"
+    )
 
 
 def _describe_metrics(report: Report) -> str:

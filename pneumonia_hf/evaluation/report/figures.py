@@ -11,6 +11,7 @@ import numpy as np
 from pneumonia_hf.evaluation.evaluate import Report
 from pneumonia_hf.evaluation.intervals import draw_patients
 from pneumonia_hf.evaluation.perturbations import PERTURBATIONS
+from pneumonia_hf.evaluation.report.interval_text import to_label
 from pneumonia_hf.labels import LABELS
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def draw_roc(report: Report) -> Figure:
     axes.fill_between(GRID, low, high, color=COLOUR, alpha=0.18, linewidth=0, label="95% band")
     false_positives, true_positives, _ = roc_curve(report.labels, report.probabilities)
     area = report.metrics["auroc"]
-    label = f"AUROC {area.value:.3f} ({area.low:.3f} to {area.high:.3f})"
+    label = f"AUROC {to_label(area)}"
     axes.plot(false_positives, true_positives, color=COLOUR, label=label)
     axes.plot([0, 1], [0, 1], color=OTHER_COLOUR, linestyle=":", label="chance")
     point = 1 - report.metrics["specificity"].value, report.metrics["sensitivity"].value
@@ -85,7 +86,7 @@ def draw_precision_recall(report: Report) -> Figure:
     low, high = _band(report, at_grid)
     axes.fill_between(GRID, low, high, color=COLOUR, alpha=0.18, linewidth=0, label="95% band")
     area = report.metrics["auprc"]
-    label = f"AUPRC {area.value:.3f} ({area.low:.3f} to {area.high:.3f})"
+    label = f"AUPRC {to_label(area)}"
     precision, recall, _ = precision_recall_curve(report.labels, report.probabilities)
     axes.plot(recall, precision, color=COLOUR, label=label)
     prevalence = float(np.mean(report.labels))
@@ -111,7 +112,7 @@ def draw_calibration(report: Report) -> Figure:
         axes.plot(one.mean_probability, one.share, "o", color=COLOUR, markersize=5)
     axes.plot([], [], "o-", color=COLOUR, label="tenths of the images, with 95% interval")
     axes.set(
-        xlabel="mean probability of the bin",
+        xlabel="mean probability of the bin, moved to the prevalence",
         ylabel="share of pneumonias in the bin",
         xlim=(-0.03, 1.03),
         aspect="equal",
@@ -120,7 +121,7 @@ def draw_calibration(report: Report) -> Figure:
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=2, frameon=False, fontsize=9)
     axes.set_title(
         f"Calibration at a prevalence of {np.mean(report.labels):.0%}\n"
-        f"expected error {report.metrics['ece'].value:.3f}, "
+        f"expected error {report.calibration.losses[1].ece:.3f}, "
         f"{report.metrics['ece_balanced'].value:.3f} at 50%",
         fontsize=11,
     )
@@ -267,7 +268,7 @@ def _draw_forest(rows: list[tuple[str, object, bool]], title: str) -> Figure:
     axes.axvline(rows[0][1].value, color=OTHER_COLOUR, linestyle=":")
     axes.set_yticks(range(len(rows)), [name for name, _, _ in rows], fontsize=9)
     axes.invert_yaxis()
-    lowest = min(area.low for _, area, _ in rows)
+    lowest = np.nanmin([end for _, area, _ in rows for end in (area.low, area.value)])
     axes.set_xlim(right=1 + 0.03 * (1 - lowest))
     axes.set_xlabel(title)
     axes.grid(axis="x", alpha=0.3)

@@ -20,6 +20,15 @@ def to_short(interval: Interval | None) -> str:
     """Return a value with its interval, to two decimals or two digits."""
     if interval is None or math.isnan(interval.value):
         return ""
+    if math.isnan(interval.low):
+        return f"{interval.value:.2f}"
     numbers = (interval.value, interval.low, interval.high)
     value, low, high = (f"{one:.2f}" if abs(one) < 10 else f"{one:.2g}" for one in numbers)
     return f"{value} ({low} to {high})"
+
+
+def to_label(interval: Interval) -> str:
+    """Return a value with its interval, to three decimals, for a figure."""
+    if math.isnan(interval.low):
+        return f"{interval.value:.3f}"
+    return f"{interval.value:.3f} ({interval.low:.3f} to {interval.high:.3f})"

@@ -14,6 +14,12 @@ def to_markdown(report: Report, figures: Sequence[str]) -> str:
         f"# {report.model} on {report.data} ({report.split})",
         "Research software, not a medical device.",
         *(f"**{note}**" for note in report.notes),
+        *(
+            f"**The audit of this data fails ({one.check.replace('_', ' ')}): {one.text} Numbers "
+            f"on such data may be made by it.**"
+            for one in report.findings
+            if one.verdict == "fail"
+        ),
     ]
     for title, (describe, of_section) in SECTIONS.items():
         text = describe(report)

@@ -8,7 +8,7 @@ import numpy as np
 
 from pneumonia_hf.data.patients import describe_patients, named_by_file
 from pneumonia_hf.evaluation.evaluate import Report
-from pneumonia_hf.evaluation.metrics import METRICS
+from pneumonia_hf.evaluation.metrics import FEWEST_PATIENTS, METRICS
 from pneumonia_hf.evaluation.report.interval_text import to_text
 from pneumonia_hf.evaluation.subgroups import SUBGROUP_METRICS, Gap
 from pneumonia_hf.files import markdown_table
@@ -24,10 +24,11 @@ def describe_data(report: Report) -> list[str]:
     normals, pneumonias = np.bincount(scores.labels, minlength=2).tolist()
     text = [
         f"{count} images of {describe_patients(patients, named_by_file(scores.patients))}: "
-        f"{normals} NORMAL, {pneumonias} PNEUMONIA (prevalence {pneumonias / count:.1%}). An image "
-        f"is positive at or above a probability of {report.operating_point.threshold:.4f}, the "
-        f"model's own threshold. The tables count every image, including the "
+        f"{normals} NORMAL, {pneumonias} PNEUMONIA (prevalence {pneumonias / count:.1%}). Labels: "
+        f"{report.label_source or 'their source is not stated'}. An image is positive at or above "
+        f"a probability of {_name_threshold(report)}. The tables count every image, including the "
         f"{report.referral.referred} that the model refers to a person.",
+        _describe_columns(report),
         f"Of these images the model was trained on {report.seen_in_training}, chosen on "
         f"{report.seen_in_validation}, and {report.seen_in_test} are of its own test split, by "
         f"their bytes. Weights: SHA-256 `{report.weights_sha256 or 'unknown'}`.",
@@ -35,12 +36,29 @@ def describe_data(report: Report) -> list[str]:
     if report.findings:
         rows = [[one.check.replace("_", " "), one.verdict, one.text] for one in report.findings]
         text += [
-            "**What the audit says of this data** (a label that goes with size, view, copy or site "
-            "makes every number below doubtful):",
+            "**What the audit says of this data:**",
             markdown_table(["check", "verdict", "finding"], rows),
         ]
     text.append("\n".join(f"- not read: {reason}" for reason in report.unreadable))
     return text
+
+
+def _name_threshold(report: Report) -> str:
+    threshold = f"{report.operating_point.threshold:.4f}"
+    return f"{threshold}, " + (
+        "the model's own threshold" if report.calibrated else "since the model stores no threshold"
+    )
+
+
+def _describe_columns(report: Report) -> str:
+    """Return how the images spread over the groups of each column: views, ages, sites."""
+    columns: dict[str, list[str]] = {}
+    for one in report.subgroups:
+        counts = f"{one.value} {one.normals + one.pneumonias}"
+        columns.setdefault(one.column, []).append(f"{counts} ({one.pneumonias} PNEUMONIA)")
+    if not columns:
+        return "The data has no metadata that makes groups: neither view nor age is known."
+    return " ".join(f"By {name}: {', '.join(groups)}." for name, groups in columns.items())
 
 
 def describe_discrimination(report: Report) -> list[str]:
@@ -65,7 +83,10 @@ def describe_discrimination(report: Report) -> list[str]:
         markdown_table(["metric", "value", "95% interval", "BCa, where it differs"], metrics),
         f"The intervals are the 2.5th to 97.5th percentiles over {report.config.resamples} "
         f"bootstrap resamples of patients at the fixed threshold; a BCa interval (Efron 1987) is "
-        f"shown where an end differs by more than a quarter of the width. DeLong's interval of the "
+        f"shown where an end differs by more than a quarter of the width. Where no resample "
+        f"changes a proportion, its interval is the exact binomial one (Clopper and Pearson 1934), "
+        f"and other metrics have none; nor has an area with fewer than {FEWEST_PATIENTS} patients "
+        f"of a class. DeLong's interval of the "
         f"AUROC, for patients with several images (Obuchowski 1997): "
         f"{to_text(report.auroc_delong)}. PPV, NPV, accuracy, F1, kappa, the Matthews correlation, "
         f"AUPRC and the losses depend on the prevalence, here {prevalence:.1%}.",
@@ -88,7 +109,8 @@ def describe_thresholds(report: Report) -> list[str]:
     """Return what other thresholds and prevalences would give."""
     point = report.operating_point
     thresholds = [
-        [one.name, f"{one.threshold:.4f}", to_text(one.sensitivity), to_text(one.specificity),
+        [one.name if report.calibrated or not one.usable else "0.5, since the model stores none",
+         f"{one.threshold:.4f}", to_text(one.sensitivity), to_text(one.specificity),
          "yes" if one.usable else "no: found on this data"]
         for one in report.thresholds
     ]  # fmt: skip
@@ -131,11 +153,12 @@ def describe_calibration(report: Report) -> list[str]:
     return [
         f"{basis} Moved to this data's prevalence of {np.mean(report.labels):.1%}, its calibration "
         f"slope is {to_text(one.slope)} (below 1: overconfident) and its intercept "
-        f"{to_text(one.intercept)} (above 0: the probabilities are too low; Cox 1958). "
-        f"Spiegelhalter's test (1986) gives p = {one.p:.2g}; a small p is evidence against "
-        f"calibration.",
+        f"{to_text(one.intercept)} (above 0: the probabilities are too low; Cox 1958). The "
+        f"likelihood-ratio test that they are 1 and 0, for images that count as independent, gives "
+        f"p = {one.p:.2g}; a small p is evidence against calibration.",
         markdown_table(["images", "Brier score", "log loss", "calibration error"], rows),
-        "The calibration error is over ten bins of equal size. The rows of other prevalences weigh "
+        "The calibration error is over ten bins of equal size; the figure shows the probabilities "
+        "moved to this data's prevalence. The rows of other prevalences weigh "
         "the classes of this data; a probability that is not moved to the prevalence is wrong "
         "there.",
     ]
@@ -145,18 +168,27 @@ def describe_referral(report: Report) -> list[str]:
     """Return the share of referred images beside the error on the others."""
     one, count = report.referral, len(report.labels)
     kept, referred = count - one.referred, one.referred
+    metrics, alone = report.metrics, report.referral_by_threshold
     rows = [
-        ["all", count, "100%", to_text(one.error)],
-        ["kept", kept, f"{1 - referred / count:.1%}", to_text(one.error_of_kept)],
-        ["referred", referred, f"{referred / count:.1%}", _to_share(one.error_of_referred)],
-    ]
+        ["all", count, "100%", to_text(one.error), to_text(metrics["sensitivity"]),
+         to_text(metrics["specificity"])],
+        ["kept, if the range of the threshold alone refers", count - alone.referred,
+         f"{1 - alone.referred / count:.1%}", to_text(alone.error_of_kept),
+         to_text(alone.sensitivity_of_kept), to_text(alone.specificity_of_kept)],
+        ["kept, if gate and input checks refer too", kept, f"{1 - referred / count:.1%}",
+         to_text(one.error_of_kept), to_text(one.sensitivity_of_kept),
+         to_text(one.specificity_of_kept)],
+        ["referred", referred, f"{referred / count:.1%}", _to_share(one.error_of_referred), "", ""],
+    ]  # fmt: skip
     reasons = [
         [each.reason, each.images, _to_share(each.error), _to_share(each.error_without)]
         for each in report.referral_reasons
     ]
     curve = report.risk_coverage
     return [
-        markdown_table(["", "images", "share", "error (95% interval)"], rows),
+        markdown_table(
+            ["", "images", "share", "error (95% interval)", "sensitivity", "specificity"], rows
+        ),
         "An image is referred if its probability lies in the range in which resampling the "
         "validation patients moves the threshold, if the input gate finds it unlike the training "
         "images, or if the input checks doubt that it is a chest X-ray. Referral helps only if the "
@@ -198,7 +230,7 @@ def describe_subgroups(report: Report) -> list[str]:
         if gap.flagged
     ]
     pooled = [
-        [one.column, to_text(one.pooled), to_text(one.within)]
+        [one.column, to_text(one.pooled), to_text(one.within), to_text(one.difference)]
         for one in report.stratified
         if not math.isnan(one.within.value)
     ]
@@ -211,17 +243,23 @@ def describe_subgroups(report: Report) -> list[str]:
         if any(one.against_all and "auroc" in one.metrics for one in report.subgroups)
         else "",
         "Differences from all other images that chance and the number of comparisons do not "
-        "explain (adjusted p below 0.05, Benjamini and Yekutieli 2001; marked (!) above):"
+        "explain (marked (!) above):"
         if flagged
         else "No difference between a group and the other images is larger than chance and the "
-        "number of comparisons explain (adjusted p below 0.05, Benjamini and Yekutieli 2001).",
+        "number of comparisons explain.",
         "\n".join(flagged),
-        "The AUROC over all pairs of images, beside that over pairs within one group. Where they "
-        "differ, the mix of groups made a part of the first: it is too high if the second is "
-        "lower, and hides what the model can do if the second is higher."
+        "A difference is marked if its adjusted p-value (Benjamini and Yekutieli 2001) is below "
+        "0.05. The p-value is the larger of two: of the bootstrap over patients, and of Fisher's "
+        "exact test (for the AUROC, of permuted groups), since the bootstrap knows no error of a "
+        "group that has none. Of a column with two groups only the first is compared.",
+        "The AUROC over all pairs of images, beside that over pairs within one group. The "
+        "difference is what the mix of groups contributes: above 0, the first is too high; below "
+        "0, it hides what the model can do."
         if pooled
         else "",
-        markdown_table(["column", "all pairs", "pairs within a group"], pooled) if pooled else "",
+        markdown_table(["column", "all pairs", "pairs within a group", "difference"], pooled)
+        if pooled
+        else "",
     ]
 
 

@@ -27,7 +27,7 @@ from pneumonia_hf.labels import LABELS
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-SCHEMA_VERSION = 2  # of report.json; schema.json describes it
+SCHEMA_VERSION = 3  # of report.json; schema.json describes it
 SCHEMA_FILE = Path(__file__).with_name("schema.json")
 POINTS = np.linspace(0, 1, 101)  # shares of the images at which report.json has the risk
 KINDS = ("png", "svg")
@@ -55,10 +55,14 @@ def write_report(report: Report, folder: Path, examples: Figure | None = None) -
 
     `examples` is a sheet of images, as of `draw_examples`; without it no file holds an X-ray.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
     unfinished = folder.with_name(f".{folder.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir()
+    try:
+        unfinished.mkdir(parents=True)
+    except OSError as error:
+        raise UserError(
+            f"{folder.parent} cannot be written ({error.strerror}); choose another --output_dir."
+        ) from error
     try:
         figures = list(save_figures(report, unfinished))
         names = figures
@@ -136,6 +140,7 @@ def to_json(report: Report) -> dict[str, Any]:
         "schema_version": SCHEMA_VERSION,
         "data": report.data,
         "split": report.split,
+        "label_source": report.label_source,
         "model": report.model,
         "weights_sha256": report.weights_sha256,
         "tta": report.tta,
@@ -169,6 +174,7 @@ def to_json(report: Report) -> dict[str, Any]:
         "calibration": asdict(report.calibration),
         "referred": report.referral.referred,
         "referral": asdict(report.referral),
+        "referral_by_threshold": asdict(report.referral_by_threshold),
         "referral_reasons": [asdict(one) for one in report.referral_reasons],
         "risk_coverage": {
             "coverage": POINTS[1:].tolist(),
@@ -184,7 +190,7 @@ def to_json(report: Report) -> dict[str, Any]:
         "stratified": [asdict(one) for one in report.stratified],
         "robustness": robustness.to_json(report.robustness) if report.robustness else None,
         "faithfulness": _describe_faithfulness(report),
-        "sites": [asdict(one) for one in report.sites],
+        "sites": [asdict(one) | {"seen": one.seen} for one in report.sites],
         "other_classes": [asdict(one) for one in report.others],
         "published": asdict(report.published) if report.published else None,
         "checklist": [
