@@ -40,7 +40,12 @@ def make_processor(
 
 
 def to_pixel_values(images: Sequence[Image.Image], processor: BaseImageProcessor) -> Tensor:
-    """Return the model's input for `images`: float32 [N, 3, H, W]."""
+    """Return the model's input for `images`: float32 [N, 3, H, W].
+
+    Of gray images one channel is resized instead of three equal ones, with the same bits.
+    """
+    if hasattr(processor, STEP) and all(image.mode == "L" for image in images):
+        return normalise(resize(images, processor), processor)
     return processor(images=list(images), return_tensors="pt")["pixel_values"]
 
 

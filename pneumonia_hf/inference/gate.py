@@ -137,6 +137,16 @@ def middle_layer(model: PreTrainedModel) -> str:
     return next(name for name, module in model.named_modules() if module is group)
 
 
+def pool_features(output: torch.Tensor | Sequence) -> torch.Tensor:
+    """Return mean and standard deviation of each channel of a layer's output: [N, 2C]."""
+    import torch
+
+    values = output if isinstance(output, torch.Tensor) else output[0]
+    # [N, C, H, W] of convolutions, [N, T, C] of tokens
+    values = values.flatten(2) if values.ndim == 4 else values.transpose(1, 2)
+    return torch.cat([values.mean(2), values.std(2, correction=0)], dim=1)
+
+
 class _Found(Exception):
     """The features are known, and the rest of the network is not needed."""
 
@@ -152,13 +162,7 @@ def describe(model: PreTrainedModel, layer: str, stop: bool = False) -> Iterator
     found: list[np.ndarray] = []
 
     def collect(module: nn.Module, inputs: tuple, output: torch.Tensor | Sequence) -> None:
-        import torch
-
-        values = output if isinstance(output, torch.Tensor) else output[0]
-        # [N, C, H, W] of convolutions, [N, T, C] of tokens
-        values = values.flatten(2) if values.ndim == 4 else values.transpose(1, 2)
-        pooled = torch.cat([values.mean(2), values.std(2, correction=0)], dim=1)
-        found.append(pooled.detach().double().cpu().numpy())
+        found.append(pool_features(output).detach().double().cpu().numpy())
         if stop:
             raise _Found
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from PIL import Image
 
 from pneumonia_hf.errors import UserError
 from pneumonia_hf.imaging.preprocess import to_pixel_values
+from pneumonia_hf.inference.backends import Backend, Scorer, make_scorer
 from pneumonia_hf.inference.gate import Gate, describe
 from pneumonia_hf.inference.operating_point import OperatingPoint
 from pneumonia_hf.inference.tta import TTA_TRANSFORMS, apply_transform
@@ -18,11 +20,12 @@ from pneumonia_hf.labels import LABELS
 
 if TYPE_CHECKING:
     import torch
-    from PIL import Image
     from transformers import BaseImageProcessor, PreTrainedModel
 
 # The key of config.json that holds our settings; transformers keeps unknown keys as they are.
 CONFIG_KEY = "pneumonia_hf"
+BATCH = 8  # images at once: larger batches leave a CPU's cache, and are slower
+COMPARED = 8  # random images on which backends are compared and timed
 REFERENCES_KEY = "attribution_references"  # among our settings
 
 
@@ -37,10 +40,12 @@ class Network:
         path: Path | None = None,
         gate: Gate | None = None,
         positive_label: str = LABELS[1],
+        backend: Backend = "torch",
     ) -> None:
         """Take a model and processor that transformers has loaded, from `path` if any.
 
-        `positive_label` is the name of the class of images with pneumonia, in any case.
+        `positive_label` is the name of the class of images with pneumonia, in any case; `backend`
+        is what computes scores, of BACKENDS, or `auto`.
 
         Raises:
             UserError: the model has no such class; a gate of another network.
@@ -50,6 +55,7 @@ class Network:
         self.name = name  # for messages and reports
         self.path = path
         self.gate = gate
+        self.backend = backend
         if gate and gate.layer not in dict(model.named_modules()):
             raise UserError(
                 f"The input gate of {name} is of another network; fit it with recalibrate.py."
@@ -66,6 +72,7 @@ class Network:
         name: str,
         device: str | None = None,
         positive_label: str = LABELS[1],
+        backend: Backend = "torch",
     ) -> Network:
         """Return the network of a model folder; `device` defaults to the accelerator, if any.
 
@@ -95,7 +102,7 @@ class Network:
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         gate = Gate.load(folder, name)
-        return cls(model.to(device), processor, name, folder, gate, positive_label)
+        return cls(model.to(device), processor, name, folder, gate, positive_label, backend)
 
     @property
     def operating_point(self) -> OperatingPoint | None:
@@ -107,16 +114,21 @@ class Network:
         return to_pixel_values(images, self.processor).to(self.model.device)
 
     def log_odds_of(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Return logit(PNEUMONIA) minus the log-sum-exp of the other logits: float64 [N]."""
+        """Return logit(PNEUMONIA) minus the log-sum-exp of the other logits: float64 [N].
+
+        By the model itself, with gradients; `score` is faster.
+        """
+        return self._to_log_odds(self.model(pixel_values=pixel_values).logits.double())
+
+    def _to_log_odds(self, logits: torch.Tensor) -> torch.Tensor:
         import torch
 
-        logits = self.model(pixel_values=pixel_values).logits.double()
         index = self.class_index
         others = torch.cat([logits[:, :index], logits[:, index + 1 :]], dim=1)
         return logits[:, index] - others.logsumexp(dim=1)
 
     def log_odds(
-        self, images: Sequence[Image.Image], batch_size: int = 32, tta: bool = False
+        self, images: Sequence[Image.Image], batch_size: int = BATCH, tta: bool = False
     ) -> np.ndarray:
         """Return the log odds of pneumonia of each image: float64 [N].
 
@@ -125,7 +137,7 @@ class Network:
         return self.score(images, batch_size, tta)[0]
 
     def score(
-        self, images: Sequence[Image.Image], batch_size: int = 32, tta: bool = False
+        self, images: Sequence[Image.Image], batch_size: int = BATCH, tta: bool = False
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return the log odds as `log_odds` does, and the distances of the gate: float64 [N] each.
 
@@ -137,17 +149,32 @@ class Network:
         for start in range(0, len(images), batch_size):
             with torch.inference_mode():
                 pixel_values = self.pixel_values(images[start : start + batch_size])
-                with (
-                    describe(self.model, self.gate.layer) if self.gate else nullcontext([]) as seen
-                ):
-                    versions = [self.log_odds_of(pixel_values)]
+                logits, features = self._scorer(pixel_values)
+                versions = [logits]
                 if tta:
-                    versions += map(self.log_odds_of, self._transformed(pixel_values))
-            scores.append(np.mean([one.cpu().numpy() for one in versions], axis=0))
+                    changed = self._transformed(pixel_values)
+                    versions += [self._scorer(one)[0] for one in changed]
+                found = [self._to_log_odds(torch.from_numpy(one).double()) for one in versions]
+            scores.append(torch.stack(found).mean(dim=0).numpy())
             distances.append(
-                self.gate.distances(*seen) if self.gate else np.full(len(pixel_values), np.nan)
+                np.full(len(pixel_values), np.nan)
+                if self.gate is None
+                else self.gate.distances(features.astype(np.float64))
             )
         return np.concatenate(scores), np.concatenate(distances)
+
+    @cached_property
+    def _scorer(self) -> Scorer:
+        """What computes logits and the gate's features; made when the first image is scored.
+
+        Weights that are changed afterwards are not seen.
+        """
+        generator = np.random.default_rng(0)
+        size = self.processor.size
+        shape = (size.get("height", size.get("shortest_edge", 224)), size.get("width", 224))
+        drawn = generator.integers(0, 256, (COMPARED, *shape), dtype=np.uint8)
+        images = self.pixel_values([Image.fromarray(one) for one in drawn])
+        return make_scorer(self.model, images, self.gate and self.gate.layer, self.backend)
 
     def features(self, images: Sequence[Image.Image], layer: str) -> np.ndarray:
         """Return what the gate knows of each image: float64 [N, F], as of `describe`."""
@@ -158,8 +185,6 @@ class Network:
         return found[0]
 
     def _transformed(self, pixel_values: torch.Tensor) -> Iterator[torch.Tensor]:
-        from PIL import Image
-
         # The normalised value of black, the same everywhere: [1, 3, 1, 1].
         black = self.pixel_values([Image.new("L", (64, 64))])[..., :1, :1]
         return (apply_transform(pixel_values, one, black) for one in TTA_TRANSFORMS)

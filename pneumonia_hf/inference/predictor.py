@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,8 +16,9 @@ from pneumonia_hf.errors import UserError, XrayError
 from pneumonia_hf.files import read_json
 from pneumonia_hf.imaging.input_checks import input_warnings
 from pneumonia_hf.imaging.read import read_xray
+from pneumonia_hf.inference.backends import Backend
 from pneumonia_hf.inference.gate import REFUSED_AT
-from pneumonia_hf.inference.network import Network
+from pneumonia_hf.inference.network import BATCH, Network
 from pneumonia_hf.inference.operating_point import OperatingPoint, to_logit, to_probability
 from pneumonia_hf.inference.tta import tta_caveats
 from pneumonia_hf.labels import LABELS
@@ -25,7 +27,7 @@ from pneumonia_hf.models.model_folder import ENSEMBLE_FILE
 if TYPE_CHECKING:
     from PIL import Image
 
-CHUNK = 32  # images in memory at a time
+CHUNK = 32  # decoded images in memory at a time, and as many that are being decoded
 NO_THRESHOLD = "This model stores no threshold; 0.5 is used."
 NO_COMMON_THRESHOLD = (
     "No threshold was chosen for these models together; the mean of their own thresholds is used."
@@ -133,6 +135,7 @@ class Predictor:
         device: str | None = None,
         tta: bool = False,
         positive_label: str = LABELS[1],
+        backend: Backend = "torch",
     ) -> Predictor:
         """Load a model folder or Hub model, or several as an ensemble.
 
@@ -143,6 +146,9 @@ class Predictor:
             device: a torch device; by default the accelerator, if any.
             tta: test-time augmentation, as in the constructor.
             positive_label: the class of images with pneumonia, for models of other projects.
+            backend: what computes scores: torch; onnx or openvino, which are faster on a CPU and
+                need their packages and some seconds when the first image is scored; or auto, the
+                quickest of those that are installed.
 
         Raises:
             UserError: no such model, an unreachable Hub, a folder without a usable model, an
@@ -152,7 +158,9 @@ class Predictor:
 
         if not isinstance(path_or_id, str | Path):
             if len(path_or_id) == 1:
-                return cls.from_pretrained(path_or_id[0], revision, device, tta, positive_label)
+                return cls.from_pretrained(
+                    path_or_id[0], revision, device, tta, positive_label, backend
+                )
             if not path_or_id:
                 raise UserError("An ensemble needs one or more models; none is given.")
             if revision is not None:
@@ -160,7 +168,9 @@ class Predictor:
                     "A revision applies to one model; give each model its own, as owner/name@v1."
                 )
             members = [
-                cls.from_pretrained(one, None, device, positive_label=positive_label)
+                cls.from_pretrained(
+                    one, None, device, positive_label=positive_label, backend=backend
+                )
                 for one in path_or_id
             ]
             for one, member in zip(path_or_id, members, strict=True):
@@ -172,13 +182,15 @@ class Predictor:
         if revision and folder != Path(path_or_id).expanduser():
             name = f"{name.partition('@')[0]}@{revision}"
         if not (folder / ENSEMBLE_FILE).exists():
-            return cls(Network.load(folder, name, device, positive_label), tta=tta)
+            return cls(Network.load(folder, name, device, positive_label, backend), tta=tta)
         settings = _read_ensemble(folder, name)
         members = [folder / member for member in settings["members"]]
-        networks = [Network.load(member, str(member), device) for member in members]
+        networks = [
+            Network.load(member, str(member), device, backend=backend) for member in members
+        ]
         return cls(*networks, name=name, path=folder, tta=tta, settings=settings)
 
-    def log_odds(self, images: Sequence[Image.Image], batch_size: int = 32) -> np.ndarray:
+    def log_odds(self, images: Sequence[Image.Image], batch_size: int = BATCH) -> np.ndarray:
         """Return the log odds of pneumonia of each image: float64 [N].
 
         For an ensemble, the mean over its networks, divided by its temperature.
@@ -186,7 +198,7 @@ class Predictor:
         return self._score(images, batch_size)[0]
 
     def _score(
-        self, images: Sequence[Image.Image], batch_size: int = 32
+        self, images: Sequence[Image.Image], batch_size: int = BATCH
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return the log odds, and the mean distance over the networks with a gate, or NaN."""
         found = [one.score(images, batch_size, self.tta) for one in self.networks]
@@ -198,7 +210,7 @@ class Predictor:
         ]
         return log_odds, np.mean(gated, axis=0) if gated else np.full(len(images), np.nan)
 
-    def probabilities(self, images: Sequence[Image.Image], batch_size: int = 32) -> np.ndarray:
+    def probabilities(self, images: Sequence[Image.Image], batch_size: int = BATCH) -> np.ndarray:
         """Return the calibrated P(pneumonia) of each image, in input order: float64 [N]."""
         return to_probability(self.log_odds(images, batch_size))
 
@@ -231,7 +243,7 @@ class Predictor:
     ) -> Iterator[Prediction | XrayError]:
         """Yield the decision on each image, in order, or the error of one that cannot be read.
 
-        Images are decoded in parallel, CHUNK of them in memory at a time.
+        The next images are decoded while the network computes, CHUNK of them at a time.
 
         Args:
             images: names and undecoded images, as `open_images` yields them.
@@ -278,9 +290,13 @@ def _read_in_chunks(
     images: Iterable[UndecodedImage],
 ) -> Iterator[list[Image.Image | XrayError]]:
     images = iter(images)
-    with ThreadPoolExecutor() as pool:
-        while chunk := list(islice(images, CHUNK)):
-            yield list(pool.map(_try_to_read, chunk))
+    # A core is left to the network, which computes on all of them.
+    with ThreadPoolExecutor(max(1, (os.cpu_count() or 2) - 1)) as pool:
+        ahead = [pool.submit(_try_to_read, one) for one in islice(images, CHUNK)]
+        while ahead:
+            chunk = [one.result() for one in ahead]
+            ahead = [pool.submit(_try_to_read, one) for one in islice(images, CHUNK)]
+            yield chunk
 
 
 def read_or_fail(images: Iterable[UndecodedImage]) -> Iterator[list[Image.Image]]:

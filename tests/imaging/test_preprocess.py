@@ -14,11 +14,24 @@ def processor():
     return make_processor(96, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
-def test_resize_then_normalise_equals_to_pixel_values_bit_for_bit(processor):
+def test_pixel_values_are_the_processors_bit_for_bit(processor):
     images = [draw_xray(seed, ill=True, size=size) for seed, size in enumerate(SIZES)]
+    expected = processor(images=images, return_tensors="pt")["pixel_values"]
     pixels = resize(images, processor)
     assert (pixels.shape, pixels.dtype) == ((4, 1, 96, 96), torch.uint8)
-    assert torch.equal(normalise(pixels, processor), to_pixel_values(images, processor))
+    assert torch.equal(normalise(pixels, processor), expected)
+    assert torch.equal(to_pixel_values(images, processor), expected)
+    coloured = [images[0].convert("RGB"), images[1]]
+    assert torch.equal(to_pixel_values(coloured, processor), expected[:2])
+
+
+def test_a_processor_that_crops_is_followed(processor):
+    from transformers import ConvNextImageProcessor
+
+    cropping = ConvNextImageProcessor(size={"shortest_edge": 96}, crop_pct=0.8)
+    images = [draw_xray(seed, ill=True, size=(150, 120)) for seed in range(2)]
+    expected = cropping(images=[one.convert("RGB") for one in images], return_tensors="pt")
+    assert torch.equal(to_pixel_values(images, cropping), expected["pixel_values"])
 
 
 def test_image_has_the_same_pixels_alone_and_in_a_batch(processor):

@@ -61,6 +61,10 @@ CASES = {
         "--data_dir DATA --work_dir WORK --counts 80 --steps audit train --image_size 64",
         (("images", "peak memory, MB", "ms an image"),),
     ),
+    "scoring.py": Case(
+        "--data_dir DATA --full_size DATA --model MODEL --images 8 --rounds 1",
+        (("files", "images/s", "ratio"),),
+    ),
     "training.py": Case(
         "--data_dir DATA --models vit-tiny --epoch_models vit-tiny --images 32 "
         "--rounds 1 --steps 1 --warmup 0 --batch 8 --image_size 64",
