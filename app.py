@@ -7,16 +7,24 @@ def main() -> None:
     """Load the model and serve the app until it is stopped."""
     # gradio reads this at import. The app sends no usage data.
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
-    from pneumonia_hf.demo.app import LAUNCH_OPTIONS, build_demo
+    from pneumonia_hf.demo.app import build_demo, launch_options
+    from pneumonia_hf.demo.limits import Limits
     from pneumonia_hf.errors import UserError
     from pneumonia_hf.inference.predictor import Predictor
     from pneumonia_hf.models.model_folder import DEFAULT_MODEL
 
+    limits = Limits.from_environment()
+    login = os.environ.get("APP_LOGIN") or None
+    if login is not None and (":" not in login or len(login) < 10):
+        raise UserError("APP_LOGIN must be user:password, of ten characters or more.")
     model = os.environ.get("MODEL_ID") or DEFAULT_MODEL
-    predictor = Predictor.from_pretrained(model, os.environ.get("MODEL_REVISION") or None)
-    demo = build_demo(predictor)
+    backend = os.environ.get("BACKEND") or "torch"
+    predictor = Predictor.from_pretrained(
+        model, os.environ.get("MODEL_REVISION") or None, backend=backend
+    )
+    demo = build_demo(predictor, limits)
     try:
-        demo.launch(**LAUNCH_OPTIONS)
+        demo.launch(**launch_options(limits, login))
     except OSError as error:
         if "empty port" not in str(error):
             raise

@@ -106,13 +106,11 @@ def take_screenshot(url: str, xray: Path, output: Path) -> None:
             executable_path=browser,
             args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"],
         )
-        page = chromium.new_page(viewport={"width": 1200, "height": 770})
+        page = chromium.new_page(viewport={"width": 1280, "height": 900})
         page.goto(url)
         page.locator("input[type=file]").first.set_input_files(xray)
-        page.locator(".verdict span").first.wait_for(timeout=60_000)
-        width = Image.open(xray).width
-        shown = f"all => all.filter(one => one.naturalWidth == {width}).length >= 2"
-        page.wait_for_function(f"({shown})([...document.images])", timeout=30_000)
+        page.locator("#answer .decision").wait_for(timeout=60_000)
+        page.locator("#viewer .map").first.wait_for(timeout=30_000)
         page.wait_for_timeout(1_000)  # fonts and the fade of the progress bar
         page.screenshot(path=output)
         chromium.close()
@@ -122,7 +120,8 @@ def main() -> None:
     """Draw the X-ray, serve the default model, and save both images."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     from pneumonia_hf import Predictor, build_demo
-    from pneumonia_hf.demo.app import LAUNCH_OPTIONS
+    from pneumonia_hf.demo.app import launch_options
+    from pneumonia_hf.demo.limits import Limits
     from pneumonia_hf.models.model_folder import DEFAULT_MODEL
 
     draw_xray().save(XRAY, optimize=True)
@@ -130,7 +129,7 @@ def main() -> None:
     predictor.network.gate = None  # it refuses a drawing, rightly
     demo = build_demo(predictor)
     # Gradio takes the first free port from 7860 on.
-    _, url, _ = demo.launch(**LAUNCH_OPTIONS, prevent_thread_lock=True, quiet=True)
+    _, url, _ = demo.launch(**launch_options(Limits()), prevent_thread_lock=True, quiet=True)
     try:
         take_screenshot(url, XRAY, SCREENSHOT)
     finally:

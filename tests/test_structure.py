@@ -29,7 +29,8 @@ BOUNDARIES = {
     "cleanlab": ["audit.label_errors"],
     "optuna": ["search"],
     "onnx": ["inference.onnx_export"],
-    "onnxruntime": ["inference.onnx_export"],
+    "onnxruntime": ["inference.onnx_export", "inference.backends"],
+    "openvino": ["inference.backends"],
     "imagehash": ["data.image_stats"],
     "medmnist": ["data.medmnist_source"],
 }

@@ -1,224 +1,325 @@
-"""build_demo: the web page and its endpoint; the only module that imports gradio."""
+"""build_demo: the page and its endpoints; the package `demo` alone imports gradio."""
 
 from __future__ import annotations
 
-import html
-import os
-from dataclasses import asdict, replace
+import time
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
-from PIL import Image
+from starlette.middleware import Middleware
 
+from pneumonia_hf.demo import case_report
+from pneumonia_hf.demo.about import describe_model
+from pneumonia_hf.demo.answers import describe_change, draw_scale, to_error
+from pneumonia_hf.demo.answers import to_html as answer_to_html
+from pneumonia_hf.demo.batch_table import to_csv, to_table
+from pneumonia_hf.demo.endpoints import add_endpoints, in_sentences, make_upload
+from pneumonia_hf.demo.engine import FILLS, NO_MAP, Engine, mask
+from pneumonia_hf.demo.guard import Guard
+from pneumonia_hf.demo.images import map_to_data_uri, to_data_uri
+from pneumonia_hf.demo.limits import Limits
 from pneumonia_hf.errors import UserError
-from pneumonia_hf.files import read_json
-from pneumonia_hf.imaging.read import IMAGE_SUFFIXES, read_xray
-from pneumonia_hf.inference.attribution import attribute, methods_for, overlay
-from pneumonia_hf.inference.predictor import Prediction, Predictor
-from pneumonia_hf.models.model_card import find_misfit
-from pneumonia_hf.models.model_folder import REPORTS_FILE, RUN_FILE
+from pneumonia_hf.imaging.read import IMAGE_SUFFIXES
+from pneumonia_hf.inference.predictor import Predictor
 
 NOTICE = (
     "**Research software, not a medical device.** Do not use it to diagnose or rule out disease. "
     "It makes errors, above all on X-rays unlike its training data."
 )
 MAP_NOTICE = (
-    "Bright places raised the score for pneumonia. They do **not** locate disease: such maps agree "
-    "poorly with radiologists. Full brightness is the value for a typical pneumonia of the "
-    "validation split, so a dark map means that the model found little."
+    "Bright places raised the score. They do **not** locate disease: such maps agree poorly with "
+    "radiologists. Full brightness is the value for a typical pneumonia of the validation images, "
+    "so a dark map means that the model found little."
 )
-CALIBRATED = "Probability of pneumonia, calibrated for a population in which half have it:"
-UNCALIBRATED = "Score for pneumonia (0 to 1, not a reliable probability; see the model):"
-COLOURS = {"PNEUMONIA": "#b3261e", "NORMAL": "#1b6e3c", "REFER": "#8a5a00", "REFUSED": "#5f6368"}
-SHOWN_METRICS = {"auroc": "AUROC", "sensitivity": "sensitivity", "specificity": "specificity"}
-KEPT_SECONDS = 3600  # uploaded images are patient data: deleted after an hour
-QUEUE_LENGTH = 32
-# Keyword arguments for launch().
-LAUNCH_OPTIONS: dict[str, Any] = {
-    # System fonts: the page loads nothing from another server.
-    "theme": gr.themes.Soft(
-        font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
-    ),
-    "css": "footer {opacity: .6} .verdict {font-size: 1.05rem}",
-    "max_file_size": os.environ.get("MAX_FILE_SIZE", "50mb"),
-    "ssr_mode": False,
+WHAT_IF = (
+    "Hide the border, or drag over a part of the X-ray, and see whether the probability moves. A "
+    "model that looks at the lungs should not mind a hidden border, and should mind hidden lungs."
+)
+BATCH = (
+    "Up to {batch} X-rays, or zip files of them. Sorted by what needs attention: pneumonias, "
+    "undecided ones, files to check, and then the others."
+)
+PAGE = Path(__file__).with_name("page")
+DRAWN = Path(__file__).parents[2] / "docs" / "drawn_xray.png"  # not in an installed package
+# Saves a text or coded bytes, given as {name, kind, text or base64}, without a file on the server.
+SAVE = """
+(file) => {
+  if (!file) return;
+  const bytes = file.base64 === undefined
+    ? new TextEncoder().encode(file.text)
+    : Uint8Array.from(atob(file.base64), (letter) => letter.charCodeAt(0));
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(new Blob([bytes], {type: file.kind}));
+  link.download = file.name;
+  link.click();
 }
+"""
 
 
-def build_demo(predictor: Predictor) -> gr.Blocks:
-    """Return the app for one model; `.launch(**LAUNCH_OPTIONS)` serves it.
+def _read_page(name: str) -> str:
+    return (PAGE / name).read_text(encoding="utf-8")
 
-    The endpoint `/predict` takes a file and a method of `methods_for`, and returns the fields of a
-    `Prediction`, whose warnings include those of the attribution map, and the overlay.
+
+def launch_options(limits: Limits, login: str | None = None) -> dict[str, Any]:
+    """Return the keyword arguments for `launch`: a page of its own parts, guarded and bounded.
+
+    `login` is `user:password`; with it, every route wants it.
     """
-    methods, default = _choose_methods(predictor)
-    misfits = [find_misfit(_reports_of(one)) for one in predictor.networks]
-    meaning = UNCALIBRATED if any(misfits) else CALIBRATED
+    guard = Middleware(Guard, login=login, uploads=_upload_folder())
+    return {
+        # System fonts: the page loads nothing from another server.
+        "theme": gr.themes.Soft(
+            font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
+        ),
+        "css": _read_page("page.css"),
+        "js": _read_page("page.js"),
+        "max_file_size": limits.upload_mb * 10**6,
+        "state_session_capacity": limits.sessions,
+        "app_kwargs": {"middleware": [guard]},
+        "ssr_mode": False,
+        "run_history": False,
+        "enable_monitoring": False,
+        "footer_links": ["api", "settings"],
+    }
 
-    def predict(image: str | None, method: str) -> tuple[dict[str, Any], Image.Image | None]:
-        """Return the decision on one chest X-ray and its attribution map, null if REFUSED."""
-        prediction, _, map_over_image = _analyse(predictor, image, method)
-        return asdict(prediction), map_over_image
 
-    def show(path: str | None, method: str) -> tuple[str, Image.Image | None, Image.Image | None]:
-        if path is None:
-            return "", None, None
-        try:
-            prediction, image, map_over_image = _analyse(predictor, path, method)
-        except gr.Error as error:  # shown in place of the result, where it stays
-            return f"<p><b>{html.escape(error.message)}</b></p>", None, None
-        return _to_html(prediction, meaning), image, map_over_image
+def _upload_folder() -> str:
+    from gradio.utils import get_upload_folder
 
-    # No share button: it would publish a patient's X-ray.
-    shown = {"show_label": False, "interactive": False, "buttons": ["download", "fullscreen"]}
+    return get_upload_folder()
+
+
+def build_demo(predictor: Predictor, limits: Limits | None = None) -> gr.Blocks:
+    """Return the app for one model; `.launch(**launch_options(limits))` serves it.
+
+    The endpoints are those of `add_endpoints`; docs/space.md describes them.
+    """
+    limits = limits or Limits.from_environment()
+    engine = Engine(predictor, limits)
+    kept = limits.kept_seconds
     with gr.Blocks(
-        title="Pneumonia in chest X-rays", delete_cache=(KEPT_SECONDS, KEPT_SECONDS)
+        title="Pneumonia in chest X-rays",
+        analytics_enabled=False,
+        delete_cache=(max(1, kept // 4), kept),
     ) as demo:
+        add_endpoints(engine)  # first: an event of the page would take one of their names
         gr.Markdown("# Pneumonia in chest X-rays")
         gr.Markdown(NOTICE)
-        with gr.Row():
-            with gr.Column(scale=1, min_width=260):
-                file = gr.File(
-                    label="Frontal chest X-ray (JPEG, PNG, TIFF, DICOM)",
-                    file_types=sorted(IMAGE_SUFFIXES),
-                    height=170,
-                )
-                method = gr.Dropdown(methods, value=default, label="Attribution map")
-                button = gr.Button("Analyse", variant="primary")
-                gr.Markdown(_describe_model(predictor))
-            with gr.Column(scale=2, min_width=320):
-                verdict = gr.HTML(elem_classes="verdict")
-                with gr.Row():
-                    with gr.Column(min_width=240):
-                        # Not labels, which would cover the markers in the X-ray's corner.
-                        gr.Markdown("X-ray as the model reads it")
-                        image = gr.Image(**shown)
-                    with gr.Column(min_width=240):
-                        gr.Markdown("Attribution map")
-                        attribution_map = gr.Image(**shown)
-                gr.Markdown(MAP_NOTICE)
-
-        # One image at a time: captum hooks into the model that all requests share.
-        alone = {"concurrency_id": "model", "concurrency_limit": 1}
-        inputs, outputs = [file, method], [verdict, image, attribution_map]
-        for event in (file.upload, file.clear, method.change, button.click):
-            event(show, inputs, outputs, api_visibility="private", **alone)
-
-        result, result_overlay = gr.JSON(visible=False), gr.Image(visible=False, format="png")
-        gr.Button(visible=False).click(
-            predict, inputs, [result, result_overlay], api_name="predict", **alone
-        )
-    return demo.queue(max_size=QUEUE_LENGTH)
+        # The image of this visitor, in memory: {"image": PIL image, "prediction": ...}.
+        held = gr.State(None, time_to_live=1800)
+        with gr.Tabs():
+            with gr.Tab("Image"):
+                shown = _add_one_image(engine, held)
+            with gr.Tab("What if") as what_if:
+                _add_what_if(engine, held, what_if, shown)
+            with gr.Tab("Batch"):
+                _add_batch(engine)
+            with gr.Tab("About"):
+                gr.Markdown(describe_model(engine))
+    return demo.queue(max_size=limits.queue)
 
 
-def _analyse(
-    predictor: Predictor, path: str | None, method: str
-) -> tuple[Prediction, Image.Image, Image.Image | None]:
-    if path is None:
-        raise gr.Error("Upload a chest X-ray first.", print_exception=False)
-    try:
-        image = read_xray(path)
-        prediction = predictor.predict(image)
-        if prediction.decision == "REFUSED":
-            return prediction, image, None
-        found = attribute(predictor, image, method)
-        prediction = replace(prediction, warnings=prediction.warnings + found.warnings)
-        return prediction, image, overlay(image, found.values)
-    except UserError as error:
-        raise gr.Error(str(error), print_exception=False) from error
-
-
-def _to_html(prediction: Prediction, meaning: str) -> str:
-    """Return the decision, and the probability on a scale with the threshold marked."""
-    colour = COLOURS[prediction.decision]
-    warnings = "".join(f"<li>{html.escape(text)}</li>" for text in prediction.warnings)
-    title = (
-        f'<div><span style="background:{colour};color:white;border-radius:6px;padding:4px 12px;'
-        f'font-size:1.4rem;font-weight:700">{prediction.decision}</span>'
-    )
-    if prediction.probability is None:
-        return f"{title}<ul>{warnings}</ul></div>"
-    at = f"left:{prediction.threshold:.1%}"
-    scale = (
-        f'<div style="position:relative;height:14px;border-radius:7px;background:#8884;'
-        f'margin:10px 0 4px" role="img" aria-label="probability {prediction.probability:.3f}, '
-        f'threshold {prediction.threshold:.3f}">'
-        f'<div style="width:{prediction.probability:.1%};height:100%;border-radius:7px;'
-        f'background:{colour}"></div>'
-        f'<div style="position:absolute;top:-4px;bottom:-4px;{at};width:3px;'
-        f'background:currentColor"></div></div>'
-    )
-    referred = (
-        f"<p>A person must decide. The side of the threshold is {prediction.label}.</p>"
-        if prediction.decision == "REFER"
-        else ""
-    )
-    return (
-        f"{title}{scale}<p>{meaning} <b>{prediction.probability:.3f}</b>; positive at or above "
-        f"<b>{prediction.threshold:.3f}</b> (the mark on the bar).</p>"
-        f"{referred}{f'<ul>{warnings}</ul>' if warnings else ''}</div>"
-    )
-
-
-def _choose_methods(predictor: Predictor) -> tuple[list[tuple[str, str]], str]:
-    """Return the attribution methods with their titles, and the default.
-
-    A title has the verdict of the model's reports, fail if any report says so. The default is the
-    best by the first report that tested them, or else the first that did not fail.
-    """
-    tested = [one["faithfulness"] for one in _reports_of(predictor) if one.get("faithfulness")]
-    verdicts: dict[str, str] = {}
-    for found in tested:
-        for one in found["results"]:
-            if verdicts.get(one["method"]) != "fail":
-                verdicts[one["method"]] = one["verdict"]
-    supported = methods_for(predictor)
-    titles = {"pass": " (passed its tests)", "fail": " (failed a test)"}
-    choices = [
-        (name.replace("_", " ") + titles.get(verdicts.get(name, ""), ""), name)
-        for name in supported
-    ]
-    best = [found["best"] for found in tested if found["best"] in supported]
-    rest = [name for name in supported if verdicts.get(name) != "fail"]
-    return choices, (best or rest or supported)[0]
-
-
-def _describe_model(predictor: Predictor) -> str:
-    """Return the model's name and its reports, as its folder holds them."""
-    if predictor.path is None:
-        return f"**Model:** {predictor.name}"
-    local = Path(predictor.name).expanduser().is_dir()  # visitors do not see local paths
-    backbone = read_json(predictor.path / RUN_FILE, {}).get("model", {}).get("backbone")
-    name = predictor.path.resolve().name if local else predictor.name
-    lines = [f"**Model:** {name}{f' ({backbone})' if backbone else ''}", ""]
-    reports = _reports_of(predictor)
-    for report in reports:
-        metrics = report["metrics"]
-        values = ", ".join(
-            f"{title} {metrics[key]['value']:.3f}"
-            for key, title in SHOWN_METRICS.items()
-            if metrics[key]["value"] is not None
-        )
-        low = metrics["auroc"]["low"]
-        chance = " **This is no better than chance.**" if low is not None and low <= 0.5 else ""
-        site = " (another site)" if report.get("external") else ""
-        lines.append(f"- {report['data']}{site}, {report['n']} images: {values}.{chance}")
-        if found := report.get("robustness"):
-            gap, worst = found["shortcut_gap"]["value"], found["worst"]
-            lines.append(
-                f"  With another frame (the outer fifth) its AUROC falls by {gap:.3f}; worst "
-                f"case {worst['auroc']:.3f} ({worst['name'].replace('_', ' ')})."
+def _add_one_image(engine: Engine, held: gr.State) -> gr.HTML:
+    """Add the tab of one image, and return its answer, which changes with each image."""
+    titles = [(engine.title_of(name), name) for name in engine.methods]
+    none = ("no map", NO_MAP)
+    with gr.Row():
+        with gr.Column(scale=2, min_width=300):
+            file = make_upload(
+                label="Frontal chest X-ray (drop, choose or paste)",
+                file_types=sorted(IMAGE_SUFFIXES),
+                height=150,
+                elem_id="xray-file",
             )
-    if misfit := find_misfit(reports):
-        error = misfit["metrics"]["ece_balanced"]["value"]
-        lines.append(
-            f"\nIts probabilities are **not calibrated** for {misfit['data']}: the mean "
-            f"error there is {error:.2f}."
+            answer = gr.HTML(elem_id="answer")
+            example = gr.Button(
+                "Try a drawing (no X-ray: it is refused)", size="sm", visible=DRAWN.exists()
+            )
+        with gr.Column(scale=3, min_width=300):
+            viewer = gr.HTML(
+                value=None,
+                html_template=_read_page("viewer.html"),
+                js_on_load=_read_page("viewer.js"),
+                elem_id="viewer",
+            )
+            with gr.Row():
+                method = gr.Dropdown(
+                    [none, *titles], value=engine.default_method, label="Attribution map",
+                    min_width=220,
+                )  # fmt: skip
+                second = gr.Dropdown(
+                    [none, *titles], value=NO_MAP, label="Beside it", min_width=220
+                )
+            gr.Markdown(MAP_NOTICE, elem_classes="small")
+            with gr.Row():
+                save_html = gr.Button("Report as a page", size="sm")
+                save_pdf = gr.Button("Report as PDF", size="sm")
+    saved = gr.JSON(visible=False)
+
+    def analyse(path: str | None) -> tuple[dict | None, str, dict | None]:
+        if path is None:
+            return None, "", None
+        started = time.perf_counter()
+        try:
+            image = engine.read(path)
+            prediction = engine.predict(image)
+        except UserError as error:  # in the place of the answer, where it stays
+            return None, to_error(str(error)), None
+        seconds = time.perf_counter() - started
+        text = answer_to_html(prediction, engine.predictor, engine.reports, seconds)
+        found = {"image": image, "prediction": prediction, "shown": to_data_uri(image)}
+        return found, text, {"image": found["shown"], "maps": []}
+
+    def explain(found: dict | None, first: str, other: str) -> dict | None:
+        if found is None:
+            return None
+        wanted = [one for one in dict.fromkeys((first, other)) if one != NO_MAP]
+        if found["prediction"].decision == "REFUSED":
+            wanted = []
+        maps = []
+        for name in wanted:
+            made = engine.attribute(found["image"], name)
+            title = " ".join([engine.title_of(name), *made.warnings])
+            maps.append({"title": title, "source": map_to_data_uri(made.values)})
+        return {"image": found["shown"], "maps": maps}
+
+    def report(found: dict | None, first: str, kind: str) -> dict[str, str]:
+        import base64
+
+        if found is None:
+            raise UserError("Upload a chest X-ray first.")
+        image, prediction = found["image"], found["prediction"]
+        with_map = first != NO_MAP and prediction.decision != "REFUSED"
+        values = engine.attribute(image, first).values if with_map else None
+        arguments = (engine, prediction, image, values, first if with_map else None)
+        if kind == "pdf":
+            coded = base64.b64encode(case_report.to_pdf(*arguments)).decode()
+            return {"name": "xray-report.pdf", "kind": "application/pdf", "base64": coded}
+        text = case_report.to_html(*arguments)
+        return {"name": "xray-report.html", "kind": "text/html", "text": text}
+
+    private = {"api_visibility": "private", "show_progress": "minimal"}
+    work = {"concurrency_id": "page", "concurrency_limit": engine.limits.requests}
+    for event in (file.upload, file.clear):
+        event(analyse, file, [held, answer, viewer], **private, **work).then(
+            in_sentences(explain), [held, method, second], viewer, **private, **work
         )
-    return "\n".join(lines)
+    example.click(
+        lambda: analyse(str(DRAWN)), None, [held, answer, viewer], **private,
+        **work,
+    ).then(in_sentences(explain), [held, method, second], viewer, **private, **work)  # fmt: skip
+    for choice in (method, second):
+        choice.input(in_sentences(explain), [held, method, second], viewer, **private, **work)
+    for button, kind in ((save_html, "html"), (save_pdf, "pdf")):
+        button.click(
+            in_sentences(lambda found, first, kind=kind: report(found, first, kind)),
+            [held, method],
+            saved,
+            **private,
+            **work,
+        ).success(None, saved, None, js=SAVE, **private)
+    return answer
 
 
-def _reports_of(predictor: Predictor) -> list[dict[str, Any]]:
-    """Return the reports in the model's own folder."""
-    return read_json(predictor.path / REPORTS_FILE, []) if predictor.path else []
+def _add_what_if(engine: Engine, held: gr.State, tab: gr.Tab, shown: gr.HTML) -> None:
+    gr.Markdown(WHAT_IF)
+    with gr.Row():
+        with gr.Column(scale=3, min_width=300):
+            masked = gr.HTML(
+                value=None,
+                html_template=_read_page("mask.html"),
+                js_on_load=_read_page("mask.js"),
+                elem_id="mask",
+            )
+        with gr.Column(scale=2, min_width=300):
+            result = gr.HTML(elem_id="what-if")
+            border = gr.Slider(0, 40, 0, step=1, label="Hidden border, % of each side")
+            fill = gr.Radio(list(FILLS), value=FILLS[0], label="Hidden by")
+            with gr.Accordion("Hidden part, without a mouse", open=False):
+                sides = [
+                    gr.Slider(0, 100, 0, step=1, label=f"{name}, % of the side")
+                    for name in ("Left", "Top", "Right", "Bottom")
+                ]
+            clear = gr.Button("Show all again", size="sm")
+
+    def compute(found: dict | None, share: float, how: str, *box: float) -> tuple[str, dict | None]:
+        if found is None or found["prediction"].probability is None:
+            text = "Upload an X-ray under “Image” first." if found is None else (
+                "The model does not take this for a chest X-ray."
+            )  # fmt: skip
+            return f"<p>{text}</p>", None
+        left, top, right, bottom = (one / 100 for one in box)
+        part = (left, top, right, bottom) if right > left and bottom > top else None
+        image = mask(found["image"], share / 100, part, how)
+        before = found["prediction"].probability
+        after = before
+        if share or part:
+            # The gate is left out: a hidden part makes any image unlike the training images.
+            (prediction,) = engine.predict_masked([image])
+            after = prediction.probability
+        point = engine.predictor.operating_point
+        scales = "".join(
+            f"<h4>{title}</h4>"
+            f"{draw_scale(value, point.threshold, point.low, point.high, 'Probability')}"
+            for title, value in (("As it is", before), ("With the hidden part", after))
+        )
+        text = f"<p><b>{describe_change(before, after, point.threshold)}</b></p>"
+        return f'<div class="answer">{text}{scales}</div>', {"image": to_data_uri(image, 900)}
+
+    def drag(event: gr.EventData, found: dict | None, share: float, how: str):
+        box = [round(100 * float(one), 1) for one in event.box]
+        return (*box, *compute(found, share, how, *box))
+
+    inputs = [held, border, fill, *sides]
+    work = {"api_visibility": "private", "show_progress": "minimal", "concurrency_id": "page"}
+    masked.select(in_sentences(drag), [held, border, fill], [*sides, result, masked], **work)
+    for event in (border.release, fill.input, *(one.release for one in sides), tab.select,
+                  shown.change):  # fmt: skip
+        event(in_sentences(compute), inputs, [result, masked], **work)
+    clear.click(
+        in_sentences(lambda found, how: (0, 0, 0, 0, 0, *compute(found, 0, how, 0, 0, 0, 0))),
+        [held, fill],
+        [border, *sides, result, masked],
+        **work,
+    )
+
+
+def _add_batch(engine: Engine) -> None:
+    limits = engine.limits
+    gr.Markdown(BATCH.format(batch=limits.batch))
+    files = make_upload(
+        file_count="multiple", file_types=[*sorted(IMAGE_SUFFIXES), ".zip"], height=150,
+        label="X-rays or zip files", elem_id="batch-files",
+    )  # fmt: skip
+    with gr.Row():
+        run = gr.Button("Score them", variant="primary")
+        save = gr.Button("Save as CSV")
+    table = gr.HTML(elem_id="batch")
+    rows, saved = gr.State(None, time_to_live=1800), gr.JSON(visible=False)
+
+    def score(paths: list[str] | None):
+        if not paths:
+            raise UserError("Upload X-rays or a zip file of them first.")
+        found = []
+        for some in engine.score_batch(paths):
+            found += some
+            yield to_table(found, done=False), None
+        yield to_table(found), to_csv(found)
+
+    def to_file(text: str | None) -> dict[str, str]:
+        if not text:
+            raise UserError("Score a batch first.")
+        return {"name": "xrays.csv", "kind": "text/csv", "text": text}
+
+    def guarded(paths: list[str] | None):
+        try:
+            yield from score(paths)
+        except UserError as error:
+            yield to_error(str(error)), None
+
+    private = {"api_visibility": "private"}
+    run.click(guarded, files, [table, rows], concurrency_id="batch", concurrency_limit=1, **private)
+    save.click(in_sentences(to_file), rows, saved, **private).success(
+        None, saved, None, js=SAVE, **private
+    )

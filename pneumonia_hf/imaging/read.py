@@ -47,12 +47,15 @@ _OTHER_BYTE = {
 _LUMINANCE = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R 601-2, as Pillow's
 
 
-def read_xray(source: str | Path | bytes, name: str | None = None) -> Image.Image:
+def read_xray(
+    source: str | Path | bytes, name: str | None = None, max_pixels: int = MAX_PIXELS
+) -> Image.Image:
     """Return the image in `source` as 8-bit gray, upright and not inverted.
 
     Args:
         source: the path or bytes of a JPEG, PNG (8 or 16 bit), TIFF, BMP, WebP or DICOM file.
         name: the image's name in error messages; by default the file's name.
+        max_pixels: of a larger image nothing is decoded; at most MAX_PIXELS.
 
     Returns:
         An image of mode "L": 0 is black (air), 255 white (bone). EXIF rotation and DICOM windows
@@ -74,7 +77,7 @@ def read_xray(source: str | Path | bytes, name: str | None = None) -> Image.Imag
         stream.seek(0)
         if start[128:] != b"DICM":
             try:
-                return _read_image(label, stream)
+                return _read_image(label, stream, min(max_pixels, MAX_PIXELS))
             except Image.UnidentifiedImageError as error:
                 # Some archives export DICOM data sets without the file header.
                 has_suffix = Path(name or label).suffix.lower() in {".dcm", ".dicom"}
@@ -84,7 +87,7 @@ def read_xray(source: str | Path | bytes, name: str | None = None) -> Image.Imag
                         f"give a JPEG, PNG, TIFF, BMP, WebP or DICOM file."
                     ) from error
         stream.seek(0)
-        return _read_dicom(label, stream)
+        return _read_dicom(label, stream, min(max_pixels, MAX_PIXELS))
 
 
 def is_image_file(path: Path) -> bool:
@@ -129,12 +132,12 @@ def _open(source: str | Path | bytes, name: str | None) -> BinaryIO:
     return stream
 
 
-def _read_image(name: str, stream: BinaryIO) -> Image.Image:
+def _read_image(name: str, stream: BinaryIO, max_pixels: int) -> Image.Image:
     try:
         frames = _count_directories(stream)
         image = Image.open(stream, formats=FORMATS)
         mode, form = image.mode, image.format
-        check_size(name, image.size, MAX_PIXELS)
+        check_size(name, image.size, max_pixels)
         _check_cost(name, image, stream)
         frames = frames or getattr(image, "n_frames", 1)
         if frames > 1:
@@ -168,11 +171,11 @@ def _read_image(name: str, stream: BinaryIO) -> Image.Image:
     return image
 
 
-def _read_dicom(name: str, stream: BinaryIO) -> Image.Image:
+def _read_dicom(name: str, stream: BinaryIO, max_pixels: int) -> Image.Image:
     from pneumonia_hf.imaging.dicom import read_dicom
 
     try:
-        return read_dicom(name, stream, MAX_PIXELS)
+        return read_dicom(name, stream, max_pixels)
     except XrayError:
         raise
     except Exception as error:  # pydicom and its decoders raise many types

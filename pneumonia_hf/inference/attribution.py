@@ -18,9 +18,9 @@ from pneumonia_hf.inference.attribution_methods import (
     NEEDS,
     enlarge,
 )
+from pneumonia_hf.inference.network import COMPUTING, Network
 
 if TYPE_CHECKING:
-    from pneumonia_hf.inference.network import Network
     from pneumonia_hf.inference.predictor import Predictor
 
 OWN_SCALE = (
@@ -117,7 +117,7 @@ def overlay(image: Image.Image, values: np.ndarray, opacity: float = 0.5) -> Ima
 
 
 def _attribute_one(network: Network, image: Image.Image, method: str) -> AttributionMap:
-    with torch.enable_grad():
+    with COMPUTING, torch.enable_grad():
         found = METHODS[method](network, network.pixel_values([image]))
     values = enlarge(found.values, image.size[::-1])  # [H, W]
     reference = network.attribution_references.get(method)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
+from threading import RLock
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 CONFIG_KEY = "pneumonia_hf"
 BATCH = 8  # images at once: larger batches leave a CPU's cache, and are slower
 COMPARED = 8  # random images on which backends are compared and timed
+# One computation at a time in a process: each takes all cores, and the hooks of one thread would
+# see the images of another.
+COMPUTING = RLock()
 REFERENCES_KEY = "attribution_references"  # among our settings
 
 
@@ -147,7 +151,7 @@ class Network:
 
         scores, distances = [np.zeros(0)], [np.zeros(0)]
         for start in range(0, len(images), batch_size):
-            with torch.inference_mode():
+            with COMPUTING, torch.inference_mode():
                 pixel_values = self.pixel_values(images[start : start + batch_size])
                 logits, features = self._scorer(pixel_values)
                 versions = [logits]
@@ -180,7 +184,7 @@ class Network:
         """Return what the gate knows of each image: float64 [N, F], as of `describe`."""
         import torch
 
-        with torch.inference_mode(), describe(self.model, layer, stop=True) as found:
+        with COMPUTING, torch.inference_mode(), describe(self.model, layer, stop=True) as found:
             self.model(pixel_values=self.pixel_values(images))
         return found[0]
 

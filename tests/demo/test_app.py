@@ -1,11 +1,14 @@
-"""The endpoint of the app, called by the real client."""
+"""The endpoints of the app, called by the real client."""
 
+import io
 import json
 import os
 import re
 import subprocess
 import sys
+import urllib.error
 import urllib.request
+import zipfile
 
 import numpy as np
 import pytest
@@ -15,7 +18,11 @@ from helpers import ROOT, draw_xray
 from PIL import Image
 
 from pneumonia_hf import Predictor, read_xray
+from pneumonia_hf.demo.engine import Engine
+from pneumonia_hf.demo.limits import Limits
 from pneumonia_hf.inference.attribution_methods import METHODS
+
+ENDPOINTS = ["/predict", "/explain", "/predict_batch", "/model_info"]
 
 
 @pytest.fixture(scope="module")
@@ -34,23 +41,53 @@ def image(tmp_path_factory):
     return path
 
 
-def test_endpoint_returns_the_prediction_of_the_predictor(client, image, tiny_model):
+def test_endpoint_returns_the_prediction_of_the_predictor_and_no_map(client, image, tiny_model):
     result, overlay = client.predict(image=handle_file(image), api_name="/predict")
     expected = Predictor.from_pretrained(tiny_model).predict(read_xray(image))
     assert result["probability"] == pytest.approx(expected.probability, abs=1e-5)
     assert result["threshold"] == expected.threshold
     assert (result["label"], result["decision"]) == (expected.label, expected.decision)
     assert result["warnings"] == list(expected.warnings)
-    with Image.open(overlay) as drawn:
-        assert drawn.size == (300, 240)
-        gray = np.asarray(drawn.convert("RGB"), int)
-    assert np.ptp(gray, axis=2).max() > 20  # the map is coloured
+    assert overlay is None  # a map takes longer than the decision
 
 
 @pytest.mark.parametrize("method", sorted(set(METHODS) - {"attention_rollout"}))  # no ViT
-def test_endpoint_accepts_every_method(client, image, method):
+def test_endpoints_accept_every_method(client, image, method):
     result, overlay = client.predict(handle_file(image), method, api_name="/predict")
-    assert result["decision"] and os.path.getsize(overlay) > 1000
+    with Image.open(overlay) as drawn:
+        assert drawn.size == (300, 240)
+        gray = np.asarray(drawn.convert("RGB"), int)
+    assert result["decision"] and np.ptp(gray, axis=2).max() > 20  # the map is coloured
+    explained, again = client.predict(handle_file(image), method, api_name="/explain")
+    assert explained["method"] == method and explained["verdict"] == "not tested"
+    with Image.open(again) as drawn:
+        assert np.array_equal(np.asarray(drawn.convert("RGB"), int), gray)
+
+
+def test_a_batch_keeps_its_order_and_names_what_cannot_be_read(client, image, tmp_path, tiny_model):
+    other, text = tmp_path / "other.jpeg", tmp_path / "scan.jpeg"
+    draw_xray(5, ill=False, size=(200, 260)).save(other)
+    text.write_text("no image")
+    with zipfile.ZipFile(tmp_path / "more.zip", "w") as archive:
+        archive.write(other, "folder/../../evil.jpeg")
+        archive.writestr("readme.txt", "not an image")
+    files = [handle_file(one) for one in (image, text, tmp_path / "more.zip", other)]
+    found = client.predict(files, api_name="/predict_batch")
+    assert [one["file"] for one in found] == ["xray.png", "scan.jpeg", "evil.jpeg", "other.jpeg"]
+    assert "not an image that can be read" in found[1]["error"] and found[1]["decision"] is None
+    predictor = Predictor.from_pretrained(tiny_model)
+    for one, path in zip((found[0], found[2], found[3]), (image, other, other), strict=True):
+        expected = predictor.predict(read_xray(path)).probability
+        assert one["error"] is None
+        assert one["probability"] == pytest.approx(expected, abs=1e-5)
+
+
+def test_model_info_has_what_a_program_needs_and_no_path(client, tiny_model):
+    found = client.predict(api_name="/model_info")
+    assert found["threshold"] == Predictor.from_pretrained(tiny_model).operating_point.threshold
+    assert found["labels"] == ["NORMAL", "PNEUMONIA"] and found["default_method"] == "gradcam"
+    assert found["limits"]["batch"] == Limits().batch
+    assert str(tiny_model.parent) not in json.dumps(found)
 
 
 def test_16_bit_image_is_not_clipped_to_white(client, tmp_path, tiny_model):
@@ -69,12 +106,57 @@ def test_endpoint_reports_bad_input_in_the_usual_sentence(client, image, tmp_pat
         client.predict(handle_file(text), api_name="/predict")
     with pytest.raises(AppError, match="Upload a chest X-ray first"):
         client.predict(None, api_name="/predict")
+    with pytest.raises(AppError, match="upload X-rays or a zip file"):
+        client.predict([], api_name="/predict_batch")
     result, _ = client.predict(handle_file(image), api_name="/predict")
     assert result["decision"]  # the app still works
 
 
-def test_only_the_documented_endpoint_is_public(client):
-    assert list(client.view_api(return_format="dict")["named_endpoints"]) == ["/predict"]
+def call(url: str, body: bytes | None = None, headers: dict[str, str] | None = None):
+    """Return status, headers and body of a request."""
+    request = urllib.request.Request(url, body, headers or {})
+    if body is not None:
+        request.add_header("Content-Type", "application/json")
+    try:
+        with urllib.request.urlopen(request, timeout=20) as answer:
+            return answer.status, answer.headers, answer.read()
+    except urllib.error.HTTPError as error:
+        return error.code, error.headers, error.read()
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["http://127.0.0.1:9/x.png", "https://example.com/x.png", "file:///etc/passwd", "/etc/passwd",
+     "../../../etc/passwd", "/tmp/gradio/../../etc/passwd", "/proc/self/environ", "x\0y"],
+)  # fmt: skip
+def test_addresses_and_paths_of_the_server_are_refused(app_url, path):
+    file = {"path": path, "meta": {"_type": "gradio.FileData"}}
+    for place in ("/gradio_api/call/predict", "/gradio_api/run/predict"):
+        status, _, body = call(app_url + place, json.dumps({"data": [file, "none"]}).encode())
+        assert status == 400 and b"upload the file itself" in body, (place, status, body)
+    nested = {"data": [[file]], "fn_index": 2, "session_hash": "x"}
+    status, _, body = call(app_url + "/gradio_api/queue/join", json.dumps(nested).encode())
+    assert status == 400 and b"upload the file itself" in body
+
+
+def test_every_answer_has_safe_headers(app_url):
+    for place in ("/", "/openapi.json", "/config", "/gradio_api/info", "/nowhere"):
+        _, headers, _ = call(app_url + place)
+        assert headers["X-Content-Type-Options"] == "nosniff", place
+        assert headers["Referrer-Policy"] == "no-referrer"
+        assert "frame-ancestors" in headers["Content-Security-Policy"]
+
+
+def test_a_request_without_end_is_cut_off(app_url):
+    status, _, body = call(app_url + "/gradio_api/call/predict", b" " * 5_000_000)
+    assert status == 413 and b"too long" in body
+
+
+def test_only_the_documented_endpoints_are_public(client):
+    found = client.view_api(return_format="dict")
+    assert list(found["named_endpoints"]) == ENDPOINTS and not found["unnamed_endpoints"]
+    names = [one["parameter_name"] for one in found["named_endpoints"]["/predict"]["parameters"]]
+    assert names == ["image", "method"]
 
 
 def test_page_states_its_limits_and_loads_nothing_from_other_servers(app_url):
@@ -84,27 +166,117 @@ def test_page_states_its_limits_and_loads_nothing_from_other_servers(app_url):
     assert not re.findall(r'(?:src|href)="https?://(?!127\.0\.0\.1)[^"]*\.(?:js|css|woff2?)', page)
 
 
-@pytest.mark.slow
-def test_unknown_model_ends_the_app_with_one_sentence():
-    environment = os.environ | {"MODEL_ID": "./nothing"}
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "app.py")], env=environment, capture_output=True, text=True
+def test_a_login_is_wanted_by_every_route():
+    import base64
+
+    from starlette.applications import Starlette
+    from starlette.middleware import Middleware
+    from starlette.responses import PlainTextResponse
+    from starlette.routing import Route
+    from starlette.testclient import TestClient
+
+    from pneumonia_hf.demo.guard import Guard
+
+    app = Starlette(
+        routes=[Route("/{path:path}", lambda request: PlainTextResponse("in"))],
+        middleware=[Middleware(Guard, login="ann:secret word", uploads="/nowhere")],
     )
-    assert done.returncode == 2
-    assert done.stderr.strip().splitlines()[-1].startswith("error: The model folder ./nothing")
-    assert "Traceback" not in done.stderr
+    inside = {"Authorization": "Basic " + base64.b64encode(b"ann:secret word").decode()}
+    with TestClient(app) as served:
+        for place in ("/", "/openapi.json", "/gradio_api/file=x", "/gradio_api/info"):
+            refused = served.get(place)
+            assert refused.status_code == 401 and "WWW-Authenticate" in refused.headers
+            assert served.get(place, headers=inside).text == "in"
+        for wrong in (
+            "Basic",
+            "Basic !!",
+            "Bearer x",
+            "Basic " + base64.b64encode(b"ann:").decode(),
+        ):
+            assert served.get("/", headers={"Authorization": wrong}).status_code == 401
+
+
+def test_a_full_queue_is_one_sentence():
+    from starlette.applications import Starlette
+    from starlette.middleware import Middleware
+    from starlette.responses import JSONResponse
+    from starlette.routing import Route
+    from starlette.testclient import TestClient
+
+    from pneumonia_hf.demo.guard import Guard
+
+    full = JSONResponse({"detail": "Queue is full. Max size is 64."}, status_code=503)
+    app = Starlette(
+        routes=[Route("/", lambda request: full)],
+        middleware=[Middleware(Guard, login=None, uploads="/nowhere")],
+    )
+    with TestClient(app) as served:
+        answer = served.get("/")
+    assert answer.status_code == 503 and "try again" in answer.json()["detail"]
+    assert answer.headers["retry-after"]
+
+
+@pytest.mark.slow
+def test_mistakes_end_the_app_with_one_sentence():
+    for variables, sentence in (
+        ({"MODEL_ID": "./nothing"}, "error: The model folder ./nothing"),
+        ({"MAX_BATCH": "many"}, "error: MAX_BATCH is 'many'"),
+        ({"APP_LOGIN": "ann"}, "error: APP_LOGIN must be user:password"),
+    ):
+        done = subprocess.run(
+            [sys.executable, str(ROOT / "app.py")],
+            env=os.environ | variables,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 2
+        assert done.stderr.strip().splitlines()[-1].startswith(sentence)
+        assert "Traceback" not in done.stderr
+
+
+def make_zip(**contents: bytes) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in contents.items():
+            archive.writestr(name, content)
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def engine(tiny_model):
+    return Engine(Predictor.from_pretrained(tiny_model), Limits(upload_mb=1, batch=3))
+
+
+def test_a_batch_is_bounded(engine, image, tmp_path):
+    from pneumonia_hf.errors import UserError
+
+    many = tmp_path / "many.zip"
+    many.write_bytes(make_zip(**{f"{n}.png": image.read_bytes() for n in range(9)}))
+    with pytest.raises(UserError, match="more than 3 images"):
+        list(engine.score_batch([str(many)]))
+    bomb = tmp_path / "bomb.zip"
+    bomb.write_bytes(make_zip(**{"a.png": b"\0" * 3_000_000}))
+    assert bomb.stat().st_size < 10_000
+    ((row,),) = engine.score_batch([str(bomb)])
+    assert row.prediction is None and "larger than the limits" in row.fault
+    torn = tmp_path / "torn.zip"
+    torn.write_bytes(many.read_bytes()[:700])
+    ((row,),) = engine.score_batch([str(torn)])
+    assert row.prediction is None and "torn.zip" in row.fault
+    large = tmp_path / "large.png"
+    large.write_bytes(b"\x89PNG" + b"\0" * 2_000_000)
+    ((row,),) = engine.score_batch([str(large)])
+    assert "more than the 1 MB" in row.fault
 
 
 def test_the_default_method_is_the_best_of_those_that_passed_their_tests(tiny_model, tmp_path):
     import shutil
 
-    from pneumonia_hf.demo.app import _choose_methods
-
     model = tmp_path / "model"
     shutil.copytree(tiny_model, model, ignore=shutil.ignore_patterns("checkpoints"))
     predictor = Predictor.from_pretrained(model)
-    choices, default = _choose_methods(predictor)
-    assert default == "gradcam" and ("integrated gradients", "integrated_gradients") in choices
+    assert Engine(predictor, Limits()).default_method == "gradcam"
+    assert Engine(predictor, Limits()).title_of("gradcam") == "Grad-CAM (not tested)"
 
     def test_of(best, **verdicts):
         results = [{"method": name, "verdict": one} for name, one in verdicts.items()]
@@ -113,11 +285,45 @@ def test_the_default_method_is_the_best_of_those_that_passed_their_tests(tiny_mo
     first = test_of("occlusion", gradcam="fail", occlusion="pass", multi_layer="pass")
     second = test_of(None, gradcam="pass", multi_layer="fail")
     (model / "reports.json").write_text(json.dumps([{"data": "old"}, first, second]))
-    choices, default = _choose_methods(predictor)
-    titles = {name: title for title, name in choices}
-    assert default == "occlusion"
-    assert titles["gradcam"] == "gradcam (failed a test)"
-    assert titles["occlusion"] == "occlusion (passed its tests)"
-    assert titles["multi_layer"] == "multi layer (failed a test)"
+    engine = Engine(predictor, Limits())
+    assert engine.default_method == "occlusion"
+    assert engine.title_of("gradcam") == "Grad-CAM (failed a test)"
+    assert engine.title_of("occlusion") == "Occlusion (passed its tests)"
+    assert engine.title_of("multi_layer") == "Grad-CAM of several layers (failed a test)"
     (model / "reports.json").write_text(json.dumps([test_of(None, gradcam="fail")]))
-    assert _choose_methods(predictor)[1] == "gradient_x_activation"
+    assert Engine(predictor, Limits()).default_method == "gradient_x_activation"
+
+
+def test_a_mask_hides_the_border_and_a_part_and_nothing_else():
+    from pneumonia_hf.demo.engine import FILLS, mask
+
+    image = draw_xray(4, ill=True, size=(200, 100))
+    before = np.asarray(image)
+    hidden = np.ones((100, 200), bool)
+    hidden[10:90, 20:180] = False
+    hidden[40:60, 50:100] = True
+    for fill in FILLS:
+        found = np.asarray(mask(image, 0.1, (0.25, 0.4, 0.5, 0.6), fill))
+        assert (found[~hidden] == before[~hidden]).all()
+        assert (found[hidden] != before[hidden]).mean() > 0.5
+    assert (np.asarray(mask(image, 0.1, (0.25, 0.4, 0.5, 0.6)))[hidden] == 0).all()
+    assert np.array_equal(np.asarray(mask(image, 0, None)), before)
+
+
+def test_images_scored_alike_are_counted_at_half_prevalence():
+    from pneumonia_hf.demo.answers import find_scored_alike, to_percent
+
+    bins = [
+        {"images": 80, "mean_probability": 0.5, "share": 0.2, "low": 0.1, "high": 0.3},
+        {"images": 90, "mean_probability": 0.9, "share": 0.9, "low": 0.8, "high": 0.95},
+    ]
+    report = {"data": "x", "prevalence": 0.75, "calibration": {"bins": bins}}
+    # At 75% the odds are three times those at 50%: 0.9 there is 0.75, and 0.5 is 0.25.
+    found = find_scored_alike([{"data": "old"}, report], 0.8)
+    assert (found.images, found.data) == (90, "x")
+    assert found.ill == pytest.approx(75) and found.low == pytest.approx(100 * 4 / 7)
+    assert find_scored_alike([report], 0.1).images == 80
+    assert find_scored_alike([], 0.5) is None
+    assert [to_percent(one) for one in (0.0001, 0.052, 0.5, 0.9996)] == [
+        "below 0.1%", "5.2%", "50%", "above 99.9%",
+    ]  # fmt: skip

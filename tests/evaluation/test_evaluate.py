@@ -241,7 +241,9 @@ def test_subgroups_and_other_classes_are_reported_separately(tiny_model, adults,
 
 
 def test_robustness_is_in_report_card_and_app(tiny_model, xray_folder, tmp_path):
-    from pneumonia_hf.demo.app import _describe_model
+    from pneumonia_hf.demo.about import describe_model
+    from pneumonia_hf.demo.engine import Engine
+    from pneumonia_hf.demo.limits import Limits
 
     model = tmp_path / "model"
     shutil.copytree(tiny_model, model, ignore=shutil.ignore_patterns("checkpoints"))
@@ -270,8 +272,8 @@ def test_robustness_is_in_report_card_and_app(tiny_model, xray_folder, tmp_path)
     assert f"**Shortcut gap {gap['value']:.4f}" in text and "| frame swap | 0.2 share" in text
     card = " ".join((model / "README.md").read_text().split())
     assert f"Shortcut gap {gap['value']:.3f}" in card and f"AUROC {worst['auroc']:.3f}" in card
-    shown = _describe_model(Predictor.from_pretrained(model))
-    assert f"falls by {gap['value']:.3f}; worst case {worst['auroc']:.3f}" in shown
+    shown = describe_model(Engine(Predictor.from_pretrained(model), Limits()))
+    assert f"| {gap['value']:.3f} | {worst['auroc']:.3f} (" in shown
 
 
 def test_only_listed_images_are_scored_also_of_other_classes(tiny_model, adults, tmp_path):
@@ -402,7 +404,9 @@ def test_calibration_test_has_its_false_positive_rate_and_power():
 def test_card_and_app_drop_the_word_calibrated_after_an_external_misfit(
     tiny_model, adults, tmp_path
 ):
-    from pneumonia_hf.demo import app as demo
+    from pneumonia_hf.demo.about import describe_model
+    from pneumonia_hf.demo.engine import Engine
+    from pneumonia_hf.demo.limits import Limits
 
     model = tmp_path / "model"
     shutil.copytree(tiny_model, model, ignore=shutil.ignore_patterns("checkpoints"))
@@ -417,7 +421,7 @@ def test_card_and_app_drop_the_word_calibrated_after_an_external_misfit(
     for error in (0.0, 0.4):
         report["metrics"]["ece_balanced"] = {"value": error, "low": error, "high": error}
         add_report(model, report | {"calibration_p": 1e-6})
-        shown = demo._describe_model(Predictor.from_pretrained(model))
+        shown = describe_model(Engine(Predictor.from_pretrained(model), Limits()))
         card = (model / "README.md").read_text()
         assert ("**not calibrated**" in shown) == (error > 0)
         assert ("Do not read it as a probability there" in card) == (error > 0)

@@ -144,7 +144,7 @@ def test_recalibration_fits_the_gate_and_keeps_it_where_the_images_are_few(
 
 
 def test_a_refused_file_has_no_probability_in_table_and_page(gated, tmp_path):
-    from pneumonia_hf.demo.app import _to_html
+    from pneumonia_hf.demo.answers import to_html
 
     FOREIGN[0].save(tmp_path / "noise.png")
     XRAYS[150].save(tmp_path / "xray.png")
@@ -156,9 +156,11 @@ def test_a_refused_file_has_no_probability_in_table_and_page(gated, tmp_path):
     noise, xray = csv.DictReader((tmp_path / "out.csv").read_text().splitlines())
     assert (noise["decision"], noise["probability"]) == ("REFUSED", "")
     assert NO_CHEST_XRAY in noise["warnings"] and 0 < float(xray["probability"]) < 1
-    page = _to_html(Predictor.from_pretrained(gated).predict(FOREIGN[0]), "P(pneumonia)")
-    assert "REFUSED" in page and NO_CHEST_XRAY in page
-    assert "probability 0" not in page and "P(pneumonia)" not in page
+    predictor = Predictor.from_pretrained(gated)
+    page = to_html(predictor.predict(FOREIGN[0]), predictor, [], 0.1)
+    assert "REFUSED" in page and NO_CHEST_XRAY in page and "%" not in page.split("99%")[0]
+    assert "scale" not in page and "Probability" not in page
+    assert "Probability" in to_html(predictor.predict(XRAYS[150]), predictor, [], 0.1)
 
 
 def test_recalibrating_with_other_images_is_one_sentence(gated, tmp_path):

@@ -1,0 +1,99 @@
+"""About: what the page says of its model, limits first, from the reports in the model folder."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pneumonia_hf.demo.answers import name_model
+from pneumonia_hf.files import markdown_table, read_json
+from pneumonia_hf.models.model_card import find_misfit
+from pneumonia_hf.models.model_folder import RUN_FILE
+
+if TYPE_CHECKING:
+    from pneumonia_hf.demo.engine import Engine
+
+LIMITS = """## Limits
+
+- **Research software, not a medical device.** It has had no clinical test. Nobody may be diagnosed,
+  or sent home, because of it.
+- It answers one question, pneumonia or not, about one frontal X-ray. Abnormal images without
+  pneumonia are often called pneumonia.
+- At a hospital that it has not seen it makes more errors, and its threshold may be wrong.
+- An attribution map shows where a score comes from, as far as its method passes its tests. It does
+  **not** locate disease.
+- Uploads stay in memory for your session, and on disk for a few minutes at most. Nothing is sent
+  to another server."""
+CITE = """## How to cite
+
+pneumonia-hf, version {version}, Apache-2.0. `CITATION.cff` of the repository has the entry, and the
+model card the sources of the training data."""
+
+
+def describe_model(engine: Engine) -> str:
+    """Return the About text in Markdown."""
+    from pneumonia_hf import __version__
+
+    predictor = engine.predictor
+    run = read_json(predictor.path / RUN_FILE, {}) if predictor.path else {}
+    backbone = run.get("model", {}).get("backbone")
+    parts = [LIMITS]
+    name = f"{name_model(predictor)}{f' ({backbone})' if backbone else ''}"
+    parts.append(f"## Measured\n\n**Model:** {name}")
+    if engine.reports:
+        parts.append(_tabulate(engine.reports))
+    else:
+        parts.append("This model holds no report: nothing is known of its errors.")
+    for report in engine.reports:
+        low = report["metrics"]["auroc"]["low"]
+        if low is not None and low <= 0.5:
+            parts.append(f"On {report['data']} **this is no better than chance.**")
+    if misfit := find_misfit(engine.reports):
+        error = misfit["metrics"]["ece_balanced"]["value"]
+        parts.append(
+            f"Its probabilities are **not calibrated** for {misfit['data']}: the mean error there "
+            f"is {error:.2f}."
+        )
+    parts += [_describe_methods(engine), CITE.format(version=__version__)]
+    return "\n\n".join(parts)
+
+
+def _tabulate(reports: list[dict[str, Any]]) -> str:
+    rows = []
+    for one in reports:
+        metrics = one["metrics"]
+        robustness = one.get("robustness") or {}
+        gap, worst = robustness.get("shortcut_gap"), robustness.get("worst")
+        rows.append(
+            [
+                one["data"] + (" (another site)" if one.get("external") else ""),
+                one["n"],
+                *(_to_text(metrics[name]) for name in ("auroc", "sensitivity", "specificity")),
+                f"{gap['value']:.3f}" if gap else "not measured",
+                f"{worst['auroc']:.3f} ({worst['name'].replace('_', ' ')})"
+                if worst
+                else "not measured",
+            ]
+        )
+    header = ["data", "images", "AUROC", "sensitivity", "specificity",
+              "AUROC lost with another frame", "worst AUROC of perturbed copies"]  # fmt: skip
+    return (
+        "Each row is a report in the model folder, with 95% intervals over patients.\n\n"
+        f"{markdown_table(header, rows)}"
+    )
+
+
+def _to_text(metric: dict[str, float | None]) -> str:
+    if metric["value"] is None:
+        return "not defined"
+    if metric["low"] is None or metric["high"] is None:
+        return f"{metric['value']:.3f}"
+    return f"{metric['value']:.3f} ({metric['low']:.3f} to {metric['high']:.3f})"
+
+
+def _describe_methods(engine: Engine) -> str:
+    titles = ", ".join(engine.title_of(name) for name in engine.methods)
+    return (
+        f"## Attribution maps\n\n{titles}. The tests are those of the model's reports: does the "
+        "score fall when the marked places are removed, more than at random and more than with a "
+        "blob in the centre; does the map depend on the weights; is it repeatable?"
+    )

@@ -1,0 +1,170 @@
+"""The endpoints for programs: /predict, /explain, /predict_batch and /model_info."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, Literal
+
+import gradio as gr
+
+from pneumonia_hf.demo.engine import NO_MAP
+from pneumonia_hf.errors import UserError
+from pneumonia_hf.imaging.read import IMAGE_SUFFIXES
+from pneumonia_hf.inference.attribution import overlay
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from PIL import Image
+
+    from pneumonia_hf.demo.engine import Engine
+
+
+def make_upload(**options: Any) -> gr.File:
+    """Return a gradio file that is never fetched from an address that a client names.
+
+    Not a subclass, which gradio would take for a custom component with a frontend of its own.
+    """
+    file = gr.File(**options)
+    copy = file.async_move_resource_to_block_cache
+
+    async def copy_or_refuse(url_or_file_path: Any) -> Any:
+        if str(url_or_file_path).lower().startswith(("http:", "https:")):
+            raise to_gradio("Addresses are not read; upload the file itself.")
+        return await copy(url_or_file_path)
+
+    file.async_move_resource_to_block_cache = copy_or_refuse
+    return file
+
+
+def add_endpoints(engine: Engine) -> None:
+    """Add the endpoints to the blocks that are being built; they have no visible parts."""
+    methods = Literal[(NO_MAP, *engine.methods)]  # the names in the description of the API
+
+    def predict(image: str, method: methods = NO_MAP) -> tuple[dict[str, Any], Any]:
+        """Decide whether one frontal chest X-ray shows pneumonia.
+
+        Args:
+            image: a JPEG, PNG, TIFF, BMP, WebP or DICOM file.
+            method: the attribution method whose overlay is returned, or "none".
+
+        Returns:
+            A dictionary with label, probability (where half of all images show pneumonia),
+            threshold, decision (PNEUMONIA, NORMAL, REFER or REFUSED), warnings and the distance
+            from the training images; and the overlay, null without a method or if REFUSED.
+        """
+        read = engine.read(image)
+        prediction = engine.predict(read)
+        found = asdict(prediction)
+        if method == NO_MAP or prediction.decision == "REFUSED":
+            return found, None
+        attribution_map = engine.attribute(read, method)
+        found["warnings"] += attribution_map.warnings
+        return found, overlay(read, attribution_map.values)
+
+    def explain(
+        image: str, method: methods = engine.default_method
+    ) -> tuple[dict[str, Any], Image.Image]:
+        """Show where in one chest X-ray the score for pneumonia comes from.
+
+        It does not locate disease. The map is made whatever the decision.
+
+        Args:
+            image: a JPEG, PNG, TIFF, BMP, WebP or DICOM file.
+            method: the attribution method.
+
+        Returns:
+            A dictionary with method, verdict (pass, fail or not tested, by the model's reports) and
+            warnings; and the X-ray with the map laid over it.
+        """
+        if method == NO_MAP:
+            raise UserError(f"/explain needs a method; choose from {engine.methods}.")
+        read = engine.read(image)
+        found = engine.attribute(read, method)
+        verdict = engine.verdicts.get(method, "not tested")
+        described = {"method": method, "verdict": verdict, "warnings": found.warnings}
+        return described, overlay(read, found.values)
+
+    def predict_batch(files: list[str]) -> list[dict[str, Any]]:
+        """Decide on many chest X-rays.
+
+        Args:
+            files: image files, and zip files of them.
+
+        Returns:
+            A dictionary for each image, in order: file, error (null, or why it cannot be read) and
+            the fields of /predict.
+        """
+        if not files:
+            raise UserError("There is no image; upload X-rays or a zip file of them.")
+        empty = {"label": None, "probability": None, "threshold": None, "decision": None,
+                 "warnings": [], "distance": None}  # fmt: skip
+        return [
+            {"file": row.file, "error": row.fault or None}
+            | (asdict(row.prediction) if row.prediction else empty)
+            for rows in engine.score_batch(files)
+            for row in rows
+        ]
+
+    def model_info() -> dict[str, Any]:
+        """Describe the model: name, threshold, methods with their verdicts, reports and limits."""
+        return engine.describe_model()
+
+    suffixes = sorted(IMAGE_SUFFIXES)
+    method = {"choices": [NO_MAP, *engine.methods], "visible": False, "label": "method"}
+    requests = {"concurrency_id": "requests", "concurrency_limit": engine.limits.requests}
+    file = {"visible": False, "label": "image"}
+    result = [gr.JSON(visible=False, label="result"), gr.Image(visible=False, format="png",
+                                                               label="overlay")]  # fmt: skip
+    gr.Button(visible=False).click(
+        in_sentences(predict),
+        [make_upload(file_types=suffixes, **file), gr.Dropdown(value=NO_MAP, **method)],
+        result,
+        api_name="predict",
+        **requests,
+    )
+    gr.Button(visible=False).click(
+        in_sentences(explain),
+        [
+            make_upload(file_types=suffixes, **file),
+            gr.Dropdown(value=engine.default_method, **method),
+        ],
+        [
+            gr.JSON(visible=False, label="explanation"),
+            gr.Image(visible=False, format="png", label="overlay"),
+        ],
+        api_name="explain",
+        **requests,
+    )
+    gr.Button(visible=False).click(
+        in_sentences(predict_batch),
+        make_upload(
+            file_count="multiple", file_types=[*suffixes, ".zip"], visible=False, label="files"
+        ),
+        gr.JSON(visible=False, label="results"),
+        api_name="predict_batch",
+        concurrency_id="batch",
+        concurrency_limit=1,
+    )
+    gr.Button(visible=False).click(
+        model_info, None, gr.JSON(visible=False, label="model"), api_name="model_info", **requests
+    )
+
+
+def in_sentences(function: Callable) -> Callable:
+    """Return a function whose UserErrors are sentences for the visitor, not tracebacks."""
+    from functools import wraps
+
+    @wraps(function)
+    def guarded(*arguments: Any) -> Any:
+        try:
+            return function(*arguments)
+        except UserError as error:
+            raise to_gradio(str(error)) from error
+
+    return guarded
+
+
+def to_gradio(text: str) -> gr.Error:
+    """Return an error with a sentence for the visitor."""
+    return gr.Error(text, print_exception=False)

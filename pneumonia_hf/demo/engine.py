@@ -1,0 +1,312 @@
+"""Engine: what the page and the endpoints ask of the model."""
+
+from __future__ import annotations
+
+import io
+import time
+import zipfile
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageFilter
+
+from pneumonia_hf import __version__
+from pneumonia_hf.demo.limits import Limits
+from pneumonia_hf.errors import UserError, XrayError
+from pneumonia_hf.files import read_json
+from pneumonia_hf.imaging.read import IMAGE_SUFFIXES, read_xray
+from pneumonia_hf.inference.attribution import AttributionMap, attribute, methods_for
+from pneumonia_hf.inference.network import COMPUTING
+from pneumonia_hf.inference.predictor import Prediction, Predictor
+from pneumonia_hf.labels import LABELS
+from pneumonia_hf.models.model_folder import REPORTS_FILE, RUN_FILE
+
+NO_MAP = "none"  # of the attribution methods
+NO_FILE = "Upload a chest X-ray first."
+BUSY = "The app is busy; try again in a minute."
+CHUNK = 8  # images of a batch that are scored before others have their turn
+FILLS = ("black", "gray", "blurred")
+ATTENTION = {"PNEUMONIA": 0, "REFER": 1, "REFUSED": 2, "": 3, "NORMAL": 4}  # "" is unreadable
+
+
+@dataclass(frozen=True)
+class BatchRow:
+    """The result on one file of a batch."""
+
+    file: str
+    prediction: Prediction | None  # None: it could not be read
+    fault: str  # why, as a sentence
+    image: Image.Image | None
+
+
+class Engine:
+    """A predictor with the limits of the app."""
+
+    def __init__(self, predictor: Predictor, limits: Limits) -> None:
+        """Take a predictor and find its attribution methods, the best first."""
+        self.predictor = predictor
+        self.limits = limits
+        self.reports: list[dict[str, Any]] = (
+            read_json(predictor.path / REPORTS_FILE, []) if predictor.path else []
+        )
+        self.methods = methods_for(predictor)
+        self.verdicts, self.default_method = _choose_method(self.reports, self.methods)
+
+    def title_of(self, method: str) -> str:
+        """Return a method's name with the verdict of its tests."""
+        verdict = {"pass": "passed its tests", "fail": "failed a test"}.get(
+            self.verdicts.get(method, ""), "not tested"
+        )
+        return f"{NAMES.get(method, method.replace('_', ' '))} ({verdict})"
+
+    def read(self, path: str | None) -> Image.Image:
+        """Return the image of an upload.
+
+        Raises:
+            UserError: there is none; it cannot be read, or is larger than the limits.
+        """
+        if not path:
+            raise UserError(NO_FILE)
+        file = Path(path)
+        if not file.is_file():
+            raise UserError("The upload is no longer there; upload the file again.")
+        self._check_bytes(file.name, file.stat().st_size)
+        return read_xray(file, file.name, self.limits.megapixels * 10**6)
+
+    def _check_bytes(self, name: str, size: int) -> None:
+        if size > self.limits.upload_mb * 10**6:
+            raise XrayError(
+                f"{name} has {size / 1e6:.0f} MB, more than the {self.limits.upload_mb} MB allowed."
+            )
+
+    def predict(self, image: Image.Image) -> Prediction:
+        """Return the decision on an image.
+
+        Raises:
+            UserError: other requests took too long.
+        """
+        self._wait()
+        try:
+            return self.predictor.predict(image)
+        finally:
+            COMPUTING.release()
+
+    def predict_masked(self, images: Sequence[Image.Image]) -> list[Prediction]:
+        """Return the decision on images with hidden parts, which the gate does not refuse.
+
+        Raises:
+            UserError: other requests took too long.
+        """
+        self._wait()
+        try:
+            return self.predictor.predict_all(images, refuse=False)
+        finally:
+            COMPUTING.release()
+
+    def attribute(self, image: Image.Image, method: str) -> AttributionMap:
+        """Return the attribution map of an image.
+
+        Raises:
+            UserError: a method that the model does not support; other requests took too long.
+        """
+        self._wait()
+        try:
+            return attribute(self.predictor, image, method)
+        finally:
+            COMPUTING.release()
+
+    def _wait(self) -> None:
+        if not COMPUTING.acquire(timeout=self.limits.seconds):
+            raise UserError(BUSY)
+
+    def score_batch(self, paths: Sequence[str]) -> Iterator[list[BatchRow]]:
+        """Yield the results on uploads, and on the images in zip files, a few at a time.
+
+        Raises:
+            UserError: no image; more than the limits; it takes too long.
+        """
+        started = time.monotonic()
+        rows: list[BatchRow] = []
+        for name, content in self._list_files(paths):
+            rows.append(self._read_row(name, content))
+            if len(rows) == CHUNK:
+                yield self._score(rows)
+                rows = []
+            if time.monotonic() - started > self.limits.seconds:
+                raise UserError(
+                    f"The batch took longer than {self.limits.seconds} s; send fewer images."
+                )
+        if rows:
+            yield self._score(rows)
+
+    def _list_files(self, paths: Sequence[str]) -> list[tuple[str, Path | bytes | XrayError]]:
+        found: list[tuple[str, Path | bytes | XrayError]] = []
+        for path in map(Path, paths):
+            if path.suffix.lower() == ".zip":
+                found += self._open_zip(path)
+            else:
+                found.append((path.name, path))
+            if len(found) > self.limits.batch:
+                raise UserError(
+                    f"The batch has more than {self.limits.batch} images; send them in parts."
+                )
+        if not found:
+            raise UserError("There is no image; upload X-rays or a zip file of them.")
+        return found
+
+    def _open_zip(self, path: Path) -> Iterator[tuple[str, bytes | XrayError]]:
+        """Yield the images in a zip file; they are read in memory, and nothing is unpacked."""
+        self._check_bytes(path.name, path.stat().st_size)
+        left = self.limits.unzipped_mb * 10**6
+        count = 0
+        try:
+            with zipfile.ZipFile(path) as archive:
+                for entry in archive.infolist():
+                    name = Path(entry.filename).name
+                    hidden = name.startswith(".") or "__MACOSX" in entry.filename
+                    if entry.is_dir() or hidden or Path(name).suffix.lower() not in IMAGE_SUFFIXES:
+                        continue
+                    count += 1
+                    if count > self.limits.batch:  # one too many, for which the caller refuses all
+                        yield name, XrayError("too many")
+                        return
+                    most = min(left, self.limits.upload_mb * 10**6)
+                    # Not entry.file_size, which the file itself states.
+                    with archive.open(entry) as opened:
+                        content = opened.read(most + 1)
+                    if len(content) > most:
+                        yield name, XrayError(f"{name} is larger than the limits of this app.")
+                        return
+                    left -= len(content)
+                    yield name, content
+        except (zipfile.BadZipFile, RuntimeError, NotImplementedError, OSError, EOFError) as error:
+            # RuntimeError: a password; NotImplementedError: an unknown compression.
+            yield path.name, XrayError(f"{path.name} is not a zip file that can be read ({error}).")
+        except Exception as error:  # zlib, bz2 and lzma raise their own on damaged data
+            yield path.name, XrayError(f"{path.name} is damaged ({type(error).__name__}).")
+
+    def _read_row(self, name: str, content: Path | bytes | XrayError) -> BatchRow:
+        try:
+            if isinstance(content, XrayError):
+                raise content
+            if isinstance(content, Path):
+                return BatchRow(name, None, "", self.read(str(content)))
+            image = read_xray(content, name, self.limits.megapixels * 10**6)
+            return BatchRow(name, None, "", image)
+        except UserError as error:
+            return BatchRow(name, None, str(error), None)
+
+    def _score(self, rows: list[BatchRow]) -> list[BatchRow]:
+        images = [one.image for one in rows if one.image is not None]
+        self._wait()
+        try:
+            predictions = iter(self.predictor.predict_all(images) if images else [])
+        finally:
+            COMPUTING.release()
+        return [
+            one if one.image is None else replace(one, prediction=next(predictions)) for one in rows
+        ]
+
+    def describe_model(self) -> dict[str, Any]:
+        """Return what a program should know of the model, without local paths."""
+        from pneumonia_hf.demo.answers import name_model
+
+        point = self.predictor.operating_point
+        run = read_json(self.predictor.path / RUN_FILE, {}) if self.predictor.path else {}
+        return {
+            "model": name_model(self.predictor),
+            "backbone": run.get("model", {}).get("backbone"),
+            "version": __version__,
+            "labels": list(LABELS),
+            "threshold": point.threshold,
+            "refer_low": point.low,
+            "refer_high": point.high,
+            "calibrated_for_prevalence": 0.5,
+            "methods": self.methods,
+            "method_verdicts": self.verdicts,
+            "default_method": self.default_method,
+            "has_gate": any(one.gate is not None for one in self.predictor.networks),
+            "reports": [
+                {"data": one["data"], "n": one["n"], "auroc": one["metrics"]["auroc"]}
+                for one in self.reports
+            ],
+            "limits": asdict(self.limits),
+            "notice": "Research software, not a medical device.",
+        }
+
+
+NAMES = {
+    "gradcam": "Grad-CAM",
+    "gradient_x_activation": "Gradient x activation",
+    "multi_layer": "Grad-CAM of several layers",
+    "occlusion": "Occlusion",
+    "integrated_gradients": "Integrated gradients from black",
+    "integrated_gradients_blurred": "Integrated gradients from a blurred image",
+    "integrated_gradients_mean": "Integrated gradients from an even image",
+    "gradient_shap": "Gradient SHAP",
+    "attention_rollout": "Attention rollout",
+}
+
+
+def _choose_method(
+    reports: Sequence[dict[str, Any]], supported: Sequence[str]
+) -> tuple[dict[str, str], str]:
+    """Return the verdict on each tested method, fail if any report says so, and the default.
+
+    The default is the best by the first report that tested methods, or else the first that did
+    not fail.
+    """
+    tested = [one["faithfulness"] for one in reports if one.get("faithfulness")]
+    verdicts: dict[str, str] = {}
+    for found in tested:
+        for one in found["results"]:
+            if one["verdict"] and verdicts.get(one["method"]) != "fail":
+                verdicts[one["method"]] = one["verdict"]
+    best = [found["best"] for found in tested if found["best"] in supported]
+    rest = [name for name in supported if verdicts.get(name) != "fail"]
+    return verdicts, (best or rest or list(supported))[0]
+
+
+def mask(
+    image: Image.Image, border: float, box: Sequence[float] | None, fill: str = FILLS[0]
+) -> Image.Image:
+    """Return an image whose border and box are hidden.
+
+    Args:
+        image: gray.
+        border: share of each side that is hidden, 0 to 0.45.
+        box: left, top, right and bottom of a part that is hidden, as shares of the sides.
+        fill: of FILLS: black, the mean gray, or the image blurred until no detail is left.
+    """
+    width, height = image.size
+    hidden = Image.new("L", image.size, 255 if border else 0)
+    if border:
+        left, top = round(width * border), round(height * border)
+        hidden.paste(0, (left, top, width - left, height - top))
+    if box:
+        corners = [
+            round(share * side) for share, side in zip(box, (width, height) * 2, strict=True)
+        ]
+        hidden.paste(255, tuple(corners))
+    if fill == "black":
+        cover = Image.new("L", image.size)
+    elif fill == "gray":
+        cover = Image.new("L", image.size, round(_mean(image)))
+    else:
+        cover = image.filter(ImageFilter.GaussianBlur(max(image.size) / 16))
+    return Image.composite(cover, image, hidden)
+
+
+def _mean(image: Image.Image) -> float:
+    from PIL import ImageStat
+
+    return ImageStat.Stat(image).mean[0]
+
+
+def to_png(image: Image.Image) -> bytes:
+    """Return an image as the bytes of a PNG file."""
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()

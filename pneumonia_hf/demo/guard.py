@@ -1,0 +1,178 @@
+"""Guard: what every request passes before gradio sees it: login, limits, and safe headers."""
+
+from __future__ import annotations
+
+import base64
+import hmac
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+MOST_JSON_BYTES = 4_000_000  # of a request that is no upload
+BUSY = "The app is busy; try again in a minute."
+NOT_A_FILE = (
+    "Addresses and paths of the server are not read; upload the file itself (in Python: "
+    "handle_file)."
+)
+HEADERS = {
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "permissions-policy": "camera=(), microphone=(), geolocation=()",
+    # A Space is shown in a frame of huggingface.co; no other site may frame it.
+    "content-security-policy": "frame-ancestors 'self' https://huggingface.co https://*.hf.space",
+    "cross-origin-opener-policy": "same-origin",
+}
+
+
+class Guard:
+    """ASGI middleware.
+
+    With a login, every route wants it by HTTP Basic authentication: pages, files, the API and its
+    description. JSON requests may name uploaded files only, so that nobody makes the server fetch
+    an address or open one of its own files.
+    """
+
+    def __init__(self, app: ASGIApp, login: str | None, uploads: str) -> None:
+        """Take the app, a login `user:password` or None, and the folder of uploads."""
+        self.app = app
+        self.login = login
+        self.uploads = Path(uploads).resolve()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle a request."""
+        if scope["type"] not in ("http", "websocket"):
+            await self.app(scope, receive, send)
+            return
+        headers = {name.lower(): value for name, value in scope["headers"]}
+        if self.login and not self._is_logged_in(headers.get(b"authorization", b"")):
+            ask = [(b"www-authenticate", b'Basic realm="X-rays", charset="UTF-8"')]
+            await _answer(send, 401, "Log in with the user and password of this app.", ask)
+            return
+        if scope["type"] == "http" and scope["method"] == "POST":
+            kind = headers.get(b"content-type", b"").split(b";")[0].strip()
+            if kind != b"multipart/form-data":
+                body = await _read(receive)
+                if body is None:
+                    await _answer(send, 413, "The request is too long.")
+                    return
+                if not self._names_uploads_only(body):
+                    await _answer(send, 400, NOT_A_FILE)
+                    return
+                receive = _replay(body, receive)
+        await self.app(scope, receive, _with_headers(send))
+
+    def _is_logged_in(self, given: bytes) -> bool:
+        scheme, _, coded = given.partition(b" ")
+        if scheme.lower() != b"basic":
+            return False
+        try:
+            text = base64.b64decode(coded.strip(), validate=True)
+        except ValueError:
+            return False
+        return hmac.compare_digest(text, self.login.encode())  # takes as long for any text
+
+    def _names_uploads_only(self, body: bytes) -> bool:
+        """Return whether each file in a JSON body is inside of the folder of uploads."""
+        try:
+            content = json.loads(body)
+        except (ValueError, RecursionError):
+            return True  # gradio refuses what is not JSON
+        return all(self._is_upload(path) for path in _list_paths(content))
+
+    def _is_upload(self, path: Any) -> bool:
+        if not isinstance(path, str) or "\0" in path:
+            return False
+        if path.startswith("data:"):  # the bytes themselves, from a client without uploads
+            return True
+        try:
+            return Path(path).resolve().is_relative_to(self.uploads)
+        except (OSError, RuntimeError, ValueError):
+            return False
+
+
+def _list_paths(content: Any) -> Iterator[Any]:
+    """Yield what names a file in a request: `path`, and any text that is an address."""
+    stack = [content]
+    while stack:
+        one = stack.pop()
+        if isinstance(one, dict):
+            if one.get("path") is not None:
+                yield one["path"]
+            # A client repeats the address of its own upload as `url`; gradio does not read it.
+            stack += [value for key, value in one.items() if key not in ("path", "url")]
+        elif isinstance(one, list):
+            stack += one
+        elif isinstance(one, str) and one.lstrip().lower().startswith(ADDRESSES):
+            yield one
+
+
+ADDRESSES = ("http://", "https://", "ftp://", "file:")
+
+
+async def _read(receive: Receive) -> bytes | None:
+    """Return the body of a request; None if it is too long."""
+    parts, length, more = [], 0, True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return b""
+        parts.append(message.get("body", b""))
+        length += len(parts[-1])
+        if length > MOST_JSON_BYTES:
+            return None
+        more = message.get("more_body", False)
+    return b"".join(parts)
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    """Return a `receive` that gives the body once, and then what the client does."""
+    sent = False
+
+    async def replay() -> Message:
+        nonlocal sent
+        if sent:
+            return await receive()
+        sent = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return replay
+
+
+def _with_headers(send: Send) -> Send:
+    """Return a `send` that adds HEADERS, and says in a sentence that the queue is full."""
+    busy = False
+
+    async def guarded(message: Message) -> None:
+        nonlocal busy
+        if message["type"] == "http.response.start":
+            busy = message["status"] == 503
+            kept = [pair for pair in message["headers"] if pair[0].lower().decode() not in HEADERS]
+            added = [(name.encode(), value.encode()) for name, value in HEADERS.items()]
+            if busy:
+                kept = [pair for pair in kept if pair[0].lower() != b"content-length"]
+                added.append((b"retry-after", b"10"))
+            message = message | {"headers": kept + added}
+        elif message["type"] == "http.response.body" and busy:
+            body = b"" if message.get("more_body") else json.dumps({"detail": BUSY}).encode()
+            message = message | {"body": body}
+        await send(message)
+
+    return guarded
+
+
+async def _answer(
+    send: Send, status: int, text: str, headers: list[tuple[bytes, bytes]] | None = None
+) -> None:
+    body = json.dumps({"detail": text}).encode()
+    every = [
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(body)).encode()),
+        *((name.encode(), value.encode()) for name, value in HEADERS.items()),
+        *(headers or []),
+    ]
+    await send({"type": "http.response.start", "status": status, "headers": every})
+    await send({"type": "http.response.body", "body": body})

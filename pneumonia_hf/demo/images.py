@@ -1,0 +1,49 @@
+"""Images for the page: small enough to send, in the page itself, so that none lies on the disk."""
+
+from __future__ import annotations
+
+import base64
+import io
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+if TYPE_CHECKING:
+    from matplotlib.colors import Colormap
+
+SHOWN_SIDE = 1600  # pixels of the longer side
+MAP_SIDE = 448
+THUMBNAIL_SIDE = 96
+
+
+def to_data_uri(image: Image.Image, side: int = SHOWN_SIDE) -> str:
+    """Return an image as JPEG in a data URI, its longer side at most `side` pixels."""
+    image = image.copy()
+    image.thumbnail((side, side), Image.Resampling.LANCZOS)
+    return _encode(image, "JPEG", quality=93)
+
+
+def map_to_data_uri(values: np.ndarray) -> str:
+    """Return an attribution map, [H, W] in 0..1, as a coloured PNG that is clear where it is 0."""
+    from matplotlib import colormaps
+
+    colours: Colormap = colormaps["inferno"]
+    small = Image.fromarray((values * 255).round().astype(np.uint8))
+    small.thumbnail((MAP_SIDE, MAP_SIDE), Image.Resampling.BILINEAR)
+    level = np.asarray(small, np.float32) / 255
+    pixels = (colours(level) * 255).round().astype(np.uint8)
+    pixels[..., 3] = (255 * np.sqrt(level)).round()  # low evidence stays visible
+    return _encode(Image.fromarray(pixels, "RGBA"), "PNG")
+
+
+def thumbnail(image: Image.Image) -> str:
+    """Return a small image for a table."""
+    return to_data_uri(image, THUMBNAIL_SIDE)
+
+
+def _encode(image: Image.Image, form: str, **options: int) -> str:
+    buffer = io.BytesIO()
+    image.save(buffer, form, **options)
+    kind = form.lower()
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"

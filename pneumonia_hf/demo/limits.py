@@ -1,0 +1,47 @@
+"""Limits of the app: what one visitor may ask of it, from environment variables."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+
+from pneumonia_hf.errors import UserError
+from pneumonia_hf.imaging.read import MAX_PIXELS
+
+
+def _limit(variable: str, default: int, meaning: str) -> int:
+    """Return a field that is read from an environment variable."""
+    return field(default=default, metadata={"variable": variable, "meaning": meaning})
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bounds of the app. docs/space.md lists the variables."""
+
+    upload_mb: int = _limit("MAX_UPLOAD_MB", 20, "size of an upload, in MB")
+    megapixels: int = _limit("MAX_MEGAPIXELS", MAX_PIXELS // 10**6, "pixels of an image, millions")
+    batch: int = _limit("MAX_BATCH", 200, "images of a batch, zip files counted by their content")
+    unzipped_mb: int = _limit("MAX_UNZIPPED_MB", 400, "size of all files of a zip, in MB")
+    queue: int = _limit("MAX_QUEUE", 64, "requests that wait; further ones are refused")
+    requests: int = _limit("MAX_REQUESTS", 4, "requests that are handled at once")
+    seconds: int = _limit("MAX_SECONDS", 60, "seconds that a batch may take, or a request wait")
+    kept_seconds: int = _limit("KEPT_SECONDS", 120, "seconds that an upload stays on disk")
+    sessions: int = _limit("MAX_SESSIONS", 100, "visitors whose last image is in memory")
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Limits:
+        """Return the limits that the environment variables give, and defaults for others.
+
+        Raises:
+            UserError: a value is not a positive integer.
+        """
+        given = {}
+        for one in fields(cls):
+            variable = one.metadata["variable"]
+            if not (text := environment.get(variable, "").strip()):
+                continue
+            if not (text.isascii() and text.isdigit() and int(text) > 0):
+                raise UserError(f"{variable} is {text!r}; give a positive whole number.")
+            given[one.name] = int(text)
+        return cls(**given)
