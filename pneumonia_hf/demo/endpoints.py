@@ -9,7 +9,6 @@ import gradio as gr
 
 from pneumonia_hf.demo.engine import NO_MAP
 from pneumonia_hf.errors import UserError
-from pneumonia_hf.imaging.read import IMAGE_SUFFIXES
 from pneumonia_hf.inference.attribution import overlay
 
 if TYPE_CHECKING:
@@ -110,7 +109,8 @@ def add_endpoints(engine: Engine) -> None:
         """Describe the model: name, threshold, methods with their verdicts, reports and limits."""
         return engine.describe_model()
 
-    suffixes = sorted(IMAGE_SUFFIXES)
+    # Without file types: gradio logs a traceback for each file of another one, and the engine says
+    # in a sentence what can be read.
     method = {"choices": [NO_MAP, *engine.methods], "visible": False, "label": "method"}
     requests = {"concurrency_id": "requests", "concurrency_limit": engine.limits.requests}
     file = {"visible": False, "label": "image"}
@@ -118,7 +118,7 @@ def add_endpoints(engine: Engine) -> None:
                                                                label="overlay")]  # fmt: skip
     gr.Button(visible=False).click(
         in_sentences(predict),
-        [make_upload(file_types=suffixes, **file), gr.Dropdown(value=NO_MAP, **method)],
+        [make_upload(**file), gr.Dropdown(value=NO_MAP, **method)],
         result,
         api_name="predict",
         **requests,
@@ -126,7 +126,7 @@ def add_endpoints(engine: Engine) -> None:
     gr.Button(visible=False).click(
         in_sentences(explain),
         [
-            make_upload(file_types=suffixes, **file),
+            make_upload(**file),
             gr.Dropdown(value=engine.default_method, **method),
         ],
         [
@@ -138,9 +138,7 @@ def add_endpoints(engine: Engine) -> None:
     )
     gr.Button(visible=False).click(
         in_sentences(predict_batch),
-        make_upload(
-            file_count="multiple", file_types=[*suffixes, ".zip"], visible=False, label="files"
-        ),
+        make_upload(file_count="multiple", visible=False, label="files"),
         gr.JSON(visible=False, label="results"),
         api_name="predict_batch",
         concurrency_id="batch",

@@ -52,6 +52,10 @@ CASES = {
         "--models convnext-tiny --batch 2 --steps 1 --image_size 32 --eager",
         (("images/s", "TFLOP/s"),),
     ),
+    "load.py": Case(
+        "--clients 2 --requests 2 --alone 2 --model MODEL",
+        (("clients", "answers", "p50, ms", "p95, ms", "answers/s", "bare forward pass, ms"),),
+    ),
     "memory.py": Case(
         "--backbones xray-cnn --rounds 1 --steps 1 --batch 2 --image_size 64",
         (("returns it, images/s", "keeps it, images/s", "ratio"),),

@@ -1,0 +1,172 @@
+"""Ask a running app of its own from many clients at once: whose answer, how fast, how much memory?
+
+python benchmarks/load.py [--clients 32] [--requests 20] [--model FOLDER]
+
+Starts the app on a free port of this machine, and stops it. Each request has an image of its own,
+and its answer must be that of `Predictor` for this image. The table also compares one client's
+`/predict` with the bare forward pass of the network.
+"""
+
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+from _shared import describe_machine
+from PIL import Image, ImageFilter
+
+from pneumonia_hf.cli import make_parser, run_script
+
+ROOT = Path(__file__).resolve().parents[1]
+TOLERANCE = 1e-4
+
+
+def main() -> None:
+    """Measure one client, and then many."""
+    parser = make_parser(__doc__)
+    parser.add_argument("--clients", type=int, default=32)
+    parser.add_argument("--requests", type=int, default=20, help="Of each client.")
+    parser.add_argument("--alone", type=int, default=50, help="Requests of a client alone.")
+    parser.add_argument("--model", help="Model folder; default: the one included.")
+    options = parser.parse_args()
+
+    from pneumonia_hf import Predictor
+    from pneumonia_hf.models.model_folder import DEFAULT_MODEL
+
+    model = str(options.model or DEFAULT_MODEL)
+    predictor = Predictor.from_pretrained(model)
+    with tempfile.TemporaryDirectory() as folder:
+        files = [
+            _draw(Path(folder) / f"x{number}.png", number)
+            for number in range(options.clients * options.requests)
+        ]
+        expected = [
+            found.probability if found.probability is not None else found.distance
+            for found in predictor.predict_files(files)
+        ]
+        forward = _time_forward(predictor, files[0])
+        server, url = _start(model)
+        try:
+            alone = _ask(url, files[: options.alone], expected)
+            before = _measure_memory(server.pid)
+            started = time.perf_counter()
+            lists = _ask_together(url, files, expected, options.clients)
+            seconds = time.perf_counter() - started
+            middle = _measure_memory(server.pid)
+            _ask_together(url, files, expected, options.clients)
+            after = _measure_memory(server.pid)
+        finally:
+            server.terminate()
+            server.wait(20)
+    times = sorted(one for some in lists for one in some)
+    print(f"{describe_machine()}; {Path(model).name}.\n")
+    print("| clients | answers | p50, ms | p95, ms | answers/s | bare forward pass, ms |")
+    print("|---|---|---|---|---|---|")
+    for count, found, span in ((1, sorted(alone), sum(alone)), (options.clients, times, seconds)):
+        p95 = found[min(len(found) - 1, int(0.95 * len(found)))]
+        cells = f"{1000 * statistics.median(found):.0f} | {1000 * p95:.0f}"
+        rate = f"{len(found) / span:.1f} | {1000 * forward:.1f}"
+        print(f"| {count} | {len(found)} | {cells} | {rate} |")
+    print(
+        f"\nMemory of the app: {before:.0f} MB after one client, {middle:.0f} MB after all, "
+        f"{after:.0f} MB after all again."
+    )
+
+
+def _draw(path: Path, seed: int) -> Path:
+    noise = np.random.default_rng(seed).integers(0, 256, (224, 224), dtype=np.uint8)
+    Image.fromarray(noise).filter(ImageFilter.GaussianBlur(6)).save(path)
+    return path
+
+
+def _time_forward(predictor, file: Path) -> float:
+    from pneumonia_hf import read_xray
+
+    network = predictor.network
+    pixel_values = network.pixel_values([read_xray(file)])
+    import torch
+
+    times = []
+    with torch.inference_mode():
+        for _ in range(20):
+            started = time.perf_counter()
+            network.model(pixel_values=pixel_values)
+            times.append(time.perf_counter() - started)
+    return statistics.median(times)
+
+
+def _start(model: str) -> tuple[subprocess.Popen, str]:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    environment = os.environ | {"MODEL_ID": model, "GRADIO_SERVER_PORT": str(port)}
+    environment |= {"MAX_QUEUE": "1000"}
+    server = subprocess.Popen([sys.executable, str(ROOT / "app.py")], env=environment,
+                              stdout=subprocess.DEVNULL)  # fmt: skip
+    url = f"http://127.0.0.1:{port}"
+    for _ in range(480):
+        try:
+            urllib.request.urlopen(url, timeout=5).close()
+            return server, url
+        except OSError:
+            if server.poll() is not None:
+                raise SystemExit("The app did not start.") from None
+            time.sleep(0.25)
+    server.kill()
+    raise SystemExit("The app did not start within two minutes.")
+
+
+def _ask(url: str, files: list[Path], expected: list[float]) -> list[float]:
+    """Return the seconds of each request of one client; a wrong answer ends the program."""
+    from gradio_client import Client, handle_file
+
+    client = Client(url, verbose=False)
+    times = []
+    for file, right in zip(files, expected, strict=False):
+        started = time.perf_counter()
+        found = client.predict(handle_file(file), api_name="/predict")[0]
+        times.append(time.perf_counter() - started)
+        got = found["probability"] if found["probability"] is not None else found["distance"]
+        if not abs(got - right) <= TOLERANCE * max(1, abs(right)):
+            raise SystemExit(f"{file.name} got {got}, not {right}: the answer of another image?")
+    client.close()
+    return times
+
+
+def _ask_together(url, files, expected, clients: int) -> list[list[float]]:
+    found: list[list[float]] = [[] for _ in range(clients)]
+    faults: list[BaseException] = []
+
+    def work(number: int) -> None:
+        try:
+            found[number] = _ask(url, files[number::clients], expected[number::clients])
+        except BaseException as error:
+            faults.append(error)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(clients)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if faults:
+        raise faults[0]
+    return found
+
+
+def _measure_memory(pid: int) -> float:
+    """Return the resident memory of a process in MB, on Linux."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1]) / 1024
+    return float("nan")
+
+
+if __name__ == "__main__":
+    run_script(main)
