@@ -111,3 +111,9 @@ def test_an_infinite_draw_counts_at_the_upper_end():
     draws = [1.0] * 90 + [np.inf] * 10
     found = percentile_interval(2.0, draws)
     assert found.low == 1 and found.high == np.inf
+
+
+def test_an_interval_of_which_many_draws_are_undefined_has_no_ends():
+    draws = [*np.linspace(0, 1, 96), *[np.nan] * 4]
+    assert percentile_interval(0.5, draws).low == pytest.approx(0.025)
+    assert np.isnan(percentile_interval(0.5, [*draws, np.nan, np.nan]).low)

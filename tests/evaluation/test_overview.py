@@ -7,9 +7,14 @@ from PIL import Image
 from pneumonia_hf.evaluation.report.overview import read_row
 
 
-def save_report(folder, area: float, swapped: float | None = None, weights: str = "a"):
+def save_report(
+    folder, area: float, swapped: float | None = None, weights: str = "a", seen: int = 0
+):
     folder.mkdir()
     report = {
+        "seen_in_training": 0,
+        "seen_in_validation": 0,
+        "seen_in_test": seen,
         "weights_sha256": weights,
         "metrics": {"auroc": {"value": area, "low": area - 0.02, "high": area + 0.01}},
         "robustness": None,
@@ -29,14 +34,16 @@ def save_report(folder, area: float, swapped: float | None = None, weights: str 
 def test_models_stand_side_by_side_in_a_table_and_a_figure(tmp_path):
     home = save_report(tmp_path / "home", 0.99, 0.15)
     away = save_report(tmp_path / "away", 0.8)
+    known = save_report(tmp_path / "known", 0.8, seen=3)
     plain = save_report(tmp_path / "plain", 0.97)
     output = tmp_path / "figures" / "overview.png"
     done = call_script(
         "compare_reports.py", "--output", output, "--models", f"old={home},{away}", f"new={plain}"
     )
     assert done.returncode == 0, done.stderr
-    assert "| old | 0.990 | 0.150 | 0.800 |" in done.stdout
-    assert "| new | 0.970 | - | - |" in done.stdout
+    assert "| old | 0.990 | 0.150 | 0.800 | no |" in done.stdout
+    assert "| new | 0.970 | - | - | - |" in done.stdout
+    assert read_row(f"x={home},{known}").knows_site
     with Image.open(output) as image:
         assert image.format == "PNG" and image.width > 500
 

@@ -102,6 +102,18 @@ def test_small_groups_without_an_error_are_not_flagged():
     assert perfect > 6 and flagged == 0
 
 
+def test_many_images_of_few_patients_do_not_make_a_difference():
+    # 10 patients a group with 20 equal images each: right are those of 6, and of 9.
+    right = np.repeat([1] * 6 + [0] * 4 + [1] * 9 + [0], 20)
+    labels = np.concatenate([np.ones(400, int), np.tile([0], 100)])
+    scores = np.concatenate([np.where(right, 0.9, 0.1), np.full(100, 0.2)])
+    patients = [*np.repeat([f"p{n}" for n in range(20)], 20), *(f"n{n}" for n in range(100))]
+    groups = [*np.repeat(["a", "b"], 200), *["a", "b"] * 50]
+    (first, _), _ = measure_subgroups({"x": groups}, labels, scores, 0.5, patients, 200)
+    gap = first.gaps["sensitivity"]
+    assert gap.difference.value == pytest.approx(-0.3) and not gap.flagged
+
+
 def test_what_the_mix_of_groups_contributes_has_an_interval():
     generator = np.random.default_rng(1)
     labels = np.repeat([0, 0, 1, 1], 100)

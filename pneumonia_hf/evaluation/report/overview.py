@@ -23,6 +23,8 @@ class ModelRow:
 
     name: str
     areas: tuple[dict[str, float] | None, ...]
+    # Whether the second site has images in the model's own splits; None without such a report.
+    knows_site: bool | None = None
 
 
 def read_row(text: str) -> ModelRow:
@@ -53,20 +55,30 @@ def read_row(text: str) -> ModelRow:
             swapped[0] if swapped else None,
             other["metrics"]["auroc"] if other else None,
         ),
+        any(other[f"seen_in_{split}"] for split in ("training", "validation", "test"))
+        if other
+        else None,
     )
 
 
 def to_table(rows: list[ModelRow]) -> str:
     """Return the rows in Markdown."""
     cells = [
-        [one.name, *("-" if area is None else f"{area['value']:.3f}" for area in one.areas)]
+        [
+            one.name,
+            *("-" if area is None else f"{area['value']:.3f}" for area in one.areas),
+            {None: "-", True: "yes", False: "no"}[one.knows_site],
+        ]
         for one in rows
     ]
-    return markdown_table(["model", *COLUMNS], cells)
+    return markdown_table(["model", *COLUMNS, "knows the second site"], cells)
 
 
 def draw_overview(rows: list[ModelRow]) -> Figure:
-    """Return a figure of the rows with 95% intervals; 0.5 is chance."""
+    """Return a figure of the rows with 95% intervals; 0.5 is chance.
+
+    The mark of a second site is hollow if the model has not seen it.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7.5, 0.75 * len(rows) + 1.5), layout="constrained")
@@ -77,16 +89,19 @@ def draw_overview(rows: list[ModelRow]) -> Figure:
                 continue
             y = place + (at - 1) * 0.24
             axes.plot([area["low"], area["high"]], [y, y], color=colour, linewidth=2)
-            axes.plot(area["value"], y, "osD"[at], color=colour, markersize=6)
+            face = "white" if at == 2 and row.knows_site is False else colour
+            axes.plot(area["value"], y, "osD"[at], color=colour, markerfacecolor=face, markersize=6)
             side = "left" if area["low"] < 0.25 else "right"
             end = area["high"] + 0.012 if side == "left" else area["low"] - 0.012
             axes.text(end, y, f"{area['value']:.3f}", va="center", ha=side, fontsize=8)
     for colour, marker, name in zip(COLOURS, "osD", COLUMNS, strict=True):
         axes.plot([], [], marker, color=colour, label=name)
+    if any(row.knows_site is False for row in rows):
+        axes.plot([], [], "D", color=COLOURS[2], markerfacecolor="white", label="not seen")
     axes.axvline(0.5, color="#767676", linestyle=":", linewidth=1)
     axes.set_yticks(range(len(rows)), [one.name for one in rows])
     axes.invert_yaxis()
     axes.set(xlim=(0, 1.02), xlabel="AUROC with 95% interval (0.5: chance)")
     axes.grid(axis="x", alpha=0.3)
-    figure.legend(loc="outside upper center", ncols=3, frameon=False, fontsize=9)
+    figure.legend(loc="outside upper center", ncols=4, frameon=False, fontsize=9)
     return figure
