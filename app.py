@@ -7,6 +7,8 @@ def main() -> None:
     """Load the model and serve the app until it is stopped."""
     # gradio reads this at import. The app sends no usage data.
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+    from PIL import Image
+
     from pneumonia_hf.demo.app import build_demo, launch_options
     from pneumonia_hf.demo.limits import Limits
     from pneumonia_hf.errors import UserError
@@ -22,6 +24,7 @@ def main() -> None:
     predictor = Predictor.from_pretrained(
         model, os.environ.get("MODEL_REVISION") or None, backend=backend
     )
+    predictor.predict(Image.new("L", (64, 64)))  # the first visitor does not wait for set-up
     demo = build_demo(predictor, limits)
     try:
         demo.launch(**launch_options(limits, login))

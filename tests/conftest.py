@@ -11,7 +11,9 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.error
 import urllib.request
+from contextlib import contextmanager
 from pathlib import Path
 
 # Before huggingface_hub is imported: no test may reach beyond this machine.
@@ -151,20 +153,25 @@ def find_free_port() -> int:
         return listener.getsockname()[1]
 
 
-@pytest.fixture(scope="session")
-def app_url(tiny_model):
-    """The app as it is served: app.py in a process of its own."""
-    port = find_free_port()
-    environment = os.environ | {"MODEL_ID": str(tiny_model), "GRADIO_SERVER_PORT": str(port)}
-    log = (tiny_model.parent / "app.log").open("w+")
+@contextmanager
+def serve_app(model, port, **variables):
+    """Serve the app as it is, app.py in a process of its own, and give its address."""
+    environment = os.environ | {"MODEL_ID": str(model), "GRADIO_SERVER_PORT": str(port)}
+    log = (model.parent / (f"app-{port}.log" if variables else "app.log")).open("w+")
     server = subprocess.Popen(
-        [sys.executable, str(ROOT / "app.py")], env=environment, stdout=log, stderr=log
+        [sys.executable, str(ROOT / "app.py")],
+        env=environment | variables,
+        stdout=log,
+        stderr=log,
     )
     url = f"http://127.0.0.1:{port}"
     try:
-        for _ in range(240):
+        for _ in range(480):
             try:
                 urllib.request.urlopen(url, timeout=5).close()
+                break
+            except urllib.error.HTTPError:  # it answers, and wants a login
+                time.sleep(0.5)
                 break
             except OSError:
                 assert server.poll() is None, log.seek(0) or log.read()
@@ -174,3 +181,10 @@ def app_url(tiny_model):
         server.terminate()
         server.wait(20)
         log.close()
+
+
+@pytest.fixture(scope="session")
+def app_url(tiny_model):
+    """The address of the app with a tiny model."""
+    with serve_app(tiny_model, find_free_port()) as url:
+        yield url

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 MOST_JSON_BYTES = 4_000_000  # of a request that is no upload
+STARTUP = "/gradio_api/startup-events"
 BUSY = "The app is busy; try again in a minute."
 NOT_A_FILE = (
     "Addresses and paths of the server are not read; upload the file itself (in Python: "
@@ -41,6 +42,7 @@ class Guard:
         self.app = app
         self.login = login
         self.uploads = Path(uploads).resolve()
+        self.started = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle a request."""
@@ -48,7 +50,10 @@ class Guard:
             await self.app(scope, receive, send)
             return
         headers = {name.lower(): value for name, value in scope["headers"]}
-        if self.login and not self._is_logged_in(headers.get(b"authorization", b"")):
+        # gradio asks its own server once, when it starts.
+        starts = not self.started and scope["path"] == STARTUP
+        self.started = self.started or starts
+        if self.login and not starts and not self._is_logged_in(headers.get(b"authorization", b"")):
             ask = [(b"www-authenticate", b'Basic realm="X-rays", charset="UTF-8"')]
             await _answer(send, 401, "Log in with the user and password of this app.", ask)
             return

@@ -36,11 +36,13 @@ def make_scorer(
         backend: of BACKENDS; `auto` takes the quickest of those that are installed.
 
     Raises:
-        UserError: a missing package; a backend other than torch on an accelerator; a backend whose
-            probabilities differ by more than TOLERANCE.
+        UserError: an unknown backend; a missing package; a backend other than torch on an
+            accelerator; a backend whose probabilities differ by more than TOLERANCE.
     """
     if backend == "auto":
         return _choose_scorer(model, images, layer)
+    if backend not in BACKENDS:
+        raise UserError(f"The backend {backend!r} is unknown; choose from {[*BACKENDS, 'auto']}.")
     missing = [name for name in NEEDED[backend] if find_spec(name) is None]
     if missing:
         raise UserError(

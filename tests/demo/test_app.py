@@ -196,6 +196,25 @@ def test_a_login_is_wanted_by_every_route():
             assert served.get("/", headers={"Authorization": wrong}).status_code == 401
 
 
+@pytest.mark.slow
+def test_the_app_with_a_login_serves_those_who_have_it(tiny_model):
+    import base64
+
+    from conftest import find_free_port, serve_app
+
+    port = find_free_port()
+    coded = base64.b64encode(b"ann:secret word").decode()
+    with serve_app(tiny_model, port, APP_LOGIN="ann:secret word") as url:
+        for place in ("/", "/openapi.json", "/config", "/gradio_api/info", "/theme.css",
+                      "/gradio_api/startup-events", "/gradio_api/file=/etc/passwd"):  # fmt: skip
+            assert call(url + place)[0] == 401, place
+        client = Client(url, headers={"Authorization": f"Basic {coded}"}, verbose=False)
+        assert client.predict(api_name="/model_info")["labels"] == ["NORMAL", "PNEUMONIA"]
+        client.close()
+        with pytest.raises(Exception, match=r"401|[Uu]nauthorized|login"):
+            Client(url, verbose=False)
+
+
 def test_a_full_queue_is_one_sentence():
     from starlette.applications import Starlette
     from starlette.middleware import Middleware

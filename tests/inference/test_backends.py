@@ -131,5 +131,7 @@ def test_auto_takes_the_quickest_that_is_installed(built, monkeypatch):
 def test_a_missing_package_is_one_sentence(built, monkeypatch):
     model, processor = built
     monkeypatch.setattr(backends, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"'fast' is unknown; choose from .'torch', 'onnx'"):
+        Network(model, processor, backend="fast").log_odds(images_of(1))
     with pytest.raises(UserError, match="pip install onnx onnxscript openvino"):
         Network(model, processor, backend="openvino").log_odds(images_of(1))
