@@ -1,3 +1,4 @@
+import hashlib
 import json
 from dataclasses import replace
 
@@ -5,7 +6,7 @@ import jsonschema
 import numpy as np
 import pytest
 from datasets import Dataset
-from helpers import ROOT, assert_one_sentence, call_script, draw_folder
+from helpers import ROOT, assert_one_sentence, call_script, draw_folder, draw_xray
 from PIL import Image
 
 from pneumonia_hf import EvaluationConfig, Predictor, evaluate_predictor
@@ -300,3 +301,73 @@ def test_a_model_of_another_project_is_scored_by_the_name_of_its_class(tiny_mode
     assert own.returncode == 0, own.stderr
     area = json.loads((tmp_path / "own" / "report.json").read_text())["metrics"]["auroc"]
     assert numbers["metrics"]["auroc"] == area
+
+
+def test_a_site_leaves_out_all_images_of_patients_that_the_model_knows(tiny_model, tmp_path):
+    import shutil
+
+    from pneumonia_hf.data.file_hashes import hash_images, to_hex
+    from pneumonia_hf.evaluation.sites import load_site
+
+    away = draw_folder(tmp_path / "away", patients=8, images=2, seed=4000)
+    (away / "OTHER").mkdir()
+    for number, name in enumerate(("a.png", "b.png")):
+        draw_xray(9000 + number, ill=False).save(away / "OTHER" / name)
+    data = load_splits(away)["all"]
+    model = shutil.copytree(
+        tiny_model, tmp_path / "model", ignore=shutil.ignore_patterns("checkpoints")
+    )
+    run = json.loads((model / "run.json").read_text())
+    run["hashes"]["train"].append(to_hex(hash_images(data))[0])  # one image of one patient
+    other = hashlib.sha256((away / "OTHER" / "a.png").read_bytes()).hexdigest()[:16]
+    run["hashes"]["train"].append(other)
+    (model / "run.json").write_text(json.dumps(run))
+    site = load_site(f"far={away}", Predictor.from_pretrained(model), ["OTHER"])
+    assert site.left_out == data["patient"][:].count(data["patient"][0]) == 2
+    assert len(site.data) == len(data) - 2 and site.in_test == 0
+    assert [one.file for one in site.others] == ["OTHER/b.png"]
+
+
+def test_scores_of_another_gate_config_or_label_are_not_taken_up(tiny_model, tmp_path):
+    import shutil
+
+    from pneumonia_hf.evaluation.scores import identify
+
+    model = shutil.copytree(
+        tiny_model, tmp_path / "model", ignore=shutil.ignore_patterns("checkpoints")
+    )
+    data = load_splits(draw_folder(tmp_path / "data", patients=4))["all"]
+    keys = [identify(Predictor.from_pretrained(model), data)]
+    keys.append(identify(Predictor.from_pretrained(model), data))
+    assert keys[0] == keys[1]
+    flipped = data.map(lambda row: {"label": 1 - row["label"]})
+    assert identify(Predictor.from_pretrained(model), flipped) != keys[0]
+    processor = json.loads((model / "preprocessor_config.json").read_text())
+    (model / "preprocessor_config.json").write_text(
+        json.dumps(processor | {"image_mean": [0.4] * 3})
+    )
+    assert identify(Predictor.from_pretrained(model), data) != keys[0]
+
+
+def test_a_comparison_averages_over_views_for_both_models(tiny_model, tmp_path):
+    folder = draw_folder(tmp_path / "data", patients=6)
+    done = call_script(
+        "evaluate_model.py", "--model", tiny_model, "--data_dir", folder, "--quick", "--tta",
+        "--compare", tiny_model, "--output_dir", tmp_path / "report",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    numbers = json.loads((tmp_path / "report" / "report.json").read_text())
+    assert numbers["comparison"]["differences"]["brier_balanced"]["value"] == 0
+
+
+def test_a_patient_with_both_labels_is_found_in_test_data(tmp_path):
+    from pneumonia_hf.audit.run import audit_images
+
+    data = load_splits(draw_folder(tmp_path / "data", patients=6))["all"]
+    twice = {data["label"][:].index(label) for label in (0, 1)}
+    rows = data.map(
+        lambda row, number: {"patient": "twice" if number in twice else f"p{number}"},
+        with_indices=True,
+    )
+    found = audit_images(rows, quick=True)["patient_labels"]
+    assert found.verdict == "warn" and "1 patient with both labels" in found.text
