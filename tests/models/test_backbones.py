@@ -111,12 +111,14 @@ def test_the_layer_of_the_gate_is_called_and_its_hook_removed(tiny):
     images = [draw_xray(seed, ill=bool(seed % 2)) for seed in range(3)]
     found = network.features(images, layer)
     assert found.shape[0] == 3 and np.isfinite(found).all() and np.ptp(found, axis=0).max() > 0
-    with describe(model, layer) as seen:
-        network.log_odds(images)
+    pixel_values = network.pixel_values(images)
+    with torch.inference_mode(), describe(model, layer) as seen:
+        network.log_odds_of(pixel_values)
     assert np.array_equal(*seen, found)
     with describe(model, layer) as seen:
         pass
-    network.log_odds(images[:1])
+    with torch.inference_mode():
+        network.log_odds_of(pixel_values[:1])
     assert seen == []
     reached = []
     head_of(model).register_forward_hook(lambda *_: reached.append("head"))
