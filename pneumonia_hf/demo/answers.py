@@ -32,11 +32,11 @@ class ScoredAlike:
 
 
 def find_scored_alike(reports: list[dict[str, Any]], probability: float) -> ScoredAlike | None:
-    """Return the bin of the first report in which a probability falls; None without one.
+    """Return the bin of the largest report in which a probability falls; None without one.
 
     A report's bins are at the prevalence of its data; shares are moved to 50% by their odds.
     """
-    for report in reports:
+    for report in sorted(reports, key=lambda one: -one.get("n", 0)):
         bins = (report.get("calibration") or {}).get("bins")
         prevalence = report.get("prevalence")
         if not bins or not prevalence or prevalence == 1:
