@@ -50,12 +50,12 @@ def to_table(rows: Sequence[BatchRow], done: bool = True) -> str:
 
 def _to_line(row: BatchRow) -> str:
     found = row.prediction
-    picture = f'<img src="{thumbnail(row.image)}" alt="">' if row.image is not None else ""
+    image = f'<img src="{thumbnail(row.image)}" alt="">' if row.image is not None else ""
     probability = to_percent(found.probability) if found and found.probability is not None else ""
     decision = DECISIONS[found.decision] if found else "Not readable"
     notes = " ".join(found.warnings) if found else row.fault
     cells = (html.escape(row.file), probability, decision, html.escape(notes))
-    return f"<tr><td>{picture}</td>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
+    return f"<tr><td>{image}</td>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
 
 
 def to_csv(rows: Sequence[BatchRow]) -> str:

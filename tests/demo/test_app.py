@@ -266,8 +266,13 @@ def engine(tiny_model):
     return Engine(Predictor.from_pretrained(tiny_model), Limits(upload_mb=1, batch=3))
 
 
-def test_a_batch_is_bounded(engine, image, tmp_path):
+def test_a_batch_is_bounded(engine, image, tmp_path, monkeypatch):
     from pneumonia_hf.errors import UserError
+
+    read, asked = zipfile.ZipExtFile.read, []
+    monkeypatch.setattr(
+        zipfile.ZipExtFile, "read", lambda self, n=-1: asked.append(n) or read(self, n)
+    )
 
     many = tmp_path / "many.zip"
     many.write_bytes(make_zip(**{f"{n}.png": image.read_bytes() for n in range(9)}))
@@ -278,6 +283,7 @@ def test_a_batch_is_bounded(engine, image, tmp_path):
     assert bomb.stat().st_size < 10_000
     ((row,),) = engine.score_batch([str(bomb)])
     assert row.prediction is None and "larger than the limits" in row.fault
+    assert all(0 <= one <= 1_000_001 for one in asked)  # never all of an entry, whatever its size
     torn = tmp_path / "torn.zip"
     torn.write_bytes(many.read_bytes()[:700])
     ((row,),) = engine.score_batch([str(torn)])
