@@ -13,7 +13,7 @@ from typing import Any
 from PIL import Image, ImageFilter
 
 from pneumonia_hf import __version__
-from pneumonia_hf.demo.limits import Limits
+from pneumonia_hf.demo.limits import BUSY, Limits
 from pneumonia_hf.errors import UserError, XrayError
 from pneumonia_hf.files import read_json
 from pneumonia_hf.imaging.read import IMAGE_SUFFIXES, read_xray
@@ -25,7 +25,6 @@ from pneumonia_hf.models.model_folder import REPORTS_FILE, RUN_FILE
 
 NO_MAP = "none"  # of the attribution methods
 NO_FILE = "Upload a chest X-ray first."
-BUSY = "The app is busy; try again in a minute."
 CHUNK = 8  # images of a batch that are scored before others have their turn
 FILLS = ("black", "gray", "blurred")
 ATTENTION = {"PNEUMONIA": 0, "REFER": 1, "REFUSED": 2, "": 3, "NORMAL": 4}  # "" is unreadable

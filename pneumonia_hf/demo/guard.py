@@ -9,12 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pneumonia_hf.demo.limits import BUSY
+
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 MOST_JSON_BYTES = 4_000_000  # of a request that is no upload
 STARTUP = "/gradio_api/startup-events"
-BUSY = "The app is busy; try again in a minute."
 NOT_A_FILE = (
     "Addresses and paths of the server are not read; upload the file itself (in Python: "
     "handle_file)."

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field, fields
 from pneumonia_hf.errors import UserError
 from pneumonia_hf.imaging.read import MAX_PIXELS
 
+BUSY = "The app is busy; try again in a minute."
+
 
 def _limit(variable: str, default: int, meaning: str) -> int:
     """Return a field that is read from an environment variable."""
