@@ -24,7 +24,7 @@ def main() -> None:
     parser = make_parser(__doc__)
     parser.add_argument("--data_dir", required=True, help="Folder with small images.")
     parser.add_argument("--full_size", help="Folder with images of full size.")
-    parser.add_argument("--images", type=int, default=128, help="Files of each folder.")
+    parser.add_argument("--images", type=int, default=128, help="Files of each, repeated if fewer.")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--model", help="Model folder; default: the one included.")
     options = parser.parse_args()
@@ -34,17 +34,20 @@ def main() -> None:
     from pneumonia_hf import Predictor
     from pneumonia_hf.inference.backends import BACKENDS, NEEDED
     from pneumonia_hf.inference.batch import find_inputs
-    from pneumonia_hf.models.model_folder import DEFAULT_MODEL
+    from pneumonia_hf.models.model_folder import DEFAULT_MODEL, QUANTIZATION_FILE
 
     model = options.model or DEFAULT_MODEL
     names = [name for name in BACKENDS if all(find_spec(one) for one in NEEDED[name])]
+    if not (Path(model) / QUANTIZATION_FILE).exists():
+        names.remove("int8")
     predictors = {name: Predictor.from_pretrained(model, backend=name) for name in names}
     plain = pipeline("image-classification", model=str(model))
     print(f"{describe_machine()}; {Path(model).name}.\n")
     print("| images | files | pipeline, images/s (best batch) | backend | images/s | ratio |")
     print("|---|---|---|---|---|---|")
     for folder in filter(None, (options.data_dir, options.full_size)):
-        files = find_inputs([folder])[: options.images]
+        found = find_inputs([folder])
+        files = [found[at % len(found)] for at in range(options.images)]
         paths = [str(file) for file in files]
         arms = {f"pipeline {size}": partial(plain, paths, batch_size=size) for size in BATCHES}
         arms |= {name: partial(_score, one, files) for name, one in predictors.items()}

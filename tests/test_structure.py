@@ -28,7 +28,7 @@ BOUNDARIES = {
     "kornia": ["training.augment"],
     "cleanlab": ["audit.label_errors"],
     "optuna": ["search"],
-    "onnx": ["inference.onnx_export"],
+    "onnx": ["inference.onnx_export", "inference.backends"],
     "onnxruntime": ["inference.onnx_export", "inference.backends"],
     "openvino": ["inference.backends"],
     "imagehash": ["data.image_stats"],

@@ -27,7 +27,8 @@ from pneumonia_hf.imaging.read import read_xray
 from pneumonia_hf.inference.attribution import measure_references
 from pneumonia_hf.inference.gate import LEAST_IMAGES, MOST_IMAGES, Gate, middle_layer
 from pneumonia_hf.inference.network import CONFIG_KEY, REFERENCES_KEY, Network
-from pneumonia_hf.inference.predictor import Predictor, read_or_fail
+from pneumonia_hf.inference.predictor import Predictor
+from pneumonia_hf.inference.read_ahead import read_or_fail
 from pneumonia_hf.models.backbones import head_of
 from pneumonia_hf.models.model_card import write_card
 from pneumonia_hf.models.model_folder import RUN_FILE, check_model_folder, install_model_folder

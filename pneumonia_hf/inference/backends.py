@@ -1,11 +1,14 @@
-"""BACKENDS: what computes the scores of a network; all give the same probabilities."""
+"""BACKENDS: what computes the scores of a network; all but int8 give the same probabilities."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Literal
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -18,26 +21,45 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel
 
-Backend = Literal["torch", "onnx", "openvino", "auto"]
+Backend = Literal["torch", "onnx", "openvino", "auto", "int8"]
 # The logits, float [N, C], and the features of the gate's layer, float [N, F], or None without one.
-Scorer = Callable[["torch.Tensor"], tuple[np.ndarray, np.ndarray | None]]
+Compute = Callable[["torch.Tensor"], tuple[np.ndarray, np.ndarray | None]]
 TOLERANCE = 1e-4  # between the probabilities of two backends
 
 
+@dataclass(frozen=True)
+class Scorer:
+    """What scores `pixel_values`, float32 [N, 3, H, W], for any N."""
+
+    compute: Compute  # on all cores, for one caller at a time
+    alone: Compute | None = None  # on one core, for several threads at once; None: not possible
+
+    def __call__(self, pixel_values: torch.Tensor) -> tuple[np.ndarray, np.ndarray | None]:
+        """Return logits and features, computed on all cores."""
+        return self.compute(pixel_values)
+
+
 def make_scorer(
-    model: PreTrainedModel, images: torch.Tensor, layer: str | None, backend: Backend
+    model: PreTrainedModel,
+    images: torch.Tensor,
+    layer: str | None,
+    backend: Backend,
+    ranges: Path | None = None,
 ) -> Scorer:
-    """Return what scores `pixel_values`, float32 [N, 3, H, W], for any N.
+    """Return what scores images by a backend.
 
     Args:
         model: in evaluation mode; it stays as it is.
         images: two or more `pixel_values`, on which backends are compared and timed.
         layer: dotted name of the module whose output the input gate describes, if any.
-        backend: of BACKENDS; `auto` takes the quickest of those that are installed.
+        backend: of BACKENDS; `auto` takes the quickest of those that are installed, but never
+            int8, whose probabilities differ.
+        ranges: for int8, the file that `measure_ranges` wrote for this model.
 
     Raises:
         UserError: an unknown backend; a missing package; a backend other than torch on an
-            accelerator; a backend whose probabilities differ by more than TOLERANCE.
+            accelerator; int8 without its file; a backend other than int8 whose probabilities
+            differ by more than TOLERANCE.
     """
     if backend == "auto":
         return _choose_scorer(model, images, layer)
@@ -52,6 +74,8 @@ def make_scorer(
         raise UserError(
             f"The backend {backend} computes on the CPU; leave it out on an accelerator."
         )
+    if backend == "int8":
+        return _score_by_int8(model, images, layer, ranges)
     scorer = BACKENDS[backend](model, images, layer)
     if backend != "torch":
         _check_equal(scorer, BACKENDS["torch"](model, images, layer), images, backend)
@@ -59,16 +83,16 @@ def make_scorer(
 
 
 def _choose_scorer(model: PreTrainedModel, images: torch.Tensor, layer: str | None) -> Scorer:
-    torch_scorer = BACKENDS["torch"](model, images, layer)
-    if model.device.type != "cpu":
-        return torch_scorer
-    found = {"torch": torch_scorer}
-    for name in ("openvino", "onnx"):
-        if all(find_spec(one) for one in NEEDED[name]):
-            found[name] = make_scorer(model, images, layer, name)
+    quickest = best = None
+    for name in ("torch", "onnx", "openvino"):
+        if name != "torch" and model.device.type != "cpu":
             break
-    times = {name: min(_time(scorer, images) for _ in range(3)) for name, scorer in found.items()}
-    return found[min(times, key=times.get)]
+        if all(find_spec(one) for one in NEEDED[name]):
+            scorer = make_scorer(model, images, layer, name)
+            seconds = min(_time(scorer, images) for _ in range(3))
+            if best is None or seconds < best:
+                quickest, best = scorer, seconds
+    return quickest
 
 
 def _time(scorer: Scorer, images: torch.Tensor) -> float:
@@ -131,7 +155,7 @@ def _score_by_torch(model: PreTrainedModel, images: torch.Tensor, layer: str | N
         logits, *features = (one.float().cpu().numpy() for one in found)
         return logits, features[0] if features else None
 
-    return score
+    return Scorer(score)
 
 
 def _is_convolutional(model: PreTrainedModel) -> bool:
@@ -219,14 +243,23 @@ def _export(model: PreTrainedModel, images: torch.Tensor, layer: str | None) -> 
 
 
 def _score_by_onnx(model: PreTrainedModel, images: torch.Tensor, layer: str | None) -> Scorer:
-    import onnxruntime
+    return _run_onnx(_export(model, images, layer))
+
+
+def _run_onnx(content: bytes) -> Scorer:
     import torch
 
+    return Scorer(_open_session(content, torch.get_num_threads()), _open_session(content, 1))
+
+
+def _open_session(content: bytes, threads: int) -> Compute:
+    import onnxruntime
+
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    session = onnxruntime.InferenceSession(
-        _export(model, images, layer), options, providers=["CPUExecutionProvider"]
-    )
+    options.intra_op_num_threads = threads
+    # Threads that wait in a loop would take the cores from the preprocessing.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
     def score(pixel_values: torch.Tensor) -> tuple[np.ndarray, np.ndarray | None]:
         logits, *features = session.run(None, {"pixel_values": pixel_values.numpy()})
@@ -240,29 +273,113 @@ def _score_by_openvino(model: PreTrainedModel, images: torch.Tensor, layer: str 
     import torch
 
     core = openvino.Core()
+    content = core.read_model(_export(model, images, layer))
+    threads = torch.get_num_threads()
     settings = {
         # Its default precision on CPUs with bf16 differs by 2e-3 in probability.
         "INFERENCE_PRECISION_HINT": "f32",
-        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_NUM_THREADS": threads,
+        "ENABLE_CPU_PINNING": False,  # two networks would be pinned to the same core
     }
-    compiled = core.compile_model(core.read_model(_export(model, images, layer)), "CPU", settings)
 
-    def score(pixel_values: torch.Tensor) -> tuple[np.ndarray, np.ndarray | None]:
-        found = compiled(pixel_values.numpy())
-        logits, *features = (np.array(found[at]) for at in range(len(compiled.outputs)))
-        return logits, features[0] if features else None
+    def compile_model(**more: Any) -> Compute:
+        compiled = core.compile_model(content, "CPU", settings | more)
 
-    return score
+        def score(pixel_values: torch.Tensor) -> tuple[np.ndarray, np.ndarray | None]:
+            # A request of its own: the model's own one is for one thread at a time.
+            found = compiled.create_infer_request().infer(pixel_values.numpy())
+            logits, *features = (np.array(found[at]) for at in range(len(compiled.outputs)))
+            return logits, features[0] if features else None
+
+        return score
+
+    return Scorer(
+        compile_model(PERFORMANCE_HINT="LATENCY"),
+        compile_model(PERFORMANCE_HINT="THROUGHPUT", NUM_STREAMS=threads),
+    )
 
 
-BACKENDS: dict[str, Callable[[PreTrainedModel, torch.Tensor, str | None], Scorer]] = {
+def measure_ranges(
+    model: PreTrainedModel, batches: Iterable[torch.Tensor], layer: str | None, path: Path
+) -> None:
+    """Write the smallest and largest value of each activation, which int8 needs, to a new file.
+
+    Args:
+        model: on the CPU, in evaluation mode.
+        batches: `pixel_values` of images of every kind that will be scored; two or more each.
+        layer: as of `make_scorer`.
+        path: of the JSON file, in the format of onnxruntime.
+    """
+    batches = iter(batches)
+    first = next(batches)
+
+    class Reader:
+        def __init__(self) -> None:
+            self.rest = chain([first], batches)
+
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            batch = next(self.rest, None)
+            return None if batch is None else {"pixel_values": batch.numpy()}
+
+    path.unlink(missing_ok=True)  # or it would be read
+    _quantize(_export(model, first, layer), path, Reader())
+
+
+def _score_by_int8(
+    model: PreTrainedModel, images: torch.Tensor, layer: str | None, ranges: Path | None
+) -> Scorer:
+    """Score by integers of 8 bits, of the weights by channel and of the activations."""
+    if ranges is None or not ranges.is_file():
+        raise UserError(
+            "The backend int8 needs the ranges of this model's activations; measure them with "
+            "train_scripts/quantize.py."
+        )
+    try:
+        return _run_onnx(_quantize(_export(model, images, layer), ranges))
+    except UserError:
+        raise
+    except Exception as error:  # onnxruntime raises ValueError, KeyError and its own
+        raise UserError(
+            f"{ranges.name} does not belong to this model; write it again with "
+            f"train_scripts/quantize.py."
+        ) from error
+
+
+def _quantize(content: bytes, ranges: Path, reader: Any = None) -> bytes:
+    """Return an ONNX model with 8-bit integers; with a reader, `ranges` is measured and written."""
+    import logging
+    import tempfile
+
+    import onnx
+    from onnxruntime.quantization import QuantType, quantize_static
+
+    with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder) / "int8.onnx"
+        logging.disable(logging.WARNING)  # advice on optimisations that gain nothing here
+        try:
+            quantize_static(
+                onnx.load_from_string(content),
+                output,
+                reader,
+                per_channel=True,
+                activation_type=QuantType.QUInt8,
+                weight_type=QuantType.QInt8,
+                calibration_cache_path=ranges,
+            )
+        finally:
+            logging.disable(logging.NOTSET)
+        return output.read_bytes()
+
+
+BACKENDS: dict[str, Callable[..., Scorer]] = {
     "torch": _score_by_torch,
     "onnx": _score_by_onnx,
     "openvino": _score_by_openvino,
+    "int8": _score_by_int8,
 }
 NEEDED = {
     "torch": (),
     "onnx": ("onnx", "onnxscript", "onnxruntime"),
     "openvino": ("onnx", "onnxscript", "openvino"),
+    "int8": ("onnx", "onnxscript", "onnxruntime"),
 }

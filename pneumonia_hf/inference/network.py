@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
 from threading import RLock
@@ -18,6 +19,7 @@ from pneumonia_hf.inference.gate import Gate, describe
 from pneumonia_hf.inference.operating_point import OperatingPoint
 from pneumonia_hf.inference.tta import TTA_TRANSFORMS, apply_transform
 from pneumonia_hf.labels import LABELS
+from pneumonia_hf.models.model_folder import QUANTIZATION_FILE
 
 if TYPE_CHECKING:
     import torch
@@ -60,6 +62,7 @@ class Network:
         self.path = path
         self.gate = gate
         self.backend = backend
+        self.ranges = path / QUANTIZATION_FILE if path else None  # for the backend int8
         if gate and gate.layer not in dict(model.named_modules()):
             raise UserError(
                 f"The input gate of {name} is of another network; fit it with recalibrate.py."
@@ -141,23 +144,29 @@ class Network:
         return self.score(images, batch_size, tta)[0]
 
     def score(
-        self, images: Sequence[Image.Image], batch_size: int = BATCH, tta: bool = False
+        self,
+        images: Sequence[Image.Image],
+        batch_size: int = BATCH,
+        tta: bool = False,
+        alone: bool = False,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return the log odds as `log_odds` does, and the distances of the gate: float64 [N] each.
 
-        The distances are NaN without a gate.
+        The distances are NaN without a gate. With `alone`, which needs `can_score_alone`, one core
+        computes, and other threads may score at the same time.
         """
         import torch
 
         scores, distances = [np.zeros(0)], [np.zeros(0)]
+        compute = self._scorer.alone if alone else self._scorer
         for start in range(0, len(images), batch_size):
-            with COMPUTING, torch.inference_mode():
+            with nullcontext() if alone else COMPUTING, torch.inference_mode():
                 pixel_values = self.pixel_values(images[start : start + batch_size])
-                logits, features = self._scorer(pixel_values)
+                logits, features = compute(pixel_values)
                 versions = [logits]
                 if tta:
                     changed = self._transformed(pixel_values)
-                    versions += [self._scorer(one)[0] for one in changed]
+                    versions += [compute(one)[0] for one in changed]
                 found = [self._to_log_odds(torch.from_numpy(one).double()) for one in versions]
             scores.append(torch.stack(found).mean(dim=0).numpy())
             distances.append(
@@ -166,6 +175,11 @@ class Network:
                 else self.gate.distances(features.astype(np.float64))
             )
         return np.concatenate(scores), np.concatenate(distances)
+
+    @property
+    def can_score_alone(self) -> bool:
+        """Whether several threads may score at the same time, each on one core."""
+        return self._scorer.alone is not None
 
     @cached_property
     def _scorer(self) -> Scorer:
@@ -178,7 +192,9 @@ class Network:
         shape = (size.get("height", size.get("shortest_edge", 224)), size.get("width", 224))
         drawn = generator.integers(0, 256, (COMPARED, *shape), dtype=np.uint8)
         images = self.pixel_values([Image.fromarray(one) for one in drawn])
-        return make_scorer(self.model, images, self.gate and self.gate.layer, self.backend)
+        layer = self.gate and self.gate.layer
+        with COMPUTING:
+            return make_scorer(self.model, images, layer, self.backend, self.ranges)
 
     def features(self, images: Sequence[Image.Image], layer: str) -> np.ndarray:
         """Return what the gate knows of each image: float64 [N, F], as of `describe`."""

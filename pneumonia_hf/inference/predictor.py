@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,11 +12,18 @@ import numpy as np
 from pneumonia_hf.errors import UserError, XrayError
 from pneumonia_hf.files import read_json
 from pneumonia_hf.imaging.input_checks import input_warnings
-from pneumonia_hf.imaging.read import read_xray
 from pneumonia_hf.inference.backends import Backend
 from pneumonia_hf.inference.gate import REFUSED_AT
 from pneumonia_hf.inference.network import BATCH, Network
 from pneumonia_hf.inference.operating_point import OperatingPoint, to_logit, to_probability
+from pneumonia_hf.inference.read_ahead import (
+    UndecodedImage,
+    cut,
+    map_ahead,
+    read_in_chunks,
+    read_or_fail,
+    try_to_read,
+)
 from pneumonia_hf.inference.tta import tta_caveats
 from pneumonia_hf.labels import LABELS
 from pneumonia_hf.models.model_folder import ENSEMBLE_FILE
@@ -27,7 +31,6 @@ from pneumonia_hf.models.model_folder import ENSEMBLE_FILE
 if TYPE_CHECKING:
     from PIL import Image
 
-CHUNK = 32  # decoded images in memory at a time, and as many that are being decoded
 NO_THRESHOLD = "This model stores no threshold; 0.5 is used."
 NO_COMMON_THRESHOLD = (
     "No threshold was chosen for these models together; the mean of their own thresholds is used."
@@ -42,7 +45,6 @@ UNLIKE = (
     "probability may not hold."
 )
 TOO_CLOSE = "Too close to the threshold"  # the beginning of its sentence
-UndecodedImage = tuple[str | None, Path | bytes | XrayError]  # name and image, by `open_images`
 
 Decision = Literal["PNEUMONIA", "NORMAL", "REFER", "REFUSED"]
 
@@ -198,10 +200,10 @@ class Predictor:
         return self._score(images, batch_size)[0]
 
     def _score(
-        self, images: Sequence[Image.Image], batch_size: int = BATCH
+        self, images: Sequence[Image.Image], batch_size: int = BATCH, alone: bool = False
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return the log odds, and the mean distance over the networks with a gate, or NaN."""
-        found = [one.score(images, batch_size, self.tta) for one in self.networks]
+        found = [one.score(images, batch_size, self.tta, alone) for one in self.networks]
         log_odds = np.mean([scores for scores, _ in found], axis=0) / self.temperature
         gated = [
             distances
@@ -218,13 +220,16 @@ class Predictor:
         """Return the decision on one image, as `read_xray` returns it."""
         return self.predict_all([image])[0]
 
-    def predict_all(self, images: Sequence[Image.Image], refuse: bool = True) -> list[Prediction]:
+    def predict_all(
+        self, images: Sequence[Image.Image], refuse: bool = True, alone: bool = False
+    ) -> list[Prediction]:
         """Return the decision on each image, in input order.
 
         Without `refuse` an image that would be REFUSED gets its probability, and REFER: for
-        measurements on images of which a person has said that they are chest X-rays.
+        measurements on images of which a person has said that they are chest X-rays. `alone` is as
+        of `Network.score`.
         """
-        log_odds, distances = self._score(images)
+        log_odds, distances = self._score(images, alone=alone)
         return [
             self._decide(image, float(probability), float(distance), refuse)
             for image, probability, distance in zip(
@@ -249,11 +254,27 @@ class Predictor:
             images: names and undecoded images, as `open_images` yields them.
             refuse: as of `predict_all`.
         """
-        for decoded in _read_in_chunks(images):
-            readable = [one for one in decoded if not isinstance(one, XrayError)]
-            predictions = iter(self.predict_all(readable, refuse))
-            for one in decoded:
-                yield one if isinstance(one, XrayError) else next(predictions)
+        if all(one.can_score_alone for one in self.networks):
+            from joblib import cpu_count
+
+            # Each core reads and scores images of its own: none waits for another.
+            def read_and_score(some: list[UndecodedImage]) -> list[Prediction | XrayError]:
+                return self._predict_some(map(try_to_read, some), refuse, alone=True)
+
+            cores = cpu_count()
+            found = map_ahead(read_and_score, cut(images, BATCH), cores, cores + 1)
+        else:
+            found = (self._predict_some(some, refuse) for some in read_in_chunks(images))
+        for some in found:
+            yield from some
+
+    def _predict_some(
+        self, decoded: Iterable[Image.Image | XrayError], refuse: bool, alone: bool = False
+    ) -> list[Prediction | XrayError]:
+        decoded = list(decoded)
+        readable = [one for one in decoded if not isinstance(one, XrayError)]
+        predictions = iter(self.predict_all(readable, refuse, alone))
+        return [one if isinstance(one, XrayError) else next(predictions) for one in decoded]
 
     def log_odds_of_images(self, images: Iterable[UndecodedImage]) -> np.ndarray:
         """Return the log odds of each undecoded image, CHUNK of them in memory at a time: [N].
@@ -284,42 +305,6 @@ class Predictor:
         decision = "REFER" if reasons else label
         warnings = (*reasons, *self.caveats)
         return Prediction(label, probability, point.threshold, decision, warnings, known)
-
-
-def _read_in_chunks(
-    images: Iterable[UndecodedImage],
-) -> Iterator[list[Image.Image | XrayError]]:
-    images = iter(images)
-    # A core is left to the network, which computes on all of them.
-    with ThreadPoolExecutor(max(1, (os.cpu_count() or 2) - 1)) as pool:
-        ahead = [pool.submit(_try_to_read, one) for one in islice(images, CHUNK)]
-        while ahead:
-            chunk = [one.result() for one in ahead]
-            ahead = [pool.submit(_try_to_read, one) for one in islice(images, CHUNK)]
-            yield chunk
-
-
-def read_or_fail(images: Iterable[UndecodedImage]) -> Iterator[list[Image.Image]]:
-    """Yield the decoded images, up to CHUNK at a time.
-
-    Raises:
-        XrayError: an image cannot be read.
-    """
-    for decoded in _read_in_chunks(images):
-        for one in decoded:
-            if isinstance(one, XrayError):
-                raise one
-        yield decoded
-
-
-def _try_to_read(image: UndecodedImage) -> Image.Image | XrayError:
-    name, source = image
-    if isinstance(source, XrayError):
-        return source
-    try:
-        return read_xray(source, name)
-    except XrayError as error:
-        return error
 
 
 def _mean_point(points: Sequence[OperatingPoint | None]) -> OperatingPoint:

@@ -17,6 +17,7 @@ CARD_FILE = "README.md"
 CURVES_FILE = "training_curves.png"
 ENSEMBLE_FILE = "ensemble.json"  # in the folder of an ensemble
 GATE_FILE = "gate.safetensors"  # the input gate; none if trained on few images
+QUANTIZATION_FILE = "quantization.json"  # ranges of the activations, for the backend int8
 CODE_FILE = "xray_cnn.py"  # for the family that transformers does not know
 # The files that are pushed; never checkpoints or logs.
 MODEL_FILES = (
@@ -29,8 +30,9 @@ MODEL_FILES = (
     CURVES_FILE,
     CODE_FILE,
     GATE_FILE,
+    QUANTIZATION_FILE,
 )
-NOT_IN_EACH = {REPORTS_FILE, CURVES_FILE, CODE_FILE, GATE_FILE}
+NOT_IN_EACH = {REPORTS_FILE, CURVES_FILE, CODE_FILE, GATE_FILE, QUANTIZATION_FILE}
 
 
 def push_model(folder: str | Path, repo_id: str, private: bool = True) -> str:
@@ -59,7 +61,7 @@ def install_model_folder(unfinished: Path, folder: Path) -> None:
     """Move the files of a saved model into `folder`, replacing an older model."""
     # The old config is removed first and the new one is added last: without a config.json,
     # nothing loads a half-replaced folder.
-    for name in ("config.json", REPORTS_FILE, ENSEMBLE_FILE, CODE_FILE, GATE_FILE):
+    for name in ("config.json", ENSEMBLE_FILE, *NOT_IN_EACH - {CURVES_FILE}):
         (folder / name).unlink(missing_ok=True)
     # safetensors creates files that only their owner can read.
     for path in unfinished.glob("*.safetensors"):

@@ -6,11 +6,12 @@ import torch
 from helpers import TINY_SIZES, draw_xray, save_tiny_body
 from torch import nn
 
-from pneumonia_hf.errors import UserError
+from pneumonia_hf.errors import UserError, XrayError
 from pneumonia_hf.inference import backends
-from pneumonia_hf.inference.backends import fold_batch_norms, make_scorer
+from pneumonia_hf.inference.backends import Scorer, fold_batch_norms, make_scorer, measure_ranges
 from pneumonia_hf.inference.gate import Gate, describe, middle_layer
 from pneumonia_hf.inference.network import Network
+from pneumonia_hf.inference.predictor import Predictor
 from pneumonia_hf.models.build import ModelConfig, build_model
 
 # An export takes seconds: the other families are for all tests only.
@@ -104,28 +105,77 @@ def test_a_backend_that_scores_otherwise_is_refused(built, monkeypatch):
 
     def wrong(model, images, layer):
         right = backends.BACKENDS["torch"](model, images, layer)
-        return lambda values: (right(values)[0] + [0, 0.01], None)
+        return Scorer(lambda values: (right(values)[0] + [0, 0.01], None))
 
     monkeypatch.setitem(backends.BACKENDS, "onnx", wrong)
     with pytest.raises(UserError, match=r"differs by .* in its probabilities"):
         make_scorer(model, pixel_values, None, "onnx")
 
 
-def test_auto_takes_the_quickest_that_is_installed(built, monkeypatch):
+def test_auto_takes_the_quickest_that_is_installed_and_never_int8(built, monkeypatch):
     model, processor = built
     pixel_values = Network(model, processor).pixel_values(images_of(2))
-    made = {name: lambda values: (values.numpy()[:, :2, 0, 0], None) for name in backends.BACKENDS}
+    made = {name: Scorer(lambda one: (np.zeros((len(one), 2)), None)) for name in backends.BACKENDS}
     for name in made:
-        made[name] = (lambda name: lambda values: (np.zeros((len(values), 2)), None))(name)
         monkeypatch.setitem(backends.BACKENDS, name, lambda *_, name=name: made[name])
-    for quickest in ("torch", "openvino"):
-        monkeypatch.setattr(
-            backends, "_time", lambda scorer, _, best=quickest: float(scorer is not made[best])
-        )
-        assert make_scorer(model, pixel_values, None, "auto") is made[quickest]
+
+    def let_win(best):
+        monkeypatch.setattr(backends, "_time", lambda scorer, _: float(scorer is not made[best]))
+        return make_scorer(model, pixel_values, None, "auto")
+
+    for best in ("torch", "onnx", "openvino"):
+        assert let_win(best) is made[best]
+    assert let_win("int8") is made["torch"]  # the first of three that are equally slow
     monkeypatch.setattr(backends, "find_spec", lambda name: name != "openvino")
-    monkeypatch.setattr(backends, "_time", lambda scorer, _: float(scorer is made["torch"]))
-    assert make_scorer(model, pixel_values, None, "auto") is made["onnx"]
+    assert let_win("openvino") is made["torch"]
+
+
+@pytest.mark.parametrize("backend", ["onnx", "openvino", "int8"])
+def test_threads_that_score_alone_get_the_scores_of_their_own_images(built, backend, tmp_path):
+    from concurrent.futures import ThreadPoolExecutor
+
+    model, processor = built
+    pixel_values = Network(model, processor).pixel_values(images_of(12))
+    measure_ranges(model, pixel_values.split(4), None, tmp_path / "ranges.json")
+    scorer = make_scorer(model, pixel_values[:2], None, backend, tmp_path / "ranges.json")
+    expected = [scorer(one[None])[0] for one in pixel_values]
+    with ThreadPoolExecutor(6) as pool:
+        found = list(pool.map(lambda one: scorer.alone(one[None])[0], [*pixel_values] * 5))
+    assert found == [pytest.approx(one, abs=1e-5) for one in expected * 5]
+
+
+def test_int8_is_near_the_model_with_its_own_ranges_only(built, tmp_path):
+    model, processor = built
+    pixel_values = Network(model, processor).pixel_values(images_of(8))
+    layer = middle_layer(model)
+    path = tmp_path / "ranges.json"
+    path.write_text("{}")  # of an earlier model: it is measured anew
+    measure_ranges(model, pixel_values.split(4), layer, path)
+    exact, int8 = (
+        make_scorer(model, pixel_values[:2], layer, name, path) for name in ("torch", "int8")
+    )
+    for one, other in zip(exact(pixel_values), int8(pixel_values), strict=True):
+        assert np.corrcoef(one.ravel(), other.ravel())[0, 1] > 0.9
+        assert not np.allclose(one, other, atol=1e-6)  # integers of 8 bits cannot be exact
+    path.write_text("{}")
+    for missing in (path, tmp_path / "none.json", None):
+        with pytest.raises(UserError, match=r"train_scripts/quantize\.py"):
+            make_scorer(model, pixel_values[:2], layer, "int8", missing)
+
+
+@pytest.mark.parametrize("backend", ["torch", "onnx"])
+def test_files_are_decided_in_order_whatever_computes(built, backend, tmp_path):
+    model, processor = built
+    images = images_of(21)
+    paths = [tmp_path / f"{number}.png" for number in range(21)]
+    for path, image in zip(paths, images, strict=True):
+        image.save(path)
+    paths[5].write_bytes(b"no image")
+    predictor = Predictor(Network(model, processor, backend=backend))
+    found = list(predictor.predict_files(paths))
+    assert isinstance(found.pop(5), XrayError)
+    expected = Predictor(Network(model, processor)).probabilities(images[:5] + images[6:])
+    assert [one.probability for one in found] == pytest.approx(expected.tolist(), abs=1e-5)
 
 
 def test_a_missing_package_is_one_sentence(built, monkeypatch):
