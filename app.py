@@ -1,16 +1,30 @@
 """The Space: serve the model named by MODEL_ID, or the default model."""
 
 import os
+import signal
+import sys
+import tempfile
+from pathlib import Path
 
 
 def main() -> None:
     """Load the model and serve the app until it is stopped."""
     # gradio reads this at import. The app sends no usage data.
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # uploads are deleted then, too
+    # A folder of its own: what is in it may be deleted.
+    with tempfile.TemporaryDirectory(prefix="xrays-", ignore_cleanup_errors=True) as uploads:
+        os.environ["GRADIO_TEMP_DIR"] = uploads
+        serve(Path(uploads))
+
+
+def serve(uploads: Path) -> None:
+    """Serve the app, with `uploads` as gradio's folder for them."""
     from PIL import Image
 
     from pneumonia_hf.demo.app import build_demo, launch_options
     from pneumonia_hf.demo.limits import Limits
+    from pneumonia_hf.demo.uploads import delete_regularly
     from pneumonia_hf.errors import UserError
     from pneumonia_hf.inference.predictor import Predictor
     from pneumonia_hf.models.model_folder import DEFAULT_MODEL
@@ -26,8 +40,9 @@ def main() -> None:
     )
     predictor.predict(Image.new("L", (64, 64)))  # the first visitor does not wait for set-up
     demo = build_demo(predictor, limits)
+    delete_regularly(uploads, limits.kept_seconds)
     try:
-        demo.launch(**launch_options(limits, login))
+        demo.launch(**launch_options(limits, login), mcp_server=True)
     except OSError as error:
         if "empty port" not in str(error):
             raise

@@ -1,4 +1,4 @@
-"""Draw an X-ray and take the screenshot that the README shows.
+"""Draw an X-ray and take the screenshots that the README shows.
 
 python docs/make_screenshot.py
 
@@ -18,6 +18,7 @@ from scipy.ndimage import gaussian_filter
 
 FOLDER = Path(__file__).resolve().parent
 XRAY, SCREENSHOT = FOLDER / "drawn_xray.png", FOLDER / "app.png"
+WHAT_IF = SCREENSHOT.with_name("what-if.png")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
@@ -96,8 +97,8 @@ def draw_xray(side: int = 512, seed: int = 13) -> Image.Image:
     return Image.fromarray(drawn[top:bottom, left:right])
 
 
-def take_screenshot(url: str, xray: Path, output: Path) -> None:
-    """Upload `xray` to the app at `url` and save what the page shows."""
+def take_screenshots(url: str, xray: Path, output: Path, what_if: Path) -> None:
+    """Upload `xray` to the app at `url`; save the answer, and a hidden part on a phone."""
     from playwright.sync_api import sync_playwright
 
     browser = os.environ.get("BROWSER_PATH") or next(filter(None, map(shutil.which, BROWSERS)))
@@ -113,11 +114,31 @@ def take_screenshot(url: str, xray: Path, output: Path) -> None:
         page.locator("#viewer .map").first.wait_for(timeout=30_000)
         page.wait_for_timeout(1_000)  # fonts and the fade of the progress bar
         page.screenshot(path=output)
+        phone = chromium.new_page(viewport={"width": 390, "height": 900}, color_scheme="dark")
+        phone.goto(url)
+        phone.locator("input[type=file]").first.set_input_files(xray)
+        phone.locator("#viewer .map").first.wait_for(timeout=30_000)
+        phone.get_by_role("tab", name="What if").click()
+        stage = phone.locator("#mask .stage")
+        stage.locator("img").wait_for()
+        phone.wait_for_timeout(1_000)
+        place = stage.bounding_box()
+        corners = [
+            (place["x"] + x * place["width"], place["y"] + y * place["height"])
+            for x, y in ((0.1, 0.5), (0.45, 0.9))
+        ]
+        phone.mouse.move(*corners[0])
+        phone.mouse.down()
+        phone.mouse.move(*corners[1], steps=4)
+        phone.mouse.up()
+        phone.get_by_text("With the hidden part").wait_for(timeout=30_000)
+        phone.wait_for_timeout(2_000)
+        phone.screenshot(path=what_if)
         chromium.close()
 
 
 def main() -> None:
-    """Draw the X-ray, serve the default model, and save both images."""
+    """Draw the X-ray, serve the default model, and save all images."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     from pneumonia_hf import Predictor, build_demo
     from pneumonia_hf.demo.app import launch_options
@@ -131,10 +152,10 @@ def main() -> None:
     # Gradio takes the first free port from 7860 on.
     _, url, _ = demo.launch(**launch_options(Limits()), prevent_thread_lock=True, quiet=True)
     try:
-        take_screenshot(url, XRAY, SCREENSHOT)
+        take_screenshots(url, XRAY, SCREENSHOT, WHAT_IF)
     finally:
         demo.close()
-    print(f"Wrote {XRAY.name} and {SCREENSHOT.name} ({SCREENSHOT.stat().st_size // 1000} kB).")
+    print(f"Wrote {XRAY.name}, {SCREENSHOT.name} and {WHAT_IF.name}.")
 
 
 if __name__ == "__main__":

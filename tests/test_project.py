@@ -9,7 +9,7 @@ from helpers import ROOT
 def read_pins(name: str) -> dict[str, str]:
     lines = (ROOT / name).read_text().splitlines()
     pins = [line.split("==") for line in lines if line and not line.startswith("#")]
-    return {package.lower().replace("_", "-"): number for package, number in pins}
+    return {package.lower().replace("_", "-").partition("[")[0]: number for package, number in pins}
 
 
 def test_space_installs_the_gradio_that_was_tested():

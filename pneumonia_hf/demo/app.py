@@ -68,10 +68,7 @@ def launch_options(limits: Limits, login: str | None = None) -> dict[str, Any]:
     """
     guard = Middleware(Guard, login=login, uploads=_upload_folder())
     return {
-        # System fonts: the page loads nothing from another server.
-        "theme": gr.themes.Soft(
-            font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
-        ),
+        "theme": _make_theme(),
         "css": _read_page("page.css"),
         "js": _read_page("page.js"),
         "max_file_size": limits.upload_mb * 10**6,
@@ -82,6 +79,30 @@ def launch_options(limits: Limits, login: str | None = None) -> dict[str, Any]:
         "enable_monitoring": False,
         "footer_links": ["api", "settings"],
     }
+
+
+def _make_theme() -> gr.themes.Base:
+    """Return gradio's theme with colours that have the contrast of WCAG AA."""
+    # System fonts: the page loads nothing from another server.
+    theme = gr.themes.Soft(
+        font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
+    )
+    return theme.set(
+        block_label_text_color="*primary_700",
+        block_title_text_color="*primary_700",
+        body_text_color_subdued="*neutral_600",
+        body_text_color_subdued_dark="*neutral_300",
+        button_primary_background_fill="*primary_600",
+        checkbox_label_background_fill_selected="*primary_600",
+        color_accent="*primary_700",
+        input_placeholder_color="*neutral_600",
+        input_placeholder_color_dark="*neutral_300",
+        link_text_color="*primary_700",
+        link_text_color_dark="*primary_300",
+        link_text_color_hover_dark="*primary_300",
+        link_text_color_active_dark="*primary_300",
+        link_text_color_visited_dark="*primary_300",
+    )
 
 
 def _upload_folder() -> str:

@@ -19,6 +19,24 @@ if TYPE_CHECKING:
     from pneumonia_hf.demo.engine import Engine
 
 
+# What gradio's FileData is in JSON.
+FILE = {
+    "title": "FileData",
+    "type": "object",
+    "required": ["path"],
+    "properties": {
+        "path": {"title": "Path", "type": "string"},
+        "orig_name": {"title": "Orig Name", "type": "string"},
+        "meta": {
+            "title": "FileDataMeta",
+            "type": "object",
+            "required": ["_type"],
+            "properties": {"_type": {"const": "gradio.FileData", "type": "string"}},
+        },
+    },
+}
+
+
 def make_upload(**options: Any) -> gr.File:
     """Return a gradio file that is never fetched from an address that a client names.
 
@@ -33,6 +51,10 @@ def make_upload(**options: Any) -> gr.File:
         return await copy(url_or_file_path)
 
     file.async_move_resource_to_block_cache = copy_or_refuse
+    # Without references, which an MCP client cannot resolve in a list, and in our words.
+    several = options.get("file_count") == "multiple"
+    schema = {"type": "array", "items": FILE} if several else FILE
+    file.api_info = lambda: schema | {"additional_description": "an uploaded file"}
     return file
 
 
@@ -44,7 +66,7 @@ def add_endpoints(engine: Engine) -> None:
         """Decide whether one frontal chest X-ray shows pneumonia.
 
         Args:
-            image: a JPEG, PNG, TIFF, BMP, WebP or DICOM file.
+            image: a JPEG, PNG, TIFF, BMP, WebP or DICOM file (MCP: as data:...;base64,...).
             method: the attribution method whose overlay is returned, or "none".
 
         Returns:
@@ -69,7 +91,7 @@ def add_endpoints(engine: Engine) -> None:
         It does not locate disease. The map is made whatever the decision.
 
         Args:
-            image: a JPEG, PNG, TIFF, BMP, WebP or DICOM file.
+            image: a JPEG, PNG, TIFF, BMP, WebP or DICOM file (MCP: as data:...;base64,...).
             method: the attribution method.
 
         Returns:
@@ -104,6 +126,9 @@ def add_endpoints(engine: Engine) -> None:
             for rows in engine.score_batch(files)
             for row in rows
         ]
+
+    # No MCP tool: gradio's conversion does not find the files in a list.
+    predict_batch._mcp_type = "hidden"
 
     def model_info() -> dict[str, Any]:
         """Describe the model: name, threshold, methods with their verdicts, reports and limits."""

@@ -20,6 +20,10 @@ NOT_A_FILE = (
     "Addresses and paths of the server are not read; upload the file itself (in Python: "
     "handle_file)."
 )
+MCP = "/gradio_api/mcp"
+NOT_AN_IMAGE = (
+    "Addresses and paths of the server are not read; give the image itself, as data:...;base64,..."
+)
 HEADERS = {
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
@@ -66,7 +70,12 @@ class Guard:
                     await _answer(send, 413, "The request is too long.")
                     return
                 if not self._names_uploads_only(body):
-                    await _answer(send, 400, NOT_A_FILE)
+                    if scope["path"].startswith(MCP):  # whose clients read errors of JSON-RPC only
+                        error = {"code": -32602, "message": NOT_AN_IMAGE}
+                        number = json.loads(body).get("id")
+                        await _send(send, 200, {"jsonrpc": "2.0", "id": number, "error": error})
+                    else:
+                        await _answer(send, 400, NOT_A_FILE)
                     return
                 receive = _replay(body, receive)
         await self.app(scope, receive, _with_headers(send))
@@ -173,7 +182,13 @@ def _with_headers(send: Send) -> Send:
 async def _answer(
     send: Send, status: int, text: str, headers: list[tuple[bytes, bytes]] | None = None
 ) -> None:
-    body = json.dumps({"detail": text}).encode()
+    await _send(send, status, {"detail": text}, headers)
+
+
+async def _send(
+    send: Send, status: int, content: dict, headers: list[tuple[bytes, bytes]] | None = None
+) -> None:
+    body = json.dumps(content).encode()
     every = [
         (b"content-type", b"application/json"),
         (b"content-length", str(len(body)).encode()),

@@ -19,7 +19,7 @@ HUB_METRICS = {"auroc": "roc_auc", "sensitivity": "recall", "brier": "brier_scor
 # Parts of report.json that stay out of the model folder.
 NOT_IN_CARD = {
     "findings", "metrics_bca", "auroc_delong", "thresholds", "predictive_values", "decision_curve",
-    "calibration", "referral_reasons", "risk_coverage", "stratified", "sites", "comparison",
+    "referral_reasons", "risk_coverage", "stratified", "sites", "comparison",
     "published", "checklist",
 }  # fmt: skip
 # A report shows miscalibration below this p-value and above this calibration error.

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 import zipfile
@@ -21,6 +22,7 @@ from pneumonia_hf import Predictor, read_xray
 from pneumonia_hf.demo.engine import Engine
 from pneumonia_hf.demo.limits import Limits
 from pneumonia_hf.inference.attribution_methods import METHODS
+from pneumonia_hf.models.model_folder import DEFAULT_MODEL
 
 ENDPOINTS = ["/predict", "/explain", "/predict_batch", "/model_info"]
 
@@ -80,6 +82,56 @@ def test_a_batch_keeps_its_order_and_names_what_cannot_be_read(client, image, tm
         expected = predictor.predict(read_xray(path)).probability
         assert one["error"] is None
         assert one["probability"] == pytest.approx(expected, abs=1e-5)
+
+
+def test_an_mcp_client_gets_the_same_answer_and_no_address_is_read(app_url, image, tiny_model):
+    import asyncio
+    import base64
+
+    from mcp import ClientSession, McpError
+    from mcp.client.streamable_http import streamable_http_client
+
+    coded = "data:image/png;base64," + base64.b64encode(image.read_bytes()).decode()
+
+    async def ask():
+        async with (
+            streamable_http_client(app_url + "/gradio_api/mcp/") as (reading, writing, _),
+            ClientSession(reading, writing) as session,
+        ):
+            await session.initialize()
+            tools = (await session.list_tools()).tools
+            answer = await session.call_tool("predict", {"image": coded})
+            path = await session.call_tool("predict", {"image": "/etc/passwd"})
+            with pytest.raises(McpError, match="Addresses and paths of the server are not read"):
+                await session.call_tool("predict", {"image": "http://127.0.0.1:9/x.png"})
+            return [tool.name for tool in tools], answer, path
+
+    tools, answer, path = asyncio.run(ask())
+    assert tools == ["predict", "explain", "model_info"]
+    expected = Predictor.from_pretrained(tiny_model).predict(read_xray(image)).probability
+    assert not answer.isError and f"'probability': {expected:.6f}"[:-1] in answer.content[0].text
+    assert path.isError and "root:" not in path.content[0].text
+
+
+def test_old_uploads_and_empty_folders_are_deleted(tmp_path):
+    from pneumonia_hf.demo.uploads import delete_old, delete_regularly
+
+    for name in ("old/a.png", "mixed/b.png", "mixed/new.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "link").symlink_to(tmp_path / "mixed" / "new.png")
+    for name in ("old/a.png", "mixed/b.png", "old", "mixed"):
+        os.utime(tmp_path / name, (0, 0))
+    os.utime(tmp_path / "link", (0, 0), follow_symlinks=False)
+    delete_old(tmp_path, 60)
+    left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")}
+    assert left in ({"mixed", "mixed/new.png"}, {"mixed", "mixed/new.png", "old"})
+    os.utime(tmp_path / "mixed" / "new.png", (0, 0))
+    delete_regularly(tmp_path, 2)
+    deadline = time.time() + 20
+    while list(tmp_path.rglob("*")) and time.time() < deadline:
+        time.sleep(0.1)
+    assert not list(tmp_path.rglob("*"))
 
 
 def test_model_info_has_what_a_program_needs_and_no_path(client, tiny_model):
@@ -350,6 +402,9 @@ def test_images_scored_alike_are_counted_at_half_prevalence():
     assert found.ill == pytest.approx(75) and found.low == pytest.approx(100 * 4 / 7)
     assert find_scored_alike([report], 0.1).images == 80
     assert find_scored_alike([], 0.5) is None
+    # The reports of a model folder hold what the page needs.
+    own = find_scored_alike(json.loads((DEFAULT_MODEL / "reports.json").read_text()), 0.99)
+    assert own.images > 50 and own.low < own.ill <= own.high
     assert [to_percent(one) for one in (0.0001, 0.052, 0.5, 0.9996)] == [
         "below 0.1%", "5.2%", "50%", "above 99.9%",
     ]  # fmt: skip

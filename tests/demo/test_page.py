@@ -73,6 +73,24 @@ def open_tab(page, name) -> None:
     tab.click()
 
 
+def test_every_tab_is_accessible_by_wcag_aa(page, xray):
+    from axe_playwright_python.sync_playwright import Axe
+
+    upload(page, xray)
+    page.locator("#viewer .map").wait_for(timeout=SLOW)
+    page.get_by_label("Beside it").wait_for()
+    if page.viewport_size["width"] < 400:
+        page.set_viewport_size({"width": 360, "height": 800})
+    for name in ("Image", "What if", "Batch", "About"):
+        open_tab(page, name)
+        page.wait_for_timeout(800)  # until nothing is half transparent
+        assert page.evaluate("document.documentElement.scrollWidth") <= page.viewport_size["width"]
+        rules = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"]
+        found = Axe().run(page, options={"runOnly": rules}).response
+        assert len(found["passes"]) > 20
+        assert [(one["id"], one["nodes"][0]["html"]) for one in found["violations"]] == []
+
+
 def test_answer_view_and_maps_of_an_xray(page, xray, tmp_path):
     assert upload(page, xray) in {"PNEUMONIA", "NORMAL", "REFER"}
     assert "Positive at or above" in page.locator("#answer").inner_text()
