@@ -594,16 +594,16 @@ def test_no_further_trial_starts_after_the_timeout(tmp_path, xray_folder, monkey
 
 @pytest.mark.slow
 def test_labels_of_the_test_split_change_nothing(tmp_path, body, monkeypatch):
-    from pneumonia_hf.inference import predictor
+    from pneumonia_hf.inference import read_ahead
 
     values, scored = [], []
-    opened = predictor.read_xray
+    opened = read_ahead.read_xray
 
     def note(source, *others):
         scored.append(source)
         return opened(source, *others)
 
-    monkeypatch.setattr(predictor, "read_xray", note)
+    monkeypatch.setattr(read_ahead, "read_xray", note)
     for name in ("right", "wrong"):
         data = tmp_path / name / "data"
         for seed, split in enumerate(("train", "val", "test")):

@@ -254,11 +254,11 @@ def test_each_image_is_read_once_however_many_epochs(tmp_path, monkeypatch):
     from helpers import draw_folder
 
     from pneumonia_hf.data import cache
-    from pneumonia_hf.inference import predictor
+    from pneumonia_hf.inference import read_ahead
 
     data = draw_folder(tmp_path / "data", patients=24, seed=777)  # in no cache yet
-    opened = {"cache": 0, "predictor": 0}
-    for module in (cache, predictor):
+    opened = {"cache": 0, "read_ahead": 0}
+    for module in (cache, read_ahead):
         name, read = module.__name__.split(".")[-1], module.read_xray
 
         def count(*arguments, name=name, read=read):
@@ -270,7 +270,7 @@ def test_each_image_is_read_once_however_many_epochs(tmp_path, monkeypatch):
     folder = train_tiny("convnextv2-tiny", body, data, tmp_path / "run", num_train_epochs=3)
     splits = json.loads((folder / "run.json").read_text())["data"]["parts"]
     assert opened["cache"] == sum(split["images"] for split in splits.values()) == 48
-    assert opened["predictor"] == splits["validation"]["images"]  # for the threshold, as served
+    assert opened["read_ahead"] == splits["validation"]["images"]  # for the threshold, as served
     opened["cache"] = 0
     train_tiny("convnextv2-tiny", body, data, tmp_path / "again", num_train_epochs=1)
     assert opened["cache"] == 0
