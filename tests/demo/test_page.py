@@ -66,11 +66,20 @@ def level_of(page) -> str:
 
 
 def open_tab(page, name) -> None:
-    tab = page.get_by_role("tab", name=name)
-    if not tab.is_visible():  # behind the button of further tabs
-        page.locator(".overflow-menu button").first.click()
-        tab = page.locator(".overflow-dropdown button", has_text=name)
-    tab.click()
+    """Open a tab. The page moves tabs behind a button when it has measured them: try again then."""
+    from playwright.sync_api import TimeoutError
+
+    for _ in range(10):
+        tab = page.get_by_role("tab", name=name, exact=True)
+        try:
+            if not tab.is_visible():
+                page.locator(".overflow-menu button").first.click(timeout=3000)
+                tab = page.locator(".overflow-dropdown button", has_text=name)
+            tab.click(timeout=3000)
+            return
+        except TimeoutError:
+            page.wait_for_timeout(500)
+    raise AssertionError(f"The tab {name} did not open.")
 
 
 def test_every_tab_is_accessible_by_wcag_aa(page, xray):
