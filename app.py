@@ -13,7 +13,12 @@ def main() -> None:
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # uploads are deleted then, too
     # A folder of its own: what is in it may be deleted.
-    with tempfile.TemporaryDirectory(prefix="xrays-", ignore_cleanup_errors=True) as uploads:
+    parent = os.environ.get("GRADIO_TEMP_DIR") or None
+    if parent:
+        os.makedirs(parent, exist_ok=True)
+    with tempfile.TemporaryDirectory(
+        prefix="xrays-", dir=parent, ignore_cleanup_errors=True
+    ) as uploads:
         os.environ["GRADIO_TEMP_DIR"] = uploads
         serve(Path(uploads))
 

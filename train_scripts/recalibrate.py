@@ -8,29 +8,12 @@ head stay. Reports in the model's card are removed: evaluate the model again wit
 evaluate_model.py --add_to_card.
 """
 
-from pathlib import Path
-
-from pneumonia_hf.cli import check_inputs, make_parser, run_script
+from pneumonia_hf.cli import parse_own_images, run_script
 
 
 def main() -> None:
     """Find the model's own validation images in the data, and calibrate the model on them."""
-    parser = make_parser(__doc__)
-    parser.add_argument("--model", type=Path, required=True, help="Folder of a saved model.")
-    parser.add_argument(
-        "--data_dir",
-        nargs="+",
-        required=True,
-        help="The sources of its training data, each [NAME=][KIND:]WHERE.",
-    )
-    options = parser.parse_args()
-
-    from pneumonia_hf.data.sources import parse_source
-    from pneumonia_hf.models.model_folder import check_model_folder
-
-    check_model_folder(options.model)
-    sources = [parse_source(one) for one in options.data_dir]
-    check_inputs(data_folders=[one.where for one in sources if one.is_folder])
+    options = parse_own_images(__doc__)
 
     from pneumonia_hf.evaluation.recalibrate import find_own_splits, recalibrate
 

@@ -72,7 +72,8 @@ class Guard:
                 if not self._names_uploads_only(body):
                     if scope["path"].startswith(MCP):  # whose clients read errors of JSON-RPC only
                         error = {"code": -32602, "message": NOT_AN_IMAGE}
-                        number = json.loads(body).get("id")
+                        asked = json.loads(body)  # an object, or a list of several
+                        number = asked.get("id") if isinstance(asked, dict) else None
                         await _send(send, 200, {"jsonrpc": "2.0", "id": number, "error": error})
                     else:
                         await _answer(send, 400, NOT_A_FILE)

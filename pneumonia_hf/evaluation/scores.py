@@ -109,7 +109,7 @@ def identify(predictor: Predictor, data: Dataset) -> list[str]:
         str(predictor.operating_point),
         str(predictor.temperature),
         str(predictor.tta),
-        *(str(one.class_index) for one in predictor.networks),
+        *(f"{one.class_index} {one.backend}" for one in predictor.networks),
         hashlib.sha256(content.encode()).hexdigest(),
     ]
 

@@ -113,6 +113,12 @@ def test_an_mcp_client_gets_the_same_answer_and_no_address_is_read(app_url, imag
     assert path.isError and "root:" not in path.content[0].text
 
 
+def test_several_mcp_calls_in_one_request_are_refused_alike(app_url):
+    calls = [{"jsonrpc": "2.0", "id": 1, "params": {"image": "http://127.0.0.1:9/x.png"}}]
+    status, _, body = call(app_url + "/gradio_api/mcp/", json.dumps(calls).encode())
+    assert status == 200 and "are not read" in json.loads(body)["error"]["message"]
+
+
 def test_old_uploads_and_empty_folders_are_deleted(tmp_path):
     from pneumonia_hf.demo.uploads import delete_old, delete_regularly
 
