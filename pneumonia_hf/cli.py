@@ -7,7 +7,7 @@ import errno
 import logging
 import os
 import sys
-from argparse import SUPPRESS, Action, ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from argparse import SUPPRESS, Action, ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, fields
 from difflib import get_close_matches
@@ -350,27 +350,3 @@ def check_inputs(
             raise UserError(
                 f"The data folder {folder} does not exist; check {flag or '--data_dir'}."
             )
-
-
-def parse_own_images(description: str) -> Namespace:
-    """Return `model`, a folder, and `data_dir`, the sources of its training data, both checked.
-
-    For scripts that use the images on which a saved model was trained.
-    """
-    parser = make_parser(description)
-    parser.add_argument("--model", type=Path, required=True, help="Folder of a saved model.")
-    parser.add_argument(
-        "--data_dir",
-        nargs="+",
-        required=True,
-        help="The sources of its training data, each [NAME=][KIND:]WHERE.",
-    )
-    options = parser.parse_args()
-
-    from pneumonia_hf.data.sources import parse_source
-    from pneumonia_hf.models.model_folder import check_model_folder
-
-    check_model_folder(options.model)
-    sources = [parse_source(one) for one in options.data_dir]
-    check_inputs(data_folders=[one.where for one in sources if one.is_folder])
-    return options

@@ -7,7 +7,8 @@ its validation images. If AUROC falls by 0.002 or more, nothing is written. Afte
 predict.py --backend int8 can be used.
 """
 
-from pneumonia_hf.cli import parse_own_images, run_script
+from pneumonia_hf.cli import run_script
+from pneumonia_hf.evaluation.own_images import parse_own_images
 
 
 def main() -> None:

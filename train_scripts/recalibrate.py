@@ -8,7 +8,8 @@ head stay. Reports in the model's card are removed: evaluate the model again wit
 evaluate_model.py --add_to_card.
 """
 
-from pneumonia_hf.cli import parse_own_images, run_script
+from pneumonia_hf.cli import run_script
+from pneumonia_hf.evaluation.own_images import parse_own_images
 
 
 def main() -> None:
