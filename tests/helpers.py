@@ -6,6 +6,8 @@ import io
 import os
 import subprocess
 import sys
+import urllib.error
+import urllib.request
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
@@ -246,3 +248,15 @@ def train_tiny(
     set_seed(arguments.seed)
     model, processor = build_model(recipe.model)
     return train(model, processor, load_xrays(recipe.data), recipe, arguments, callbacks)
+
+
+def call(url: str, body: bytes | None = None, headers: dict[str, str] | None = None):
+    """Return status, headers and body of a request."""
+    request = urllib.request.Request(url, body, headers or {})
+    if body is not None:
+        request.add_header("Content-Type", "application/json")
+    try:
+        with urllib.request.urlopen(request, timeout=20) as answer:
+            return answer.status, answer.headers, answer.read()
+    except urllib.error.HTTPError as error:
+        return error.code, error.headers, error.read()

@@ -14,7 +14,8 @@ from pneumonia_hf.demo.about import describe_model
 from pneumonia_hf.demo.answers import describe_change, draw_scale, to_error
 from pneumonia_hf.demo.answers import to_html as answer_to_html
 from pneumonia_hf.demo.batch_table import to_csv, to_table
-from pneumonia_hf.demo.endpoints import add_endpoints, in_sentences, make_upload
+from pneumonia_hf.demo.blocks import SentenceBlocks
+from pneumonia_hf.demo.endpoints import add_endpoints, make_upload
 from pneumonia_hf.demo.engine import FILLS, NO_MAP, Engine, mask
 from pneumonia_hf.demo.guard import Guard
 from pneumonia_hf.demo.images import map_to_data_uri, to_data_uri
@@ -119,7 +120,7 @@ def build_demo(predictor: Predictor, limits: Limits | None = None) -> gr.Blocks:
     limits = limits or Limits.from_environment()
     engine = Engine(predictor, limits)
     kept = limits.kept_seconds
-    with gr.Blocks(
+    with SentenceBlocks(
         title="Pneumonia in chest X-rays",
         analytics_enabled=False,
         delete_cache=(max(1, kept // 4), kept),
@@ -224,17 +225,17 @@ def _add_one_image(engine: Engine, held: gr.State) -> gr.HTML:
     work = {"concurrency_id": "page", "concurrency_limit": engine.limits.requests}
     for event in (file.upload, file.clear):
         event(analyse, file, [held, answer, viewer], **private, **work).then(
-            in_sentences(explain), [held, method, second], viewer, **private, **work
+            explain, [held, method, second], viewer, **private, **work
         )
     example.click(
         lambda: analyse(str(DRAWN)), None, [held, answer, viewer], **private,
         **work,
-    ).then(in_sentences(explain), [held, method, second], viewer, **private, **work)  # fmt: skip
+    ).then(explain, [held, method, second], viewer, **private, **work)  # fmt: skip
     for choice in (method, second):
-        choice.input(in_sentences(explain), [held, method, second], viewer, **private, **work)
+        choice.input(explain, [held, method, second], viewer, **private, **work)
     for button, kind in ((save_html, "html"), (save_pdf, "pdf")):
         button.click(
-            in_sentences(lambda found, first, kind=kind: report(found, first, kind)),
+            lambda found, first, kind=kind: report(found, first, kind),
             [held, method],
             saved,
             **private,
@@ -294,12 +295,12 @@ def _add_what_if(engine: Engine, held: gr.State, tab: gr.Tab, shown: gr.HTML) ->
 
     inputs = [held, border, fill, *sides]
     work = {"api_visibility": "private", "show_progress": "minimal", "concurrency_id": "page"}
-    masked.select(in_sentences(drag), [held, border, fill], [*sides, result, masked], **work)
+    masked.select(drag, [held, border, fill], [*sides, result, masked], **work)
     for event in (border.release, fill.input, *(one.release for one in sides), tab.select,
                   shown.change):  # fmt: skip
-        event(in_sentences(compute), inputs, [result, masked], **work)
+        event(compute, inputs, [result, masked], **work)
     clear.click(
-        in_sentences(lambda found, how: (0, 0, 0, 0, 0, *compute(found, 0, how, 0, 0, 0, 0))),
+        lambda found, how: (0, 0, 0, 0, 0, *compute(found, 0, how, 0, 0, 0, 0)),
         [held, fill],
         [border, *sides, result, masked],
         **work,
@@ -341,6 +342,4 @@ def _add_batch(engine: Engine) -> None:
 
     private = {"api_visibility": "private"}
     run.click(guarded, files, [table, rows], concurrency_id="batch", concurrency_limit=1, **private)
-    save.click(in_sentences(to_file), rows, saved, **private).success(
-        None, saved, None, js=SAVE, **private
-    )
+    save.click(to_file, rows, saved, **private).success(None, saved, None, js=SAVE, **private)

@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import gradio as gr
 
+from pneumonia_hf.demo.blocks import to_gradio
 from pneumonia_hf.demo.engine import NO_MAP
 from pneumonia_hf.errors import UserError
 from pneumonia_hf.inference.attribution import overlay
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from PIL import Image
 
     from pneumonia_hf.demo.engine import Engine
@@ -77,7 +76,7 @@ def add_endpoints(engine: Engine) -> None:
         read = engine.read(image)
         prediction = engine.predict(read)
         found = asdict(prediction)
-        if method == NO_MAP or prediction.decision == "REFUSED":
+        if method in (NO_MAP, None) or prediction.decision == "REFUSED":
             return found, None
         attribution_map = engine.attribute(read, method)
         found["warnings"] += attribution_map.warnings
@@ -100,6 +99,7 @@ def add_endpoints(engine: Engine) -> None:
         """
         if method == NO_MAP:
             raise UserError(f"/explain needs a method; choose from {engine.methods}.")
+        method = method or engine.default_method  # null, from a program that sends all fields
         read = engine.read(image)
         found = engine.attribute(read, method)
         verdict = engine.verdicts.get(method, "not tested")
@@ -142,14 +142,14 @@ def add_endpoints(engine: Engine) -> None:
     result = [gr.JSON(visible=False, label="result"), gr.Image(visible=False, format="png",
                                                                label="overlay")]  # fmt: skip
     gr.Button(visible=False).click(
-        in_sentences(predict),
+        predict,
         [make_upload(**file), gr.Dropdown(value=NO_MAP, **method)],
         result,
         api_name="predict",
         **requests,
     )
     gr.Button(visible=False).click(
-        in_sentences(explain),
+        explain,
         [
             make_upload(**file),
             gr.Dropdown(value=engine.default_method, **method),
@@ -162,7 +162,7 @@ def add_endpoints(engine: Engine) -> None:
         **requests,
     )
     gr.Button(visible=False).click(
-        in_sentences(predict_batch),
+        predict_batch,
         make_upload(file_count="multiple", visible=False, label="files"),
         gr.JSON(visible=False, label="results"),
         api_name="predict_batch",
@@ -172,22 +172,3 @@ def add_endpoints(engine: Engine) -> None:
     gr.Button(visible=False).click(
         model_info, None, gr.JSON(visible=False, label="model"), api_name="model_info", **requests
     )
-
-
-def in_sentences(function: Callable) -> Callable:
-    """Return a function whose UserErrors are sentences for the visitor, not tracebacks."""
-    from functools import wraps
-
-    @wraps(function)
-    def guarded(*arguments: Any) -> Any:
-        try:
-            return function(*arguments)
-        except UserError as error:
-            raise to_gradio(str(error)) from error
-
-    return guarded
-
-
-def to_gradio(text: str) -> gr.Error:
-    """Return an error with a sentence for the visitor."""
-    return gr.Error(text, print_exception=False)

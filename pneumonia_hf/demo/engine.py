@@ -14,6 +14,7 @@ from PIL import Image, ImageFilter
 
 from pneumonia_hf import __version__
 from pneumonia_hf.demo.limits import BUSY, Limits
+from pneumonia_hf.demo.micro_batch import MicroBatcher
 from pneumonia_hf.errors import UserError, XrayError
 from pneumonia_hf.files import read_json
 from pneumonia_hf.imaging.read import IMAGE_SUFFIXES, read_xray
@@ -47,6 +48,7 @@ class Engine:
         """Take a predictor and find its attribution methods, the best first."""
         self.predictor = predictor
         self.limits = limits
+        self.batcher = MicroBatcher(predictor.predict_all)
         self.reports: list[dict[str, Any]] = (
             read_json(predictor.path / REPORTS_FILE, []) if predictor.path else []
         )
@@ -86,11 +88,7 @@ class Engine:
         Raises:
             UserError: other requests took too long.
         """
-        self._wait()
-        try:
-            return self.predictor.predict(image)
-        finally:
-            COMPUTING.release()
+        return self.batcher.predict(image, self.limits.seconds)
 
     def predict_masked(self, images: Sequence[Image.Image]) -> list[Prediction]:
         """Return the decision on images with hidden parts, which the gate does not refuse.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hmac
 import json
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,8 @@ NOT_A_FILE = (
     "Addresses and paths of the server are not read; upload the file itself (in Python: "
     "handle_file)."
 )
+CALL = "/gradio_api/call/"
+NO_SUCH_CALL = "No endpoint has this name and these values; 'Use via API' lists them."
 MCP = "/gradio_api/mcp"
 NOT_AN_IMAGE = (
     "Addresses and paths of the server are not read; give the image itself, as data:...;base64,..."
@@ -79,7 +82,14 @@ class Guard:
                         await _answer(send, 400, NOT_A_FILE)
                     return
                 receive = _replay(body, receive)
-        await self.app(scope, receive, _with_headers(send))
+        if not scope["path"].startswith(CALL):
+            await self.app(scope, receive, _with_headers(send))
+            return
+        try:  # gradio fails at names that it does not know
+            await self.app(scope, receive, _with_headers(send))
+        except Exception as error:
+            logging.getLogger(__name__).warning("Refused a call: %s.", type(error).__name__)
+            await _answer(send, 400, NO_SUCH_CALL)
 
     def _is_logged_in(self, given: bytes) -> bool:
         scheme, _, coded = given.partition(b" ")

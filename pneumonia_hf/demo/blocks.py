@@ -1,0 +1,45 @@
+"""SentenceBlocks: gradio's Blocks, whose errors are sentences for the visitor."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gradio as gr
+
+from pneumonia_hf.errors import UserError
+
+MISFIT = "The request does not fit this endpoint; 'Use via API' shows what it takes."
+FAULT = "The app failed, and its log says why; the same request may work later."
+
+
+class SentenceBlocks(gr.Blocks):
+    """Blocks that answer a visitor's mistake without a traceback in the log.
+
+    Plain Blocks answer `{"error": null}` to wrong inputs and to errors of other classes than
+    gradio's.
+    """
+
+    async def preprocess_data(self, *arguments: Any, **options: Any) -> Any:
+        """Convert the inputs of a request."""
+        try:
+            return await super().preprocess_data(*arguments, **options)
+        except gr.Error as error:
+            raise to_gradio(error.message) from error
+        except Exception as error:  # the components of gradio raise what they like
+            raise to_gradio(MISFIT) from error
+
+    async def process_api(self, *arguments: Any, **options: Any) -> Any:
+        """Answer a request."""
+        try:
+            return await super().process_api(*arguments, **options)
+        except UserError as error:
+            raise to_gradio(str(error)) from error
+        except gr.Error:
+            raise
+        except Exception as error:
+            raise gr.Error(FAULT) from error  # with a traceback in the log
+
+
+def to_gradio(text: str) -> gr.Error:
+    """Return an error with a sentence for the visitor."""
+    return gr.Error(text, print_exception=False)

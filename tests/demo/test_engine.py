@@ -1,0 +1,126 @@
+"""What the page and the endpoints ask of the model, without a server."""
+
+import io
+import json
+import zipfile
+
+import numpy as np
+import pytest
+from helpers import draw_xray
+
+from pneumonia_hf import Predictor
+from pneumonia_hf.demo.engine import Engine
+from pneumonia_hf.demo.limits import Limits
+from pneumonia_hf.models.model_folder import DEFAULT_MODEL
+
+
+def make_zip(**contents: bytes) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in contents.items():
+            archive.writestr(name, content)
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def image(tmp_path):
+    path = tmp_path / "xray.png"
+    draw_xray(4, ill=True, size=(300, 240)).save(path)
+    return path
+
+
+@pytest.fixture
+def engine(tiny_model):
+    return Engine(Predictor.from_pretrained(tiny_model), Limits(upload_mb=1, batch=3))
+
+
+def test_a_batch_is_bounded(engine, image, tmp_path, monkeypatch):
+    from pneumonia_hf.errors import UserError
+
+    read, asked = zipfile.ZipExtFile.read, []
+    monkeypatch.setattr(
+        zipfile.ZipExtFile, "read", lambda self, n=-1: asked.append(n) or read(self, n)
+    )
+
+    many = tmp_path / "many.zip"
+    many.write_bytes(make_zip(**{f"{n}.png": image.read_bytes() for n in range(9)}))
+    with pytest.raises(UserError, match="more than 3 images"):
+        list(engine.score_batch([str(many)]))
+    bomb = tmp_path / "bomb.zip"
+    bomb.write_bytes(make_zip(**{"a.png": b"\0" * 3_000_000}))
+    assert bomb.stat().st_size < 10_000
+    ((row,),) = engine.score_batch([str(bomb)])
+    assert row.prediction is None and "larger than the limits" in row.fault
+    assert all(0 <= one <= 1_000_001 for one in asked)  # never all of an entry, whatever its size
+    torn = tmp_path / "torn.zip"
+    torn.write_bytes(many.read_bytes()[:700])
+    ((row,),) = engine.score_batch([str(torn)])
+    assert row.prediction is None and "torn.zip" in row.fault
+    large = tmp_path / "large.png"
+    large.write_bytes(b"\x89PNG" + b"\0" * 2_000_000)
+    ((row,),) = engine.score_batch([str(large)])
+    assert "more than the 1 MB" in row.fault
+
+
+def test_the_default_method_is_the_best_of_those_that_passed_their_tests(tiny_model, tmp_path):
+    import shutil
+
+    model = tmp_path / "model"
+    shutil.copytree(tiny_model, model, ignore=shutil.ignore_patterns("checkpoints"))
+    predictor = Predictor.from_pretrained(model)
+    assert Engine(predictor, Limits()).default_method == "gradcam"
+    assert Engine(predictor, Limits()).title_of("gradcam") == "Grad-CAM (not tested)"
+
+    def test_of(best, **verdicts):
+        results = [{"method": name, "verdict": one} for name, one in verdicts.items()]
+        return {"data": "x", "faithfulness": {"best": best, "results": results}}
+
+    first = test_of("occlusion", gradcam="fail", occlusion="pass", multi_layer="pass")
+    second = test_of(None, gradcam="pass", multi_layer="fail")
+    (model / "reports.json").write_text(json.dumps([{"data": "old"}, first, second]))
+    engine = Engine(predictor, Limits())
+    assert engine.default_method == "occlusion"
+    assert engine.title_of("gradcam") == "Grad-CAM (failed a test)"
+    assert engine.title_of("occlusion") == "Occlusion (passed its tests)"
+    assert engine.title_of("multi_layer") == "Grad-CAM of several layers (failed a test)"
+    (model / "reports.json").write_text(json.dumps([test_of(None, gradcam="fail")]))
+    assert Engine(predictor, Limits()).default_method == "gradient_x_activation"
+
+
+def test_a_mask_hides_the_border_and_a_part_and_nothing_else():
+    from pneumonia_hf.demo.engine import FILLS, mask
+
+    image = draw_xray(4, ill=True, size=(200, 100))
+    before = np.asarray(image)
+    hidden = np.ones((100, 200), bool)
+    hidden[10:90, 20:180] = False
+    hidden[40:60, 50:100] = True
+    for fill in FILLS:
+        found = np.asarray(mask(image, 0.1, (0.25, 0.4, 0.5, 0.6), fill))
+        assert (found[~hidden] == before[~hidden]).all()
+        assert (found[hidden] != before[hidden]).mean() > 0.5
+    assert (np.asarray(mask(image, 0.1, (0.25, 0.4, 0.5, 0.6)))[hidden] == 0).all()
+    assert np.array_equal(np.asarray(mask(image, 0, None)), before)
+
+
+def test_images_scored_alike_are_counted_at_half_prevalence():
+    from pneumonia_hf.demo.answers import find_scored_alike, to_percent
+
+    bins = [
+        {"images": 80, "mean_probability": 0.5, "share": 0.2, "low": 0.1, "high": 0.3},
+        {"images": 90, "mean_probability": 0.9, "share": 0.9, "low": 0.8, "high": 0.95},
+    ]
+    report = {"data": "x", "n": 170, "prevalence": 0.75, "calibration": {"bins": bins}}
+    few = report | {"data": "few", "n": 16}
+    # At 75% the odds are three times those at 50%: 0.9 there is 0.75, and 0.5 is 0.25.
+    found = find_scored_alike([{"data": "old"}, few, report], 0.8)
+    assert (found.images, found.data) == (90, "x")
+    assert found.ill == pytest.approx(75) and found.low == pytest.approx(100 * 4 / 7)
+    assert find_scored_alike([report], 0.1).images == 80
+    assert find_scored_alike([], 0.5) is None
+    # The reports of a model folder hold what the page needs.
+    own = find_scored_alike(json.loads((DEFAULT_MODEL / "reports.json").read_text()), 0.99)
+    assert own.images > 50 and own.low < own.ill <= own.high
+    assert [to_percent(one) for one in (0.0001, 0.052, 0.5, 0.9996)] == [
+        "below 0.1%", "5.2%", "50%", "above 99.9%",
+    ]  # fmt: skip

@@ -1,0 +1,133 @@
+"""What every request passes before gradio sees it, and what is kept of it."""
+
+import json
+import os
+import time
+
+import pytest
+from gradio_client import Client
+from helpers import call
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["http://127.0.0.1:9/x.png", "https://example.com/x.png", "file:///etc/passwd", "/etc/passwd",
+     "../../../etc/passwd", "/tmp/gradio/../../etc/passwd", "/proc/self/environ", "x\0y"],
+)  # fmt: skip
+def test_addresses_and_paths_of_the_server_are_refused(app_url, path):
+    file = {"path": path, "meta": {"_type": "gradio.FileData"}}
+    for place in ("/gradio_api/call/predict", "/gradio_api/run/predict"):
+        status, _, body = call(app_url + place, json.dumps({"data": [file, "none"]}).encode())
+        assert status == 400 and b"upload the file itself" in body, (place, status, body)
+    nested = {"data": [[file]], "fn_index": 2, "session_hash": "x"}
+    status, _, body = call(app_url + "/gradio_api/queue/join", json.dumps(nested).encode())
+    assert status == 400 and b"upload the file itself" in body
+
+
+def test_every_answer_has_safe_headers(app_url):
+    for place in ("/", "/openapi.json", "/config", "/gradio_api/info", "/nowhere"):
+        _, headers, _ = call(app_url + place)
+        assert headers["X-Content-Type-Options"] == "nosniff", place
+        assert headers["Referrer-Policy"] == "no-referrer"
+        assert "frame-ancestors" in headers["Content-Security-Policy"]
+
+
+def test_a_request_without_end_is_cut_off(app_url):
+    status, _, body = call(app_url + "/gradio_api/call/predict", b" " * 5_000_000)
+    assert status == 413 and b"too long" in body
+
+
+def test_several_mcp_calls_in_one_request_are_refused_alike(app_url):
+    calls = [{"jsonrpc": "2.0", "id": 1, "params": {"image": "http://127.0.0.1:9/x.png"}}]
+    status, _, body = call(app_url + "/gradio_api/mcp/", json.dumps(calls).encode())
+    assert status == 200 and "are not read" in json.loads(body)["error"]["message"]
+
+
+def test_a_login_is_wanted_by_every_route():
+    import base64
+
+    from starlette.applications import Starlette
+    from starlette.middleware import Middleware
+    from starlette.responses import PlainTextResponse
+    from starlette.routing import Route
+    from starlette.testclient import TestClient
+
+    from pneumonia_hf.demo.guard import Guard
+
+    app = Starlette(
+        routes=[Route("/{path:path}", lambda request: PlainTextResponse("in"))],
+        middleware=[Middleware(Guard, login="ann:secret word", uploads="/nowhere")],
+    )
+    inside = {"Authorization": "Basic " + base64.b64encode(b"ann:secret word").decode()}
+    with TestClient(app) as served:
+        for place in ("/", "/openapi.json", "/gradio_api/file=x", "/gradio_api/info"):
+            refused = served.get(place)
+            assert refused.status_code == 401 and "WWW-Authenticate" in refused.headers
+            assert served.get(place, headers=inside).text == "in"
+        for wrong in (
+            "Basic",
+            "Basic !!",
+            "Bearer x",
+            "Basic " + base64.b64encode(b"ann:").decode(),
+        ):
+            assert served.get("/", headers={"Authorization": wrong}).status_code == 401
+
+
+@pytest.mark.slow
+def test_the_app_with_a_login_serves_those_who_have_it(tiny_model):
+    import base64
+
+    from conftest import find_free_port, serve_app
+
+    port = find_free_port()
+    coded = base64.b64encode(b"ann:secret word").decode()
+    with serve_app(tiny_model, port, APP_LOGIN="ann:secret word") as url:
+        for place in ("/", "/openapi.json", "/config", "/gradio_api/info", "/theme.css",
+                      "/gradio_api/startup-events", "/gradio_api/file=/etc/passwd"):  # fmt: skip
+            assert call(url + place)[0] == 401, place
+        client = Client(url, headers={"Authorization": f"Basic {coded}"}, verbose=False)
+        assert client.predict(api_name="/model_info")["labels"] == ["NORMAL", "PNEUMONIA"]
+        client.close()
+        with pytest.raises(Exception, match=r"401|[Uu]nauthorized|login"):
+            Client(url, verbose=False)
+
+
+def test_a_full_queue_is_one_sentence():
+    from starlette.applications import Starlette
+    from starlette.middleware import Middleware
+    from starlette.responses import JSONResponse
+    from starlette.routing import Route
+    from starlette.testclient import TestClient
+
+    from pneumonia_hf.demo.guard import Guard
+
+    full = JSONResponse({"detail": "Queue is full. Max size is 64."}, status_code=503)
+    app = Starlette(
+        routes=[Route("/", lambda request: full)],
+        middleware=[Middleware(Guard, login=None, uploads="/nowhere")],
+    )
+    with TestClient(app) as served:
+        answer = served.get("/")
+    assert answer.status_code == 503 and "try again" in answer.json()["detail"]
+    assert answer.headers["retry-after"]
+
+
+def test_old_uploads_and_empty_folders_are_deleted(tmp_path):
+    from pneumonia_hf.demo.uploads import delete_old, delete_regularly
+
+    for name in ("old/a.png", "mixed/b.png", "mixed/new.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "link").symlink_to(tmp_path / "mixed" / "new.png")
+    for name in ("old/a.png", "mixed/b.png", "old", "mixed"):
+        os.utime(tmp_path / name, (0, 0))
+    os.utime(tmp_path / "link", (0, 0), follow_symlinks=False)
+    delete_old(tmp_path, 60)
+    left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")}
+    assert left in ({"mixed", "mixed/new.png"}, {"mixed", "mixed/new.png", "old"})
+    os.utime(tmp_path / "mixed" / "new.png", (0, 0))
+    delete_regularly(tmp_path, 2)
+    deadline = time.time() + 20
+    while list(tmp_path.rglob("*")) and time.time() < deadline:
+        time.sleep(0.1)
+    assert not list(tmp_path.rglob("*"))
