@@ -2,8 +2,9 @@
 
 python docs/make_screenshot.py
 
-Writes docs/drawn_xray.png and docs/app.png. The image is drawn, since no X-ray is part of this
-repository. Needs requirements-dev.txt and Chromium (BROWSER_PATH names another browser).
+Writes docs/drawn_xray.png, docs/app.png and docs/what-if.png. The image is drawn, since no X-ray
+is part of this repository. Needs requirements-dev.txt and Chromium (BROWSER_PATH names another
+browser).
 """
 
 from __future__ import annotations
@@ -97,8 +98,8 @@ def draw_xray(side: int = 512, seed: int = 13) -> Image.Image:
     return Image.fromarray(drawn[top:bottom, left:right])
 
 
-def take_screenshots(url: str, xray: Path, output: Path, what_if: Path) -> None:
-    """Upload `xray` to the app at `url`; save the answer, and a hidden part on a phone."""
+def take_screenshots(url: str, output: Path, what_if: Path) -> None:
+    """Try the drawing in the app at `url`; save the answer, and a hidden part on a phone."""
     from playwright.sync_api import sync_playwright
 
     browser = os.environ.get("BROWSER_PATH") or next(filter(None, map(shutil.which, BROWSERS)))
@@ -109,14 +110,14 @@ def take_screenshots(url: str, xray: Path, output: Path, what_if: Path) -> None:
         )
         page = chromium.new_page(viewport={"width": 1280, "height": 900})
         page.goto(url)
-        page.locator("input[type=file]").first.set_input_files(xray)
+        page.get_by_text("Try a drawing").click()
         page.locator("#answer .decision").wait_for(timeout=60_000)
         page.locator("#viewer .map").first.wait_for(timeout=30_000)
         page.wait_for_timeout(1_000)  # fonts and the fade of the progress bar
         page.screenshot(path=output)
         phone = chromium.new_page(viewport={"width": 390, "height": 900}, color_scheme="dark")
         phone.goto(url)
-        phone.locator("input[type=file]").first.set_input_files(xray)
+        phone.get_by_text("Try a drawing").click()
         phone.locator("#viewer .map").first.wait_for(timeout=30_000)
         phone.get_by_role("tab", name="What if").click()
         stage = phone.locator("#mask .stage")
@@ -146,13 +147,11 @@ def main() -> None:
     from pneumonia_hf.models.model_folder import DEFAULT_MODEL
 
     draw_xray().save(XRAY, optimize=True)
-    predictor = Predictor.from_pretrained(DEFAULT_MODEL)
-    predictor.network.gate = None  # it refuses a drawing, rightly
-    demo = build_demo(predictor)
+    demo = build_demo(Predictor.from_pretrained(DEFAULT_MODEL))
     # Gradio takes the first free port from 7860 on.
     _, url, _ = demo.launch(**launch_options(Limits()), prevent_thread_lock=True, quiet=True)
     try:
-        take_screenshots(url, XRAY, SCREENSHOT, WHAT_IF)
+        take_screenshots(url, SCREENSHOT, WHAT_IF)
     finally:
         demo.close()
     print(f"Wrote {XRAY.name}, {SCREENSHOT.name} and {WHAT_IF.name}.")

@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from pneumonia_hf.inference.gate import REFUSED_AT
 from pneumonia_hf.inference.predictor import Prediction, Predictor
 from pneumonia_hf.models.model_card import find_misfit
 
@@ -78,7 +79,8 @@ def to_html(
     side = ""
     if decision == "REFER":
         side = f"<p>The side of the threshold is {prediction.label}.</p>"
-    alike = find_scored_alike(reports, prediction.probability)
+    known = prediction.distance is None or prediction.distance < REFUSED_AT
+    alike = find_scored_alike(reports, prediction.probability) if known else None
     meaning = ""
     if alike:
         meaning = (

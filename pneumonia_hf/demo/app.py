@@ -151,12 +151,12 @@ def _add_one_image(engine: Engine, held: gr.State) -> gr.HTML:
             file = make_upload(
                 label="Frontal chest X-ray (drop, choose or paste)",
                 file_types=sorted(IMAGE_SUFFIXES),
-                height=150,
+                height=170,
                 elem_id="xray-file",
             )
             answer = gr.HTML(elem_id="answer")
             example = gr.Button(
-                "Try a drawing (no X-ray: it is refused)", size="sm", visible=DRAWN.exists()
+                "Try a drawing (uploaded, it would be refused)", size="sm", visible=DRAWN.exists()
             )
         with gr.Column(scale=3, min_width=300):
             viewer = gr.HTML(
@@ -179,13 +179,14 @@ def _add_one_image(engine: Engine, held: gr.State) -> gr.HTML:
                 save_pdf = gr.Button("Report as PDF", size="sm")
     saved = gr.JSON(visible=False)
 
-    def analyse(path: str | None) -> tuple[dict | None, str, dict | None]:
+    def analyse(path: str | None, drawn: bool = False) -> tuple[dict | None, str, dict | None]:
         if path is None:
             return None, "", None
         started = time.perf_counter()
         try:
             image = engine.read(path)
-            prediction = engine.predict(image)
+            # The whole page can be tried with the drawing, which the gate would refuse.
+            prediction = engine.predict(image, refuse=not drawn)
         except UserError as error:  # in the place of the answer, where it stays
             return None, to_error(str(error)), None
         seconds = time.perf_counter() - started
@@ -228,7 +229,7 @@ def _add_one_image(engine: Engine, held: gr.State) -> gr.HTML:
             explain, [held, method, second], viewer, **private, **work
         )
     example.click(
-        lambda: analyse(str(DRAWN)), None, [held, answer, viewer], **private,
+        lambda: analyse(str(DRAWN), drawn=True), None, [held, answer, viewer], **private,
         **work,
     ).then(explain, [held, method, second], viewer, **private, **work)  # fmt: skip
     for choice in (method, second):
@@ -278,8 +279,7 @@ def _add_what_if(engine: Engine, held: gr.State, tab: gr.Tab, shown: gr.HTML) ->
         after = before
         if share or part:
             # The gate is left out: a hidden part makes any image unlike the training images.
-            (prediction,) = engine.predict_masked([image])
-            after = prediction.probability
+            after = engine.predict(image, refuse=False).probability
         point = engine.predictor.operating_point
         scales = "".join(
             f"<h4>{title}</h4>"
@@ -311,7 +311,7 @@ def _add_batch(engine: Engine) -> None:
     limits = engine.limits
     gr.Markdown(BATCH.format(batch=limits.batch))
     files = make_upload(
-        file_count="multiple", file_types=[*sorted(IMAGE_SUFFIXES), ".zip"], height=150,
+        file_count="multiple", file_types=[*sorted(IMAGE_SUFFIXES), ".zip"], height=170,
         label="X-rays or zip files", elem_id="batch-files",
     )  # fmt: skip
     with gr.Row():

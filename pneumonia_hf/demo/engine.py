@@ -82,23 +82,19 @@ class Engine:
                 f"{name} has {size / 1e6:.0f} MB, more than the {self.limits.upload_mb} MB allowed."
             )
 
-    def predict(self, image: Image.Image) -> Prediction:
+    def predict(self, image: Image.Image, refuse: bool = True) -> Prediction:
         """Return the decision on an image.
 
-        Raises:
-            UserError: other requests took too long.
-        """
-        return self.batcher.predict(image, self.limits.seconds)
-
-    def predict_masked(self, images: Sequence[Image.Image]) -> list[Prediction]:
-        """Return the decision on images with hidden parts, which the gate does not refuse.
+        Without `refuse` the gate only warns: for images with hidden parts, and for a drawing.
 
         Raises:
             UserError: other requests took too long.
         """
+        if refuse:
+            return self.batcher.predict(image, self.limits.seconds)
         self._wait()
         try:
-            return self.predictor.predict_all(images, refuse=False)
+            return self.predictor.predict_all([image], refuse=False)[0]
         finally:
             COMPUTING.release()
 

@@ -36,10 +36,7 @@ NO_COMMON_THRESHOLD = (
     "No threshold was chosen for these models together; the mean of their own thresholds is used."
 )
 NO_OWN_THRESHOLD = "Some of these models store no threshold; 0.5 is used for them."
-NO_CHEST_XRAY = (
-    "This does not look like a frontal chest X-ray, so no probability is given; check the file and "
-    "its orientation."
-)
+NO_CHEST_XRAY = "This does not look like a frontal chest X-ray; check the file and its orientation."
 UNLIKE = (
     "The image is unlike those that the model was trained on (99% of them are nearer), so its "
     "probability may not hold."

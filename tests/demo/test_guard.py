@@ -118,10 +118,11 @@ def test_old_uploads_and_empty_folders_are_deleted(tmp_path):
     for name in ("old/a.png", "mixed/b.png", "mixed/new.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"x")
-    (tmp_path / "link").symlink_to(tmp_path / "mixed" / "new.png")
+    for name, target in (("link", "mixed/new.png"), ("shortcut", "mixed")):
+        (tmp_path / name).symlink_to(tmp_path / target)
+        os.utime(tmp_path / name, (0, 0), follow_symlinks=False)
     for name in ("old/a.png", "mixed/b.png", "old", "mixed"):
         os.utime(tmp_path / name, (0, 0))
-    os.utime(tmp_path / "link", (0, 0), follow_symlinks=False)
     delete_old(tmp_path, 60)
     left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")}
     assert left in ({"mixed", "mixed/new.png"}, {"mixed", "mixed/new.png", "old"})

@@ -6,7 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
-from helpers import draw_xray
+from helpers import ROOT, draw_xray
 from PIL import Image
 from xray_files import make_dicom
 
@@ -228,3 +228,25 @@ def test_keyboard_alone_reaches_the_tools(page, xray):
         page.keyboard.press("Tab")
         reached.add(page.evaluate("document.activeElement.dataset.tool || ''"))
     assert {"preset", "level", "window", "zoom", "opacity", "invert", "reset"} <= reached
+
+
+@pytest.mark.slow
+def test_the_drawing_shows_all_that_the_gate_would_refuse(browser, tmp_path):
+    from conftest import find_free_port, serve_app
+
+    from pneumonia_hf.models.model_folder import DEFAULT_MODEL
+
+    model = shutil.copytree(DEFAULT_MODEL, tmp_path / "model")  # the log is written beside it
+    with serve_app(model, find_free_port()) as url:
+        page = browser.new_page()
+        page.goto(url)
+        assert upload(page, ROOT / "docs" / "drawn_xray.png") == "REFUSED"
+        page.get_by_text("Try a drawing").click()
+        page.locator("#answer .badge", has_text="REFER").wait_for(timeout=SLOW)
+        text = page.locator("#answer").inner_text()
+        assert "%" in text and "does not look like" in text
+        assert "test images scored like this" not in text  # they were X-rays
+        page.locator("#viewer .map").first.wait_for(timeout=SLOW)
+        open_tab(page, "What if")
+        page.get_by_text("With the hidden part").wait_for(timeout=SLOW)
+        page.close()
