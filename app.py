@@ -1,5 +1,6 @@
 """The Space: serve the model named by MODEL_ID, or the default model."""
 
+import gc
 import os
 import signal
 import sys
@@ -9,6 +10,10 @@ from pathlib import Path
 
 def main() -> None:
     """Load the model and serve the app until it is stopped."""
+    from pneumonia_hf.memory import keep_freed_memory
+
+    keep_freed_memory(arenas=2)
+    gc.disable()  # what imports make stays: to walk through it takes a fifth of the start
     # gradio reads this at import. The app sends no usage data.
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # uploads are deleted then, too
@@ -46,6 +51,8 @@ def serve(uploads: Path) -> None:
     predictor.predict(Image.new("L", (64, 64)))  # the first visitor does not wait for set-up
     demo = build_demo(predictor, limits)
     delete_regularly(uploads, limits.kept_seconds)
+    gc.freeze()
+    gc.enable()
     try:
         demo.launch(**launch_options(limits, login), mcp_server=True)
     except OSError as error:
@@ -56,6 +63,8 @@ def serve(uploads: Path) -> None:
             f"Port {port} is in use; choose another: make demo PORT=8000, "
             f"or GRADIO_SERVER_PORT=8000 python app.py."
         ) from error
+    finally:
+        gc.unfreeze()  # libraries report what is left at the end
 
 
 if __name__ == "__main__":

@@ -41,6 +41,8 @@ def main() -> None:
     parser.add_argument("--model", help="Model folder; default: the one included.")
     options = parser.parse_args()
 
+    import gradio_client  # noqa: F401  # its import is not part of the first answer
+
     from pneumonia_hf import Predictor
     from pneumonia_hf.models.model_folder import DEFAULT_MODEL
 

@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 
@@ -34,6 +35,47 @@ def test_large_tensors_are_not_mapped_anew_each_time():
         pytest.skip("this C library is not glibc")
     assert int(before) > 100  # more where pages are small
     assert int(after) < int(before) / 10
+
+
+THREADS = """
+import ctypes
+import sys
+from threading import Barrier, Thread
+
+import numpy as np
+from pneumonia_hf.memory import keep_freed_memory
+
+kept = keep_freed_memory(*map(int, sys.argv[1:]))
+library, barrier = ctypes.CDLL(None), Barrier(8)
+
+def work():
+    barrier.wait()  # all threads at once
+    np.ones(2**16)
+    barrier.wait()
+
+threads = [Thread(target=work) for _ in range(8)]
+for one in threads:
+    one.start()
+for one in threads:
+    one.join()
+print(kept, flush=True)
+library.malloc_info(0, ctypes.c_void_p.in_dll(library, "stdout"))
+library.fflush(None)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="mallopt is of Linux's glibc")
+def test_threads_share_the_memory_if_asked():
+    counts = []
+    for arguments in ((), ("2",)):
+        run = subprocess.run(
+            [sys.executable, "-c", THREADS, *arguments], capture_output=True, text=True, check=True,
+            env=os.environ | {"OPENBLAS_NUM_THREADS": "1"},
+        )  # fmt: skip
+        if run.stdout.startswith("False"):
+            pytest.skip("this C library is not glibc")
+        counts.append(run.stdout.count("<heap nr="))
+    assert counts[0] > 2 and counts[1] <= 2, counts
 
 
 def test_other_systems_are_left_as_they_are(monkeypatch):
