@@ -75,6 +75,18 @@ def test_pulled_model_scores_like_the_pushed_one(hub, hub_environment, tiny_mode
         tables.append(table)
     assert filecmp.cmp(tables[0], tables[1], shallow=False)
     assert filecmp.cmp(tables[0], tables[2], shallow=False)
+    # What the app shows beside each answer.
+    program = (
+        "import sys\n"
+        "from pneumonia_hf import Predictor\n"
+        "from pneumonia_hf.demo.answers import name_model\n"
+        "print(*(name_model(Predictor.from_pretrained(one)) for one in sys.argv[1:]), sep='\\n')"
+    )
+    shown = subprocess.run(
+        [sys.executable, "-c", program, "me/x", f"me/x@{sha}", tiny_model],
+        env=os.environ | hub_environment, capture_output=True, text=True, check=True,
+    ).stdout.splitlines()  # fmt: skip
+    assert shown == [f"me/x ({sha[:12]})", f"me/x@{sha} ({sha[:12]})", tiny_model.name]
 
 
 def test_push_deletes_the_reports_of_the_previous_model(hub, hub_environment, tiny_model, tmp_path):
