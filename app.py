@@ -30,12 +30,16 @@ def main() -> None:
 
 def serve(uploads: Path) -> None:
     """Serve the app, with `uploads` as gradio's folder for them."""
+    from pneumonia_hf.errors import UserError
+
+    port = os.environ.get("GRADIO_SERVER_PORT", "7860")
+    if not (port.isascii() and port.isdigit() and 0 < int(port) < 2**16):
+        raise UserError(f"The port is {port!r}; give a number from 1 to 65535.")
     from PIL import Image
 
     from pneumonia_hf.demo.app import build_demo, launch_options
     from pneumonia_hf.demo.limits import Limits
     from pneumonia_hf.demo.uploads import delete_regularly
-    from pneumonia_hf.errors import UserError
     from pneumonia_hf.inference.predictor import Predictor
     from pneumonia_hf.models.model_folder import DEFAULT_MODEL
 
@@ -58,7 +62,6 @@ def serve(uploads: Path) -> None:
     except OSError as error:
         if "empty port" not in str(error):
             raise
-        port = os.environ.get("GRADIO_SERVER_PORT", "7860")
         raise UserError(
             f"Port {port} is in use; choose another: make demo PORT=8000, "
             f"or GRADIO_SERVER_PORT=8000 python app.py."

@@ -158,6 +158,7 @@ def test_mistakes_end_the_app_with_one_sentence():
         ({"MODEL_ID": "./nothing"}, "error: The model folder ./nothing"),
         ({"MAX_BATCH": "many"}, "error: MAX_BATCH is 'many'"),
         ({"APP_LOGIN": "ann"}, "error: APP_LOGIN must be user:password"),
+        ({"GRADIO_SERVER_PORT": "99999"}, "error: The port is '99999'"),
     ):
         done = subprocess.run(
             [sys.executable, str(ROOT / "app.py")],
