@@ -1,6 +1,6 @@
 """Ask a running app of its own from many clients at once: whose answer, how fast, how much memory?
 
-python benchmarks/load.py [--clients 32] [--requests 20] [--rounds 4] [--model FOLDER]
+python benchmarks/load.py [--clients 32] [--requests 20] [--rounds 4] [--side 224]
 
 Starts the app on a free port of this machine, and stops it. Each request has an image of its own,
 and its answer must be that of `Predictor` for this image. The table also compares one client's
@@ -38,6 +38,7 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=20, help="Of each client.")
     parser.add_argument("--rounds", type=int, default=4, help="Of all clients, for the memory.")
     parser.add_argument("--alone", type=int, default=50, help="Requests of a client alone.")
+    parser.add_argument("--side", type=int, default=224, help="Pixels of a side of the images.")
     parser.add_argument("--model", help="Model folder; default: the one included.")
     options = parser.parse_args()
 
@@ -50,7 +51,7 @@ def main() -> None:
     predictor = Predictor.from_pretrained(model)
     with tempfile.TemporaryDirectory() as folder:
         files = [
-            _draw(Path(folder) / f"x{number}.png", number)
+            _draw(Path(folder) / f"x{number}.png", number, options.side)
             for number in range(options.clients * options.requests)
         ]
         expected = [
@@ -64,6 +65,7 @@ def main() -> None:
         try:
             _ask(url, files[:1], expected)
             first = time.perf_counter() - started
+            _ask(url, files[: options.alone], expected)  # to warm up
             # Each request of a client of `ssl_verify=True` reads all certificates anew.
             plain = _ask(url, files[: options.alone], expected, ssl_verify=True)
             alone = _ask(url, files[: options.alone], expected)
@@ -98,8 +100,8 @@ def main() -> None:
     )
 
 
-def _draw(path: Path, seed: int) -> Path:
-    noise = np.random.default_rng(seed).integers(0, 256, (224, 224), dtype=np.uint8)
+def _draw(path: Path, seed: int, side: int) -> Path:
+    noise = np.random.default_rng(seed).integers(0, 256, (side, side), dtype=np.uint8)
     Image.fromarray(noise).filter(ImageFilter.GaussianBlur(6)).save(path)
     return path
 

@@ -156,7 +156,7 @@ def _add_one_image(engine: Engine, held: gr.State) -> gr.HTML:
             )
             answer = gr.HTML(elem_id="answer")
             example = gr.Button(
-                "Try a drawing (uploaded, it would be refused)", size="sm", visible=DRAWN.exists()
+                "Try a drawing (as an upload it is refused)", size="sm", visible=DRAWN.exists()
             )
         with gr.Column(scale=3, min_width=300):
             viewer = gr.HTML(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import gradio as gr
 
 from pneumonia_hf.errors import UserError
 
+LOG = logging.getLogger(__name__)
 MISFIT = "The request does not fit this endpoint; 'Use via API' shows what it takes."
 FAULT = "The app failed, and its log says why; the same request may work later."
 
@@ -25,7 +27,12 @@ class SentenceBlocks(gr.Blocks):
             return await super().preprocess_data(*arguments, **options)
         except gr.Error as error:
             raise to_gradio(error.message) from error
-        except Exception as error:  # the components of gradio raise what they like
+        except Exception as error:  # gradio's components have no common class of errors
+            if isinstance(error.__cause__ or error, OSError | MemoryError):
+                raise  # a fault of the app
+            LOG.warning(
+                "Refused the inputs of a call: %s.", type(error.__cause__ or error).__name__
+            )
             raise to_gradio(MISFIT) from error
 
     async def process_api(self, *arguments: Any, **options: Any) -> Any:

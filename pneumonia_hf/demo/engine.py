@@ -71,15 +71,17 @@ class Engine:
         if not path:
             raise UserError(NO_FILE)
         file = Path(path)
-        if not file.is_file():
-            raise UserError("The upload is no longer there; upload the file again.")
-        self._check_bytes(file.name, file.stat().st_size)
+        self._check_file(file)
         return read_xray(file, file.name, self.limits.megapixels * 10**6)
 
-    def _check_bytes(self, name: str, size: int) -> None:
+    def _check_file(self, file: Path) -> None:
+        if not file.is_file():
+            raise XrayError("The upload is no longer there; upload the file again.")
+        size = file.stat().st_size
         if size > self.limits.upload_mb * 10**6:
             raise XrayError(
-                f"{name} has {size / 1e6:.0f} MB, more than the {self.limits.upload_mb} MB allowed."
+                f"{file.name} has {size / 1e6:.0f} MB, more than the {self.limits.upload_mb} MB "
+                f"allowed."
             )
 
     def predict(self, image: Image.Image, refuse: bool = True) -> Prediction:
@@ -151,7 +153,11 @@ class Engine:
 
     def _open_zip(self, path: Path) -> Iterator[tuple[str, bytes | XrayError]]:
         """Yield the images in a zip file; they are read in memory, and nothing is unpacked."""
-        self._check_bytes(path.name, path.stat().st_size)
+        try:
+            self._check_file(path)
+        except XrayError as error:
+            yield path.name, error
+            return
         left = self.limits.unzipped_mb * 10**6
         count = 0
         try:

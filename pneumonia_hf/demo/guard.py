@@ -10,18 +10,22 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gradio.route_utils import FnIndexInferError
+from starlette.exceptions import HTTPException
+
 from pneumonia_hf.demo.limits import BUSY
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+LOG = logging.getLogger(__name__)
 MOST_JSON_BYTES = 4_000_000  # of a request that is no upload
 STARTUP = "/gradio_api/startup-events"
 NOT_A_FILE = (
     "Addresses and paths of the server are not read; upload the file itself (in Python: "
     "handle_file)."
 )
-CALL = "/gradio_api/call/"
+API = "/gradio_api/"
 NO_SUCH_CALL = "No endpoint has this name and these values; 'Use via API' lists them."
 MCP = "/gradio_api/mcp"
 NOT_AN_IMAGE = (
@@ -82,14 +86,28 @@ class Guard:
                         await _answer(send, 400, NOT_A_FILE)
                     return
                 receive = _replay(body, receive)
-        if not scope["path"].startswith(CALL):
-            await self.app(scope, receive, _with_headers(send))
-            return
-        try:  # gradio fails at names that it does not know
-            await self.app(scope, receive, _with_headers(send))
-        except Exception as error:
-            logging.getLogger(__name__).warning("Refused a call: %s.", type(error).__name__)
+        started = False
+
+        async def note(message: Message) -> None:
+            nonlocal started
+            started = started or message["type"] == "http.response.start"
+            await guarded(message)
+
+        guarded = _with_headers(send)
+        try:
+            await self.app(scope, receive, note)
+        except (FnIndexInferError, KeyError, TypeError, ValueError) as error:
+            # What gradio raises at a name, a number or values that it does not know.
+            if started or scope.get("method") != "POST" or not scope["path"].startswith(API):
+                raise
+            LOG.warning("Refused a call: %r.", error)
             await _answer(send, 400, NO_SUCH_CALL)
+        except RuntimeError as error:
+            if not (started and isinstance(error.__cause__, HTTPException)):
+                raise
+            # The stream of an unknown call, which has said so.
+            LOG.warning("Refused a call: %r.", error.__cause__)
+            await note({"type": "http.response.body", "body": b""})
 
     def _is_logged_in(self, given: bytes) -> bool:
         scheme, _, coded = given.partition(b" ")

@@ -5,6 +5,7 @@ gradio has `batch=True`, with which one visitor's unreadable file is everybody's
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -19,6 +20,8 @@ from pneumonia_hf.inference.network import COMPUTING
 from pneumonia_hf.inference.predictor import Prediction
 
 MOST = 8  # images of one forward pass
+MOST_PIXELS = 64_000_000  # of all images of one forward pass, if there are several
+STEP = 0.02  # seconds between looks whether another request has scored this one
 
 
 @dataclass(eq=False)  # `remove` must not compare pixels
@@ -43,28 +46,47 @@ class MicroBatcher:
         """
         request = _Request(image)
         self.waiting.append(request)
-        if not COMPUTING.acquire(timeout=seconds):
-            with suppress(ValueError):  # it is being scored
-                self.waiting.remove(request)
-            raise UserError(BUSY)
-        try:
-            while not request.answer.done():
-                self._score_some()
-        finally:
-            COMPUTING.release()
+        deadline = time.monotonic() + seconds
+        while not request.answer.done():
+            if COMPUTING.acquire(timeout=STEP):
+                try:
+                    if not request.answer.done():
+                        self._score_some()
+                finally:
+                    COMPUTING.release()
+            elif time.monotonic() > deadline:
+                try:
+                    self.waiting.remove(request)
+                except ValueError:  # it is being scored
+                    break
+                raise UserError(BUSY)
         return request.answer.result()
 
     def _score_some(self) -> None:
         """Answer the first requests that wait. Only the holder of COMPUTING takes them."""
-        some = []
-        with suppress(IndexError):
+        some = [self.waiting.popleft()]
+        pixels = _count_pixels(some[0])
+        with suppress(IndexError):  # none is left
             while len(some) < MOST:
+                pixels += _count_pixels(self.waiting[0])
+                if pixels > MOST_PIXELS:
+                    break
                 some.append(self.waiting.popleft())
+        self._answer(some)
+
+    def _answer(self, some: list[_Request]) -> None:
         try:
             found = self.score([one.image for one in some])
         except Exception as error:
-            for one in some:
-                one.answer.set_exception(error)
+            if len(some) == 1:
+                some[0].answer.set_exception(error)
+            else:  # the fault of one is not that of the others
+                for one in some:
+                    self._answer([one])
         else:
             for one, prediction in zip(some, found, strict=True):
                 one.answer.set_result(prediction)
+
+
+def _count_pixels(request: _Request) -> int:
+    return request.image.width * request.image.height

@@ -207,6 +207,14 @@ def test_wrong_calls_get_a_sentence_and_leave_no_traceback(app_url, client, imag
     ):
         found = ask(app_url, name, content, version)
         assert found.startswith("400") and "'Use via API' lists them" in found, found
+    for place, content in (
+        ("run/nothing", {"data": [file]}),
+        ("queue/join", {"data": [file], "fn_index": 999, "session_hash": "x"}),
+    ):
+        status, _, body = call(f"{app_url}/gradio_api/{place}", json.dumps(content).encode())
+        assert status == 400 and b"lists them" in body, (place, status, body)
+    status, _, body = call(app_url + "/gradio_api/call/predict/0123456789abcdef")
+    assert status == 200 and body.startswith(b"event: error"), body
     # A program that names the fields, or sends null for what it leaves out.
     for content, version in (({"image": file}, "/v2"), ({"data": [file, None]}, "")):
         found = ask(app_url, "predict", content, version)
@@ -216,7 +224,7 @@ def test_wrong_calls_get_a_sentence_and_leave_no_traceback(app_url, client, imag
     assert "Traceback" not in log.read_bytes()[before:].decode(errors="replace")
 
 
-def test_fault_of_the_app_is_a_sentence_for_the_visitor_and_a_traceback_in_the_log():
+def test_fault_of_the_app_is_a_sentence_and_asks_for_a_traceback_in_the_log(monkeypatch):
     import asyncio
 
     import gradio as gr
@@ -227,11 +235,39 @@ def test_fault_of_the_app_is_a_sentence_for_the_visitor_and_a_traceback_in_the_l
     def fail(kind):
         raise {"ours": RuntimeError("disk"), "theirs": UserError("Upload it.")}[kind]
 
+    def fill_disk(*_):
+        raise OSError(28, "No space left on device")
+
     with SentenceBlocks(analytics_enabled=False) as demo:
-        gr.Button().click(fail, gr.Textbox(), None)
-    with pytest.raises(gr.Error, match=FAULT) as found:
-        asyncio.run(demo.process_api(0, ["ours"]))
-    assert found.value.print_exception
-    with pytest.raises(gr.Error, match=r"Upload it\.") as found:
-        asyncio.run(demo.process_api(0, ["theirs"]))
-    assert not found.value.print_exception
+        box = gr.Textbox()
+        gr.Button().click(fail, box, None)
+
+    def ask(kind):
+        with pytest.raises(gr.Error) as found:
+            asyncio.run(demo.process_api(0, [kind]))
+        return found.value.message, found.value.print_exception  # gradio prints the traceback
+
+    assert ask("ours") == (FAULT, True)
+    assert ask("theirs") == ("Upload it.", False)
+    monkeypatch.setattr(box, "preprocess", fill_disk)
+    assert ask("theirs") == (FAULT, True)
+
+
+@pytest.mark.slow
+def test_garbage_is_collected_while_the_app_serves(tmp_path):
+    program = (
+        "import gc, gradio, app\n"
+        "show = lambda *_, **options: print(gc.isenabled(), gc.get_freeze_count())\n"
+        "gradio.Blocks.launch = show\n"
+        "app.main()\n"
+        "show()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=os.environ | {"GRADIO_TEMP_DIR": str(tmp_path)},
+        capture_output=True, text=True, cwd=ROOT,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    during, after = (line.split() for line in done.stdout.splitlines()[-2:])
+    assert during[0] == "True" and int(during[1]) > 10**5
+    assert after == ["True", "0"]
+    assert not list(tmp_path.glob("xrays-*"))  # the folder of uploads

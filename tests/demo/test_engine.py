@@ -60,6 +60,9 @@ def test_a_batch_is_bounded(engine, image, tmp_path, monkeypatch):
     large.write_bytes(b"\x89PNG" + b"\0" * 2_000_000)
     ((row,),) = engine.score_batch([str(large)])
     assert "more than the 1 MB" in row.fault
+    for name in ("gone.zip", "gone.png"):  # deleted after KEPT_SECONDS
+        ((row,),) = engine.score_batch([str(tmp_path / name)])
+        assert row.prediction is None and "upload the file again" in row.fault
 
 
 def test_the_default_method_is_the_best_of_those_that_passed_their_tests(tiny_model, tmp_path):

@@ -12,6 +12,8 @@ from pneumonia_hf.demo.micro_batch import MOST, MicroBatcher
 from pneumonia_hf.errors import UserError
 from pneumonia_hf.inference.network import COMPUTING
 
+FAULTY = 13  # height
+
 
 class Scorer:
     """Score an image by its width, and note how many came together."""
@@ -21,7 +23,7 @@ class Scorer:
 
     def __call__(self, images):
         self.sizes.append(len(images))
-        if any(image.height == 13 for image in images):
+        if any(image.height == FAULTY for image in images):
             raise RuntimeError("out of memory")
         return [image.width for image in images]
 
@@ -31,16 +33,13 @@ def batcher():
     return MicroBatcher(Scorer())
 
 
-def ask(batcher, widths, height=5):
-    """Ask for all widths while another computes; return what is or will be answered."""
-    with ThreadPoolExecutor(len(widths)) as pool:
+def ask(batcher, sizes):
+    """Ask for images of these sizes while another computes; return what will be answered."""
+    with ThreadPoolExecutor(len(sizes)) as pool:
         with COMPUTING:
-            asked = [
-                pool.submit(batcher.predict, Image.new("L", (width, height)), 30)
-                for width in widths
-            ]
+            asked = [pool.submit(batcher.predict, Image.new("L", size), 30) for size in sizes]
             deadline = time.monotonic() + 30
-            while len(batcher.waiting) < len(widths) and time.monotonic() < deadline:
+            while len(batcher.waiting) < len(sizes) and time.monotonic() < deadline:
                 time.sleep(0.001)
     return asked
 
@@ -52,15 +51,22 @@ def test_request_alone_is_scored_alone(batcher):
 
 def test_waiting_requests_are_scored_together(batcher):
     widths = list(range(1, 2 * MOST + 2))  # two full passes, and one
-    assert [one.result(30) for one in ask(batcher, widths)] == widths
+    assert [one.result(30) for one in ask(batcher, [(one, 5) for one in widths])] == widths
     assert sorted(batcher.score.sizes) == [1, MOST, MOST]
     assert not batcher.waiting
 
 
-def test_error_reaches_all_who_were_scored_with_it_and_nobody_waits_forever(batcher):
-    for one in ask(batcher, [1, 2, 3], height=13):
-        with pytest.raises(RuntimeError, match="out of memory"):
-            one.result(30)
+def test_large_images_are_not_scored_together(batcher):
+    sizes = [(6000 + number, 6000) for number in range(3)]  # two of them have 72 million pixels
+    assert [one.result(30) for one in ask(batcher, sizes)] == [6000, 6001, 6002]
+    assert batcher.score.sizes == [1, 1, 1]
+
+
+def test_fault_of_one_image_is_not_that_of_the_others(batcher):
+    first, second, third = ask(batcher, [(1, 5), (2, FAULTY), (3, 5)])
+    assert (first.result(30), third.result(30)) == (1, 3)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        second.result(30)
     assert batcher.predict(Image.new("L", (7, 5)), 30) == 7
 
 
@@ -80,3 +86,14 @@ def test_request_that_waits_too_long_is_refused_and_leaves_the_line(batcher):
         assert not batcher.waiting
         done.set()
     assert batcher.score.sizes == []
+
+
+def test_request_that_is_being_scored_when_its_time_is_over_gets_its_answer(batcher):
+    with ThreadPoolExecutor(1) as pool, COMPUTING:
+        asked = pool.submit(batcher.predict, Image.new("L", (7, 5)), 1)
+        while not batcher.waiting:
+            time.sleep(0.001)
+        taken = batcher.waiting.popleft()  # as the holder of COMPUTING does
+        time.sleep(1.2)
+        taken.answer.set_result(7)
+        assert asked.result(30) == 7  # although COMPUTING is still held
