@@ -28,11 +28,10 @@ class SentenceBlocks(gr.Blocks):
         except gr.Error as error:
             raise to_gradio(error.message) from error
         except Exception as error:  # gradio's components have no common class of errors
-            if isinstance(error.__cause__ or error, OSError | MemoryError):
+            cause = error.__cause__ or error
+            if isinstance(cause, OSError | MemoryError):
                 raise  # a fault of the app
-            LOG.warning(
-                "Refused the inputs of a call: %s.", type(error.__cause__ or error).__name__
-            )
+            LOG.warning("Refused the inputs of a call: %s.", type(cause).__name__)
             raise to_gradio(MISFIT) from error
 
     async def process_api(self, *arguments: Any, **options: Any) -> Any:
