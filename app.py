@@ -13,7 +13,7 @@ def main() -> None:
     from pneumonia_hf.memory import keep_freed_memory
 
     keep_freed_memory(arenas=2)
-    gc.disable()  # collections take a quarter of the start, and imports leave little to collect
+    gc.disable()  # collections take a quarter of the start, and imports leave little garbage
     # gradio reads this at import. The app sends no usage data.
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # uploads are deleted then, too
