@@ -82,17 +82,17 @@ def main() -> None:
             server.wait(20)
     together = rounds[-1]
     print(f"{describe_machine()}; {Path(model).name}.\n")
-    print("| clients | answers | p50, ms | p95, ms | answers/s | bare forward pass, ms |")
-    print("|---|---|---|---|---|---|")
-    for name, seconds, times in (
-        ("1, without a context", sum(plain), sorted(plain)),
-        ("1", sum(alone), sorted(alone)),
-        (options.clients, *together),
+    print("| clients | context | answers | p50, ms | p95, ms | answers/s | bare forward pass, ms |")
+    print("|---|---|---|---|---|---|---|")
+    for clients, context, seconds, times in (
+        (1, "made for each request", sum(plain), sorted(plain)),
+        (1, "made once", sum(alone), sorted(alone)),
+        (options.clients, "made once", *together),
     ):
         p95 = times[min(len(times) - 1, int(0.95 * len(times)))]
         cells = f"{1000 * statistics.median(times):.0f} | {1000 * p95:.0f}"
         rate = f"{len(times) / seconds:.1f} | {1000 * forward:.1f}"
-        print(f"| {name} | {len(times)} | {cells} | {rate} |")
+        print(f"| {clients} | {context} | {len(times)} | {cells} | {rate} |")
     print(f"\nThe page answered {start:.1f} s after the start, `/predict` {first:.1f} s after it.")
     print(
         f"Memory of the app, MB: {memory[0]:.0f} after one client, and after each round of all: "
