@@ -70,7 +70,7 @@ def to_html(
     )
     warnings = "".join(f"<li>{html.escape(text)}</li>" for text in prediction.warnings)
     listed = f'<ul class="warnings">{warnings}</ul>' if warnings else ""
-    time = f'<p class="small">{seconds:.1f} s · {html.escape(name_model(predictor))}</p>'
+    time = f'<p class="small">{seconds:.2f} s · {html.escape(name_model(predictor))}</p>'
     if prediction.probability is None:
         return f'<div class="answer">{head}{listed}{time}</div>'
     point = predictor.operating_point
