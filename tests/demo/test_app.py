@@ -1,5 +1,6 @@
 """The endpoints of the app, called by the real client."""
 
+import csv
 import json
 import os
 import re
@@ -12,11 +13,13 @@ import numpy as np
 import pytest
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
-from helpers import ROOT, call, draw_xray
+from helpers import ROOT, call, call_script, draw_xray
 from PIL import Image
+from xray_files import make_dicom
 
 from pneumonia_hf import Predictor, read_xray
 from pneumonia_hf.demo.limits import Limits
+from pneumonia_hf.imaging.read import IMAGE_SUFFIXES
 from pneumonia_hf.inference.attribution_methods import METHODS
 
 ENDPOINTS = ["/predict", "/explain", "/predict_batch", "/model_info"]
@@ -116,6 +119,27 @@ def test_model_info_has_what_a_program_needs_and_no_path(client, tiny_model):
     assert str(tiny_model.parent) not in json.dumps(found)
 
 
+def test_app_and_script_agree_on_every_kind_of_file(client, tmp_path, tiny_model):
+    drawn = draw_xray(4, ill=True, size=(300, 240))
+    files = []
+    for suffix in sorted(IMAGE_SUFFIXES):
+        files.append(tmp_path / f"xray{suffix}")
+        if suffix in (".dcm", ".dicom"):
+            files[-1].write_bytes(make_dicom(np.asarray(drawn).astype(np.uint16) * 9))
+        else:
+            drawn.save(files[-1])
+    table = tmp_path / "table.csv"
+    done = call_script("predict.py", "--model", tiny_model, "--input", *files, "--output", table)
+    assert done.returncode == 0, done.stderr
+    with table.open() as lines:
+        expected = [float(row["probability"]) for row in csv.DictReader(lines)]
+    assert len(expected) == len(files) >= 6
+    one_by_one = [client.predict(handle_file(file), api_name="/predict")[0] for file in files]
+    together = client.predict([handle_file(file) for file in files], api_name="/predict_batch")
+    for found in (one_by_one, together):
+        assert [one["probability"] for one in found] == pytest.approx(expected, abs=1e-5)
+
+
 def test_16_bit_image_is_not_clipped_to_white(client, tmp_path, tiny_model):
     values = np.asarray(draw_xray(4, ill=True, size=(300, 240))).astype(np.uint16) * 12 + 200
     path = tmp_path / "deep.png"
@@ -203,7 +227,7 @@ def test_wrong_calls_get_a_sentence_and_leave_no_traceback(app_url, client, imag
         ("nothing", {"data": [file]}, ""),
         ("nothing", {"image": file}, "/v2"),
         ("predict", {}, "/v2"),
-        ("predict", {"picture": file}, "/v2"),
+        ("predict", {"xray": file}, "/v2"),
     ):
         found = ask(app_url, name, content, version)
         assert found.startswith("400") and "'Use via API' lists them" in found, found
