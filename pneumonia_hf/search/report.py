@@ -152,7 +152,7 @@ def _to_recipe(recipe: Recipe, arguments: XrayTrainingArguments) -> str:
     import yaml
 
     keys = asdict(recipe.data) | asdict(recipe.model) | asdict(recipe.augment)
-    defaults = XrayTrainingArguments(output_dir=".", cpu_threads=arguments.cpu_threads).to_dict()
+    defaults = XrayTrainingArguments(output_dir=".").to_dict()
     for name, value in arguments.to_dict().items():
         is_plain = isinstance(value, str | int | float | bool | list)
         if name not in NOT_IN_RECIPE and is_plain and value != defaults.get(name):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
 from math import inf
 from typing import Literal
 
@@ -25,19 +25,42 @@ from pneumonia_hf.training.phases import read_phases
 CRITERIA = {name: metric.greater_is_better for name, metric in METRICS.items()}
 CRITERIA |= {"loss": False, ROBUST: True}
 PLATEAU = "reduce_lr_on_plateau"
-# Arguments of transformers that would break a promise of this project, and what to do instead.
+# Arguments of transformers that would break a promise of this project, or do nothing, and why.
+NO_PUSH = "use push_to_hub.py when the model is saved"
+NO_LENGTH = "images have no length"
+LAUNCHER = "use accelerate launch with a file of train_scripts/accelerate"
 REFUSED = {
     "prediction_loss_only": "validation needs the predictions",
     "label_names": "the labels are known",
     "resume_from_checkpoint": "use --resume",
-    "push_to_hub": "use push_to_hub.py when the model is saved",
+    "push_to_hub": NO_PUSH,
+    "hub_model_id": NO_PUSH,
+    "hub_strategy": NO_PUSH,
+    "hub_token": NO_PUSH,
+    "hub_private_repo": NO_PUSH,
+    "hub_always_push": NO_PUSH,
+    "hub_revision": NO_PUSH,
     "save_only_model": "such a checkpoint cannot be resumed",
     "ignore_data_skip": "a resumed run would train on other images",
     "enable_jit_checkpoint": "SIGTERM saves a checkpoint in any case",
     "batch_eval_metrics": "metrics need the whole validation split",
+    "eval_do_concat_batches": "metrics need the whole validation split",
+    "eval_use_gather_object": "it is for outputs other than tensors",
+    "include_for_metrics": "metrics need the predictions only",
+    "dataloader_in_order": "metrics need the images in order",
+    "fp16_full_eval": "validation computes as training does; use --precision",
+    "bf16_full_eval": "validation computes as training does; use --precision",
     "remove_unused_columns": "it would remove the images",
+    "length_column_name": NO_LENGTH,
+    "include_num_input_tokens_seen": "it is for language models",
+    "use_cache": "it is for language models",
     "use_liger_kernel": "it is for language models",
+    "liger_kernel_config": "it is for language models",
     "neftune_noise_alpha": "it is for language models",
+    "accelerator_config": LAUNCHER,
+    "parallelism_config": LAUNCHER,
+    "fsdp": LAUNCHER,
+    "fsdp_config": LAUNCHER,
     "deepspeed": "use FSDP, train_scripts/accelerate/fsdp.yaml",
 }
 
@@ -189,9 +212,6 @@ class XrayTrainingArguments(TrainingArguments):
                 f"The best weights are kept only if each evaluation is saved; set --save_steps "
                 f"and --eval_steps alike (they are {self.save_steps:g} and {self.eval_steps:g})."
             )
-        # accelerate launch gives each process one thread, which leaves the other cores idle.
-        processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-        torch.set_num_threads(self.cpu_threads or max(1, cpu_count() // processes))
 
     @property
     def computed_precision(self) -> str:
@@ -199,6 +219,12 @@ class XrayTrainingArguments(TrainingArguments):
         if self.precision != "auto":
             return self.precision
         return fast_precision("cpu" if self.use_cpu else None)
+
+    def set_threads(self) -> None:
+        """Set the number of threads that this process computes with."""
+        # accelerate launch gives each process one thread, which leaves the other cores idle.
+        processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        torch.set_num_threads(self.cpu_threads or max(1, cpu_count() // processes))
 
     def _check_ranges(self) -> None:
         for valid, wanted, names in RANGES:
@@ -213,9 +239,17 @@ class XrayTrainingArguments(TrainingArguments):
             raise UserError("seeds must be two or more different numbers; for one use --seed.")
 
     def _check_combinations(self) -> None:
-        for name, reason in REFUSED.items():
-            if getattr(self, name) not in (None, False):
-                raise UserError(f"Leave --{name} out: {reason}.")
+        for one in fields(self):
+            default = one.default if one.default_factory is MISSING else one.default_factory()
+            off = (None, default) if default is True else (None, False, default)
+            if one.name in REFUSED and getattr(self, one.name) not in off:
+                raise UserError(f"Leave --{one.name} out: {REFUSED[one.name]}.")
+        if self.train_sampling_strategy not in ("random", "sequential"):
+            raise UserError(
+                f"Leave --train_sampling_strategy {self.train_sampling_strategy} out: {NO_LENGTH}."
+            )
+        if self.ddp_backend and int(os.environ.get("WORLD_SIZE", 1)) < 2:
+            raise UserError("--ddp_backend is for several processes; leave it out for one.")
         if self.ema_decay and self.average_from:
             raise UserError("--ema_decay and --average_from are two averages; leave one out.")
         if self.unlabelled and not (self.teacher and self.distil_weight):

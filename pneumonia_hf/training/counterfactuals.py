@@ -75,9 +75,18 @@ class CounterfactualPixels:
 def compute_validation_metrics(
     prediction: EvalPrediction, validation: XrayPixels | CounterfactualPixels
 ) -> dict[str, float]:
-    """Return all METRICS, the log loss with balanced classes, and the scores of copies if any."""
+    """Return all METRICS, the log loss with balanced classes, and the scores of copies if any.
+
+    Raises:
+        UserError: the predictions are not those of all images in their order, or are not finite.
+    """
     from pneumonia_hf.evaluation.hf_metric import compute_with_evaluate
 
+    if not np.array_equal(prediction.label_ids, validation.labels):
+        raise UserError(
+            "The Trainer has scored other images than the validation split, or in another order; "
+            "leave out what changes how validation images are loaded."
+        )
     logits = prediction.predictions.astype(np.float64)
     if not np.isfinite(logits).all():
         raise UserError(DIVERGED)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -34,6 +35,7 @@ FREE = {
     "dataloader_persistent_workers", "dataloader_prefetch_factor", "save_total_limit",
     "save_on_each_node", "cpu_threads", "ddp_timeout", "local_rank",
     "bf16", "fp16",  # follow from `precision`
+    "accelerator_config",  # always the default
 }  # fmt: skip
 
 
@@ -115,7 +117,7 @@ def describe_run(
     made_of |= {
         name: value
         for name, value in arguments.to_dict().items()
-        if isinstance(value, str | int | float | bool | list | None)
+        if isinstance(value, str | int | float | bool | list | dict | None)
         and name not in FREE
         and not name.startswith(("hub_", "push_", "_"))
     }
@@ -154,11 +156,26 @@ def create_run_record(output: Path, made_of: dict[str, Any], resume: bool) -> di
     was = before.get("made_of", {})
     names = sorted({*was, *made_of})
     if different := [name for name in names if was.get(name) != made_of.get(name)]:
+        changes = (_describe_change(name, was.get(name), made_of.get(name)) for name in different)
+        # Checkpoints of a complete run lead to its end only; its weights begin another one.
+        more = (
+            f"train its model further with --weights {output} and another --output_dir, "
+            if is_complete(output, before.get("run_id", ""))
+            else ""
+        )
         raise UserError(
-            f"The run in {output} was begun with other {', '.join(different)}; "
-            f"resume it with the original command, or give --overwrite to start again."
+            f"The run in {output} was begun with other {', '.join(changes)}; "
+            f"resume it with the original command, {more}or give --overwrite to start again."
         )
     return before
+
+
+def _describe_change(name: str, was: Any, now: Any) -> str:
+    """Return the name of a setting, with both values unless they are long."""
+    if name.endswith(" images"):  # fingerprints say nothing to a person
+        return name
+    was, now = (json.dumps(value, sort_keys=True) for value in (was, now))
+    return f"{name} ({was}, now {now})"
 
 
 def is_complete(output: Path, run_id: str) -> bool:

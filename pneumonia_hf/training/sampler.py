@@ -1,12 +1,13 @@
-"""BalancedSampler: the classes of each site equally often."""
+"""Samplers: the classes of each site equally often, and no batch of a single image."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
-from torch.utils.data import Sampler
+from torch import nn
+from torch.utils.data import BatchSampler, Sampler
 
 
 def draws_balanced(imbalance: str, sites: np.ndarray) -> bool:
@@ -52,3 +53,49 @@ class BalancedSampler(Sampler[int]):
         for group, share in zip(groups.tolist(), which.tolist(), strict=True):
             rows = self.rows[group]
             yield int(rows[int(share * len(rows))])
+
+
+class MergingBatchSampler(BatchSampler):
+    """Batches of `batch_size`; a last one of a single image joins the one before.
+
+    That is for batch norms whose input is 1 x 1: of one image they have one value a channel, from
+    which there is no variance.
+    """
+
+    def __init__(self, sampler: Sampler[int], batch_size: int) -> None:
+        """Take a sampler of two indices or more, and a batch size of 2 or more."""
+        super().__init__(sampler, batch_size, drop_last=False)
+
+    def __len__(self) -> int:
+        return super().__len__() - (len(self.sampler) % self.batch_size == 1)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        before: list[int] = []
+        for batch in super().__iter__():
+            if before and len(batch) > 1:
+                yield before
+                before = []
+            before = [*before, *batch]
+        yield before
+
+
+def needs_two_images(model: nn.Module, norms: Sequence[nn.Module], size: dict[str, int]) -> bool:
+    """Return whether a batch norm of `norms` gets one value a channel of an image of `size`.
+
+    The model runs once on a blank image, in evaluation mode, so that no statistic changes.
+    """
+    counts: list[int] = []
+    hooks = [
+        norm.register_forward_pre_hook(lambda _, inputs: counts.append(inputs[0][0, 0].numel()))
+        for norm in norms
+    ]
+    was_training = model.training
+    blank = torch.zeros(1, 3, size["height"], size["width"])
+    try:
+        with torch.no_grad():
+            model.eval()(pixel_values=blank.to(next(model.parameters())))
+    finally:
+        model.train(was_training)
+        for hook in hooks:
+            hook.remove()
+    return 1 in counts

@@ -102,6 +102,7 @@ def train(
             resumed run that was started with other settings.
         Stopped: SIGTERM came, and a checkpoint was saved.
     """
+    arguments.set_threads()
     if arguments.use_cpu:
         keep_freed_memory()
     # In the main process only: the others might see what it has just created.

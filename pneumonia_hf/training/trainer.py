@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torch.optim.swa_utils import AveragedModel
-from torch.utils.data import Sampler
+from torch.utils.data import DataLoader, Sampler
 from transformers import AutoModelForImageClassification, Trainer, TrainerCallback
 
 from pneumonia_hf.errors import UserError
@@ -31,7 +31,12 @@ from pneumonia_hf.training.checkpoints import (
 )
 from pneumonia_hf.training.distributed import is_sharded
 from pneumonia_hf.training.losses import Targets
-from pneumonia_hf.training.sampler import BalancedSampler, draws_balanced
+from pneumonia_hf.training.sampler import (
+    BalancedSampler,
+    MergingBatchSampler,
+    draws_balanced,
+    needs_two_images,
+)
 
 if TYPE_CHECKING:
     from pneumonia_hf.training.distillation import Teacher
@@ -40,6 +45,11 @@ if TYPE_CHECKING:
 DIVERGED = (
     "Training has diverged: the network outputs NaN; lower --learning_rate, or set "
     "--precision fp32. The last checkpoint from before that is kept."
+)
+
+ONE_IMAGE = (
+    "This network cannot be trained on batches of one image, since its deepest map is 1 x 1; "
+    "set --per_device_train_batch_size to 2 or more, or --image_size to a larger one."
 )
 
 
@@ -75,9 +85,8 @@ class XrayTrainer(Trainer):
         self.average: AveragedModel | None = None
         self.frozen_norms = [
             module
-            for module in self.model.modules()
-            if isinstance(module, nn.modules.batchnorm._BatchNorm)
-            and (own := list(module.parameters()))
+            for module in _batch_norms(self.model)
+            if (own := list(module.parameters()))
             and not any(parameter.requires_grad for parameter in own)
         ]
         self.add_callback(_Companion(self))
@@ -130,6 +139,41 @@ class XrayTrainer(Trainer):
         else:
             self.sampler = super()._get_train_sampler(train_dataset)
         return self.sampler
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Make the Trainer's loader; a last batch of one image joins the one before, if it must.
+
+        Raises:
+            UserError: the network cannot be trained on batches of one image.
+        """
+        args, size = self.args, self.processing_class.size
+        has_more = self.teacher is not None and self.teacher.unlabelled is not None
+        norms = [one for one in _batch_norms(self.model) if one not in self.frozen_norms]
+        if has_more or is_sharded() or not (norms and needs_two_images(self.model, norms, size)):
+            return super().get_train_dataloader()
+        if args.train_batch_size == 1:
+            raise UserError(ONE_IMAGE)
+        if args.world_size > 1 or args.dataloader_drop_last:  # all batches are full
+            return super().get_train_dataloader()
+        loader = DataLoader(
+            self.train_dataset,
+            batch_sampler=MergingBatchSampler(self._get_train_sampler(), args.train_batch_size),
+            collate_fn=self.data_collator,
+            num_workers=args.dataloader_num_workers,
+            pin_memory=args.dataloader_pin_memory,
+            persistent_workers=args.dataloader_persistent_workers,
+            prefetch_factor=args.dataloader_prefetch_factor,
+            multiprocessing_context=args.dataloader_multiprocessing_context,
+        )
+        return self.accelerator.prepare(loader)
+
+    def get_eval_dataloader(self, eval_dataset=None) -> DataLoader:
+        """Make the loader of all validation images: the last batch is dropped in training alone."""
+        drops, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
+        try:
+            return super().get_eval_dataloader(eval_dataset)
+        finally:
+            self.args.dataloader_drop_last = drops
 
     def prediction_step(self, *args, **kwargs) -> tuple[None, Tensor | None, Tensor | None]:
         """Return the logits without a loss.
@@ -344,6 +388,11 @@ def is_exhausted(log: list[dict[str, Any]], arguments: XrayTrainingArguments) ->
     if not values or not arguments.early_stopping_patience:
         return False
     return len(values) - 1 - int(np.argmax(values)) >= arguments.early_stopping_patience
+
+
+def _batch_norms(model: nn.Module) -> list[nn.Module]:
+    kind = nn.modules.batchnorm._BatchNorm
+    return [one for one in model.modules() if isinstance(one, kind)]
 
 
 def _make_mix(arguments: XrayTrainingArguments):

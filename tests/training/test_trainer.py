@@ -3,11 +3,23 @@ import json
 import numpy as np
 import pytest
 import torch
-from helpers import assert_one_sentence, call_script, draw_folder, save_tiny_body, train_tiny
+from helpers import (
+    TINY_CONFIGS,
+    TINY_SIZES,
+    assert_one_sentence,
+    call_script,
+    draw_folder,
+    save_tiny_body,
+    train_tiny,
+)
 from safetensors.torch import load_file
+from torch.utils.data import SequentialSampler
 from transformers import AutoModelForImageClassification, TrainerCallback
 
+from pneumonia_hf.errors import UserError
 from pneumonia_hf.evaluation.perturbations import COUNTERFACTUALS
+from pneumonia_hf.models.xray_cnn import XrayCnnConfig
+from pneumonia_hf.training import trainer
 from pneumonia_hf.training.arguments import XrayTrainingArguments
 from pneumonia_hf.training.checkpoints import (
     AVERAGE_FILE,
@@ -15,7 +27,7 @@ from pneumonia_hf.training.checkpoints import (
     phase_folder,
     read_outcome,
 )
-from pneumonia_hf.training.sampler import BalancedSampler, draws_balanced
+from pneumonia_hf.training.sampler import BalancedSampler, MergingBatchSampler, draws_balanced
 from pneumonia_hf.training.trainer import load_best
 
 
@@ -121,6 +133,48 @@ def test_sampler_balances_the_classes_within_each_site_so_that_the_site_never_te
     for site in (0, 1):
         of_site = [row for row in drawn if sites[row] == site]
         assert np.mean(labels[of_site]) == pytest.approx(0.5, abs=0.02)
+
+
+@pytest.mark.parametrize(("images", "size", "sizes"), [
+    (17, 16, [17]), (33, 16, [16, 17]), (32, 16, [16, 16]), (18, 16, [16, 2]), (3, 2, [3]),
+    (2, 16, [2]),
+])  # fmt: skip
+def test_last_batch_of_one_image_joins_the_one_before(images, size, sizes):
+    batches = MergingBatchSampler(SequentialSampler(range(images)), size)
+    assert [len(batch) for batch in batches] == sizes
+    assert len(batches) == len(sizes)
+    assert [row for batch in batches for row in batch] == list(range(images))
+
+
+@pytest.fixture(scope="module")
+def odd(tmp_path_factory):
+    """Images of which fourteen are for training."""
+    return draw_folder(tmp_path_factory.mktemp("odd") / "data", patients=10)
+
+
+@pytest.mark.parametrize(
+    "name", ["xray-cnn", pytest.param("efficientnet-b0", marks=pytest.mark.slow)]
+)
+def test_every_epoch_trains_on_all_images_where_one_is_left_for_the_last_batch(
+    tmp_path, odd, name, monkeypatch
+):
+    monkeypatch.setitem(TINY_CONFIGS, "xray-cnn", XrayCnnConfig(widths=[8] * 5, depths=[1] * 5))
+    size = 16 if name == "xray-cnn" else 32  # at which the deepest map is 1 x 1
+    monkeypatch.setitem(TINY_SIZES, name, size)
+    seen = []
+    monkeypatch.setattr(trainer, "augment", lambda pixels, _: seen.append(len(pixels)) or pixels)
+    settings = {"num_train_epochs": 1, "attribution_images": 0, "bootstrap_resamples": 2,
+                "threshold_resamples": 2}  # fmt: skip
+    body = save_tiny_body(name, tmp_path / "body")
+    train_tiny(name, body, odd, tmp_path / "run", per_device_train_batch_size=13, **settings)
+    assert seen == [14]
+    with pytest.raises(UserError, match="per_device_train_batch_size to 2 or more"):
+        train_tiny(name, body, odd, tmp_path / "one", per_device_train_batch_size=1, **settings)
+    assert not list((tmp_path / "one").glob("checkpoints/phase-*/checkpoint-*"))
+    seen.clear()
+    monkeypatch.setitem(TINY_SIZES, name, 2 * size)  # a deepest map of 2 x 2
+    train_tiny(name, body, odd, tmp_path / "two", per_device_train_batch_size=13, **settings)
+    assert seen == [13, 1]
 
 
 def test_several_sites_are_balanced_by_drawing_and_not_in_the_loss_too():
