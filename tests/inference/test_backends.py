@@ -1,5 +1,7 @@
 """What computes scores: every backend gives the probabilities of the model itself."""
 
+import logging
+
 import numpy as np
 import pytest
 import torch
@@ -185,3 +187,17 @@ def test_a_missing_package_is_one_sentence(built, monkeypatch):
         Network(model, processor, backend="fast").log_odds(images_of(1))
     with pytest.raises(UserError, match="pip install onnx onnxscript openvino"):
         Network(model, processor, backend="openvino").log_odds(images_of(1))
+
+
+def test_messages_of_others_are_logged_while_int8_is_made(tmp_path, monkeypatch, caplog):
+    def quantize(model, output, *_, **__):
+        facts = {"msg": "advice", "levelno": logging.WARNING, "pathname": "onnxruntime/x.py"}
+        logging.root.handle(logging.makeLogRecord(facts))
+        logging.getLogger("another").warning("heard")
+        output.write_bytes(b"int8")
+
+    monkeypatch.setattr("onnxruntime.quantization.quantize_static", quantize)
+    monkeypatch.setattr("onnx.load_from_string", bytes)
+    assert backends._quantize(b"model", tmp_path / "ranges") == b"int8"
+    assert caplog.messages == ["heard"]
+    assert not logging.root.filters
