@@ -106,6 +106,9 @@ def main() -> None:
         action="store_true",
         help="Add a sheet of examples, with X-rays of patients, to the folder and the page.",
     )
+    parser.add_argument(
+        "--cache_dir", help="Folder for decoded images and hashes, as for training."
+    )
     parser.add_argument("--resamples", type=int, help="Of the bootstrap (default: 1000).")
     parser.add_argument("--overwrite", action="store_true", help="Replace an older report.")
     parser.add_argument(
@@ -123,6 +126,7 @@ def main() -> None:
 
     from pneumonia_hf.audit.run import audit_images
     from pneumonia_hf.data.load import read_image_list
+    from pneumonia_hf.data.pixel_store import cache_in
     from pneumonia_hf.data.sources import parse_source
     from pneumonia_hf.evaluation.evaluate import EvaluationConfig, check_card
     from pneumonia_hf.evaluation.report.write import check_report_folder, to_json
@@ -143,34 +147,34 @@ def main() -> None:
     for flag, usual in images.items():
         given = getattr(options, flag)
         images[flag] = given if given is not None else 0 if options.quick else usual
-    report = report_on(
-        EvaluationInputs(
-            models=tuple(options.model),
-            data_dir=tuple(options.data_dir),
-            name=options.name,
-            split=options.split,
-            images=options.images,
-            other_classes=tuple(options.other_classes),
-            sites=tuple(sites),
-            compare=options.compare,
-            positive_label=options.positive_label,
-            compare_positive_label=options.compare_positive_label,
-            label_source=options.label_source,
-            tta=options.tta,
-            published=PUBLISHED if PUBLISHED.exists() else None,
-            with_images=options.with_images,
-        ),
-        EvaluationConfig(
-            resamples=options.resamples or (200 if options.quick else 1000),
-            strict=options.strict,
-            subgroups=tuple(options.subgroups),
-            external=options.external == [],
-            robustness_images=images["robustness"],
-            attribution_images=images["attribution"],
-        ),
-        options.output_dir,
-        lambda rows: audit_images(rows, options.quick),
+    inputs = EvaluationInputs(
+        models=tuple(options.model),
+        data_dir=tuple(options.data_dir),
+        name=options.name,
+        split=options.split,
+        images=options.images,
+        other_classes=tuple(options.other_classes),
+        sites=tuple(sites),
+        compare=options.compare,
+        positive_label=options.positive_label,
+        compare_positive_label=options.compare_positive_label,
+        label_source=options.label_source,
+        tta=options.tta,
+        published=PUBLISHED if PUBLISHED.exists() else None,
+        with_images=options.with_images,
     )
+    config = EvaluationConfig(
+        resamples=options.resamples or (200 if options.quick else 1000),
+        strict=options.strict,
+        subgroups=tuple(options.subgroups),
+        external=options.external == [],
+        robustness_images=images["robustness"],
+        attribution_images=images["attribution"],
+    )
+    with cache_in(options.cache_dir):
+        report = report_on(
+            inputs, config, options.output_dir, lambda rows: audit_images(rows, options.quick)
+        )
     if card:
         add_report(card, to_json(report))
     print((options.output_dir / "report.md").read_text(encoding="utf-8").split("\n![")[0])

@@ -15,11 +15,14 @@ def main() -> None:
     """Measure the ranges and print what int8 changes."""
     options = parse_own_images(__doc__)
 
+    from pneumonia_hf.data.pixel_store import cache_in
     from pneumonia_hf.evaluation.quantize import quantize
     from pneumonia_hf.evaluation.recalibrate import find_own_splits
     from pneumonia_hf.models.model_folder import QUANTIZATION_FILE
 
-    cost = quantize(options.model, *find_own_splits(options.model, options.data_dir))
+    with cache_in(options.cache_dir):
+        own = find_own_splits(options.model, options.data_dir)
+    cost = quantize(options.model, *own)
     print(
         f"Wrote {options.model / QUANTIZATION_FILE}. On {cost.images} validation images int8 has "
         f"AUROC {cost.auroc_int8:.4f} instead of {cost.auroc:.4f}; probabilities change by "

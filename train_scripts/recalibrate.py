@@ -16,9 +16,11 @@ def main() -> None:
     """Find the model's own validation images in the data, and calibrate the model on them."""
     options = parse_own_images(__doc__)
 
+    from pneumonia_hf.data.pixel_store import cache_in
     from pneumonia_hf.evaluation.recalibrate import find_own_splits, recalibrate
 
-    train, validation = find_own_splits(options.model, options.data_dir)
+    with cache_in(options.cache_dir):
+        train, validation = find_own_splits(options.model, options.data_dir)
     found = recalibrate(options.model, train, validation)["config"]
     print(
         f"Calibrated on {len(validation)} validation images: temperature "

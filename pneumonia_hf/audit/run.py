@@ -12,7 +12,7 @@ from pneumonia_hf.audit import label_checks, leakage_checks, quality_checks, sho
 from pneumonia_hf.audit.dataset import VERDICTS, Finding, Xrays
 from pneumonia_hf.data.cache import decode_splits
 from pneumonia_hf.data.load import find_both_labels, load_splits
-from pneumonia_hf.data.pixel_store import XrayPixels
+from pneumonia_hf.data.pixel_store import XrayPixels, cache_in
 from pneumonia_hf.data.table import XrayData
 
 if TYPE_CHECKING:
@@ -85,14 +85,13 @@ def audit_sources(
 
     processor = make_processor(SIZE, (0.5,) * 3, (0.5,) * 3)
     listed = load_splits(data_dir, strict, may_lack=True)
-    splits, images = decode_splits(listed, processor, cache_dir, strict, may_lack=True)
-    xrays = gather(splits, images, features)
-    return run_checks(xrays), xrays
+    with cache_in(cache_dir):
+        splits, images = decode_splits(listed, processor, strict, may_lack=True)
+        xrays = gather(splits, images, features)
+        return run_checks(xrays), xrays
 
 
-def audit_images(
-    data: Dataset, quick: bool = False, cache_dir: str | Path | None = None
-) -> dict[str, Finding]:
+def audit_images(data: Dataset, quick: bool = False) -> dict[str, Finding]:
     """Return the findings on readable images that a model is tested on, by TEST_CHECKS.
 
     With `quick`, without the search for near duplicates.
@@ -102,7 +101,7 @@ def audit_images(
     processor = make_processor(SIZE, (0.5,) * 3, (0.5,) * 3)
     splits = {"test": data}
     listed = XrayData(splits, tuple(find_both_labels(splits)))
-    xrays = gather(*decode_splits(listed, processor, cache_dir, may_lack=True))
+    xrays = gather(*decode_splits(listed, processor, may_lack=True))
     skipped = {"near_duplicates"} if quick else set()
     return {name: CHECKS[name](xrays) for name in TEST_CHECKS if name not in skipped}
 

@@ -38,21 +38,16 @@ class Decoded:
     issues: tuple[DataIssue, ...]  # one for each unreadable row
 
 
-def decode(
-    data: Dataset,
-    processor: BaseImageProcessor,
-    name: str = "",
-    cache_dir: str | Path | None = None,
-) -> Decoded:
+def decode(data: Dataset, processor: BaseImageProcessor, name: str = "") -> Decoded:
     """Return the images of a split at the model's size, decoding those that are not yet cached.
 
     Unreadable images are left out and listed in `issues`. `name` is for the progress bar. The
-    default `cache_dir` is `$PNEUMONIA_HF_CACHE`, or `pneumonia-hf` in the user's cache folder.
+    cache lies where `cache_folder` says.
 
     Raises:
         UserError: the cache folder cannot be used.
     """
-    store = open_store(processor, cache_dir)
+    store = open_store(processor)
     decoding = _Decoding(data, processor, store)
     if not decoding.look_up():
         with store.lock():
@@ -70,7 +65,6 @@ def decode(
 def decode_splits(
     data: XrayData,
     processor: BaseImageProcessor,
-    cache_dir: str | Path | None = None,
     strict: bool = False,
     may_lack: bool = False,
 ) -> tuple[XrayData, dict[str, XrayPixels]]:
@@ -82,7 +76,7 @@ def decode_splits(
         UserError: no readable image of a class is left in train or validation, unless
             `may_lack`; with `strict`, any image is unreadable.
     """
-    decoded = {name: decode(split, processor, name, cache_dir) for name, split in data.items()}
+    decoded = {name: decode(split, processor, name) for name, split in data.items()}
     unreadable = [issue for one in decoded.values() for issue in one.issues]
     log_issues(unreadable, strict)
     splits = {

@@ -26,14 +26,14 @@ logger = logging.getLogger(__name__)
 Stat = tuple[str, int, int, int]  # address, size, time of modification, time of status change
 
 
-def hash_images(data: Dataset, cache_dir: str | Path | None = None) -> np.ndarray:
+def hash_images(data: Dataset) -> np.ndarray:
     """Return the hash of each image's bytes, 0 for unreadable ones: uint64 [N].
 
     Files that are unchanged since they were hashed are not opened.
     """
     from joblib import cpu_count
 
-    hash_cache = HashCache(cache_folder(cache_dir))
+    hash_cache = HashCache(cache_folder())
     hashes, start = np.zeros(len(data), np.uint64), 0
     addresses = list_addresses(data)
     while chunk := list(islice(addresses, 1000)):

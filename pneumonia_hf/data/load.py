@@ -13,6 +13,7 @@ import numpy as np
 
 from pneumonia_hf.data.file_hashes import hash_images, to_hex
 from pneumonia_hf.data.issues import DataIssue, log_issues
+from pneumonia_hf.data.pixel_store import cache_in
 from pneumonia_hf.data.sources import SOURCES, Source, parse_source
 from pneumonia_hf.data.splits import SPLIT_TOLERANCE, split_by_patient
 from pneumonia_hf.data.table import ALL, SPLIT_NAMES, XrayData, column, to_dataset
@@ -70,7 +71,7 @@ class DataConfig:
     cache_dir: str | None = field(
         default=None,
         metadata={
-            "help": "Folder for decoded images; default: $PNEUMONIA_HF_CACHE or "
+            "help": "Folder for decoded images and hashes; default: $PNEUMONIA_HF_CACHE or "
             "~/.cache/pneumonia-hf."
         },
     )
@@ -104,7 +105,8 @@ def load_xrays(config: DataConfig) -> XrayData:
             `config.strict`, any file or row is not a readable, labelled X-ray.
     """
     listed = zip(_list_sources(config.data_dir), config.data_dir, strict=True)
-    splits = _join([_add_splits(own, config, text) for own, text in listed], SPLITS)
+    with cache_in(config.cache_dir):
+        splits = _join([_add_splits(own, config, text) for own, text in listed], SPLITS)
     _check_classes(splits, config.data_dir)
     _warn_of_shared_patients(splits)
     log_issues(splits.issues, config.strict)
@@ -223,7 +225,7 @@ def _add_splits(splits: XrayData, config: DataConfig, source: str) -> XrayData:
     own = dict(splits)
     if config.exclude_images:
         for name, data in own.items():
-            is_excluded = _find_listed(data, config.exclude_images, config.cache_dir)
+            is_excluded = _find_listed(data, config.exclude_images)
             own[name] = data.select(np.flatnonzero(~is_excluded))
     count_kept = sum(map(len, own.values()))
     train = own.pop(ALL, None) or own.pop("train", None)
@@ -264,15 +266,15 @@ def _add_splits(splits: XrayData, config: DataConfig, source: str) -> XrayData:
 
 def _split_listed(train: Dataset, config: DataConfig) -> tuple[Dataset, Dataset]:
     """Return the images of patients without a listed image, and the listed images."""
-    is_listed = _find_listed(train, config.test_images, config.cache_dir)
+    is_listed = _find_listed(train, config.test_images)
     patients = np.asarray(train["patient"][:])
     is_tested = np.isin(patients, patients[is_listed])
     return train.select(np.flatnonzero(~is_tested)), train.select(np.flatnonzero(is_listed))
 
 
-def _find_listed(data: Dataset, path: str, cache_dir: str | None) -> np.ndarray:
+def _find_listed(data: Dataset, path: str) -> np.ndarray:
     """Return whether each image is in a list of images: bool [N]."""
-    return np.isin(to_hex(hash_images(data, cache_dir)), list(read_image_list(path)))
+    return np.isin(to_hex(hash_images(data)), list(read_image_list(path)))
 
 
 def read_image_list(path: str | Path) -> set[str]:

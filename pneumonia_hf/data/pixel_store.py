@@ -12,8 +12,9 @@ import hashlib
 import json
 import mmap
 import os
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import import_module
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from transformers import BaseImageProcessor
 
 CACHE_VARIABLE = "PNEUMONIA_HF_CACHE"  # environment variable with the cache folder
+_chosen: ContextVar[str | Path | None] = ContextVar("cache folder", default=None)
 MAPPED = 16 << 20  # bytes read through the map before its pages are released
 # The modules whose code determines pixels and facts.
 _MODULES = "read dicom dicom_display modalities jpeg_headers grayscale preprocess".split()
@@ -39,6 +41,10 @@ READING = (
     "pneumonia_hf.data.image_stats",
     "pneumonia_hf.data.pixel_store",
 )
+# The packages whose versions do, as far as they are installed.
+PACKAGES = "numpy pillow pydicom python-gdcm transformers torchvision torch ImageHash".split()
+# The settings of a processor that act on cached pixels, and not before.
+OF_NORMALISE = {"do_normalize", "do_rescale", "image_mean", "image_std", "rescale_factor"}
 
 
 @dataclass(frozen=True)
@@ -175,21 +181,19 @@ class PixelStore:
         return hold_lock(self.folder / "lock", busy, wait=True)
 
 
-def open_store(processor: BaseImageProcessor, cache_dir: str | Path | None = None) -> PixelStore:
-    """Return the store for a processor's image size, and create its folder.
+def open_store(processor: BaseImageProcessor) -> PixelStore:
+    """Return the store for what a processor's resize returns, and create its folder.
 
     Raises:
         UserError: the folder cannot be written.
     """
     size = processor.size
-    settings = {
-        "reading": _hash_of_reading(),
-        "resize": {"height": size["height"], "width": size["width"]},
-        "resample": int(processor.resample),
-        "facts": str(FACTS),
-    }
+    # The class and each of its settings may change the pixels, but not those of `normalise`.
+    settings = {k: v for k, v in processor.to_dict().items() if k not in OF_NORMALISE}
+    settings |= {"class": type(processor).__name__}
+    settings |= {"reading": _hash_of_reading(), "facts": str(FACTS)}
     key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
-    folder = cache_folder(cache_dir) / f"{size['height']}x{size['width']}-{key}"
+    folder = cache_folder() / f"{size['height']}x{size['width']}-{key}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "lock").touch()
@@ -201,9 +205,22 @@ def open_store(processor: BaseImageProcessor, cache_dir: str | Path | None = Non
     return PixelStore(folder, size["height"], size["width"])
 
 
-def cache_folder(cache_dir: str | Path | None = None) -> Path:
-    """Return the folder that holds all stores."""
-    if folder := cache_dir or os.environ.get(CACHE_VARIABLE):
+@contextmanager
+def cache_in(folder: str | Path | None) -> Iterator[None]:
+    """Cache in `folder` whatever is cached within the block; None changes nothing.
+
+    All that takes a `cache_dir` does so for all that it calls: no function can forget to pass it.
+    """
+    token = _chosen.set(folder or _chosen.get())
+    try:
+        yield
+    finally:
+        _chosen.reset(token)
+
+
+def cache_folder() -> Path:
+    """Return the folder of all caches: that of `cache_in`, $PNEUMONIA_HF_CACHE, or the default."""
+    if folder := _chosen.get() or os.environ.get(CACHE_VARIABLE):
         return Path(folder).expanduser().absolute()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pneumonia-hf"
 
@@ -217,7 +234,7 @@ def _hash_of_reading() -> str:
     for name in READING:
         # A missing module must be an error: without it, stale pixels would be used.
         digest.update(Path(import_module(name).__file__).read_bytes())
-    for package in ("pillow", "pydicom", "python-gdcm", "torchvision", "torch", "ImageHash"):
+    for package in PACKAGES:
         try:
             digest.update(f"{package} {version(package)}".encode())
         except PackageNotFoundError:

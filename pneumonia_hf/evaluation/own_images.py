@@ -9,7 +9,10 @@ from pneumonia_hf.cli import check_inputs, make_parser
 
 
 def parse_own_images(description: str) -> Namespace:
-    """Return `model`, a folder, and `data_dir`, the sources of its training data, both checked."""
+    """Return `model`, a folder, `data_dir`, the sources of its training data, and `cache_dir`.
+
+    Model and sources are checked.
+    """
     parser = make_parser(description)
     parser.add_argument("--model", type=Path, required=True, help="Folder of a saved model.")
     parser.add_argument(
@@ -18,6 +21,7 @@ def parse_own_images(description: str) -> Namespace:
         required=True,
         help="The sources of its training data, each [NAME=][KIND:]WHERE.",
     )
+    parser.add_argument("--cache_dir", help="Folder for hashes of images, as for training.")
     options = parser.parse_args()
 
     from pneumonia_hf.data.sources import parse_source

@@ -31,6 +31,7 @@ from transformers.hf_argparser import HfArg
 from pneumonia_hf.cli import check_choices, format_error
 from pneumonia_hf.data.file_hashes import hash_images, to_hex
 from pneumonia_hf.data.load import load_xrays
+from pneumonia_hf.data.pixel_store import cache_in
 from pneumonia_hf.errors import UserError
 from pneumonia_hf.files import hold_lock, read_json
 from pneumonia_hf.models.model_folder import RUN_FILE
@@ -105,11 +106,12 @@ def search_recipe(recipe: Recipe, arguments: XrayTrainingArguments, config: Sear
     run_record.check_output_folder(arguments)
     if (folder / "config.json").exists():
         raise UserError(f"{folder} holds a model; choose another --output_dir for the search.")
-    data, cache = load_xrays(recipe.data), recipe.data.cache_dir
-    fingerprints = {
-        name: run_record.fingerprint(to_hex(hash_images(data[name], cache)), data[name]["label"][:])
-        for name in ("train", "validation")
-    }
+    data = load_xrays(recipe.data)
+    with cache_in(recipe.data.cache_dir):
+        fingerprints = {
+            name: run_record.fingerprint(to_hex(hash_images(data[name])), data[name]["label"][:])
+            for name in ("train", "validation")
+        }
     made_of = run_record.describe_run(recipe, fingerprints, arguments) | {"pruner": config.pruner}
     made_of |= {name: f"searched, {distribution_to_json(ranges[name])}" for name in ranges}
     folder.mkdir(parents=True, exist_ok=True)

@@ -12,6 +12,7 @@ import torch
 from joblib import cpu_count
 from transformers import TrainingArguments
 from transformers.hf_argparser import HfArg
+from transformers.trainer_pt_utils import AcceleratorConfig
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from pneumonia_hf.cli import check_choices
@@ -241,7 +242,8 @@ class XrayTrainingArguments(TrainingArguments):
     def _check_combinations(self) -> None:
         for one in fields(self):
             default = one.default if one.default_factory is MISSING else one.default_factory()
-            off = (None, default) if default is True else (None, False, default)
+            # An AcceleratorConfig is what the Trainer makes of None, where arguments are copied.
+            off = (None, default, AcceleratorConfig(), *([] if default is True else [False]))
             if one.name in REFUSED and getattr(self, one.name) not in off:
                 raise UserError(f"Leave --{one.name} out: {REFUSED[one.name]}.")
         if self.train_sampling_strategy not in ("random", "sequential"):

@@ -152,7 +152,7 @@ def load_unlabelled(
             raise UserError(f"{folder} is no folder; check --unlabelled.")
         for file in find_inputs([path]):
             table.add(str(file), f"{path.name}/{file.relative_to(path).as_posix()}", 0, str(file))
-    decoded = decode(table.finish(Listing({})), processor, "unlabelled", config.cache_dir)
+    decoded = decode(table.finish(Listing({})), processor, "unlabelled")
     log_issues(decoded.issues, config.strict)
     pixels, left_out = decoded.pixels, set(held_out)
     for path in filter(None, (config.exclude_images, config.test_images)):

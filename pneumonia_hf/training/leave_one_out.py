@@ -11,6 +11,7 @@ import numpy as np
 
 from pneumonia_hf.data.file_hashes import hash_images, to_hex
 from pneumonia_hf.data.load import load_splits, read_image_list
+from pneumonia_hf.data.pixel_store import cache_in
 from pneumonia_hf.data.sources import parse_source
 from pneumonia_hf.errors import UserError
 from pneumonia_hf.evaluation.evaluate import EvaluationConfig, evaluate_predictor
@@ -73,7 +74,8 @@ def leave_one_site_out(recipe: Recipe, arguments: XrayTrainingArguments) -> list
         own.output_dir = str(folder / f"without-{source.name}")
         print(f"Without {source.name}: training on {', '.join(others)}.", flush=True)
         model = run_recipe(replace(recipe, data=replace(recipe.data, data_dir=others)), own)
-        found.append(_score(model, source.name, text, others, recipe))
+        with cache_in(recipe.data.cache_dir):
+            found.append(_score(model, source.name, text, others, recipe))
         write_json(folder / NUMBERS_FILE, [asdict(one) for one in found])
         replace_text(folder / TABLE_FILE, _to_markdown(found, _unscored(recipe)))
     return found
@@ -85,7 +87,7 @@ def _score(model: Path, site: str, text: str, others: list[str], recipe: Recipe)
     data = concatenate_datasets(list(load_splits([text]).values()))
     if lists := _unscored(recipe):
         listed = sorted(set.union(*map(read_image_list, lists)))
-        hashes = to_hex(hash_images(data, recipe.data.cache_dir))
+        hashes = to_hex(hash_images(data))
         data = data.select(np.flatnonzero(~np.isin(hashes, listed)))
     report = evaluate_predictor(
         Predictor.from_pretrained(model), data, site, config=EvaluationConfig(external=True)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from transformers import TrainerCallback, set_seed
 
 from pneumonia_hf.data.load import load_xrays
+from pneumonia_hf.data.pixel_store import cache_in
 from pneumonia_hf.files import read_json
 from pneumonia_hf.models.build import build_model
 from pneumonia_hf.models.model_folder import ENSEMBLE_FILE, MODEL_FILES, RUN_FILE
@@ -60,14 +61,15 @@ def run_recipe(
             print(f"Seed {seed}, {number} of {len(arguments.seeds)}.", flush=True)
         members.append(train_once(of_seed))
     if is_main and not _is_summarised(folder, members):
-        summarise_seeds(
-            folder,
-            members,
-            data["validation"],
-            arguments.required_sensitivity,
-            resamples=arguments.bootstrap_resamples,
-            threshold_resamples=arguments.threshold_resamples,
-        )
+        with cache_in(recipe.data.cache_dir):
+            summarise_seeds(
+                folder,
+                members,
+                data["validation"],
+                arguments.required_sensitivity,
+                resamples=arguments.bootstrap_resamples,
+                threshold_resamples=arguments.threshold_resamples,
+            )
     barrier(arguments)
     return folder
 

@@ -27,6 +27,7 @@ from transformers import (
 from pneumonia_hf.audit.run import audit_briefly
 from pneumonia_hf.data.cache import decode_splits
 from pneumonia_hf.data.file_hashes import to_hex
+from pneumonia_hf.data.pixel_store import cache_in
 from pneumonia_hf.errors import UserError
 from pneumonia_hf.evaluation.perturbations import ROBUST
 from pneumonia_hf.files import write_json
@@ -107,7 +108,7 @@ def train(
         keep_freed_memory()
     # In the main process only: the others might see what it has just created.
     broadcast_from_main(arguments, lambda: check_output_folder(arguments))
-    with heed_sigterm() as notice, ExitStack() as locks:
+    with cache_in(recipe.data.cache_dir), heed_sigterm() as notice, ExitStack() as locks:
         lock = lock_run(Path(arguments.output_dir))
         broadcast_from_main(arguments, lambda: locks.enter_context(lock) and None)
         return _Run(model, processor, data, recipe, arguments, callbacks, notice).complete()
@@ -142,9 +143,7 @@ class _Run:
                 clear(self.folder)  # the old model stays until the new one is saved
         barrier(arguments)
         (self.folder / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
-        self.data, self.splits = decode_splits(
-            self.data, self.processor, config.cache_dir, config.strict
-        )
+        self.data, self.splits = decode_splits(self.data, self.processor, config.strict)
         self.hashes = {name: to_hex(split.hashes) for name, split in self.splits.items()}
         # By their names, so that the numbers do not depend on the order of the sources.
         _, self.sites = np.unique(self.data["train"]["source"][:], return_inverse=True)

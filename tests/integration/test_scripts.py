@@ -69,6 +69,31 @@ def test_accelerate_launch_ends_with_a_model_that_predicts(launch, body, xray_fo
     assert len(call_script("predict.py", *flags).stdout.splitlines()) == 2
 
 
+@pytest.mark.slow
+def test_every_script_caches_in_its_cache_dir_and_nowhere_else(body, tmp_path, monkeypatch):
+    monkeypatch.setenv("PNEUMONIA_HF_CACHE", str(tmp_path / "elsewhere"))
+    folder, hashes = draw_folder(tmp_path / "data", patients=10), tmp_path / "listed.txt"
+    hashes.write_text("0123456789abcdef")
+    flags = [*train_flags(body, folder, tmp_path / "runs"), "--max_steps", 1]
+    data, out = ["--data_dir", folder], "--output_dir"
+    model, report = ["--model", tmp_path / "runs" / "seed-13", *data], tmp_path / "report"
+    ranges = tmp_path / "ranges.yaml"
+    ranges.write_text("weight_decay: [0.01, 0.1]")
+    for number, (script, arguments) in enumerate([
+        ("train.py", [*flags, "--exclude_images", hashes, "--seeds", 13, 14]),
+        ("evaluate_model.py", [*model, "--quick", "--resamples", 20, out, report,
+                               "--external", f"x={folder}"]),
+        ("recalibrate.py", model),
+        ("audit_data.py", [*data, "--features", "none", out, tmp_path / "audit"]),
+        ("search.py", [*flags, "--ranges", ranges, "--n_trials", 1, out, tmp_path / "search"]),
+    ]):  # fmt: skip
+        cache = tmp_path / f"cache-{number}"
+        done = call_script(script, *arguments, "--cache_dir", cache)
+        assert done.returncode == 0, (script, done.stderr)
+        assert list(cache.glob("*")), script
+        assert not (tmp_path / "elsewhere").exists(), script
+
+
 def test_prediction_table_has_a_row_for_every_input_in_order(tiny_model, tmp_path):
     folder = draw_folder(tmp_path / "images", patients=3)
     (folder / "NORMAL" / "IM-0001-0000.png").write_bytes(b"not an image")

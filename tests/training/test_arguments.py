@@ -1,6 +1,6 @@
 """Every field of the arguments works, or is refused in a sentence before training."""
 
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, fields, replace
 
 import numpy as np
 import pytest
@@ -157,6 +157,11 @@ def test_field_that_would_break_a_promise_is_refused_before_training(name):
     default = next(one for one in fields(XrayTrainingArguments) if one.name == name)
     if default.default is not MISSING:  # a recipe may name it all the same
         XrayTrainingArguments(output_dir="unused", **{name: default.default})
+
+
+def test_arguments_can_be_copied_with_changes():
+    arguments = XrayTrainingArguments(output_dir="unused")
+    assert replace(arguments, weight_decay=0.1).weight_decay == 0.1
 
 
 def test_backend_of_several_processes_is_refused_for_one(monkeypatch):
