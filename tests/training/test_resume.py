@@ -10,12 +10,13 @@ import time
 
 import pytest
 import torch
-from helpers import ROOT, draw_folder, save_tiny_body, train_tiny
+from helpers import ROOT, TINY_CONFIGS, TINY_SIZES, draw_folder, save_tiny_body, train_tiny
 from safetensors.torch import load_file
 from same_bits import assert_same_last_checkpoint, assert_same_model
 from transformers import TrainerCallback
 
 from pneumonia_hf.errors import Stopped, UserError
+from pneumonia_hf.models.xray_cnn import XrayCnnConfig
 from pneumonia_hf.training import checkpoints
 from pneumonia_hf.training.checkpoints import (
     AVERAGE_FILE,
@@ -155,6 +156,25 @@ def test_every_family_resumes_within_an_epoch_to_the_same_bits(
     run = shutil.copytree(cut, tmp_path / "run")
     train_tiny(backbone_name, tiny_body, xray_folder, run, resume=True, **TWO_EPOCHS)
     assert_resumed_like(whole, run, after=7)
+
+
+@pytest.mark.slow
+def test_run_with_a_merged_last_batch_resumes_within_an_epoch_to_the_same_bits(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setitem(TINY_CONFIGS, "xray-cnn", XrayCnnConfig(widths=[8] * 5, depths=[1] * 5))
+    monkeypatch.setitem(TINY_SIZES, "xray-cnn", 16)  # at which the deepest map is 1 x 1
+    body = save_tiny_body("xray-cnn", tmp_path / "body")
+    data = draw_folder(tmp_path / "data", patients=20)  # of which 28 images are for training
+    settings = TWO_EPOCHS | {"per_device_train_batch_size": 9, "attribution_images": 0}
+    whole = train_tiny("xray-cnn", body, data, tmp_path / "whole", **settings)
+    with pytest.raises(Stopped):
+        train_tiny("xray-cnn", body, data, tmp_path / "cut", callbacks=[Cut(4, terminate)],
+                   **settings)  # fmt: skip
+    assert len(list_checkpoints(phase_folder(whole, 1))) == 2
+    train_tiny("xray-cnn", body, data, tmp_path / "cut", resume=True, **settings)
+    assert_resumed_like(whole, tmp_path / "cut", after=4)
+    assert last_checkpoint(phase_folder(whole, 1)).name == "checkpoint-6"  # and not 8
 
 
 def test_comparison_detects_a_broken_resume_of_every_family(
