@@ -31,6 +31,7 @@ class IssueKind:
 
 ISSUE_KINDS = {
     "unreadable": IssueKind("cannot be read as X-rays and are left out"),
+    "mask": IssueKind("are masks and not X-rays, and are left out"),
     "not_an_image": IssueKind("do not have the name of an image and are left out"),
     "odd_name": IssueKind("have names that are not valid UTF-8 and are left out"),
     "closed_folder": IssueKind("folder(s) cannot be opened and are left out"),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pneumonia_hf.data.folder_source import OtherImage
-from pneumonia_hf.errors import UserError, XrayError
+from pneumonia_hf.errors import UserError
 from pneumonia_hf.evaluation.intervals import Interval, draw_patients, percentile_interval
 from pneumonia_hf.evaluation.metrics import (
     METRICS,
@@ -20,6 +20,7 @@ from pneumonia_hf.evaluation.metrics import (
     has_few_patients,
     metric_interval,
 )
+from pneumonia_hf.evaluation.scores import explain_left_out
 from pneumonia_hf.inference.predictor import Prediction, Predictor
 from pneumonia_hf.labels import LABELS
 
@@ -368,11 +369,13 @@ def score_other_classes(
 ) -> tuple[tuple[Others, ...], tuple[tuple[str, str, float, str], ...], tuple[str, ...]]:
     """Return the summary of images of neither class, their rows, and what cannot be read."""
     predictions = list(predictor.predict_files([one.path for one in others], refuse=False))
-    unreadable = tuple(str(one) for one in predictions if isinstance(one, XrayError))
+    files = [one.file for one in others]
+    faults = [explain_left_out(*pair) for pair in zip(predictions, files, strict=True)]
+    unreadable = tuple(one for one in faults if one is not None)
     scored = [
         (image, prediction)
-        for image, prediction in zip(others, predictions, strict=True)
-        if not isinstance(prediction, XrayError)
+        for image, prediction, fault in zip(others, predictions, faults, strict=True)
+        if fault is None
     ]
     groups: dict[str, list[Prediction]] = {}
     for image, prediction in scored:

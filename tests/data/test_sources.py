@@ -10,11 +10,12 @@ from threading import Thread
 
 import numpy as np
 import pytest
-from helpers import assert_one_sentence, call_script, draw_folder, draw_xray
+from helpers import assert_one_sentence, call_script, draw_folder, draw_mask, draw_xray
 from hub_server import LocalHub, Repository
 from xray_files import encode, make_tar
 
 from pneumonia_hf import read_xray
+from pneumonia_hf.data.folder_source import list_others
 from pneumonia_hf.data.issues import ISSUE_KINDS
 from pneumonia_hf.data.load import DataConfig, load_splits, load_xrays
 from pneumonia_hf.data.sources import SOURCES, open_images, parse_source
@@ -102,6 +103,44 @@ def test_each_file_of_a_folder_is_used_or_reported(tmp_path):
     reported = sum(one.count for one in splits.issues)
     assert len(splits["all"]) + reported == len(everything)
     assert set(found) <= set(ISSUE_KINDS)
+
+
+@pytest.mark.parametrize("masks", ["masks", "Lung_Masks", "infection mask", "segmentations"])
+@pytest.mark.parametrize("inside", ["", "NORMAL", "PNEUMONIA"])
+@pytest.mark.parametrize("kind", ["folder", "one_vs_rest"])
+def test_folder_of_masks_beside_images_is_left_out_with_an_issue(tmp_path, kind, inside, masks):
+    folder = draw_folder(tmp_path / "data", patients=2)
+    images, beside = folder / inside / "Images", folder / inside / masks
+    for each in (images, beside):
+        each.mkdir()
+    # No flat mask: the name of its folder decides, before anything is decoded.
+    draw_xray(9, ill=False).save(beside / "IM-9-0.png")
+    (beside / ".DS_Store").write_text("junk")
+    draw_xray(8, ill=False).save(images / "IM-8-0.png")
+    splits = load_splits(f"{kind}:{folder}")
+    used = splits["all"]["file"][:]
+    assert len(used) == 4 + (bool(inside) or kind == "one_vs_rest")
+    name = beside.relative_to(folder).as_posix()
+    found = [(one.kind, one.file) for one in splits.issues if masks in one.file]
+    assert found == [("system_file", f"{name}/.DS_Store"), ("mask", f"{name}/IM-9-0.png")]
+
+
+def test_folder_of_masks_without_images_beside_it_is_like_any_other(tmp_path):
+    folder = draw_folder(tmp_path / "data", patients=2)
+    (folder / "NORMAL").rename(folder / "masks")
+    (folder / "NORMAL").mkdir()
+    (folder / "masks").rename(folder / "NORMAL" / "masks")
+    assert len(load_splits(folder)["all"]) == 4
+
+
+def test_masks_of_other_classes_are_left_out_and_logged(tmp_path, caplog):
+    folder = draw_folder(tmp_path / "data", patients=2)
+    for name in ("images", "masks"):
+        (folder / "OTHER" / name).mkdir(parents=True)
+        draw_mask(1).save(folder / "OTHER" / name / "1.png")
+    found = list_others(str(folder), ["OTHER"])
+    assert [one.file for one in found] == ["OTHER/images/1.png"]
+    assert "OTHER/masks/1.png (its folder lies beside one of images)" in caplog.text
 
 
 def test_one_vs_rest_takes_the_images_of_other_classes_as_normal(tmp_path):
