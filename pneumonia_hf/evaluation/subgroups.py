@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pneumonia_hf.data.ages import to_number
 from pneumonia_hf.data.folder_source import OtherImage
 from pneumonia_hf.errors import UserError
 from pneumonia_hf.evaluation.intervals import Interval, draw_patients, percentile_interval
@@ -93,7 +94,8 @@ class Others:
 def to_groups(name: str, values: Sequence[Any]) -> list[str | None] | None:
     """Return the group of each image by a metadata column; None if the column makes no groups.
 
-    Ages become bands, and other numbers of many values quarters. An empty cell is "not given".
+    Ages, in years or with a unit as in DICOM (006M), become bands, and other numbers of many
+    values quarters. An empty cell is "not given".
     """
     cells = [None if one is None or one != one or one == "" else one for one in values]
     numbers = np.array([_to_number(one) for one in cells])
@@ -112,7 +114,7 @@ def to_groups(name: str, values: Sequence[Any]) -> list[str | None] | None:
 
 def _to_number(cell: Any) -> float:
     try:
-        return float(str(cell).rstrip("Yy"))  # DICOM writes an age as 058Y
+        return to_number(cell)
     except ValueError:
         return math.nan
 
