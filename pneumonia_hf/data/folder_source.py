@@ -142,6 +142,7 @@ class _Lister:
         self.one_vs_rest = one_vs_rest
         self.listing = Listing({})
         self.rows: dict[str, dict[str, str]] = {}  # of metadata.csv files, by absolute path
+        self.tables: set[Path] = set()  # metadata.csv files that were read
         self.found: set[str] = set()  # paths in `rows` whose image was listed
 
     def relative(self, path: Path) -> str:
@@ -159,7 +160,12 @@ class _Lister:
         return NORMAL if self.one_vs_rest and label is None and text is not None else label
 
     def read_metadata(self, folder: Path) -> bool:
-        """Add the rows of a folder's metadata.csv to `rows`; return whether there is one."""
+        """Add the rows of a folder's metadata.csv to `rows`; return whether there is one.
+
+        Raises:
+            UserError: it cannot be read, or most of its rows match no file: patients that are
+                known but not used would be in several splits.
+        """
         table = folder / "metadata.csv"
         if not table.is_file():
             return False
@@ -178,16 +184,28 @@ class _Lister:
         except (UnicodeDecodeError, csv.Error) as error:
             raise UserError(f"{table} cannot be read as a CSV file in UTF-8: {error}.") from error
         rows: dict[str, dict[str, str]] = {}
+        missing: list[str] = []
         for number, row in enumerate(lines, start=2):
             file = (row.pop("file_name") or "").strip()
             row.pop(None, None)  # cells beyond the header
             if not file:
                 raise UserError(f"Line {number} of {table} names no file; fill in file_name.")
             path = os.path.normpath(folder / file)
+            if not os.path.exists(path):  # perhaps written on Windows
+                path = os.path.normpath(folder / file.replace("\\", "/"))
+                missing += [] if os.path.exists(path) else [file]
             cells = {key: value.strip() for key, value in row.items() if value and value.strip()}
             if rows.setdefault(path, cells) != cells:
                 raise UserError(f"{table} names {file} twice with different values; keep one line.")
+        if not lines:
+            raise UserError(f"{table} has no rows; fill it in, or remove it.")
+        if 2 * len(missing) > len(lines):
+            raise UserError(
+                f"{len(missing)} of the {len(lines)} rows of {table} match no file, the first "
+                f"being {missing[0]!r}; give file_name relative to {folder}, or remove the table."
+            )
         self.rows |= rows
+        self.tables.add(table)
         return True
 
     def list_split(self, folder: Path, prefix: str, has_metadata: bool) -> Dataset:
@@ -249,7 +267,7 @@ class _Lister:
 
     def report_unused(self, path: Path, in_split: bool = True, is_mask: bool = False) -> None:
         """Add an issue that says why a file is not used."""
-        if path.name == "metadata.csv":
+        if path in self.tables:
             return
         file = path.relative_to(self.root)
         folder = file.parent.as_posix()

@@ -330,10 +330,50 @@ def test_labels_of_metadata_may_be_numbers_and_cells_may_be_padded(tmp_path):
 def test_missing_files_of_a_splits_metadata_are_reported(tmp_path):
     for split in ("train", "test"):
         folder = draw_folder(tmp_path / split, patients=2)
-        write_metadata(folder, "file_name,age", "NORMAL/gone.png,3")
+        write_metadata(folder, "file_name,age", "NORMAL/gone.png,3", "NORMAL/IM-0000-0000.png,3")
     found = kinds_of(load_splits(tmp_path))
     assert found["metadata_missing_file"] == ["test/NORMAL/gone.png", "train/NORMAL/gone.png"]
-    assert len(found["metadata_left_out"]) == 8
+    assert len(found["metadata_left_out"]) == 6
+
+
+def test_metadata_written_on_windows_gives_the_patients(tmp_path):
+    folder = draw_folder(tmp_path / "data", patients=4)
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.png"))
+    # A name may hold a backslash: that file comes first.
+    odd = folder / "NORMAL" / "a\\b.png"
+    draw_xray(3, ill=False).save(odd)
+    draw_xray(4, ill=False).save(folder / "NORMAL" / "b.png")
+    rows = [f"{name},p{number // 2}".replace("/", "\\") for number, name in enumerate(names)]
+    write_metadata(folder, "file_name,patient_id", *rows, "NORMAL/a\\b.png,odd", "NORMAL/b.png,b")
+    splits = load_splits(folder)
+    found = dict(zip(splits["all"]["file"][:], splits["all"]["patient"][:], strict=True))
+    assert found == {name: f"p{number // 2}" for number, name in enumerate(names)} | {
+        "NORMAL/a\\b.png": "odd",
+        "NORMAL/b.png": "b",
+    }
+    assert not {kind for kind in kinds_of(splits) if kind.startswith("metadata")}
+
+
+def test_metadata_in_a_place_where_it_is_not_read_is_reported(tmp_path):
+    folder = draw_folder(tmp_path / "data", patients=2)
+    (folder / "NORMAL" / "images").mkdir()
+    write_metadata(folder / "NORMAL" / "images", "file_name,patient_id", "1.png,p")
+    assert kinds_of(load_splits(folder)) == {"not_an_image": ["NORMAL/images/metadata.csv"]}
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+@pytest.mark.parametrize("place", ["", "NORMAL"])
+def test_metadata_of_which_most_rows_match_no_file_stops_the_run(tmp_path, place, count):
+    folder = draw_folder(tmp_path / "data", patients=4) / place
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.png"))[:4]
+    rows = [*names[:count], *(f"images/{number}.png" for number in range(4 - count))]
+    write_metadata(folder, "file_name,patient_id", *(f"{name},p" for name in rows))
+    if count == 3:
+        assert kinds_of(load_splits(tmp_path / "data"))["metadata_missing_file"]
+        return
+    words = rf"{4 - count} of the 4 rows of .*metadata\.csv match no file.*'images/0\.png'"
+    with pytest.raises(UserError, match=words):
+        load_splits(tmp_path / "data")
 
 
 def test_folder_that_cannot_be_opened_is_reported(tmp_path, monkeypatch):
@@ -366,6 +406,7 @@ def test_two_links_to_one_folder_both_count(tmp_path):
     [
         ("label,patient\nNORMAL,1\n", "no column file_name"),
         ("file_name,label\n,NORMAL\n", "Line 2 .* names no file"),
+        ("file_name,label\n", "has no rows"),
         ("file_name,label\n0.png,NORMAL\n0.png,PNEUMONIA\n", "0.png twice"),
     ],
 )
