@@ -183,6 +183,14 @@ def test_one_vs_rest_reads_the_labels_of_a_flat_folder(tmp_path):
     assert load_splits(f"one_vs_rest:{folder}")["all"]["label"][:] == [0, 1, 0]
 
 
+def test_jpeg_files_under_other_names_are_images(tmp_path):
+    folder = draw_folder(tmp_path / "data", patients=2)
+    for number, path in enumerate(sorted((folder / "NORMAL").iterdir())):
+        path.write_bytes(encode(draw_xray(number, ill=False), "JPEG"))
+        path.rename(path.with_suffix((".jfif", ".JPEG_large")[number]))
+    assert len(load_splits(folder, strict=True)["all"]) == 4
+
+
 def test_strict_refuses_unused_files_but_not_system_files(tmp_path):
     folder = draw_folder(tmp_path / "data", patients=3)
     (folder / "NORMAL" / ".DS_Store").write_text("junk")
