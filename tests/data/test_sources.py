@@ -39,6 +39,7 @@ def kinds_of(splits) -> dict[str, list[str]]:
         ("nih=some/folder", ("nih", "folder", "some/folder")),
         ("hub:me/xrays@v2", ("hub-me-xrays", "hub", "me/xrays@v2")),
         ("a=hub:me/xrays", ("a", "hub", "me/xrays")),
+        ("hub:me/xrays:small@v2", ("hub-me-xrays-small", "hub", "me/xrays:small@v2")),
         ("medmnist:224", ("medmnist-224", "medmnist", "224")),
         ("one_vs_rest:some/folder", ("folder", "one_vs_rest", "some/folder")),
         ("far=shards:https://x.org/train-*.tar", ("far", "shards", "https://x.org/train-*.tar")),
@@ -644,6 +645,41 @@ def test_hub_dataset_has_labels_by_name_and_patients_by_file(hub):
         load_splits("hub:someone/none")
     with pytest.raises(UserError, match="revision 'v9'"):
         load_splits("hub:someone/xrays@v9")
+
+
+CARD = """---
+configs:
+- config_name: small
+  data_files: small/*.parquet
+- config_name: large
+  data_files: large/*.parquet
+---
+"""
+
+
+def test_configuration_of_a_hub_dataset_is_named_after_a_colon(hub):
+    repository = Repository(private=False)
+    files = {f"{name}/0.parquet": make_parquet(n, n) for name, n in (("small", 7), ("large", 9))}
+    first = repository.commit("add", files | {"README.md": CARD.encode()})
+    repository.commit("less", {"large/0.parquet": make_parquet(5, 5)})
+    hub.repositories["someone/several"] = repository
+    for where, count, seed in (
+        ("someone/several:small", 6, 7),
+        ("someone/several:large", 4, 5),
+        (f"someone/several:large@{first}", 8, 9),
+    ):
+        (rows,) = load_splits(f"hub:{where}").values()
+        assert_equals_drawn(rows, count, seed)
+    with pytest.raises(UserError, match=r"no configuration 'huge'; give .*:small or .*:large"):
+        load_splits("hub:someone/several:huge")
+    with pytest.raises(UserError, match=r"has several configurations; give .*:small or .*:large"):
+        load_splits("hub:someone/several")
+    with pytest.raises(UserError, match="no dataset someone/none"):
+        load_splits("hub:someone/none:small")
+    hub.repositories["someone/one"] = one = Repository(private=False)
+    one.commit("add", {"data/train-0.parquet": make_parquet(7)})
+    with pytest.raises(UserError, match="has no configuration 'small'; leave it out"):
+        load_splits("hub:someone/one:small")
 
 
 @pytest.fixture(params=["local", "remote"])
