@@ -108,6 +108,17 @@ def draw_xray(seed: int, ill: bool, size: tuple[int, int] = (80, 64)) -> Image.I
     return Image.fromarray(np.clip(np.asarray(image) + noise, 0, 255).astype(np.uint8))
 
 
+def draw_mask(seed: int, size: tuple[int, int] = (299, 299)) -> Image.Image:
+    """Draw the mask of two lungs."""
+    generator = np.random.default_rng(seed)
+    image = Image.new("L", size)
+    width, height = size
+    for left in (0.12, 0.55):
+        top, right = generator.uniform(0.1, 0.2) * height, (left + 0.33) * width
+        ImageDraw.Draw(image).ellipse((left * width, top, right, 0.9 * height), fill=255)
+    return image
+
+
 def draw_folder(folder: Path, patients: int, images: int = 1, seed: int = 0) -> Path:
     """Write NORMAL and PNEUMONIA folders with Kermany's file names."""
     for label, name in enumerate(("NORMAL", "PNEUMONIA")):

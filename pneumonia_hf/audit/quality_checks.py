@@ -123,8 +123,8 @@ def check_unreadable(xrays: Xrays) -> Finding:
 
 
 def check_strays(xrays: Xrays) -> Finding:
-    """Files that are left out: not images, or of neither class."""
-    kinds = ("not_an_image", "odd_name", "unknown_label", "no_place", "system_file")
+    """Files that are left out: masks, not images, or of neither class."""
+    kinds = ("mask", "not_an_image", "odd_name", "unknown_label", "no_place", "system_file")
     cases = [one for one in xrays.issues if one.kind in kinds]
     counts = {kind: sum(one.kind == kind for one in cases) for kind in kinds}
     text = "; ".join(f"{n} {ISSUE_KINDS[kind].title}" for kind, n in counts.items() if n)

@@ -8,6 +8,7 @@ import numpy as np
 
 from pneumonia_hf.audit.dataset import Finding, Xrays
 from pneumonia_hf.audit.label_errors import MOST_ROWS, cross_validate, has_enough_groups
+from pneumonia_hf.data.ages import to_number
 from pneumonia_hf.data.table import OWN_COLUMNS, column
 from pneumonia_hf.evaluation.intervals import draw_patients, percentile_interval
 from pneumonia_hf.evaluation.metrics import auroc
@@ -116,7 +117,7 @@ def _as_numbers(values: np.ndarray) -> np.ndarray | None:
     filled = np.array([value is not None and value == value for value in values], dtype=bool)
     numbers = np.full(len(values), np.nan)
     try:
-        numbers[filled] = [float(value) for value in values[filled]]
+        numbers[filled] = [to_number(value) for value in values[filled]]
     except ValueError:
         names, codes = np.unique([str(value) for value in values[filled]], return_inverse=True)
         if len(names) > MOST_TEXTS:

@@ -17,6 +17,7 @@ from pneumonia_hf.data.pixel_store import PixelStore, XrayPixels, open_store
 from pneumonia_hf.data.sources import list_addresses, open_images, stat_image
 from pneumonia_hf.data.table import XrayData, column, take
 from pneumonia_hf.errors import UserError, XrayError
+from pneumonia_hf.imaging.grayscale import has_two_levels
 from pneumonia_hf.imaging.preprocess import resize
 from pneumonia_hf.imaging.read import read_xray
 from pneumonia_hf.labels import LABELS
@@ -34,15 +35,15 @@ class Decoded:
     """The decoded images of a table."""
 
     pixels: XrayPixels
-    kept: np.ndarray  # int64 [N]: the readable rows of the table, in order
-    issues: tuple[DataIssue, ...]  # one for each unreadable row
+    kept: np.ndarray  # int64 [N]: the rows of the table that are X-rays, in order
+    issues: tuple[DataIssue, ...]  # one for each other row: unreadable, or a mask
 
 
 def decode(data: Dataset, processor: BaseImageProcessor, name: str = "") -> Decoded:
     """Return the images of a split at the model's size, decoding those that are not yet cached.
 
-    Unreadable images are left out and listed in `issues`. `name` is for the progress bar. The
-    cache lies where `cache_folder` says.
+    Unreadable images and masks are left out and listed in `issues`. `name` is for the progress
+    bar. The cache lies where `cache_folder` says.
 
     Raises:
         UserError: the cache folder cannot be used.
@@ -68,23 +69,23 @@ def decode_splits(
     strict: bool = False,
     may_lack: bool = False,
 ) -> tuple[XrayData, dict[str, XrayPixels]]:
-    """Return the splits without unreadable images, and their images at the model's size.
+    """Return the splits without unreadable images and masks, and their images at the model's size.
 
-    Unreadable images are logged with their reasons and added to the issues of the splits.
+    What is left out is logged with its reason and added to the issues of the splits.
 
     Raises:
         UserError: no readable image of a class is left in train or validation, unless
-            `may_lack`; with `strict`, any image is unreadable.
+            `may_lack`; with `strict`, any image is left out.
     """
     decoded = {name: decode(split, processor, name) for name, split in data.items()}
-    unreadable = [issue for one in decoded.values() for issue in one.issues]
-    log_issues(unreadable, strict)
+    left_out = [issue for one in decoded.values() for issue in one.issues]
+    log_issues(left_out, strict)
     splits = {
         name: take(split, decoded[name].kept) if decoded[name].issues else split
         for name, split in data.items()
     }
     if not any(len(one.pixels) for one in decoded.values()):
-        raise UserError(f"No image can be read: {unreadable[0].file}, {unreadable[0].reason}.")
+        raise UserError(f"No image can be read: {left_out[0].file}, {left_out[0].reason}.")
     for name, one in decoded.items():
         lacking = [label for number, label in enumerate(LABELS) if number not in one.pixels.labels]
         if lacking and name in ("train", "validation") and not may_lack:
@@ -92,7 +93,7 @@ def decode_splits(
                 f"No image of {lacking[0]} in the {name} split can be read: "
                 f"{one.issues[0].file}, {one.issues[0].reason}."
             )
-    kept = XrayData(splits, (*data.issues, *unreadable))
+    kept = XrayData(splits, (*data.issues, *left_out))
     return kept, {name: one.pixels for name, one in decoded.items()}
 
 
@@ -105,6 +106,7 @@ class _Reading:
     image: Image.Image | None = None
     facts: np.ndarray | None = None
     issue: str = ""
+    kind: str = "unreadable"  # of the issue
     stat: Stat | None = None  # of its file
 
 
@@ -186,6 +188,8 @@ class _Decoding:
             image = read_xray(data, name)
         except XrayError as error:
             return _Reading(name, content, issue=_strip_name(error, name))
+        if has_two_levels(image):
+            return _Reading(name, content, issue="it has only two gray levels", kind="mask")
         return _Reading(name, content, image=image, facts=compute_facts(image), stat=stat)
 
     def _write(self, readings: list[_Reading], start: int) -> None:
@@ -202,7 +206,7 @@ class _Decoding:
             self.index |= zip(new, self.store.append(pixels, facts).tolist(), strict=True)
         for number, reading in enumerate(readings, start):
             if reading.issue:
-                self.issues.append(DataIssue("unreadable", reading.name, reading.issue))
+                self.issues.append(DataIssue(reading.kind, reading.name, reading.issue))
             else:
                 self.rows[number] = self.index[reading.content]
                 self.hashes[number] = shorten(reading.content)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pneumonia_hf.data.issues import DataIssue
+from pneumonia_hf.data.issues import DataIssue, log_issues
 from pneumonia_hf.data.patients import find_patient
 from pneumonia_hf.data.table import ALL, SPLIT_NAMES, Listing, RowTable
 from pneumonia_hf.errors import UserError
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 KNOWN_COLUMNS = {"file_name", "label", "patient_id"}  # of metadata.csv, in any case
 NORMAL = LABELS.index("NORMAL")
+# Beside a folder of images: masks, as of the COVID-19 Radiography Database, or lung masks.
+MASK_FOLDER = re.compile(r"(.*[\W_])?(masks?|segmentations?)", re.IGNORECASE)
 SYSTEM_FILES = {"thumbs.db", "desktop.ini", "__macosx"}
 
 
@@ -104,6 +107,8 @@ class OtherImage:
 def list_others(where: str, names: Sequence[str]) -> list[OtherImage]:
     """Return the images in the class folders `names`, beside NORMAL and PNEUMONIA.
 
+    Files there that are not used are logged.
+
     Raises:
         UserError: a folder is missing, without images, or one of the two classes.
     """
@@ -125,6 +130,7 @@ def list_others(where: str, names: Sequence[str]) -> list[OtherImage]:
             OtherImage(path, lister.relative(path), name, lister.rows.get(str(path), {}))
             for path in images
         ]
+    log_issues(lister.listing.issues)
     return found
 
 
@@ -136,6 +142,7 @@ class _Lister:
         self.one_vs_rest = one_vs_rest
         self.listing = Listing({})
         self.rows: dict[str, dict[str, str]] = {}  # of metadata.csv files, by absolute path
+        self.tables: set[Path] = set()  # metadata.csv files that were read
         self.found: set[str] = set()  # paths in `rows` whose image was listed
 
     def relative(self, path: Path) -> str:
@@ -153,7 +160,12 @@ class _Lister:
         return NORMAL if self.one_vs_rest and label is None and text is not None else label
 
     def read_metadata(self, folder: Path) -> bool:
-        """Add the rows of a folder's metadata.csv to `rows`; return whether there is one."""
+        """Add the rows of a folder's metadata.csv to `rows`; return whether there is one.
+
+        Raises:
+            UserError: it cannot be read, or most of its rows match no file: patients that are
+                known but not used would be in several splits.
+        """
         table = folder / "metadata.csv"
         if not table.is_file():
             return False
@@ -172,24 +184,37 @@ class _Lister:
         except (UnicodeDecodeError, csv.Error) as error:
             raise UserError(f"{table} cannot be read as a CSV file in UTF-8: {error}.") from error
         rows: dict[str, dict[str, str]] = {}
+        missing: list[str] = []
         for number, row in enumerate(lines, start=2):
             file = (row.pop("file_name") or "").strip()
             row.pop(None, None)  # cells beyond the header
             if not file:
                 raise UserError(f"Line {number} of {table} names no file; fill in file_name.")
             path = os.path.normpath(folder / file)
+            if not os.path.exists(path):  # perhaps written on Windows
+                path = os.path.normpath(folder / file.replace("\\", "/"))
+                missing += [] if os.path.exists(path) else [file]
             cells = {key: value.strip() for key, value in row.items() if value and value.strip()}
             if rows.setdefault(path, cells) != cells:
                 raise UserError(f"{table} names {file} twice with different values; keep one line.")
+        if not lines:
+            raise UserError(f"{table} has no rows; fill it in, or remove it.")
+        if 2 * len(missing) > len(lines):
+            raise UserError(
+                f"{len(missing)} of the {len(lines)} rows of {table} match no file, the first "
+                f"being {missing[0]!r}; give file_name relative to {folder}, or remove the table."
+            )
         self.rows |= rows
+        self.tables.add(table)
         return True
 
     def list_split(self, folder: Path, prefix: str, has_metadata: bool) -> Dataset:
         """Return a split: the images in its class folders, or labelled by metadata."""
         table = RowTable()
         entries = [entry for entry in sorted(folder.iterdir()) if entry.is_dir()]
-        label_of = {entry: self.label_of_folder(entry) for entry in entries}
-        class_folders = [entry for entry in entries if label_of[entry] is not None]
+        masks = _find_mask_folders([entry.name for entry in entries])
+        label_of = {one: self.label_of_folder(one) for one in entries if one.name not in masks}
+        class_folders = [entry for entry, label in label_of.items() if label is not None]
 
         def add(path: Path, label: int, must_be_listed: bool) -> None:
             row = dict(self.rows.get(str(path), {}))
@@ -240,9 +265,9 @@ class _Lister:
         self.report_unused(path)
         return False
 
-    def report_unused(self, path: Path, in_split: bool = True) -> None:
+    def report_unused(self, path: Path, in_split: bool = True, is_mask: bool = False) -> None:
         """Add an issue that says why a file is not used."""
-        if path.name == "metadata.csv":
+        if path in self.tables:
             return
         file = path.relative_to(self.root)
         folder = file.parent.as_posix()
@@ -253,6 +278,8 @@ class _Lister:
             self._report("system_file", path, "hidden or created by an operating system")
         elif not is_image_file(path):
             self._report("not_an_image", path, f"its extension is {path.suffix or 'missing'}")
+        elif is_mask:
+            self._report("mask", path, "its folder lies beside one of images")
         elif folder == ".":
             self._report("no_place", path, "it is outside the folders")
         else:
@@ -261,7 +288,10 @@ class _Lister:
             self._report(kind, path, f"its folder is {folder}")
 
     def walk(self, folder: Path, skip: set[Path] = frozenset()) -> Iterator[Path]:
-        """Yield every file below `folder` in order, through links but without cycles."""
+        """Yield every file below `folder` in order, through links but without cycles.
+
+        Folders of masks are left out, and their files reported.
+        """
 
         def report(error: OSError) -> None:
             reason = error.strerror or "it cannot be listed"
@@ -269,16 +299,27 @@ class _Lister:
             self.listing.issues.append(issue)
 
         for here, folders, files in os.walk(folder, followlinks=True, onerror=report):
+            masks = _find_mask_folders(folders)
+            for name in sorted(masks):
+                for path in self.walk(Path(here, name)):
+                    self.report_unused(path, is_mask=True)
             target = os.path.realpath(here) + os.sep
             folders[:] = sorted(
                 name
                 for name in folders
-                if Path(here, name) not in skip
+                if name not in masks
+                and Path(here, name) not in skip
                 # A link to one of its own parents would never end.
                 and not target.startswith(os.path.realpath(Path(here, name)) + os.sep)
             )
             for name in sorted(files):
                 yield Path(here, name)
+
+
+def _find_mask_folders(names: Iterable[str]) -> set[str]:
+    """Return the folders of masks among those of one folder: none without a folder of images."""
+    has_images = any(name.lower() in ("image", "images") for name in names)
+    return {name for name in names if has_images and MASK_FOLDER.fullmatch(name)}
 
 
 def _is_system_file(name: str) -> bool:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def list_hub(where: str) -> Listing:
-    """List a dataset on the Hub, `owner/name` with an optional `@revision`.
+    """List a dataset on the Hub, `owner/name` with an optional `:configuration` and `@revision`.
 
     It needs an image column and a label column; `patient_id` or `patient` is optional.
     """
@@ -56,13 +56,32 @@ def read_hub(where: str, numbers: Sequence[int]) -> Iterator[bytes | XrayError]:
 
 @lru_cache(maxsize=4)
 def _load_hub(where: str) -> dict[str, Dataset]:
-    from datasets import load_dataset
+    from datasets import (
+        get_dataset_config_names,
+        get_dataset_default_config_name,
+        load_dataset,
+    )
 
     from pneumonia_hf.hub import explain_data_error
 
     name, _, revision = where.partition("@")
+    name, _, config = name.partition(":")
+    at = {"revision": revision or None}
     try:
-        return load_dataset(name, revision=revision or None)
+        # Checked first: a dataset without configurations would be loaded under any name.
+        known = get_dataset_config_names(name, **at)
+        if (config or get_dataset_default_config_name(name, **at)) not in known:
+            raise UserError(_explain_config(name, config, known))
+        return load_dataset(name, config or None, **at)
+    except UserError:
+        raise
     except Exception as error:
         # datasets passes on many types of error from the Hub, the network and its readers.
         raise UserError(explain_data_error(error, name, revision)) from error
+
+
+def _explain_config(name: str, config: str, known: Sequence[str]) -> str:
+    fault = f"has no configuration {config!r}" if config else "has several configurations"
+    if len(known) < 2:
+        return f"{name} {fault}; leave it out."
+    return f"{name} {fault}; give {' or '.join(f'hub:{name}:{one}' for one in known)}."

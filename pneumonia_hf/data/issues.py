@@ -31,7 +31,8 @@ class IssueKind:
 
 ISSUE_KINDS = {
     "unreadable": IssueKind("cannot be read as X-rays and are left out"),
-    "not_an_image": IssueKind("do not have the name of an image and are left out"),
+    "mask": IssueKind("are masks and not X-rays, and are left out"),
+    "not_an_image": IssueKind("are not images and are left out"),
     "odd_name": IssueKind("have names that are not valid UTF-8 and are left out"),
     "closed_folder": IssueKind("folder(s) cannot be opened and are left out"),
     "unknown_label": IssueKind("are neither NORMAL nor PNEUMONIA and are left out"),

@@ -35,7 +35,7 @@ class DataConfig:
         metadata={
             "help": "One or more sources, each [NAME=][KIND:]WHERE: a folder with train/ val/ "
             "test/ or with NORMAL/ and PNEUMONIA/, one_vs_rest:FOLDER (all other classes are "
-            "NORMAL too), hub:OWNER/NAME, medmnist:224, shards:PATH_OR_URL."
+            "NORMAL too), hub:OWNER/NAME[:CONFIG][@REVISION], medmnist:224, shards:PATH_OR_URL."
         }
     )
     data_name: str | None = field(

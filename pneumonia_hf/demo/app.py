@@ -21,7 +21,6 @@ from pneumonia_hf.demo.guard import Guard
 from pneumonia_hf.demo.images import map_to_data_uri, to_data_uri
 from pneumonia_hf.demo.limits import Limits
 from pneumonia_hf.errors import UserError
-from pneumonia_hf.imaging.read import IMAGE_SUFFIXES
 from pneumonia_hf.inference.predictor import Predictor
 
 NOTICE = (
@@ -150,7 +149,6 @@ def _add_one_image(engine: Engine, held: gr.State) -> gr.HTML:
         with gr.Column(scale=2, min_width=300):
             file = make_upload(
                 label="Frontal chest X-ray (drop, choose or paste)",
-                file_types=sorted(IMAGE_SUFFIXES),
                 height=170,
                 elem_id="xray-file",
             )
@@ -311,9 +309,8 @@ def _add_batch(engine: Engine) -> None:
     limits = engine.limits
     gr.Markdown(BATCH.format(batch=limits.batch))
     files = make_upload(
-        file_count="multiple", file_types=[*sorted(IMAGE_SUFFIXES), ".zip"], height=170,
-        label="X-rays or zip files", elem_id="batch-files",
-    )  # fmt: skip
+        file_count="multiple", height=170, label="X-rays or zip files", elem_id="batch-files"
+    )
     with gr.Row():
         run = gr.Button("Score them", variant="primary")
         save = gr.Button("Save as CSV")

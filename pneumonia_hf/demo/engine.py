@@ -17,7 +17,7 @@ from pneumonia_hf.demo.limits import BUSY, Limits
 from pneumonia_hf.demo.micro_batch import MicroBatcher
 from pneumonia_hf.errors import UserError, XrayError
 from pneumonia_hf.files import read_json
-from pneumonia_hf.imaging.read import IMAGE_SUFFIXES, read_xray
+from pneumonia_hf.imaging.read import START, is_image_name, is_image_start, read_xray
 from pneumonia_hf.inference.attribution import AttributionMap, attribute, methods_for
 from pneumonia_hf.inference.network import COMPUTING
 from pneumonia_hf.inference.predictor import Prediction, Predictor
@@ -164,9 +164,13 @@ class Engine:
             with zipfile.ZipFile(path) as archive:
                 for entry in archive.infolist():
                     name = Path(entry.filename).name
-                    hidden = name.startswith(".") or "__MACOSX" in entry.filename
-                    if entry.is_dir() or hidden or Path(name).suffix.lower() not in IMAGE_SUFFIXES:
+                    known = is_image_name(name)
+                    if entry.is_dir() or "__MACOSX" in entry.filename or known is False:
                         continue
+                    if known is None:
+                        with archive.open(entry) as opened:
+                            if not is_image_start(opened.read(START)):
+                                continue
                     count += 1
                     if count > self.limits.batch:  # one too many, for which the caller refuses all
                         yield name, XrayError("too many")

@@ -15,6 +15,7 @@ from pneumonia_hf.data.sources import open_images
 from pneumonia_hf.data.table import column
 from pneumonia_hf.errors import UserError, XrayError
 from pneumonia_hf.evaluation.steps import Steps
+from pneumonia_hf.imaging.input_checks import MASK
 from pneumonia_hf.inference.gate import REFUSED_AT
 from pneumonia_hf.inference.predictor import (
     NO_CHEST_XRAY,
@@ -37,13 +38,13 @@ IN_RANGE = "probability in the range of the threshold"  # a reason to refer
 class Scores:
     """The predictions of a model for the readable images of a data set."""
 
-    rows: Dataset  # of the readable images
+    rows: Dataset  # of the readable images; masks are left out too
     labels: np.ndarray  # [N] of 0 and 1
     probabilities: np.ndarray  # [N], calibrated P(pneumonia)
     distances: np.ndarray  # [N], of the input gate; NaN without one
     decisions: np.ndarray  # [N], of PNEUMONIA, NORMAL and REFER
     reasons: dict[str, np.ndarray]  # masks, [N]: why an image is referred
-    unreadable: tuple[str, ...]  # the reason for each unreadable image
+    unreadable: tuple[str, ...]  # the reason for each image that is left out
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -134,12 +135,20 @@ def hash_weights(predictor: Predictor) -> str:
     return "+".join(digests)
 
 
+def explain_left_out(result: Prediction | XrayError, file: str) -> str | None:
+    """Return why an image is not measured: it cannot be read, or is a mask; or else None."""
+    if isinstance(result, XrayError):
+        return str(result)
+    return f"{file}: {MASK}" if MASK in result.warnings else None
+
+
 def _predict(predictor: Predictor, data: Dataset, name: str) -> dict[str, np.ndarray]:
     from tqdm.auto import tqdm
 
     results = predictor.predict_images(open_images(data), refuse=False)
     results = list(tqdm(results, total=len(data), unit="image", desc=name, leave=False))
-    kept = [row for row, one in enumerate(results) if not isinstance(one, XrayError)]
+    faults = [explain_left_out(*pair) for pair in zip(results, data["file"][:], strict=True)]
+    kept = [row for row, fault in enumerate(faults) if fault is None]
     predictions: list[Prediction] = [results[row] for row in kept]
     return {
         "kept": np.array(kept, np.int64),
@@ -147,7 +156,7 @@ def _predict(predictor: Predictor, data: Dataset, name: str) -> dict[str, np.nda
         "distances": np.array([one.distance for one in predictions], np.float64),  # None: NaN
         "decisions": np.array([one.decision for one in predictions], str),
         "by_input_checks": np.array([_is_by_checks(one, predictor) for one in predictions], bool),
-        "unreadable": np.array([str(one) for one in results if isinstance(one, XrayError)], str),
+        "unreadable": np.array([one for one in faults if one is not None], str),
     }
 
 

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pneumonia_hf.data.ages import to_number
 from pneumonia_hf.data.folder_source import OtherImage
-from pneumonia_hf.errors import UserError, XrayError
+from pneumonia_hf.errors import UserError
 from pneumonia_hf.evaluation.intervals import Interval, draw_patients, percentile_interval
 from pneumonia_hf.evaluation.metrics import (
     METRICS,
@@ -20,6 +21,7 @@ from pneumonia_hf.evaluation.metrics import (
     has_few_patients,
     metric_interval,
 )
+from pneumonia_hf.evaluation.scores import explain_left_out
 from pneumonia_hf.inference.predictor import Prediction, Predictor
 from pneumonia_hf.labels import LABELS
 
@@ -92,7 +94,8 @@ class Others:
 def to_groups(name: str, values: Sequence[Any]) -> list[str | None] | None:
     """Return the group of each image by a metadata column; None if the column makes no groups.
 
-    Ages become bands, and other numbers of many values quarters. An empty cell is "not given".
+    Ages, in years or with a unit as in DICOM (006M), become bands, and other numbers of many
+    values quarters. An empty cell is "not given".
     """
     cells = [None if one is None or one != one or one == "" else one for one in values]
     numbers = np.array([_to_number(one) for one in cells])
@@ -111,7 +114,7 @@ def to_groups(name: str, values: Sequence[Any]) -> list[str | None] | None:
 
 def _to_number(cell: Any) -> float:
     try:
-        return float(str(cell).rstrip("Yy"))  # DICOM writes an age as 058Y
+        return to_number(cell)
     except ValueError:
         return math.nan
 
@@ -368,11 +371,13 @@ def score_other_classes(
 ) -> tuple[tuple[Others, ...], tuple[tuple[str, str, float, str], ...], tuple[str, ...]]:
     """Return the summary of images of neither class, their rows, and what cannot be read."""
     predictions = list(predictor.predict_files([one.path for one in others], refuse=False))
-    unreadable = tuple(str(one) for one in predictions if isinstance(one, XrayError))
+    files = [one.file for one in others]
+    faults = [explain_left_out(*pair) for pair in zip(predictions, files, strict=True)]
+    unreadable = tuple(one for one in faults if one is not None)
     scored = [
         (image, prediction)
-        for image, prediction in zip(others, predictions, strict=True)
-        if not isinstance(prediction, XrayError)
+        for image, prediction, fault in zip(others, predictions, faults, strict=True)
+        if fault is None
     ]
     groups: dict[str, list[Prediction]] = {}
     for image, prediction in scored:

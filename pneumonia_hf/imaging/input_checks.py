@@ -7,11 +7,14 @@ from __future__ import annotations
 
 from PIL import Image, ImageStat
 
+from pneumonia_hf.imaging.grayscale import has_two_levels
 from pneumonia_hf.imaging.modalities import MODALITIES, RADIOGRAPHY
 
 SMALLEST_SIDE = 64  # pixels; below, the opacities of a mild pneumonia are lost
 LEAST_SPREAD = 8.0  # standard deviation, in gray levels of 255; real X-rays have 40 to 70
 LONGEST_SHAPE = 2.5  # long side / short side; real X-rays stay below 2.2
+
+MASK = "The image has only two gray levels, as a mask has."
 
 
 def input_warnings(image: Image.Image) -> tuple[str, ...]:
@@ -30,4 +33,6 @@ def input_warnings(image: Image.Image) -> tuple[str, ...]:
         found.append(f"The image is much longer than wide ({width} x {height} pixels).")
     if ImageStat.Stat(image).stddev[0] < LEAST_SPREAD:  # from the histogram: no copy
         found.append("The image is nearly blank.")
+    if has_two_levels(image):
+        found.append(MASK)
     return tuple(found)

@@ -26,10 +26,20 @@ from pneumonia_hf.imaging.grayscale import (
 )
 
 __all__ = ["IMAGE_SUFFIXES", "XrayError", "is_image_file", "read_xray"]
-# Extensions of the files that are read as X-rays when a folder is searched.
+# When a folder is searched, files with these extensions are read as X-rays, and those with the
+# second ones are not. Of all others the first bytes decide.
 IMAGE_SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".dcm", ".dicom"}
+    ".jpg .jpeg .jpe .jfif .mpo .png .tif .tiff .bmp .webp .dcm .dicom".split()
 )
+_OTHER_SUFFIXES = frozenset(
+    ".txt .csv .tsv .json .jsonl .xml .md .html .pdf .xls .xlsx .yaml .yml .py .ipynb .log .zip "
+    ".gz .tar .npy .npz .db .parquet".split()
+)
+_SIGNATURES = (
+    *(b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"),
+    *(b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"),  # TIFF and BigTIFF in both byte orders
+)
+START = 132  # bytes of a file that `is_image_start` needs
 FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP")
 MAX_PIXELS = 64_000_000  # the largest detectors have about 19 megapixels
 MAX_FILE_BYTES = 400_000_000  # 64 megapixels of three 16-bit colours, uncompressed
@@ -53,7 +63,8 @@ def read_xray(
     """Return the image in `source` as 8-bit gray, upright and not inverted.
 
     Args:
-        source: the path or bytes of a JPEG, PNG (8 or 16 bit), TIFF, BMP, WebP or DICOM file.
+        source: the path or bytes of a JPEG, PNG (8 or 16 bit), TIFF, BMP, WebP or DICOM file. Of
+            the several images in a JPEG of a phone or camera (MPO), the first is read.
         name: the image's name in error messages; by default the file's name.
         max_pixels: of a larger image nothing is decoded; at most MAX_PIXELS.
 
@@ -71,7 +82,7 @@ def read_xray(
     with _open(source, name) as stream, warnings.catch_warnings():
         # Pillow and pydicom warn of odd but readable files.
         warnings.simplefilter("ignore")
-        start = stream.read(132)
+        start = stream.read(START)
         if not start:
             raise XrayError(f"{label} is an empty file.")
         stream.seek(0)
@@ -91,18 +102,38 @@ def read_xray(
 
 
 def is_image_file(path: Path) -> bool:
-    """Return whether a file in a folder is read as an X-ray.
+    """Return whether a file in a folder is read as an X-ray, by its extension or first bytes.
 
-    Its extension decides. DICOM files from archives often have none: their header decides.
+    DICOM files from archives often have no extension, and phones write JPEG files under many.
     """
-    if path.name.startswith(".") or not path.is_file():
+    known = is_image_name(path.name)
+    if known is False or not path.is_file():
         return False
-    if path.suffix.lower() in IMAGE_SUFFIXES:
+    if known:
         return True
-    if path.suffix and not path.suffix[1:].isdigit():
+    try:
+        with path.open("rb") as file:
+            return is_image_start(file.read(START))
+    except OSError:
         return False
-    with path.open("rb") as file:
-        return file.read(132)[128:] == b"DICM"
+
+
+def is_image_name(name: str) -> bool | None:
+    """Return whether the file's name makes it an image; None: its first bytes decide."""
+    suffix = Path(name).suffix.lower()
+    if name.startswith(".") or suffix in _OTHER_SUFFIXES:
+        return False
+    return True if suffix in IMAGE_SUFFIXES else None
+
+
+def is_image_start(start: bytes) -> bool:
+    """Return whether the first START bytes are those of a file in a supported format."""
+    return (
+        start.startswith(_SIGNATURES)
+        or (start[:2] == b"BM" and start[6:10] == bytes(4))  # reserved; of text they are not 0
+        or (start[:4] == b"RIFF" and start[8:12] == b"WEBP")
+        or start[128:132] == b"DICM"
+    )
 
 
 def _open(source: str | Path | bytes, name: str | None) -> BinaryIO:
@@ -140,7 +171,8 @@ def _read_image(name: str, stream: BinaryIO, max_pixels: int) -> Image.Image:
         check_size(name, image.size, max_pixels)
         _check_cost(name, image, stream)
         frames = frames or getattr(image, "n_frames", 1)
-        if frames > 1:
+        # The further images of a JPEG (MPO) are a preview or a map of brightness, not X-rays.
+        if frames > 1 and form != "MPO":
             raise XrayError(f"{name} has {frames} frames; give one image per file.")
         raw = _get_raw_mode(image)
         image.load()

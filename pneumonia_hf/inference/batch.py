@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from pneumonia_hf.errors import UserError, XrayError
-from pneumonia_hf.imaging.read import IMAGE_SUFFIXES, is_image_file
+from pneumonia_hf.imaging.read import is_image_file
 
 if TYPE_CHECKING:
     from pneumonia_hf.inference.predictor import Predictor
@@ -22,9 +22,9 @@ COLUMNS = ("file", "probability", "threshold", "decision", "warnings")
 def find_inputs(inputs: Sequence[str | Path]) -> list[Path]:
     """Return the files to score, in order: the files named, and the images in the folders named.
 
-    Folders are searched recursively and sorted by name, and only files with an image suffix
-    count there. A file that is named itself is always returned, even if it does not exist: it
-    gets its row like any that cannot be read.
+    Folders are searched recursively and sorted by name, and only images count there. A file that
+    is named itself is always returned, even if it does not exist: it gets its row like any that
+    cannot be read.
 
     Raises:
         UserError: there is nothing to score.
@@ -33,8 +33,10 @@ def find_inputs(inputs: Sequence[str | Path]) -> list[Path]:
     for path in map(Path, inputs):
         found += sorted(filter(is_image_file, path.rglob("*"))) if path.is_dir() else [path]
     if not found:
-        suffixes = " ".join(sorted(IMAGE_SUFFIXES))
-        raise UserError(f"No images in {', '.join(map(str, inputs))} (suffixes: {suffixes}).")
+        raise UserError(
+            f"No images in {', '.join(map(str, inputs))}; "
+            f"give JPEG, PNG, TIFF, BMP, WebP or DICOM files."
+        )
     return found
 
 

@@ -280,6 +280,14 @@ def test_metadata_and_source_are_measured_as_shortcuts(tmp_path):
     assert findings["shortcuts"].more["auroc"]["source"]["auroc"] > 0.6
 
 
+def test_ages_of_a_dicom_header_are_measured_however_many_there_are():
+    from pneumonia_hf.audit.shortcuts import _as_numbers
+
+    ages = np.array([*(f"{number:03}M" for number in range(24)), "002Y", None, "7"], object)
+    years = _as_numbers(ages)[:, 0]
+    assert years[6] == 0.5 and years[[24, 26]].tolist() == [2, 7] and np.isnan(years[25])
+
+
 def test_cross_validation_never_splits_a_group():
     class Memory:
         def fit(self, rows, labels):

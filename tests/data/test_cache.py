@@ -15,7 +15,7 @@ from threading import Barrier
 import numpy as np
 import pytest
 import torch
-from helpers import ROOT, draw_folder, draw_xray
+from helpers import ROOT, draw_folder, draw_mask, draw_xray
 from PIL import Image
 from torch.utils.data import DataLoader
 from xray_files import make_tar
@@ -126,6 +126,27 @@ def test_loader_gets_whole_batches_with_and_without_workers(data, tmp_path):
             torch.cat([one["pixel_values"] for one in batches]), split.pixels(range(85))
         )
         assert torch.cat([one["labels"] for one in batches]).tolist() == data["label"][:]
+
+
+@pytest.mark.parametrize("kind", ["folder", "shards"])
+def test_masks_are_left_out_of_every_source_with_an_issue(tmp_path, monkeypatch, kind):
+    if kind == "folder":
+        source = folder = draw_folder(tmp_path / "data", patients=4)
+        draw_mask(0).save(folder / "PNEUMONIA" / "person9_virus_0.png")
+        draw_mask(1).save(folder / "NORMAL" / "IM-9-0.jpg", quality=75)
+        expected = ["NORMAL/IM-9-0.jpg", "PNEUMONIA/person9_virus_0.png"]
+    else:
+        masks = {n: draw_mask(n) for n in (2, 5)}
+        monkeypatch.setattr("xray_files.draw_xray", lambda n, ill: masks.get(n, draw_xray(n, ill)))
+        make_tar(tmp_path / "x.tar", 10)
+        source, expected = f"shards:{tmp_path}/x.tar", ["xray0002", "xray0005"]
+    splits, images = decode_splits(load_splits(source), PROCESSOR, tmp_path / "cache")
+    assert len(splits["all"]) == len(images["all"]) == 8
+    found = [one for one in splits.issues if one.kind == "mask"]
+    assert sorted(one.file for one in found) == expected
+    assert {one.reason for one in found} == {"it has only two gray levels"}
+    with pytest.raises(UserError, match=r"2 file\(s\) are masks and not X-rays.*--strict"):
+        decode_splits(load_splits(source), PROCESSOR, tmp_path / "cache", strict=True)
 
 
 def test_another_size_or_new_contents_are_decoded_again(data, tmp_path):

@@ -10,11 +10,12 @@ from threading import Thread
 
 import numpy as np
 import pytest
-from helpers import assert_one_sentence, call_script, draw_folder, draw_xray
+from helpers import assert_one_sentence, call_script, draw_folder, draw_mask, draw_xray
 from hub_server import LocalHub, Repository
 from xray_files import encode, make_tar
 
 from pneumonia_hf import read_xray
+from pneumonia_hf.data.folder_source import list_others
 from pneumonia_hf.data.issues import ISSUE_KINDS
 from pneumonia_hf.data.load import DataConfig, load_splits, load_xrays
 from pneumonia_hf.data.sources import SOURCES, open_images, parse_source
@@ -38,6 +39,7 @@ def kinds_of(splits) -> dict[str, list[str]]:
         ("nih=some/folder", ("nih", "folder", "some/folder")),
         ("hub:me/xrays@v2", ("hub-me-xrays", "hub", "me/xrays@v2")),
         ("a=hub:me/xrays", ("a", "hub", "me/xrays")),
+        ("hub:me/xrays:small@v2", ("hub-me-xrays-small", "hub", "me/xrays:small@v2")),
         ("medmnist:224", ("medmnist-224", "medmnist", "224")),
         ("one_vs_rest:some/folder", ("folder", "one_vs_rest", "some/folder")),
         ("far=shards:https://x.org/train-*.tar", ("far", "shards", "https://x.org/train-*.tar")),
@@ -104,6 +106,44 @@ def test_each_file_of_a_folder_is_used_or_reported(tmp_path):
     assert set(found) <= set(ISSUE_KINDS)
 
 
+@pytest.mark.parametrize("masks", ["masks", "Lung_Masks", "infection mask", "segmentations"])
+@pytest.mark.parametrize("inside", ["", "NORMAL", "PNEUMONIA"])
+@pytest.mark.parametrize("kind", ["folder", "one_vs_rest"])
+def test_folder_of_masks_beside_images_is_left_out_with_an_issue(tmp_path, kind, inside, masks):
+    folder = draw_folder(tmp_path / "data", patients=2)
+    images, beside = folder / inside / "Images", folder / inside / masks
+    for each in (images, beside):
+        each.mkdir()
+    # No flat mask: the name of its folder decides, before anything is decoded.
+    draw_xray(9, ill=False).save(beside / "IM-9-0.png")
+    (beside / ".DS_Store").write_text("junk")
+    draw_xray(8, ill=False).save(images / "IM-8-0.png")
+    splits = load_splits(f"{kind}:{folder}")
+    used = splits["all"]["file"][:]
+    assert len(used) == 4 + (bool(inside) or kind == "one_vs_rest")
+    name = beside.relative_to(folder).as_posix()
+    found = [(one.kind, one.file) for one in splits.issues if masks in one.file]
+    assert found == [("system_file", f"{name}/.DS_Store"), ("mask", f"{name}/IM-9-0.png")]
+
+
+def test_folder_of_masks_without_images_beside_it_is_like_any_other(tmp_path):
+    folder = draw_folder(tmp_path / "data", patients=2)
+    (folder / "NORMAL").rename(folder / "masks")
+    (folder / "NORMAL").mkdir()
+    (folder / "masks").rename(folder / "NORMAL" / "masks")
+    assert len(load_splits(folder)["all"]) == 4
+
+
+def test_masks_of_other_classes_are_left_out_and_logged(tmp_path, caplog):
+    folder = draw_folder(tmp_path / "data", patients=2)
+    for name in ("images", "masks"):
+        (folder / "OTHER" / name).mkdir(parents=True)
+        draw_mask(1).save(folder / "OTHER" / name / "1.png")
+    found = list_others(str(folder), ["OTHER"])
+    assert [one.file for one in found] == ["OTHER/images/1.png"]
+    assert "OTHER/masks/1.png (its folder lies beside one of images)" in caplog.text
+
+
 def test_one_vs_rest_takes_the_images_of_other_classes_as_normal(tmp_path):
     folder = draw_folder(tmp_path / "data", patients=3)
     draw_folder(tmp_path / "more", patients=2, seed=50)
@@ -142,6 +182,14 @@ def test_one_vs_rest_reads_the_labels_of_a_flat_folder(tmp_path):
     (folder / "metadata.csv").write_text("\n".join(["file_name,label", *lines]) + "\n")
     assert load_splits(str(folder))["all"]["label"][:] == [0, 1]
     assert load_splits(f"one_vs_rest:{folder}")["all"]["label"][:] == [0, 1, 0]
+
+
+def test_jpeg_files_under_other_names_are_images(tmp_path):
+    folder = draw_folder(tmp_path / "data", patients=2)
+    for number, path in enumerate(sorted((folder / "NORMAL").iterdir())):
+        path.write_bytes(encode(draw_xray(number, ill=False), "JPEG"))
+        path.rename(path.with_suffix((".jfif", ".JPEG_large")[number]))
+    assert len(load_splits(folder, strict=True)["all"]) == 4
 
 
 def test_strict_refuses_unused_files_but_not_system_files(tmp_path):
@@ -291,10 +339,50 @@ def test_labels_of_metadata_may_be_numbers_and_cells_may_be_padded(tmp_path):
 def test_missing_files_of_a_splits_metadata_are_reported(tmp_path):
     for split in ("train", "test"):
         folder = draw_folder(tmp_path / split, patients=2)
-        write_metadata(folder, "file_name,age", "NORMAL/gone.png,3")
+        write_metadata(folder, "file_name,age", "NORMAL/gone.png,3", "NORMAL/IM-0000-0000.png,3")
     found = kinds_of(load_splits(tmp_path))
     assert found["metadata_missing_file"] == ["test/NORMAL/gone.png", "train/NORMAL/gone.png"]
-    assert len(found["metadata_left_out"]) == 8
+    assert len(found["metadata_left_out"]) == 6
+
+
+def test_metadata_written_on_windows_gives_the_patients(tmp_path):
+    folder = draw_folder(tmp_path / "data", patients=4)
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.png"))
+    # A name may hold a backslash: that file comes first.
+    odd = folder / "NORMAL" / "a\\b.png"
+    draw_xray(3, ill=False).save(odd)
+    draw_xray(4, ill=False).save(folder / "NORMAL" / "b.png")
+    rows = [f"{name},p{number // 2}".replace("/", "\\") for number, name in enumerate(names)]
+    write_metadata(folder, "file_name,patient_id", *rows, "NORMAL/a\\b.png,odd", "NORMAL/b.png,b")
+    splits = load_splits(folder)
+    found = dict(zip(splits["all"]["file"][:], splits["all"]["patient"][:], strict=True))
+    assert found == {name: f"p{number // 2}" for number, name in enumerate(names)} | {
+        "NORMAL/a\\b.png": "odd",
+        "NORMAL/b.png": "b",
+    }
+    assert not {kind for kind in kinds_of(splits) if kind.startswith("metadata")}
+
+
+def test_metadata_in_a_place_where_it_is_not_read_is_reported(tmp_path):
+    folder = draw_folder(tmp_path / "data", patients=2)
+    (folder / "NORMAL" / "images").mkdir()
+    write_metadata(folder / "NORMAL" / "images", "file_name,patient_id", "1.png,p")
+    assert kinds_of(load_splits(folder)) == {"not_an_image": ["NORMAL/images/metadata.csv"]}
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+@pytest.mark.parametrize("place", ["", "NORMAL"])
+def test_metadata_of_which_most_rows_match_no_file_stops_the_run(tmp_path, place, count):
+    folder = draw_folder(tmp_path / "data", patients=4) / place
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.png"))[:4]
+    rows = [*names[:count], *(f"images/{number}.png" for number in range(4 - count))]
+    write_metadata(folder, "file_name,patient_id", *(f"{name},p" for name in rows))
+    if count == 3:
+        assert kinds_of(load_splits(tmp_path / "data"))["metadata_missing_file"]
+        return
+    words = rf"{4 - count} of the 4 rows of .*metadata\.csv match no file.*'images/0\.png'"
+    with pytest.raises(UserError, match=words):
+        load_splits(tmp_path / "data")
 
 
 def test_folder_that_cannot_be_opened_is_reported(tmp_path, monkeypatch):
@@ -327,6 +415,7 @@ def test_two_links_to_one_folder_both_count(tmp_path):
     [
         ("label,patient\nNORMAL,1\n", "no column file_name"),
         ("file_name,label\n,NORMAL\n", "Line 2 .* names no file"),
+        ("file_name,label\n", "has no rows"),
         ("file_name,label\n0.png,NORMAL\n0.png,PNEUMONIA\n", "0.png twice"),
     ],
 )
@@ -556,6 +645,41 @@ def test_hub_dataset_has_labels_by_name_and_patients_by_file(hub):
         load_splits("hub:someone/none")
     with pytest.raises(UserError, match="revision 'v9'"):
         load_splits("hub:someone/xrays@v9")
+
+
+CARD = """---
+configs:
+- config_name: small
+  data_files: small/*.parquet
+- config_name: large
+  data_files: large/*.parquet
+---
+"""
+
+
+def test_configuration_of_a_hub_dataset_is_named_after_a_colon(hub):
+    repository = Repository(private=False)
+    files = {f"{name}/0.parquet": make_parquet(n, n) for name, n in (("small", 7), ("large", 9))}
+    first = repository.commit("add", files | {"README.md": CARD.encode()})
+    repository.commit("less", {"large/0.parquet": make_parquet(5, 5)})
+    hub.repositories["someone/several"] = repository
+    for where, count, seed in (
+        ("someone/several:small", 6, 7),
+        ("someone/several:large", 4, 5),
+        (f"someone/several:large@{first}", 8, 9),
+    ):
+        (rows,) = load_splits(f"hub:{where}").values()
+        assert_equals_drawn(rows, count, seed)
+    with pytest.raises(UserError, match=r"no configuration 'huge'; give .*:small or .*:large"):
+        load_splits("hub:someone/several:huge")
+    with pytest.raises(UserError, match=r"has several configurations; give .*:small or .*:large"):
+        load_splits("hub:someone/several")
+    with pytest.raises(UserError, match="no dataset someone/none"):
+        load_splits("hub:someone/none:small")
+    hub.repositories["someone/one"] = one = Repository(private=False)
+    one.commit("add", {"data/train-0.parquet": make_parquet(7)})
+    with pytest.raises(UserError, match="has no configuration 'small'; leave it out"):
+        load_splits("hub:someone/one:small")
 
 
 @pytest.fixture(params=["local", "remote"])

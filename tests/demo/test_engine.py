@@ -65,6 +65,16 @@ def test_a_batch_is_bounded(engine, image, tmp_path, monkeypatch):
         assert row.prediction is None and "upload the file again" in row.fault
 
 
+def test_images_in_a_zip_file_are_found_by_their_first_bytes(image, tmp_path):
+    engine = Engine.__new__(Engine)  # without a model
+    engine.limits = Limits()
+    data = image.read_bytes()
+    contents = {"a.jfif": data, "b": data, "c.png": data, "notes.txt": data, "d": b"text"}
+    (tmp_path / "x.zip").write_bytes(make_zip(**contents, **{".e": data, "__MACOSX/f.png": data}))
+    found = engine._list_files([str(tmp_path / "x.zip")])
+    assert found == [("a.jfif", data), ("b", data), ("c.png", data)]
+
+
 def test_the_default_method_is_the_best_of_those_that_passed_their_tests(tiny_model, tmp_path):
     import shutil
 

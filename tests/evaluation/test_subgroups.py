@@ -17,6 +17,15 @@ def test_ages_become_bands_and_other_numbers_quarters():
     assert [quarters.count(one) for one in sorted(set(quarters))] == [10] * 4
 
 
+def test_ages_of_children_in_months_weeks_and_days_become_bands():
+    months = [f"{number:03}M" for number in range(1, 24)]
+    assert set(to_groups("age", [*months, "010D", "003W", "002Y", "5"])) == {"below 6"}
+    assert to_groups("age", ["071M", "072M", " 216m ", "2191D", "2192D", "313W", "314W"]) == [
+        *("below 6", "6 to below 18", "18 to below 40", "below 6", "6 to below 18"),
+        *("below 6", "6 to below 18"),
+    ]
+
+
 def test_few_numbers_are_names_and_many_texts_are_no_groups():
     assert to_groups("view position", ["1", "2", "1"]) == ["1", "2", "1"]
     assert to_groups("remark", [f"text {number}" for number in range(30)]) is None

@@ -16,6 +16,7 @@ from xray_files import RAMP, encode, make_dicom
 from pneumonia_hf import XrayError, read_xray
 from pneumonia_hf.imaging import read
 from pneumonia_hf.imaging.input_checks import input_warnings
+from pneumonia_hf.imaging.read import is_image_file
 
 
 def encode_png_16(*channels: np.ndarray) -> bytes:
@@ -510,6 +511,31 @@ def test_animation_is_refused():
     frames = encode(GRAY, "TIFF", save_all=True, append_images=[GRAY, GRAY])
     with pytest.raises(XrayError, match="3 frames"):
         read_xray(frames)
+
+
+def test_first_image_of_a_phone_s_jpeg_is_read():
+    both = encode(GRAY, "MPO", save_all=True, append_images=[GRAY.rotate(180)], quality=95)
+    image = read_xray(both)
+    assert np.array_equal(image, read_xray(encode(GRAY, "JPEG", quality=95)))
+    assert image.info["format"] == "MPO"
+
+
+@pytest.mark.parametrize("form", ["JPEG", "MPO", "PNG", "TIFF", "BMP", "WEBP", "DICOM"])
+@pytest.mark.parametrize("name", ["scan.jfif", "scan.xyz", "scan", "1.2.840.113"])
+def test_file_under_any_name_is_an_image_by_its_first_bytes(tmp_path, form, name):
+    data = make_dicom(RAMP) if form == "DICOM" else encode(GRAY, form)
+    (tmp_path / name).write_bytes(data)
+    assert is_image_file(tmp_path / name)
+
+
+def test_known_name_of_another_kind_of_file_is_never_opened(tmp_path, monkeypatch):
+    for name, data in (("notes.txt", encode(GRAY, "PNG")), (".scan", encode(GRAY, "PNG"))):
+        (tmp_path / name).write_bytes(data)
+    for name, data in (("notes", b"text"), ("BMI", b"BMI of the patients"), ("scan.heic", b"")):
+        (tmp_path / name).write_bytes(data)
+    assert not any(map(is_image_file, tmp_path.iterdir()))
+    monkeypatch.setattr(Path, "open", None)
+    assert not is_image_file(tmp_path / "notes.txt") and not is_image_file(tmp_path / ".scan")
 
 
 def test_missing_file_and_folder_have_their_own_errors(tmp_path):
