@@ -266,7 +266,7 @@ def _measure_faithfulness(
     positive = scores.probabilities >= predictor.operating_point.threshold
     hits = np.flatnonzero(positive & (scores.labels == 1))
     normals = np.flatnonzero(~positive & (scores.labels == 0))
-    if not count or len(predictor.networks) > 1 or min(len(hits), len(normals)) < FEWEST_HITS:
+    if not count or predictor.is_ensemble or min(len(hits), len(normals)) < FEWEST_HITS:
         return None
     images = []
     for rows in (hits, normals):
