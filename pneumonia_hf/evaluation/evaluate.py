@@ -47,6 +47,7 @@ from pneumonia_hf.evaluation.thresholds import (
     decision_curve,
     list_thresholds,
 )
+from pneumonia_hf.hub import public_name
 from pneumonia_hf.imaging.read import read_xray
 from pneumonia_hf.inference.gate import REFUSED_AT
 from pneumonia_hf.inference.operating_point import OperatingPoint
@@ -208,7 +209,7 @@ def evaluate_predictor(
     return Report(
         data=data,
         split=split,
-        model=Path(predictor.name).name if predictor.path else predictor.name,
+        model=public_name(predictor.name) if predictor.path else predictor.name,
         tta=predictor.tta,
         weights_sha256=hash_weights(predictor),
         operating_point=predictor.operating_point,

@@ -11,6 +11,7 @@ import numpy as np
 
 from pneumonia_hf.errors import UserError, XrayError
 from pneumonia_hf.files import read_json
+from pneumonia_hf.hub import public_name
 from pneumonia_hf.imaging.input_checks import input_warnings
 from pneumonia_hf.inference.backends import Backend
 from pneumonia_hf.inference.gate import REFUSED_AT
@@ -96,7 +97,7 @@ class Predictor:
         self.is_ensemble = single is None
         self.networks = networks
         self.name = name or (
-            single.name if single else " + ".join(Path(n.name).name for n in networks)
+            single.name if single else " + ".join(public_name(one.name) for one in networks)
         )
         self.path = path or (single.path if single else None)
         self.tta = tta
