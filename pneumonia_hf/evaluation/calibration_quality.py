@@ -11,12 +11,11 @@ import numpy as np
 from pneumonia_hf.evaluation.intervals import Interval, draw_patients, percentile_interval
 from pneumonia_hf.evaluation.metrics import (
     bin_edges,
-    brier,
     calibration_gap,
-    log_loss,
+    log_losses,
 )
 from pneumonia_hf.evaluation.thresholds import move_to_prevalence
-from pneumonia_hf.inference.operating_point import to_logit, to_probability
+from pneumonia_hf.inference.operating_point import to_logit
 
 SHIFTED = (0.05, 0.20)  # prevalences of which losses are computed, by weights of the classes
 
@@ -84,14 +83,15 @@ def _solve(labels: np.ndarray, terms: np.ndarray, fixed: np.ndarray) -> np.ndarr
 
     A step is halved until the likelihood does not fall: far from the solution it is too long.
     """
-    found, best = np.zeros(terms.shape[1]), -math.inf
+    from scipy.special import expit
+
+    found, best = np.zeros(terms.shape[1]), _log_likelihood(labels, fixed)
     for _ in range(200):
-        expected = to_probability(terms @ found + fixed)
-        curvature = (terms * (expected * (1 - expected))[:, None]).T @ terms
+        expected = expit(terms @ found + fixed)
+        curvature = (terms.T * (expected * (1 - expected))) @ terms
         step = np.linalg.lstsq(curvature, terms.T @ (labels - expected))[0]
-        best = _log_likelihood(labels, terms @ found + fixed)
         least = best - 1e-12 * abs(best)  # the rounding of the sum
-        while _log_likelihood(labels, terms @ (found + step) + fixed) < least:
+        while (best := _log_likelihood(labels, terms @ (found + step) + fixed)) < least:
             step = step / 2
         found = found + step
         if np.all(np.abs(step) <= 1e-9 * np.maximum(1, np.abs(found))):
@@ -185,10 +185,7 @@ def _to_row(
     name: str, labels: np.ndarray, probabilities: np.ndarray, weights: np.ndarray | None = None
 ) -> LossRow:
     """Return the losses of images that weigh `weights`, [N]."""
-    of_image = [
-        [one(labels[[row]], probabilities[[row]], 0) for row in range(len(labels))]
-        for one in (brier, log_loss)
-    ]
+    of_image = ((probabilities - labels) ** 2, log_losses(labels, probabilities))
     weights = np.ones(len(labels)) if weights is None else weights
     losses = (float(np.average(one, weights=weights)) for one in of_image)
     return LossRow(name, *losses, calibration_gap(labels, probabilities, weights))

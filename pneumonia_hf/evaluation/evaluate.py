@@ -17,7 +17,7 @@ from pneumonia_hf.evaluation.choose_images import count_seen
 from pneumonia_hf.evaluation.compare import Comparison
 from pneumonia_hf.evaluation.faithfulness import Faithfulness, measure_faithfulness
 from pneumonia_hf.evaluation.intervals import Interval, delong_interval
-from pneumonia_hf.evaluation.metrics import bca_intervals, bootstrap_intervals
+from pneumonia_hf.evaluation.metrics import percentile_and_bca_intervals
 from pneumonia_hf.evaluation.report.published import Published
 from pneumonia_hf.evaluation.robustness import Robustness, measure_robustness
 from pneumonia_hf.evaluation.scores import IN_RANGE, Scores, hash_weights, score_images
@@ -204,7 +204,7 @@ def evaluate_predictor(
     threshold = predictor.operating_point.threshold
     positive = probabilities >= threshold
     draws = (patients, config.resamples)
-    metrics = bootstrap_intervals(labels, probabilities, threshold, *draws)
+    metrics, metrics_bca = percentile_and_bca_intervals(labels, probabilities, threshold, *draws)
     subgroups, stratified = measure_subgroups(groups, labels, probabilities, threshold, *draws)
     return Report(
         data=data,
@@ -217,7 +217,7 @@ def evaluate_predictor(
         config=config,
         scores=scores,
         metrics=metrics,
-        metrics_bca=bca_intervals(labels, probabilities, threshold, *draws),
+        metrics_bca=metrics_bca,
         auroc_delong=delong_interval(labels, probabilities, patients),
         thresholds=list_thresholds(labels, probabilities, threshold, *draws),
         predictive_values=by_prevalence(labels, probabilities, threshold, *draws),

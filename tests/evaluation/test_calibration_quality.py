@@ -140,8 +140,9 @@ def test_losses_at_another_prevalence_are_those_of_such_a_sample():
     assert rows["prevalence 5%, as given"].log_loss == pytest.approx(sample["log_loss"], rel=0.05)
     assert rows["prevalence 5%, as given"].ece == pytest.approx(sample["ece"], abs=0.02)
     assert rows["prevalence 5%, moved to it"].ece < 0.02 < rows["prevalence 5%, as given"].ece
-    own = rows["this data, as given"]
-    assert own.brier == pytest.approx(compute_metrics(labels, probabilities, 0.5)["brier"])
+    own, of_data = rows["this data, as given"], compute_metrics(labels, probabilities, 0.5)
+    assert own.brier == pytest.approx(of_data["brier"], rel=1e-12)
+    assert own.log_loss == pytest.approx(of_data["log_loss"], rel=1e-12)
 
 
 def test_bins_hold_every_image_and_about_as_many_each():
