@@ -49,6 +49,31 @@ def fetch_folder(
     return folder
 
 
+def find_file(path_or_id: str, name: str) -> Path | None:
+    """Return a file of a model folder, or of a Hub id as `fetch_folder` has downloaded it.
+
+    The network is not asked; None if there is no such file.
+    """
+    from huggingface_hub import try_to_load_from_cache
+
+    folder = Path(path_or_id).expanduser()
+    if folder.is_dir():
+        return folder / name if (folder / name).exists() else None
+    repo_id, _, revision = path_or_id.partition("@")
+    if not HUB_ID.match(repo_id):
+        return None
+    found = try_to_load_from_cache(repo_id, name, revision=revision or None)
+    return Path(found) if isinstance(found, str) else None
+
+
+def public_name(path_or_id: str) -> str:
+    """Return the name of a local file or folder, whose path is private; a Hub id as it is."""
+    path = Path(path_or_id).expanduser()
+    if HUB_ID.match(path_or_id.partition("@")[0]) and not path.exists():
+        return path_or_id
+    return path.resolve().name
+
+
 def _explain_download_error(
     error: Exception, repo_id: str, revision: str | None, what: str, flag: str
 ) -> str | None:

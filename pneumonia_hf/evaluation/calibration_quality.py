@@ -11,9 +11,8 @@ import numpy as np
 from pneumonia_hf.evaluation.intervals import Interval, draw_patients, percentile_interval
 from pneumonia_hf.evaluation.metrics import (
     bin_edges,
-    brier,
     calibration_gap,
-    log_loss,
+    log_losses,
 )
 from pneumonia_hf.evaluation.thresholds import move_to_prevalence
 from pneumonia_hf.inference.operating_point import to_logit
@@ -46,7 +45,9 @@ class CalibrationBin:
 class CalibrationQuality:
     """How well calibrated a model is on one data set."""
 
-    slope: Interval  # of the labels' log odds on the model's; 1 is ideal, below 1 overconfident
+    # Of the labels' log odds on the model's; 1 is ideal, below 1 overconfident. Infinite if there
+    # is none, as of `fit_logistic`.
+    slope: Interval
     intercept: Interval  # log odds by which the probabilities are too low, for 50%; 0 is ideal
     p: float  # of `calibration_p_value`
     losses: tuple[LossRow, ...]
@@ -57,30 +58,45 @@ def fit_logistic(labels: np.ndarray, logits: np.ndarray, offset: float) -> tuple
     """Return slope and intercept of the labels' log odds on `logits` + `offset` (Cox 1958).
 
     The intercept is that of a slope fixed at 1 (calibration in the large). The slope is infinite
-    if the labels are separable, and both are NaN if a class is absent.
+    if the log odds separate the classes, also with ties at the border: then none fits best (Albert
+    and Anderson 1984, Biometrika 71:1). It is NaN if they are all equal; both are if a class is
+    absent.
     """
-    ill, well = logits[labels == 1], logits[labels == 0]
-    if not len(ill) or not len(well):
+    if not 0 < np.sum(labels) < len(labels):
         return math.nan, math.nan
     intercept = _solve(labels, np.ones((len(labels), 1)), logits + offset)[0]
-    if ill.min() > well.max():  # no finite slope fits best
-        return math.inf, intercept
+    rises, falls = _separate(labels, logits)
+    if rises or falls:
+        return math.nan if rises and falls else math.inf if rises else -math.inf, intercept
     terms = np.stack([logits + offset, np.ones(len(labels))], axis=1)
     return _solve(labels, terms, np.zeros(len(labels)))[0], intercept
 
 
+def _separate(labels: np.ndarray, logits: np.ndarray) -> tuple[bool, bool]:
+    """Return whether no normal is above a pneumonia, and whether no pneumonia is above a normal."""
+    ill, well = logits[labels == 1], logits[labels == 0]
+    return bool(well.max() <= ill.min()), bool(ill.max() <= well.min())
+
+
 def _solve(labels: np.ndarray, terms: np.ndarray, fixed: np.ndarray) -> np.ndarray:
-    """Return the coefficients of a logistic regression, by Newton's method."""
-    found = np.zeros(terms.shape[1])
-    for _ in range(50):
-        expected = 1 / (1 + np.exp(-np.clip(terms @ found + fixed, -30, 30)))
-        weights = expected * (1 - expected)
-        curvature = (terms * weights[:, None]).T @ terms + 1e-9 * np.eye(terms.shape[1])
-        step = np.linalg.solve(curvature, terms.T @ (labels - expected))
-        found = found + np.clip(step, -2, 2)
-        if np.abs(step).max() < 1e-9:
-            break
-    return found
+    """Return the coefficients of a logistic regression by Newton's method; NaN if none is found.
+
+    A step is halved until the likelihood does not fall: far from the solution it is too long.
+    """
+    from scipy.special import expit
+
+    found, best = np.zeros(terms.shape[1]), _log_likelihood(labels, fixed)
+    for _ in range(200):
+        expected = expit(terms @ found + fixed)
+        curvature = (terms.T * (expected * (1 - expected))) @ terms
+        step = np.linalg.lstsq(curvature, terms.T @ (labels - expected))[0]
+        least = best - 1e-12 * abs(best)  # the rounding of the sum
+        while (best := _log_likelihood(labels, terms @ (found + step) + fixed)) < least:
+            step = step / 2
+        found = found + step
+        if np.all(np.abs(step) <= 1e-9 * np.maximum(1, np.abs(found))):
+            return found
+    return np.full(terms.shape[1], math.nan)
 
 
 def calibration_p_value(labels: np.ndarray, probabilities: np.ndarray) -> float:
@@ -89,16 +105,20 @@ def calibration_p_value(labels: np.ndarray, probabilities: np.ndarray) -> float:
     The likelihood-ratio test with two degrees of freedom (Cox 1958, Miller et al. 1991), of the
     probabilities moved to the data's prevalence, for images that count as independent.
     """
+    from scipy.special import xlogy
     from scipy.stats import chi2
 
     share = float(np.mean(labels))
     if share in (0, 1):
         return math.nan
     logits = to_logit(probabilities) + math.log(share / (1 - share))
-    ill, well = logits[labels == 1], logits[labels == 0]
     given = _log_likelihood(labels, logits)
-    if ill.min() > well.max():  # a steep enough slope explains every label
-        best = 0.0
+    rises, falls = _separate(labels, logits)
+    if rises or falls:
+        # A steep enough slope explains every label but those of ties at the border.
+        ill = logits[labels == 1]
+        tied = labels[logits == (ill.min() if rises else ill.max())]
+        best = sum(float(xlogy(n, n / len(tied))) for n in np.bincount(tied))
     else:
         terms = np.stack([logits, np.ones(len(labels))], axis=1)
         best = _log_likelihood(labels, terms @ _solve(labels, terms, np.zeros(len(labels))))
@@ -135,6 +155,8 @@ def measure_calibration(
         percentile_interval(value, of)
         for value, of in zip(values, zip(*draws, strict=True), strict=True)
     )
+    if not math.isfinite(slope.value):  # that some draws have one says nothing of this data's
+        slope = Interval(slope.value, math.nan, math.nan)
     moved = move_to_prevalence(probabilities, float(np.mean(labels)))
     rows = [
         _to_row("this data, as given", labels, probabilities),
@@ -163,10 +185,7 @@ def _to_row(
     name: str, labels: np.ndarray, probabilities: np.ndarray, weights: np.ndarray | None = None
 ) -> LossRow:
     """Return the losses of images that weigh `weights`, [N]."""
-    of_image = [
-        [one(labels[[row]], probabilities[[row]], 0) for row in range(len(labels))]
-        for one in (brier, log_loss)
-    ]
+    of_image = ((probabilities - labels) ** 2, log_losses(labels, probabilities))
     weights = np.ones(len(labels)) if weights is None else weights
     losses = (float(np.average(one, weights=weights)) for one in of_image)
     return LossRow(name, *losses, calibration_gap(labels, probabilities, weights))

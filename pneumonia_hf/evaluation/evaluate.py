@@ -17,7 +17,7 @@ from pneumonia_hf.evaluation.choose_images import count_seen
 from pneumonia_hf.evaluation.compare import Comparison
 from pneumonia_hf.evaluation.faithfulness import Faithfulness, measure_faithfulness
 from pneumonia_hf.evaluation.intervals import Interval, delong_interval
-from pneumonia_hf.evaluation.metrics import bca_intervals, bootstrap_intervals
+from pneumonia_hf.evaluation.metrics import percentile_and_bca_intervals
 from pneumonia_hf.evaluation.report.published import Published
 from pneumonia_hf.evaluation.robustness import Robustness, measure_robustness
 from pneumonia_hf.evaluation.scores import IN_RANGE, Scores, hash_weights, score_images
@@ -47,6 +47,7 @@ from pneumonia_hf.evaluation.thresholds import (
     decision_curve,
     list_thresholds,
 )
+from pneumonia_hf.hub import public_name
 from pneumonia_hf.imaging.read import read_xray
 from pneumonia_hf.inference.gate import REFUSED_AT
 from pneumonia_hf.inference.operating_point import OperatingPoint
@@ -203,12 +204,12 @@ def evaluate_predictor(
     threshold = predictor.operating_point.threshold
     positive = probabilities >= threshold
     draws = (patients, config.resamples)
-    metrics = bootstrap_intervals(labels, probabilities, threshold, *draws)
+    metrics, metrics_bca = percentile_and_bca_intervals(labels, probabilities, threshold, *draws)
     subgroups, stratified = measure_subgroups(groups, labels, probabilities, threshold, *draws)
     return Report(
         data=data,
         split=split,
-        model=Path(predictor.name).name if predictor.path else predictor.name,
+        model=public_name(predictor.name) if predictor.path else predictor.name,
         tta=predictor.tta,
         weights_sha256=hash_weights(predictor),
         operating_point=predictor.operating_point,
@@ -216,7 +217,7 @@ def evaluate_predictor(
         config=config,
         scores=scores,
         metrics=metrics,
-        metrics_bca=bca_intervals(labels, probabilities, threshold, *draws),
+        metrics_bca=metrics_bca,
         auroc_delong=delong_interval(labels, probabilities, patients),
         thresholds=list_thresholds(labels, probabilities, threshold, *draws),
         predictive_values=by_prevalence(labels, probabilities, threshold, *draws),
@@ -266,7 +267,7 @@ def _measure_faithfulness(
     positive = scores.probabilities >= predictor.operating_point.threshold
     hits = np.flatnonzero(positive & (scores.labels == 1))
     normals = np.flatnonzero(~positive & (scores.labels == 0))
-    if not count or len(predictor.networks) > 1 or min(len(hits), len(normals)) < FEWEST_HITS:
+    if not count or predictor.is_ensemble or min(len(hits), len(normals)) < FEWEST_HITS:
         return None
     images = []
     for rows in (hits, normals):

@@ -43,17 +43,17 @@ def draw_patients(
     most metrics are not defined on it.
     """
     generator = np.random.default_rng(seed)
-    labels = np.asarray(labels)
-    _, numbers = np.unique(np.asarray(patients), return_inverse=True)
-    order = np.argsort(numbers, kind="stable")
-    _, starts = np.unique(numbers[order], return_index=True)
-    images = np.split(order, starts[1:])  # of each patient
-    classes = len(np.unique(labels))
+    _, numbers, images = np.unique(np.asarray(patients), return_inverse=True, return_counts=True)
+    order = np.argsort(numbers, kind="stable")  # the images of each patient in turn
+    starts = np.cumsum(images) - images
+    kinds, classes = np.unique(np.asarray(labels), return_inverse=True)
     for _ in range(resamples):
         while True:
             drawn = generator.integers(len(images), size=len(images))
-            rows = np.concatenate([images[number] for number in drawn])
-            if len(np.unique(labels[rows])) == classes:
+            sizes = images[drawn]
+            before = np.cumsum(sizes) - sizes  # in the resample
+            rows = order[np.arange(sizes.sum()) + np.repeat(starts[drawn] - before, sizes)]
+            if np.bincount(classes[rows], minlength=len(kinds)).all():
                 break
         yield rows
 

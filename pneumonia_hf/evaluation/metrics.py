@@ -100,16 +100,15 @@ def lr_negative(labels: Labels, probabilities: Probabilities, threshold: float) 
 def auroc(labels: Labels, probabilities: Probabilities, threshold: float) -> float:
     """Return the area under the ROC curve, without a threshold; NaN if a class is absent.
 
-    By ranks (Mann and Whitney 1947), ties counting a half. scikit-learn's function gives the same
-    value, but most of its time is the checking of arguments, 1000 times in a bootstrap.
+    The share of pairs that are ranked right (Mann and Whitney 1947), ties counting a half. The
+    functions of scikit-learn and scipy give the same value, but most of their time is the checking
+    of arguments, 1000 times in a bootstrap.
     """
-    from scipy.stats import rankdata
-
-    ill, count = np.sum(labels == 1), len(labels)
-    if ill in (0, count):
+    ill, well = np.sort(probabilities[labels == 1]), np.sort(probabilities[labels != 1])
+    if not len(ill) or not len(well):
         return math.nan
-    above = np.sum(rankdata(probabilities)[labels == 1]) - ill * (ill + 1) / 2
-    return float(above / (ill * (count - ill)))
+    below = np.searchsorted(well, ill, "left") + np.searchsorted(well, ill, "right")
+    return float(below.sum() / 2 / (len(ill) * len(well)))
 
 
 def auprc(labels: Labels, probabilities: Probabilities, threshold: float) -> float:
@@ -129,7 +128,7 @@ def brier(labels: Labels, probabilities: Probabilities, threshold: float) -> flo
 
 def log_loss(labels: Labels, probabilities: Probabilities, threshold: float) -> float:
     """Return the mean of -log of the probability of the true label, in nats."""
-    return float(np.mean(_losses(labels, probabilities)))
+    return float(np.mean(log_losses(labels, probabilities)))
 
 
 def balanced_log_loss(labels: Labels, probabilities: Probabilities, threshold: float) -> float:
@@ -137,7 +136,7 @@ def balanced_log_loss(labels: Labels, probabilities: Probabilities, threshold: f
     weights = _balance(labels)
     if weights is None:
         return math.nan
-    return float(np.average(_losses(labels, probabilities), weights=weights))
+    return float(np.average(log_losses(labels, probabilities), weights=weights))
 
 
 def calibration_error(labels: Labels, probabilities: Probabilities, threshold: float) -> float:
@@ -188,7 +187,8 @@ def calibration_gap(labels: Labels, probabilities: Probabilities, weights: np.nd
     return float(gaps.sum() / weights.sum())
 
 
-def _losses(labels: Labels, probabilities: Probabilities) -> np.ndarray:
+def log_losses(labels: Labels, probabilities: Probabilities) -> np.ndarray:
+    """Return -log of the probability of the true label of each image, in nats: [N]."""
     of_truth = np.where(labels == 1, probabilities, 1 - probabilities)
     return -np.log(np.maximum(of_truth, np.finfo(np.float64).eps))
 
@@ -316,9 +316,38 @@ def bootstrap_intervals(
     """
     labels, probabilities = np.asarray(labels), np.asarray(probabilities, dtype=np.float64)
     rows = draw_patients(labels, patients, resamples, seed)
+    drawn = _resample(labels, probabilities, threshold, rows)
+    return _percentile_intervals(labels, probabilities, threshold, patients, drawn)
+
+
+def percentile_and_bca_intervals(
+    labels: np.ndarray,
+    probabilities: np.ndarray,
+    threshold: float,
+    patients: Sequence[str],
+    resamples: int = 1000,
+    seed: int = 13,
+) -> tuple[dict[str, Interval], dict[str, Interval]]:
+    """Return what `bootstrap_intervals` does, and the 95% BCa intervals of the same resamples."""
+    rows = draw_patients(labels, patients, resamples, seed)
+    drawn = _resample(labels, probabilities, threshold, rows)
+    without = _resample(labels, probabilities, threshold, leave_out(patients, seed))
+    bca = {
+        name: bca_interval(value, draws, without[name][1]) for name, (value, draws) in drawn.items()
+    }
+    return _percentile_intervals(labels, probabilities, threshold, patients, drawn), bca
+
+
+def _percentile_intervals(
+    labels: Labels,
+    probabilities: Probabilities,
+    threshold: float,
+    patients: Sequence[str],
+    drawn: dict[str, tuple[float, list[float]]],
+) -> dict[str, Interval]:
     found = {
         name: metric_interval(name, labels, probabilities, threshold, draws)
-        for name, (_, draws) in _resample(labels, probabilities, threshold, rows).items()
+        for name, (_, draws) in drawn.items()
     }
     if has_few_patients(labels, patients):
         for name in ("auroc", "auprc"):
@@ -326,31 +355,10 @@ def bootstrap_intervals(
     return found
 
 
-def bca_intervals(
-    labels: Sequence[int],
-    probabilities: Sequence[float],
-    threshold: float,
-    patients: Sequence[str],
-    resamples: int = 1000,
-    seed: int = 13,
-) -> dict[str, Interval]:
-    """Return every metric with its 95% BCa interval; arguments as of `bootstrap_intervals`."""
-    rows = draw_patients(np.asarray(labels), patients, resamples, seed)
-    drawn = _resample(labels, probabilities, threshold, rows)
-    without = _resample(labels, probabilities, threshold, leave_out(patients, seed))
-    return {
-        name: bca_interval(value, draws, without[name][1]) for name, (value, draws) in drawn.items()
-    }
-
-
 def _resample(
-    labels: Sequence[int],
-    probabilities: Sequence[float],
-    threshold: float,
-    samples: Iterable[np.ndarray],
+    labels: Labels, probabilities: Probabilities, threshold: float, samples: Iterable[np.ndarray]
 ) -> dict[str, tuple[float, list[float]]]:
     """Return each metric of all images, and of each sample of rows."""
-    labels, probabilities = np.asarray(labels), np.asarray(probabilities, dtype=np.float64)
     values = compute_metrics(labels, probabilities, threshold)
     draws = [compute_metrics(labels[rows], probabilities[rows], threshold) for rows in samples]
     return {name: (value, [draw[name] for draw in draws]) for name, value in values.items()}

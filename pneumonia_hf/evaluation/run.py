@@ -32,6 +32,7 @@ from pneumonia_hf.evaluation.scores import Scores, identify, score_images
 from pneumonia_hf.evaluation.sites import load_site, score_site
 from pneumonia_hf.evaluation.steps import Steps
 from pneumonia_hf.files import expand
+from pneumonia_hf.hub import public_name
 from pneumonia_hf.inference.predictor import Predictor
 
 if TYPE_CHECKING:
@@ -141,7 +142,7 @@ def _compare(
     config: EvaluationConfig,
     steps: Steps,
 ) -> Comparison:
-    name = Path(second.name).name if second.path else second.name
+    name = public_name(second.name) if second.path else second.name
     others = score_images(second, scores.rows, f"the images for {name}", steps=steps)
     thresholds = tuple(one.operating_point.threshold for one in (first, second))
     seen = count_seen(second, scores.rows)

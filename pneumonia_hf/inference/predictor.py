@@ -11,6 +11,7 @@ import numpy as np
 
 from pneumonia_hf.errors import UserError, XrayError
 from pneumonia_hf.files import read_json
+from pneumonia_hf.hub import public_name
 from pneumonia_hf.imaging.input_checks import input_warnings
 from pneumonia_hf.inference.backends import Backend
 from pneumonia_hf.inference.gate import REFUSED_AT
@@ -86,14 +87,17 @@ class Predictor:
             tta: test-time augmentation: log odds are the mean over the image and its
                 TTA_TRANSFORMS, at five times the cost. The threshold was chosen without it,
                 unless the model's settings hold `tta`.
-            settings: of an ensemble: `threshold`, `refer_low`, `refer_high` and, optionally, the
-                `temperature` that divides the mean log odds. By default the operating point is
-                the mean of those of the networks, on the logit scale.
+            settings: of an ensemble, also of one network: `threshold`, `refer_low`, `refer_high`
+                and, optionally, the `temperature` that divides the mean log odds. By default the
+                operating point is that of the network, or the mean of theirs on the logit scale.
         """
-        single = networks[0] if len(networks) == 1 else None
+        # A network with settings of an ensemble is one: its own threshold holds for its own
+        # temperature only.
+        single = networks[0] if len(networks) == 1 and not settings else None
+        self.is_ensemble = single is None
         self.networks = networks
         self.name = name or (
-            single.name if single else " + ".join(Path(n.name).name for n in networks)
+            single.name if single else " + ".join(public_name(one.name) for one in networks)
         )
         self.path = path or (single.path if single else None)
         self.tta = tta
@@ -122,7 +126,7 @@ class Predictor:
         Raises:
             UserError: this is an ensemble.
         """
-        if len(self.networks) > 1:
+        if self.is_ensemble:
             raise UserError(f"{self.name} is an ensemble; give one of its members.")
         return self.networks[0]
 
@@ -173,7 +177,7 @@ class Predictor:
                 for one in path_or_id
             ]
             for one, member in zip(path_or_id, members, strict=True):
-                if len(member.networks) > 1:
+                if member.is_ensemble:
                     raise UserError(f"{one} is an ensemble itself; give its members instead.")
             return cls(*(member.network for member in members), tta=tta)
         folder = fetch_folder(path_or_id, revision)

@@ -17,6 +17,7 @@ import pneumonia_hf
 from pneumonia_hf.data.patients import named_by_file
 from pneumonia_hf.data.sources import parse_source
 from pneumonia_hf.files import read_json
+from pneumonia_hf.hub import find_file, public_name
 from pneumonia_hf.labels import LABELS
 from pneumonia_hf.models.backbones import BACKBONES, count_trainable, freeze
 from pneumonia_hf.models.build import NO_WEIGHTS, ModelConfig
@@ -89,11 +90,11 @@ def make_manifest(facts: RunFacts, network: Network, validation: dict[str, Any])
             "data_dir": " + ".join(parse_source(one).name for one in recipe.data.data_dir),
             "cache_dir": None,
             **{
-                name: (path := getattr(recipe.data, name)) and _public_name(path)
+                name: (path := getattr(recipe.data, name)) and public_name(path)
                 for name in ("test_images", "exclude_images")
             },
             UNLABELLED: {
-                "folders": [_public_name(one) for one in arguments.unlabelled or []],
+                "folders": [public_name(one) for one in arguments.unlabelled or []],
                 "images": len(facts.hashes.get(UNLABELLED, [])),
             },
             "parts": {name: _describe_split(one, facts.data) for name, one in facts.data.items()},
@@ -104,7 +105,7 @@ def make_manifest(facts: RunFacts, network: Network, validation: dict[str, Any])
         | {
             "precision": arguments.computed_precision,
             "optimizer": str(getattr(arguments.optim, "value", arguments.optim)),
-            "teacher": _public_name(arguments.teacher) if arguments.teacher else None,
+            "teacher": public_name(arguments.teacher) if arguments.teacher else None,
             "processes": arguments.world_size,
             "stages": [
                 _describe_phase(network.model, phase, outcome)
@@ -211,17 +212,21 @@ def describe_origin(config: ModelConfig, teacher: str | None = None) -> dict[str
     elif config.weights is None or config.weights.partition("@")[0] == backbone.hub_id:
         pass
     elif Path(config.weights).expanduser().exists():
-        # Assumed to be a copy of the backbone's own weights; the card names the folder.
-        origin["weights"] = _public_name(config.weights)
+        # Without a manifest, assumed to be a copy of the backbone's own weights; the card names
+        # the folder.
+        origin["weights"] = public_name(config.weights)
+        licence = _read_licence(config.weights, licence)
     else:
-        licence, origin["base_model"] = "other", config.weights.partition("@")[0]
-    if teacher is not None:
-        run = read_json(Path(teacher).expanduser() / RUN_FILE, otherwise={})
-        if run.get("model", {}).get("license") != licence:
-            licence = "other"  # the teacher's licence may apply to the student too
+        licence = _read_licence(config.weights, "other")
+        origin["base_model"] = config.weights.partition("@")[0]
+    if teacher is not None and _read_licence(teacher, "other") != licence:
+        licence = "other"  # the teacher's licence may apply to the student too
     return origin | {"license": licence}
 
 
-def _public_name(folder: str) -> str:
-    """Return the name of a local folder; its path is private to the user."""
-    return Path(folder).expanduser().resolve().name
+def _read_licence(model: str, otherwise: str) -> str:
+    """Return the licence in the manifest of a folder or a downloaded Hub model."""
+    file = find_file(model, RUN_FILE)
+    run = read_json(file, otherwise={}) if file else {}
+    made = run.get("model") if isinstance(run, dict) else None  # others may use the file's name
+    return made.get("license", otherwise) if isinstance(made, dict) else otherwise

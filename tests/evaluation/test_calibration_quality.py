@@ -2,6 +2,7 @@ import math
 
 import numpy as np
 import pytest
+from scipy.stats import chi2
 
 from pneumonia_hf.evaluation.calibration_quality import (
     calibration_p_value,
@@ -51,9 +52,49 @@ def test_an_overconfident_model_has_a_slope_below_one():
     assert found.p < 1e-6
 
 
-def test_separable_labels_have_an_intercept_and_an_infinite_slope():
-    slope, intercept = fit_logistic(np.array([0, 0, 1, 1]), np.array([-2.0, -1, 1, 2]), 0.0)
-    assert math.isinf(slope) and intercept == pytest.approx(0, abs=1e-6)
+@pytest.mark.parametrize(
+    ("labels", "logits", "expected"),
+    [
+        ([0, 0, 1, 1], [-2.0, -1, 1, 2], math.inf),
+        ([0, 0, 0, 1, 1, 1], [-2.0, -1, 0, 0, 1, 2], math.inf),  # a tie at the border
+        ([1, 1, 1, 0, 0, 0], [-2.0, -1, 0, 0, 1, 2], -math.inf),
+        ([0, 1, 0, 1], [1.0, 1, 1, 1], math.nan),
+    ],
+)
+def test_log_odds_that_separate_the_classes_have_an_intercept_and_no_slope(
+    labels, logits, expected
+):
+    labels, logits = np.array(labels), np.array(logits)
+    slope, intercept = fit_logistic(labels, logits, 0.0)
+    assert slope == pytest.approx(expected, nan_ok=True)
+    assert intercept == pytest.approx(-logits.mean(), abs=1e-6)
+    # The test compares with the limit of the likelihood: a slope as steep as can be computed.
+    steep = math.copysign(300.0, expected) if math.isinf(expected) else 0.0
+    given, best = (
+        np.sum(np.log(np.where(labels == 1, p, 1 - p)))
+        for p in (to_probability(logits), to_probability(steep * logits) * (1 - 1e-15))
+    )
+    p = calibration_p_value(labels, to_probability(logits))
+    assert p == pytest.approx(chi2.sf(2 * (best - given), 2), rel=1e-6)
+    found = measure_calibration(labels, to_probability(logits), list("abcdef"[: len(labels)]), 50)
+    assert not math.isfinite(found.slope.value)
+    assert math.isnan(found.slope.low) and math.isnan(found.slope.high)
+
+
+def test_the_intercept_of_probabilities_that_are_all_far_too_high_is_found():
+    # Newton's first step would go down by two million.
+    assert fit_logistic(np.array([0, 1, 0]), np.full(3, 15.0), 0.0)[1] == pytest.approx(
+        -15 - np.log(2)
+    )
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1, 20])
+def test_a_slope_of_any_size_is_found(scale):
+    import statsmodels.api as sm
+
+    labels, logits = np.array([0, 0, 0, 1, 1, 1]), np.array([-2, -1, 0.01, 0, 1, 2]) * scale
+    exact = sm.Logit(labels, sm.add_constant(logits / scale)).fit(disp=False, maxiter=200)
+    assert fit_logistic(labels, logits, 0.0)[0] == pytest.approx(exact.params[1] / scale, rel=1e-6)
 
 
 def test_draws_that_are_separable_are_not_left_out_of_the_interval():
@@ -66,7 +107,6 @@ def test_draws_that_are_separable_are_not_left_out_of_the_interval():
 
 def test_the_test_of_calibration_equals_the_likelihood_ratio_of_statsmodels():
     import statsmodels.api as sm
-    from scipy.stats import chi2
 
     labels, probabilities, _ = draw(400, slope=0.8)  # a prevalence of 50%: nothing to move
     logits = to_logit(probabilities)
@@ -100,8 +140,9 @@ def test_losses_at_another_prevalence_are_those_of_such_a_sample():
     assert rows["prevalence 5%, as given"].log_loss == pytest.approx(sample["log_loss"], rel=0.05)
     assert rows["prevalence 5%, as given"].ece == pytest.approx(sample["ece"], abs=0.02)
     assert rows["prevalence 5%, moved to it"].ece < 0.02 < rows["prevalence 5%, as given"].ece
-    own = rows["this data, as given"]
-    assert own.brier == pytest.approx(compute_metrics(labels, probabilities, 0.5)["brier"])
+    own, of_data = rows["this data, as given"], compute_metrics(labels, probabilities, 0.5)
+    assert own.brier == pytest.approx(of_data["brier"], rel=1e-12)
+    assert own.log_loss == pytest.approx(of_data["log_loss"], rel=1e-12)
 
 
 def test_bins_hold_every_image_and_about_as_many_each():

@@ -4,9 +4,16 @@ import math
 import numpy as np
 import pytest
 
+from pneumonia_hf.evaluation import metrics as metrics_module
 from pneumonia_hf.evaluation.calibration import choose_threshold, fit_temperature
 from pneumonia_hf.evaluation.intervals import draw_patients
-from pneumonia_hf.evaluation.metrics import METRICS, bootstrap_intervals, compute_metrics
+from pneumonia_hf.evaluation.metrics import (
+    METRICS,
+    auroc,
+    bootstrap_intervals,
+    compute_metrics,
+    percentile_and_bca_intervals,
+)
 from pneumonia_hf.inference.operating_point import to_logit, to_probability
 
 LABELS = [0, 0, 0, 0, 1, 1, 1, 1, 1, 1]
@@ -106,6 +113,44 @@ def test_intervals_contain_the_value_and_are_repeatable():
         assert interval.low < interval.high
         if not name.startswith("ece"):  # the resampled calibration error is biased upwards
             assert interval.low <= interval.value <= interval.high
+
+
+def test_both_kinds_of_intervals_take_each_resample_once(monkeypatch):
+    labels, probabilities, patients = draw_scores(60, gap=1.0)
+    calls = []
+
+    def count(*arguments):
+        calls.append(1)
+        return compute_metrics(*arguments)
+
+    monkeypatch.setattr(metrics_module, "compute_metrics", count)
+    found, bca = percentile_and_bca_intervals(labels, probabilities, 0.5, patients, 30)
+    assert len(calls) == (1 + 30) + (1 + 20)  # resamples, and the images without each patient
+    assert found == bootstrap_intervals(labels, probabilities, 0.5, patients, 30)
+    assert bca.keys() == found.keys() and bca["auroc"].value == found["auroc"].value
+    assert bca["auroc"].low < bca["auroc"].value < bca["auroc"].high
+
+
+def test_area_counts_ties_by_half():
+    from sklearn.metrics import roc_auc_score
+
+    generator = np.random.default_rng(0)
+    for _ in range(20):
+        labels = np.array([0, 1, *generator.integers(0, 2, 40)])
+        scores = np.round(generator.random(42), 1)
+        assert auroc(labels, scores, 0) == pytest.approx(roc_auc_score(labels, scores), abs=1e-14)
+
+
+def test_a_resample_is_the_images_of_the_drawn_patients_in_turn():
+    labels, patients = np.array([1, 0, 0, 1, 0, 1]), np.array(["b", "a", "c", "a", "c", "a"])
+    images = {name: np.flatnonzero(patients == name) for name in "abc"}
+    generator = np.random.default_rng(4)
+    expected = []
+    while len(expected) < 20:
+        rows = np.concatenate([images["abc"[one]] for one in generator.integers(3, size=3)])
+        if len(set(labels[rows])) == 2:
+            expected.append(rows.tolist())
+    assert [rows.tolist() for rows in draw_patients(labels, patients, 20, seed=4)] == expected
 
 
 def test_resamples_hold_complete_patients_and_both_classes():

@@ -1,5 +1,6 @@
 import hashlib
 import json
+import math
 from dataclasses import replace
 
 import jsonschema
@@ -12,6 +13,7 @@ from PIL import Image
 from pneumonia_hf import EvaluationConfig, Predictor, evaluate_predictor
 from pneumonia_hf.data.load import load_splits
 from pneumonia_hf.errors import UserError
+from pneumonia_hf.evaluation.intervals import Interval
 from pneumonia_hf.evaluation.report import write as report_module
 from pneumonia_hf.evaluation.report.checklist import OPEN, fill_checklist
 from pneumonia_hf.evaluation.report.examples import choose_examples
@@ -21,6 +23,7 @@ from pneumonia_hf.evaluation.report.published import find_published
 from pneumonia_hf.evaluation.report.write import SCHEMA_FILE, to_json, write_report
 from pneumonia_hf.evaluation.scores import Scores
 from pneumonia_hf.evaluation.steps import Steps
+from pneumonia_hf.files import without_nan
 
 
 @pytest.fixture(scope="module")
@@ -179,6 +182,17 @@ def test_the_checklist_leaves_open_what_only_people_can_say(report):
     assert filled["numbers of images, patients, classes, missing data"].startswith("96 images")
     assert f"{report.operating_point.threshold:.4f}" in filled["threshold and how it was chosen"]
     assert sum(answer == OPEN for answer in filled.values()) == 8
+
+
+def test_a_calibration_slope_that_does_not_exist_is_said_in_words_and_null_in_json(report):
+    none = Interval(math.inf, math.nan, math.nan)
+    report = replace(report, calibration=replace(report.calibration, slope=none))
+    words = "not defined: the log odds separate the classes"
+    filled = dict((item.topic, answer) for item, answer in fill_checklist(report))
+    assert filled["calibration"] == f"slope {words}; see Calibration"
+    assert f"slope (below 1: overconfident) is {words}" in to_markdown(report, [])
+    slope = without_nan(to_json(report))["calibration"]["slope"]
+    assert slope == {"value": None, "low": None, "high": None}
 
 
 def test_numbers_that_are_not_defined_are_null(report):

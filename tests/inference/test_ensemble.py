@@ -125,6 +125,25 @@ def test_one_model_in_a_list_is_that_model(ensemble_folder):
     assert one.name == str(ensemble_folder / "seed-1")
 
 
+def test_one_member_and_two_equal_ones_give_the_same_predictions(ensemble_folder, tmp_path):
+    found = []
+    for members in (["a", "b"], ["a"]):
+        folder = tmp_path / f"of-{len(members)}"
+        for name in members:
+            shutil.copytree(ensemble_folder / "seed-1", folder / name)
+        (folder / ENSEMBLE_FILE).write_text(json.dumps(SETTINGS | {"members": members}))
+        predictor = Predictor.from_pretrained(folder)
+        same = Predictor(*predictor.networks, settings=SETTINGS)
+        found += [predictor.predict_all(IMAGES), same.predict_all(IMAGES)]
+    assert found[0][0].threshold == 0.4
+    assert found[0] == found[1] == found[2] == found[3]
+    # What takes a single model would leave the temperature of the ensemble of one out.
+    with pytest.raises(UserError, match="of-1 is an ensemble; give one of its members"):
+        _ = predictor.network
+    with pytest.raises(UserError, match="of-1 is an ensemble itself"):
+        Predictor.from_pretrained([folder, ensemble_folder / "seed-2"])
+
+
 def test_ensemble_with_tta_averages_over_views_and_members(ensemble_folder):
     members = [Predictor.from_pretrained(m, tta=True) for m in list_members(ensemble_folder)]
     ensemble = Predictor.from_pretrained(ensemble_folder, tta=True)

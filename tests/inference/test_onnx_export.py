@@ -108,7 +108,7 @@ def test_each_mistake_is_one_sentence(small, tmp_path, monkeypatch):
         export_onnx(small, tmp_path / "nowhere" / "model.onnx")
     with pytest.raises(UserError, match="is a folder"):
         export_onnx(small, tmp_path)
-    monkeypatch.setattr(small, "networks", small.networks * 2)
+    monkeypatch.setattr(small, "is_ensemble", True)
     with pytest.raises(UserError, match="small is an ensemble; give one of its members"):
         export_onnx(small, tmp_path / "model.onnx")
     monkeypatch.setattr(export, "PACKAGES", ("onnx", "no_such_package"))

@@ -12,7 +12,7 @@ import pytest
 from helpers import ROOT, assert_one_sentence, call_script, draw_xray, run_script, save_tiny_body
 from hub_server import LocalHub, Repository
 
-from pneumonia_hf.hub import fetch_folder
+from pneumonia_hf.hub import fetch_folder, public_name
 from pneumonia_hf.models.model_card import make_card
 from pneumonia_hf.models.model_folder import MODEL_FILES
 
@@ -220,3 +220,10 @@ def test_training_starts_from_pickled_weights_on_the_hub(
     assert done.returncode == 0, done.stderr[-2000:]
     run = json.loads((tmp_path / "run" / "run.json").read_text())
     assert (run["model"]["base_model"], run["model"]["license"]) == ("me/old", "other")
+
+
+def test_public_name_hides_a_local_path_and_keeps_the_owner_of_a_hub_id(tmp_path):
+    (tmp_path / "big").mkdir()
+    assert public_name(str(tmp_path / "big")) == "big"
+    assert public_name(str(tmp_path / "gone")) == "gone"
+    assert public_name("me/big@v1") == "me/big@v1"

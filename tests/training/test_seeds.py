@@ -181,6 +181,8 @@ def test_one_seed_has_no_standard_deviation_and_undefined_metrics_no_mean(
 ):
     summary = summarise_seeds(tmp_path, runs[:1], validation)
     assert summary["spread"]["auroc"]["sd"] is None
+    served = Predictor.from_pretrained(tmp_path)  # at the point chosen for its temperature
+    assert served.operating_point.threshold == summary["ensemble"]["threshold"]
     change_run(runs[1], lambda run: run["validation"]["metrics"]["precision"].update(value=None))
     summary = summarise_seeds(tmp_path, runs[:2], validation)
     assert summary["spread"]["precision"]["mean"] is None

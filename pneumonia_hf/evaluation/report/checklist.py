@@ -10,6 +10,7 @@ import numpy as np
 
 import pneumonia_hf
 from pneumonia_hf.data.patients import describe_patients, named_by_file
+from pneumonia_hf.evaluation.report.interval_text import to_short, to_slope
 
 if TYPE_CHECKING:
     from pneumonia_hf.evaluation.evaluate import Report
@@ -56,8 +57,7 @@ def _describe_metrics(report: Report) -> str:
 
 
 def _describe_calibration(report: Report) -> str:
-    one = report.calibration.slope
-    return f"slope {one.value:.2f} ({one.low:.2f} to {one.high:.2f}); see Calibration"
+    return f"slope {to_slope(report.calibration.slope, to_short)}; see Calibration"
 
 
 def _describe_groups(report: Report) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 from pneumonia_hf.evaluation.intervals import Interval
 
@@ -25,6 +26,13 @@ def to_short(interval: Interval | None) -> str:
     numbers = (interval.value, interval.low, interval.high)
     value, low, high = (f"{one:.2f}" if abs(one) < 10 else f"{one:.2g}" for one in numbers)
     return f"{value} ({low} to {high})"
+
+
+def to_slope(slope: Interval, to_words: Callable[[Interval], str] = to_text) -> str:
+    """Return a calibration slope with its interval, or why there is none."""
+    if math.isinf(slope.value):
+        return "not defined: the log odds separate the classes"
+    return to_words(slope)
 
 
 def to_label(interval: Interval) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 from pneumonia_hf.data.patients import describe_patients, named_by_file
 from pneumonia_hf.evaluation.evaluate import Report
 from pneumonia_hf.evaluation.metrics import FEWEST_PATIENTS, METRICS
-from pneumonia_hf.evaluation.report.interval_text import to_text
+from pneumonia_hf.evaluation.report.interval_text import to_slope, to_text
 from pneumonia_hf.evaluation.subgroups import SUBGROUP_METRICS, Gap
 from pneumonia_hf.files import markdown_table
 from pneumonia_hf.labels import LABELS
@@ -152,8 +152,8 @@ def describe_calibration(report: Report) -> list[str]:
     )
     return [
         f"{basis} Moved to this data's prevalence of {np.mean(report.labels):.1%}, its calibration "
-        f"slope is {to_text(one.slope)} (below 1: overconfident) and its intercept "
-        f"{to_text(one.intercept)} (above 0: the probabilities are too low; Cox 1958). The "
+        f"slope (below 1: overconfident) is {to_slope(one.slope)}; its intercept (above 0: the "
+        f"probabilities are too low; Cox 1958) is {to_text(one.intercept)}. The "
         f"likelihood-ratio test that they are 1 and 0, for images that count as independent, gives "
         f"p = {one.p:.2g}; a small p is evidence against calibration.",
         markdown_table(["images", "Brier score", "log loss", "calibration error"], rows),
