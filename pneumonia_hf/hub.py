@@ -38,15 +38,25 @@ def fetch_folder(
     try:
         files = ["*.json", "*.safetensors", "*.md"]
         folder = Path(snapshot_download(repo_id, revision=revision, allow_patterns=files))
-        if what == "weights" and not any(folder.glob("*.safetensors")):
+        if not find_weights(folder):
             # Older models have pickled weights only; transformers unpickles only tensors.
-            files = ["*.json", "pytorch_model.bin", "*.md"]
+            files = ["*.json", "*pytorch_model*.bin", "*.md"]
             folder = Path(snapshot_download(repo_id, revision=revision, allow_patterns=files))
     except Exception as error:
         if reason := _explain_download_error(error, repo_id, revision, what, flag):
             raise UserError(reason) from error
         raise
     return folder
+
+
+def find_weights(folder: Path) -> list[Path]:
+    """Return the files of the weights that transformers loads from a folder, if any."""
+    names = ("model", "model-*-of-*"), ("pytorch_model", "pytorch_model-*-of-*")
+    for suffix, kinds in zip(("safetensors", "bin"), names, strict=True):
+        for name in kinds:
+            if files := sorted(folder.glob(f"{name}.{suffix}")):
+                return files
+    return []
 
 
 def _explain_download_error(

@@ -90,7 +90,7 @@ class Network:
         from transformers import AutoImageProcessor, AutoModelForImageClassification
 
         from pneumonia_hf.models import xray_cnn  # noqa: F401  # registers its classes
-        from pneumonia_hf.models.pretrained import hide_progress_bars
+        from pneumonia_hf.models.pretrained import explain_load_error, hide_progress_bars
 
         for file in ("config.json", "preprocessor_config.json"):
             if not (folder / file).exists():
@@ -104,7 +104,7 @@ class Network:
             processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
         except Exception as error:
             # transformers, safetensors and json each raise their own on damaged files.
-            reason = str(error).splitlines()[0]
+            reason = explain_load_error(error)
             raise UserError(f"The model in {name} cannot be loaded: {reason}") from error
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
