@@ -340,10 +340,11 @@ def check_inputs(
     --model or --data_dir.
     """
     from pneumonia_hf.files import expand
-    from pneumonia_hf.hub import HUB_ID
+    from pneumonia_hf.hub import HUB_ID, to_hub_id
 
     for model in map(str, models):
-        if not HUB_ID.match(model.partition("@")[0]) and not expand(model).exists():
+        repo_id = to_hub_id(model, flag or "--model").partition("@")[0]
+        if not HUB_ID.match(repo_id) and not expand(model).exists():
             raise UserError(f"The model folder {model} does not exist; check {flag or '--model'}.")
     for folder in data_folders:
         if not expand(folder).exists():

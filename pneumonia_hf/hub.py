@@ -8,8 +8,9 @@ from pathlib import Path
 
 from pneumonia_hf.errors import UserError
 
-HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")
-LOG_IN = "log in with `hf auth login`"
+HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?\Z")
+ADDRESSES = ("https://", "http://", "hf://", "huggingface.co/", "hf.co/")
+LOG_IN = "log in with `hf auth login` or set HF_TOKEN"
 
 
 def fetch_folder(
@@ -47,6 +48,28 @@ def fetch_folder(
             raise UserError(reason) from error
         raise
     return folder
+
+
+def to_hub_id(text: str, flag: str = "--model") -> str:
+    """Return the address of a model's page as `owner/name[@revision]`, and other text as it is.
+
+    Raises:
+        UserError: the address of something else. `flag` is for the message.
+    """
+    if not text.strip().startswith(ADDRESSES):
+        return text
+    from huggingface_hub import parse_hf_uri
+
+    try:
+        found = parse_hf_uri(text.strip())
+    except ValueError:
+        found = None
+    if found is None or found.type != "model":
+        raise UserError(
+            f"{text.strip()} is not the address of a model of the Hub; check {flag}: it takes "
+            f"owner/name too."
+        )
+    return f"{found.id}@{found.revision}" if found.revision else found.id
 
 
 def find_weights(folder: Path) -> list[Path]:

@@ -135,12 +135,14 @@ class Predictor:
         tta: bool = False,
         positive_label: str = LABELS[1],
         backend: Backend = "torch",
+        flag: str = "--model",
     ) -> Predictor:
         """Load a model folder or Hub model, or several as an ensemble.
 
         Args:
-            path_or_id: a local folder, `owner/name` or `owner/name@revision`; a folder with an
-                `ensemble.json`; or several models, whose log odds are averaged.
+            path_or_id: a local folder, `owner/name`, `owner/name@revision` or the address of a
+                model's page; a folder with an `ensemble.json`; or several models, whose log odds
+                are averaged.
             revision: a branch, tag or commit of the Hub, for one model only.
             device: a torch device; by default the accelerator, if any.
             tta: test-time augmentation, as in the constructor.
@@ -148,17 +150,18 @@ class Predictor:
             backend: what computes scores: torch; onnx or openvino, which are faster on a CPU and
                 need their packages and some seconds when the first image is scored; or auto, the
                 quickest of those that are installed.
+            flag: what the user names the model with, for messages.
 
         Raises:
             UserError: no such model, an unreachable Hub, a folder without a usable model, an
                 ensemble within a list, or one revision for several models.
         """
-        from pneumonia_hf.hub import fetch_folder
+        from pneumonia_hf.hub import fetch_folder, to_hub_id
 
         if not isinstance(path_or_id, str | Path):
             if len(path_or_id) == 1:
                 return cls.from_pretrained(
-                    path_or_id[0], revision, device, tta, positive_label, backend
+                    path_or_id[0], revision, device, tta, positive_label, backend, flag
                 )
             if not path_or_id:
                 raise UserError("An ensemble needs one or more models; none is given.")
@@ -167,16 +170,16 @@ class Predictor:
                     "A revision applies to one model; give each model its own, as owner/name@v1."
                 )
             members = [
-                cls.from_pretrained(
-                    one, None, device, positive_label=positive_label, backend=backend
-                )
+                cls.from_pretrained(one, None, device, False, positive_label, backend, flag)
                 for one in path_or_id
             ]
             for one, member in zip(path_or_id, members, strict=True):
                 if len(member.networks) > 1:
                     raise UserError(f"{one} is an ensemble itself; give its members instead.")
             return cls(*(member.network for member in members), tta=tta)
-        folder = fetch_folder(path_or_id, revision)
+        if isinstance(path_or_id, str):
+            path_or_id = to_hub_id(path_or_id, flag)
+        folder = fetch_folder(path_or_id, revision, flag=flag)
         name = str(path_or_id)
         if revision and folder != Path(path_or_id).expanduser():
             name = f"{name.partition('@')[0]}@{revision}"

@@ -26,9 +26,10 @@ from hub_server import LocalHub, Repository
 from safetensors.torch import load_file, save_file
 
 from pneumonia_hf import Predictor
+from pneumonia_hf.cli import check_inputs
 from pneumonia_hf.errors import UserError
 from pneumonia_hf.evaluation.scores import hash_weights
-from pneumonia_hf.hub import fetch_folder
+from pneumonia_hf.hub import fetch_folder, to_hub_id
 from pneumonia_hf.models.backbones import backbone_of
 from pneumonia_hf.models.build import ModelConfig, build_model
 from pneumonia_hf.models.model_card import make_card
@@ -262,6 +263,25 @@ def test_pickled_weights_score_like_safetensors(hub, own_client, tiny_model, tmp
     pickled.commit("both", {"model.safetensors": (model / "model.safetensors").read_bytes()})
     folder = fetch_folder("me/old")
     assert (folder / "model.safetensors").exists() and not list(folder.glob("*.bin"))
+
+
+def test_the_address_of_a_page_is_taken_as_its_model(hub, own_client, tiny_model):
+    publish_pickled(hub, tiny_model, "me/x")
+    sha = hub.repositories["me/x"].commits[-1][0]
+    for address, name in (
+        (f"{hub.url}/me/x", "me/x"),
+        (f"{hub.url}/me/x/tree/main", "me/x@main"),
+        (f" {hub.url}/me/x/blob/{sha}/config.json?raw=1\n", f"me/x@{sha}"),
+    ):
+        check_inputs([address])
+        assert Predictor.from_pretrained(address).name == name
+        assert ModelConfig(weights=address).weights == name
+    assert to_hub_id("https://huggingface.co/me/x/") == "me/x"
+    assert to_hub_id("huggingface.co/me/x/tree/v1") == "me/x@v1"
+    assert to_hub_id("runs/x") == "runs/x"
+    for wrong in ("https://example.com/me/x", "https://huggingface.co/datasets/me/x"):
+        with pytest.raises(UserError, match="--compare"):
+            check_inputs([wrong], flag="--compare")
 
 
 def test_pickled_code_is_not_run(hub, own_client, tiny_model, tmp_path):
