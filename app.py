@@ -61,6 +61,7 @@ def serve(uploads: Path) -> None:
     from pneumonia_hf.demo.uploads import delete_regularly
     from pneumonia_hf.inference.backends import BACKENDS
     from pneumonia_hf.inference.predictor import Predictor
+    from pneumonia_hf.labels import LABELS
     from pneumonia_hf.models.model_folder import DEFAULT_MODEL
 
     model = read_setting("MODEL_ID") or DEFAULT_MODEL
@@ -68,8 +69,13 @@ def serve(uploads: Path) -> None:
     backend = read_setting("BACKEND") or "torch"
     if backend not in (backends := [*BACKENDS, "auto"]):
         raise UserError(f"BACKEND is {backend!r}; choose from {backends}.")
-    flag = "MODEL_ID and MODEL_REVISION" if revision else "MODEL_ID"
-    predictor = Predictor.from_pretrained(model, revision, backend=backend, flag=flag)
+    predictor = Predictor.from_pretrained(
+        model,
+        revision,
+        positive_label=read_setting("POSITIVE_LABEL") or LABELS[1],
+        backend=backend,
+        flags=("MODEL_ID and MODEL_REVISION" if revision else "MODEL_ID", "POSITIVE_LABEL"),
+    )
     predictor.predict(Image.new("L", (64, 64)))  # the first visitor does not wait for set-up
     demo = build_demo(predictor, limits)
     delete_regularly(uploads, limits.kept_seconds)

@@ -331,6 +331,18 @@ def _similar(name: str, known: set[str]) -> str:
     return f"; did you mean {close[0]}?" if close else "; --help lists all"
 
 
+def add_positive_label(parser: ArgumentParser) -> None:
+    """Add the flag for models whose class of images with pneumonia has another name."""
+    parser.add_argument(
+        "--positive_label",
+        nargs="+",
+        default=["PNEUMONIA"],
+        metavar="CLASS",
+        help="Name of the model's class of images with pneumonia (default: PNEUMONIA); of an "
+        "ensemble one for all, or one for each.",
+    )
+
+
 def check_inputs(
     models: Sequence[str | Path] = (), data_folders: Sequence[str] = (), flag: str | None = None
 ) -> None:

@@ -19,7 +19,8 @@ def main() -> None:
     from pneumonia_hf.evaluation.recalibrate import find_own_splits
     from pneumonia_hf.models.model_folder import QUANTIZATION_FILE
 
-    cost = quantize(options.model, *find_own_splits(options.model, options.data_dir))
+    splits = find_own_splits(options.model, options.data_dir)
+    cost = quantize(options.model, *splits, options.positive_label)
     print(
         f"Wrote {options.model / QUANTIZATION_FILE}. On {cost.images} validation images int8 has "
         f"AUROC {cost.auroc_int8:.4f} instead of {cost.auroc:.4f}; probabilities change by "

@@ -19,7 +19,7 @@ def main() -> None:
     from pneumonia_hf.evaluation.recalibrate import find_own_splits, recalibrate
 
     train, validation = find_own_splits(options.model, options.data_dir)
-    found = recalibrate(options.model, train, validation)["config"]
+    found = recalibrate(options.model, train, validation, options.positive_label)["config"]
     print(
         f"Calibrated on {len(validation)} validation images: temperature "
         f"{found['temperature']:.4f}, positive at or above {found['threshold']:.4f}, referred "

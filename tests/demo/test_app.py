@@ -206,7 +206,7 @@ def serve_with(monkeypatch, tmp_path, **variables: str) -> tuple:
         raise Loaded(*given, options)
 
     for name in ("MODEL_ID", "MODEL_REVISION", "BACKEND", "APP_LOGIN", "MAX_BATCH",
-                 "GRADIO_SERVER_PORT", "GRADIO_SERVER_NAME"):  # fmt: skip
+                 "POSITIVE_LABEL", "GRADIO_SERVER_PORT", "GRADIO_SERVER_NAME"):  # fmt: skip
         monkeypatch.setenv(name, variables.get(name, " \n"))  # a blank is none
     with monkeypatch.context() as patch, pytest.raises(Loaded) as found:
         patch.setattr(Predictor, "from_pretrained", load)
@@ -220,11 +220,14 @@ def test_settings_may_have_blanks_and_quotes_around_them(monkeypatch, tmp_path):
 
     model, revision, options = serve_with(monkeypatch, tmp_path)
     assert (model, revision, options["backend"]) == (DEFAULT_MODEL, None, "torch")
+    assert options["positive_label"] == "PNEUMONIA"
     assert not {"GRADIO_SERVER_PORT", "GRADIO_SERVER_NAME"} & os.environ.keys()
     given = {"MODEL_ID": "me/x\n", "MODEL_REVISION": " 'v1'\r\n", "BACKEND": "onnx ",
-             "GRADIO_SERVER_PORT": '"9123"\n', "MAX_BATCH": "'7' "}  # fmt: skip
+             "POSITIVE_LABEL": " lung opacity", "GRADIO_SERVER_PORT": '"9123"\n',
+             "MAX_BATCH": "'7' "}  # fmt: skip
     model, revision, options = serve_with(monkeypatch, tmp_path, **given)
     assert (model, revision, options["backend"]) == ("me/x", "v1", "onnx")
+    assert (options["positive_label"], options["flags"][1]) == ("lung opacity", "POSITIVE_LABEL")
     assert os.environ["GRADIO_SERVER_PORT"] == "9123"
     assert Limits.from_environment().batch == 7
     monkeypatch.setenv("GRADIO_TEMP_DIR", f"{tmp_path / 'made'}\n")
