@@ -17,40 +17,64 @@ def main() -> None:
     # gradio reads this at import. The app sends no usage data.
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # uploads are deleted then, too
-    # A folder of its own: what is in it may be deleted.
-    parent = os.environ.get("GRADIO_TEMP_DIR") or None
-    if parent:
-        os.makedirs(parent, exist_ok=True)
-    with tempfile.TemporaryDirectory(
-        prefix="xrays-", dir=parent, ignore_cleanup_errors=True
-    ) as uploads:
+    with make_upload_folder() as uploads:
         os.environ["GRADIO_TEMP_DIR"] = uploads
         serve(Path(uploads))
 
 
-def serve(uploads: Path) -> None:
-    """Serve the app, with `uploads` as gradio's folder for them."""
+def make_upload_folder() -> tempfile.TemporaryDirectory:
+    """Return a folder of its own: what is in it may be deleted."""
+    from pneumonia_hf.demo.limits import read_setting
     from pneumonia_hf.errors import UserError
 
+    parent = read_setting("GRADIO_TEMP_DIR")
+    try:
+        if parent:
+            os.makedirs(parent, exist_ok=True)
+        return tempfile.TemporaryDirectory(prefix="xrays-", dir=parent, ignore_cleanup_errors=True)
+    except OSError as error:
+        raise UserError(
+            f"GRADIO_TEMP_DIR is {parent!r}, which is no folder for files ({error.strerror})."
+        ) from error
+
+
+def serve(uploads: Path) -> None:
+    """Serve the app, with `uploads` as gradio's folder for them."""
+    from pneumonia_hf.demo.limits import Limits, read_setting
+    from pneumonia_hf.errors import UserError
+
+    for name in ("GRADIO_SERVER_NAME", "GRADIO_SERVER_PORT"):  # gradio reads them itself
+        if value := read_setting(name):
+            os.environ[name] = value
+        else:
+            os.environ.pop(name, None)
     port = os.environ.get("GRADIO_SERVER_PORT", "7860")
     if not (port.isascii() and port.isdigit() and 0 < int(port) < 2**16):
-        raise UserError(f"The port is {port!r}; give a number from 1 to 65535.")
+        raise UserError(f"GRADIO_SERVER_PORT is {port!r}; give a number from 1 to 65535.")
+    limits = Limits.from_environment()
+    login = read_setting("APP_LOGIN")
+    if login is not None and (":" not in login or len(login) < 10):
+        raise UserError("APP_LOGIN must be user:password, of ten characters or more.")
     from PIL import Image
 
     from pneumonia_hf.demo.app import build_demo, launch_options
-    from pneumonia_hf.demo.limits import Limits
     from pneumonia_hf.demo.uploads import delete_regularly
+    from pneumonia_hf.inference.backends import BACKENDS
     from pneumonia_hf.inference.predictor import Predictor
+    from pneumonia_hf.labels import LABELS
     from pneumonia_hf.models.model_folder import DEFAULT_MODEL
 
-    limits = Limits.from_environment()
-    login = os.environ.get("APP_LOGIN") or None
-    if login is not None and (":" not in login or len(login) < 10):
-        raise UserError("APP_LOGIN must be user:password, of ten characters or more.")
-    model = os.environ.get("MODEL_ID") or DEFAULT_MODEL
-    backend = os.environ.get("BACKEND") or "torch"
+    model = read_setting("MODEL_ID") or DEFAULT_MODEL
+    revision = read_setting("MODEL_REVISION")
+    backend = read_setting("BACKEND") or "torch"
+    if backend not in (backends := [*BACKENDS, "auto"]):
+        raise UserError(f"BACKEND is {backend!r}; choose from {backends}.")
     predictor = Predictor.from_pretrained(
-        model, os.environ.get("MODEL_REVISION") or None, backend=backend
+        model,
+        revision,
+        positive_label=read_setting("POSITIVE_LABEL") or LABELS[1],
+        backend=backend,
+        flags=("MODEL_ID and MODEL_REVISION" if revision else "MODEL_ID", "POSITIVE_LABEL"),
     )
     predictor.predict(Image.new("L", (64, 64)))  # the first visitor does not wait for set-up
     demo = build_demo(predictor, limits)

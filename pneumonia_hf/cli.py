@@ -331,6 +331,18 @@ def _similar(name: str, known: set[str]) -> str:
     return f"; did you mean {close[0]}?" if close else "; --help lists all"
 
 
+def add_positive_label(parser: ArgumentParser) -> None:
+    """Add the flag for models whose class of images with pneumonia has another name."""
+    parser.add_argument(
+        "--positive_label",
+        nargs="+",
+        default=["PNEUMONIA"],
+        metavar="CLASS",
+        help="Name of the model's class of images with pneumonia (default: PNEUMONIA); of an "
+        "ensemble one for all, or one for each.",
+    )
+
+
 def check_inputs(
     models: Sequence[str | Path] = (), data_folders: Sequence[str] = (), flag: str | None = None
 ) -> None:
@@ -340,10 +352,11 @@ def check_inputs(
     --model or --data_dir.
     """
     from pneumonia_hf.files import expand
-    from pneumonia_hf.hub import HUB_ID
+    from pneumonia_hf.hub import HUB_ID, to_hub_id
 
     for model in map(str, models):
-        if not HUB_ID.match(model.partition("@")[0]) and not expand(model).exists():
+        repo_id = to_hub_id(model, flag or "--model").partition("@")[0]
+        if not HUB_ID.match(repo_id) and not expand(model).exists():
             raise UserError(f"The model folder {model} does not exist; check {flag or '--model'}.")
     for folder in data_folders:
         if not expand(folder).exists():

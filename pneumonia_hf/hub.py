@@ -8,8 +8,9 @@ from pathlib import Path
 
 from pneumonia_hf.errors import UserError
 
-HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")
-LOG_IN = "log in with `hf auth login`"
+HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?\Z")
+ADDRESSES = ("https://", "http://", "hf://", "huggingface.co/", "hf.co/")
+LOG_IN = "log in with `hf auth login` or set HF_TOKEN"
 
 
 def fetch_folder(
@@ -38,9 +39,9 @@ def fetch_folder(
     try:
         files = ["*.json", "*.safetensors", "*.md"]
         folder = Path(snapshot_download(repo_id, revision=revision, allow_patterns=files))
-        if what == "weights" and not any(folder.glob("*.safetensors")):
+        if not find_weights(folder):
             # Older models have pickled weights only; transformers unpickles only tensors.
-            files = ["*.json", "pytorch_model.bin", "*.md"]
+            files = ["*.json", "*pytorch_model*.bin", "*.md"]
             folder = Path(snapshot_download(repo_id, revision=revision, allow_patterns=files))
     except Exception as error:
         if reason := _explain_download_error(error, repo_id, revision, what, flag):
@@ -72,6 +73,38 @@ def public_name(path_or_id: str) -> str:
     if HUB_ID.match(path_or_id.partition("@")[0]) and not path.exists():
         return path_or_id
     return path.resolve().name
+
+
+def to_hub_id(text: str, flag: str = "--model") -> str:
+    """Return the address of a model's page as `owner/name[@revision]`, and other text as it is.
+
+    Raises:
+        UserError: the address of something else. `flag` is for the message.
+    """
+    if not text.strip().startswith(ADDRESSES):
+        return text
+    from huggingface_hub import parse_hf_uri
+
+    try:
+        found = parse_hf_uri(text.strip())
+    except ValueError:
+        found = None
+    if found is None or found.type != "model":
+        raise UserError(
+            f"{text.strip()} is not the address of a model of the Hub; check {flag}: it takes "
+            f"owner/name too."
+        )
+    return f"{found.id}@{found.revision}" if found.revision else found.id
+
+
+def find_weights(folder: Path) -> list[Path]:
+    """Return the files of the weights that transformers loads from a folder, if any."""
+    names = ("model", "model-*-of-*"), ("pytorch_model", "pytorch_model-*-of-*")
+    for suffix, kinds in zip(("safetensors", "bin"), names, strict=True):
+        for name in kinds:
+            if files := sorted(folder.glob(f"{name}.{suffix}")):
+                return files
+    return []
 
 
 def _explain_download_error(

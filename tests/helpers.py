@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import subprocess
 import sys
@@ -166,6 +167,16 @@ def save_tiny_body(name: str, folder: Path) -> Path:
     _settle_batch_norms(model, TINY_SIZES[name])
     model.save_pretrained(folder)
     return folder
+
+
+def rename_classes(model: Path, *names: str) -> Path:
+    """Give the classes of a model folder other names, in this order."""
+    file = model / "config.json"
+    config = json.loads(file.read_text())
+    config["id2label"] = {str(number): name for number, name in enumerate(names)}
+    config["label2id"] = {name: number for number, name in enumerate(names)}
+    file.write_text(json.dumps(config))
+    return model
 
 
 def run_script(name: str, *arguments: object, **environment: str) -> subprocess.CompletedProcess:

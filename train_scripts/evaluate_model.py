@@ -6,7 +6,7 @@ python train_scripts/evaluate_model.py --model runs/NAME --data_dir DATA --split
 
 from pathlib import Path
 
-from pneumonia_hf.cli import check_inputs, make_parser, run_script
+from pneumonia_hf.cli import add_positive_label, check_inputs, make_parser, run_script
 
 PUBLISHED = Path(__file__).parents[1] / "eval_reports" / "published.yaml"
 
@@ -64,11 +64,7 @@ def main() -> None:
         metavar="MODEL",
         help="A second model, scored on the same images: paired differences and disagreements.",
     )
-    parser.add_argument(
-        "--positive_label",
-        default="PNEUMONIA",
-        help="Name of the model's class of images with pneumonia (default: PNEUMONIA).",
-    )
+    add_positive_label(parser)
     parser.add_argument(
         "--compare_positive_label",
         default="PNEUMONIA",
@@ -156,7 +152,7 @@ def main() -> None:
         other_classes=tuple(options.other_classes),
         sites=tuple(sites),
         compare=options.compare,
-        positive_label=options.positive_label,
+        positive_label=tuple(options.positive_label),
         compare_positive_label=options.compare_positive_label,
         label_source=options.label_source,
         tta=options.tta,

@@ -5,7 +5,13 @@ python train_scripts/predict.py --model runs/NAME --input FILE_OR_FOLDER ... --o
 
 import sys
 
-from pneumonia_hf.cli import EXIT_FAULT, check_inputs, make_parser, run_script
+from pneumonia_hf.cli import (
+    EXIT_FAULT,
+    add_positive_label,
+    check_inputs,
+    make_parser,
+    run_script,
+)
 
 
 def main() -> int:
@@ -17,6 +23,7 @@ def main() -> int:
         help="Model folder, or Hub id with @revision; several form an ensemble; default: the one "
         "included.",
     )
+    add_positive_label(parser)
     parser.add_argument("--input", nargs="+", required=True, help="Image files or folders.")
     parser.add_argument("--output", required=True, help="CSV file to write; - prints it.")
     parser.add_argument(
@@ -41,7 +48,9 @@ def main() -> int:
     paths = find_inputs(options.input)
     models = options.model or [DEFAULT_MODEL]
     check_inputs(models)
-    predictor = Predictor.from_pretrained(models, tta=options.tta, backend=options.backend)
+    predictor = Predictor.from_pretrained(
+        models, tta=options.tta, positive_label=options.positive_label, backend=options.backend
+    )
     failed = write_predictions(predictor, paths, options.output)
     if failed:
         print(f"{failed} of {len(paths)} files could not be read; see their rows.", file=sys.stderr)

@@ -22,7 +22,7 @@ def main() -> None:
 
     with cache_in(options.cache_dir):
         own = find_own_splits(options.model, options.data_dir)
-    cost = quantize(options.model, *own)
+    cost = quantize(options.model, *own, options.positive_label)
     print(
         f"Wrote {options.model / QUANTIZATION_FILE}. On {cost.images} validation images int8 has "
         f"AUROC {cost.auroc_int8:.4f} instead of {cost.auroc:.4f}; probabilities change by "

@@ -21,7 +21,7 @@ def main() -> None:
 
     with cache_in(options.cache_dir):
         train, validation = find_own_splits(options.model, options.data_dir)
-    found = recalibrate(options.model, train, validation)["config"]
+    found = recalibrate(options.model, train, validation, options.positive_label)["config"]
     print(
         f"Calibrated on {len(validation)} validation images: temperature "
         f"{found['temperature']:.4f}, positive at or above {found['threshold']:.4f}, referred "

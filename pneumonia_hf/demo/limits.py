@@ -12,6 +12,17 @@ from pneumonia_hf.imaging.read import MAX_PIXELS
 BUSY = "The app is busy; try again in a minute."
 
 
+def read_setting(variable: str, environment: Mapping[str, str] = os.environ) -> str | None:
+    """Return an environment variable without blanks and quotes around it; None if that is nothing.
+
+    Forms of web pages and env files add both.
+    """
+    text = environment.get(variable, "").strip()
+    if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'":
+        text = text[1:-1].strip()
+    return text or None
+
+
 def _limit(variable: str, default: int, meaning: str) -> int:
     """Return a field that is read from an environment variable."""
     return field(default=default, metadata={"variable": variable, "meaning": meaning})
@@ -41,7 +52,7 @@ class Limits:
         given = {}
         for one in fields(cls):
             variable = one.metadata["variable"]
-            if not (text := environment.get(variable, "").strip()):
+            if (text := read_setting(variable, environment)) is None:
                 continue
             if not (text.isascii() and text.isdigit() and int(text) > 0):
                 raise UserError(f"{variable} is {text!r}; give a positive whole number.")

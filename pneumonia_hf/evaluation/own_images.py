@@ -5,7 +5,7 @@ from __future__ import annotations
 from argparse import Namespace
 from pathlib import Path
 
-from pneumonia_hf.cli import check_inputs, make_parser
+from pneumonia_hf.cli import add_positive_label, check_inputs, make_parser
 
 
 def parse_own_images(description: str) -> Namespace:
@@ -15,6 +15,7 @@ def parse_own_images(description: str) -> Namespace:
     """
     parser = make_parser(description)
     parser.add_argument("--model", type=Path, required=True, help="Folder of a saved model.")
+    add_positive_label(parser)
     parser.add_argument(
         "--data_dir",
         nargs="+",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +18,7 @@ from pneumonia_hf.inference.backends import measure_ranges
 from pneumonia_hf.inference.network import Network
 from pneumonia_hf.inference.predictor import Prediction, Predictor
 from pneumonia_hf.inference.read_ahead import cut, read_or_fail
+from pneumonia_hf.labels import LABELS
 from pneumonia_hf.models.model_folder import QUANTIZATION_FILE, RUN_FILE, check_model_folder
 
 if TYPE_CHECKING:
@@ -40,7 +42,12 @@ class Cost:
     decisions_changed: int
 
 
-def quantize(folder: Path, train: Dataset, validation: Dataset) -> Cost:
+def quantize(
+    folder: Path,
+    train: Dataset,
+    validation: Dataset,
+    positive_label: str | Sequence[str] = LABELS[1],
+) -> Cost:
     """Write QUANTIZATION_FILE into a model folder, and return what int8 costs.
 
     The images are from `find_own_splits`.
@@ -49,7 +56,9 @@ def quantize(folder: Path, train: Dataset, validation: Dataset) -> Cost:
         UserError: not a saved model; AUROC falls by MOST_LOST or more. Nothing is written then.
     """
     check_model_folder(folder)
-    exact = Predictor.from_pretrained(folder, device="cpu", backend="onnx")
+    exact = Predictor.from_pretrained(
+        folder, device="cpu", positive_label=positive_label, backend="onnx"
+    )
     before = _score(exact, validation)  # first, since a missing package is found there
     network = exact.network
     rows = np.random.default_rng(13).permutation(len(train))[:IMAGES]
@@ -59,8 +68,9 @@ def quantize(folder: Path, train: Dataset, validation: Dataset) -> Cost:
     unfinished, path = folder / UNFINISHED, folder / QUANTIZATION_FILE
     try:
         measure_ranges(network.model, batches, network.gate and network.gate.layer, unfinished)
+        (label,) = [positive_label] if isinstance(positive_label, str) else positive_label
         int8 = Network(
-            network.model, network.processor, network.name, folder, network.gate, backend="int8"
+            network.model, network.processor, network.name, folder, network.gate, label, "int8"
         )
         int8.ranges = unfinished
         after = _score(Predictor(int8), validation)

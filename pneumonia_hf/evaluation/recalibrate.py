@@ -29,6 +29,7 @@ from pneumonia_hf.inference.gate import LEAST_IMAGES, MOST_IMAGES, Gate, middle_
 from pneumonia_hf.inference.network import CONFIG_KEY, REFERENCES_KEY, Network
 from pneumonia_hf.inference.predictor import Predictor
 from pneumonia_hf.inference.read_ahead import read_or_fail
+from pneumonia_hf.labels import LABELS
 from pneumonia_hf.models.backbones import head_of
 from pneumonia_hf.models.model_card import write_card
 from pneumonia_hf.models.model_folder import RUN_FILE, check_model_folder, install_model_folder
@@ -151,7 +152,12 @@ def find_own_splits(folder: Path, data_dir: Sequence[str]) -> tuple[Dataset, Dat
     return train, validation
 
 
-def recalibrate(folder: Path, train: Dataset, validation: Dataset) -> dict[str, Any]:
+def recalibrate(
+    folder: Path,
+    train: Dataset,
+    validation: Dataset,
+    positive_label: str | Sequence[str] = LABELS[1],
+) -> dict[str, Any]:
     """Recalibrate a saved model on its validation images, and rewrite its card.
 
     For models of an earlier version: temperature, threshold, REFER range, attribution references
@@ -163,7 +169,7 @@ def recalibrate(folder: Path, train: Dataset, validation: Dataset) -> dict[str, 
 
     check_model_folder(folder)
     run = read_json(folder / RUN_FILE, otherwise={})
-    predictor = Predictor.from_pretrained(folder)
+    predictor = Predictor.from_pretrained(folder, positive_label=positive_label)
     old = getattr(predictor.network.model.config, CONFIG_KEY)
     # The prior on the temperature is for the network as it was trained.
     head = head_of(predictor.network.model)

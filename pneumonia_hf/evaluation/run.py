@@ -51,7 +51,7 @@ class EvaluationInputs:
     other_classes: tuple[str, ...] = ()  # folders of images of neither class
     sites: tuple[str, ...] = ()  # further sources
     compare: str | None = None  # a second model
-    positive_label: str = "PNEUMONIA"
+    positive_label: tuple[str, ...] = ("PNEUMONIA",)  # of all models, or of each
     compare_positive_label: str = "PNEUMONIA"
     label_source: str | None = None  # who labelled the data, in words
     tta: bool = False
@@ -101,7 +101,10 @@ def report_on(
     second = None
     if inputs.compare:
         second = Predictor.from_pretrained(
-            inputs.compare, tta=inputs.tta, positive_label=inputs.compare_positive_label
+            inputs.compare,
+            tta=inputs.tta,
+            positive_label=inputs.compare_positive_label,
+            flags=("--compare", "--compare_positive_label"),
         )
     steps = Steps(folder.with_name(f".{folder.name}.steps"), identify(predictor, data))
     name = inputs.name or " + ".join(one.name for one in sources)

@@ -15,6 +15,7 @@ from pneumonia_hf.data.sources import open_images
 from pneumonia_hf.data.table import column
 from pneumonia_hf.errors import UserError, XrayError
 from pneumonia_hf.evaluation.steps import Steps
+from pneumonia_hf.hub import find_weights
 from pneumonia_hf.imaging.input_checks import MASK
 from pneumonia_hf.inference.gate import REFUSED_AT
 from pneumonia_hf.inference.predictor import (
@@ -124,14 +125,15 @@ def _hash_settings(folder: Path | None) -> str:
 
 
 def hash_weights(predictor: Predictor) -> str:
-    """Return the SHA-256 of the weights, joined by + for an ensemble; empty if unknown."""
+    """Return the SHA-256 of the weights, joined by + for several files; empty if unknown."""
     digests = []
     for member in predictor.networks:
-        weights = member.path / "model.safetensors" if member.path else None
-        if weights is None or not weights.exists():
+        files = find_weights(member.path) if member.path else []
+        if not files:
             return ""
-        with weights.open("rb") as file:
-            digests.append(hashlib.file_digest(file, "sha256").hexdigest())
+        for path in files:
+            with path.open("rb") as file:
+                digests.append(hashlib.file_digest(file, "sha256").hexdigest())
     return "+".join(digests)
 
 

@@ -47,11 +47,12 @@ class Network:
         gate: Gate | None = None,
         positive_label: str = LABELS[1],
         backend: Backend = "torch",
+        label_flag: str = "--positive_label",
     ) -> None:
         """Take a model and processor that transformers has loaded, from `path` if any.
 
         `positive_label` is the name of the class of images with pneumonia, in any case; `backend`
-        is what computes scores, of BACKENDS, or `auto`.
+        is what computes scores, of BACKENDS, or `auto`; `label_flag` is for messages.
 
         Raises:
             UserError: the model has no such class; a gate of another network.
@@ -67,7 +68,7 @@ class Network:
             raise UserError(
                 f"The input gate of {name} is of another network; fit it with recalibrate.py."
             )
-        self.class_index = _positive_index(model, name, positive_label)
+        self.class_index = _positive_index(model, name, positive_label, label_flag)
         self.settings: dict[str, Any] = getattr(model.config, CONFIG_KEY, None) or {}
         # The value of an attribution map that is shown at full brightness, by method.
         self.attribution_references: dict[str, float] = self.settings.get(REFERENCES_KEY, {})
@@ -80,6 +81,7 @@ class Network:
         device: str | None = None,
         positive_label: str = LABELS[1],
         backend: Backend = "torch",
+        label_flag: str = "--positive_label",
     ) -> Network:
         """Return the network of a model folder; `device` defaults to the accelerator, if any.
 
@@ -90,7 +92,7 @@ class Network:
         from transformers import AutoImageProcessor, AutoModelForImageClassification
 
         from pneumonia_hf.models import xray_cnn  # noqa: F401  # registers its classes
-        from pneumonia_hf.models.pretrained import hide_progress_bars
+        from pneumonia_hf.models.pretrained import explain_load_error, hide_progress_bars
 
         for file in ("config.json", "preprocessor_config.json"):
             if not (folder / file).exists():
@@ -104,12 +106,13 @@ class Network:
             processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
         except Exception as error:
             # transformers, safetensors and json each raise their own on damaged files.
-            reason = str(error).splitlines()[0]
+            reason = explain_load_error(error)
             raise UserError(f"The model in {name} cannot be loaded: {reason}") from error
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         gate = Gate.load(folder, name)
-        return cls(model.to(device), processor, name, folder, gate, positive_label, backend)
+        model = model.to(device)
+        return cls(model, processor, name, folder, gate, positive_label, backend, label_flag)
 
     @property
     def operating_point(self) -> OperatingPoint | None:
@@ -210,7 +213,7 @@ class Network:
         return (apply_transform(pixel_values, one, black) for one in TTA_TRANSFORMS)
 
 
-def _positive_index(model: PreTrainedModel, name: str, wanted: str) -> int:
+def _positive_index(model: PreTrainedModel, name: str, wanted: str, flag: str) -> int:
     """Return the class number of a class: public models of this task differ in their order."""
     labels = model.config.id2label
     for index, label in labels.items():
@@ -218,5 +221,5 @@ def _positive_index(model: PreTrainedModel, name: str, wanted: str) -> int:
             return int(index)
     raise UserError(
         f"{name} has no class named {wanted} (its classes: {', '.join(labels.values())}); "
-        f"give a model of this task, or the name of its class as positive_label."
+        f"give a model of this task, or the name of its class as {flag}."
     )

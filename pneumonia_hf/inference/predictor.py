@@ -44,6 +44,8 @@ UNLIKE = (
 )
 TOO_CLOSE = "Too close to the threshold"  # the beginning of its sentence
 
+FLAGS = ("--model", "--positive_label")  # of the scripts
+
 Decision = Literal["PNEUMONIA", "NORMAL", "REFER", "REFUSED"]
 
 
@@ -137,32 +139,36 @@ class Predictor:
         revision: str | None = None,
         device: str | None = None,
         tta: bool = False,
-        positive_label: str = LABELS[1],
+        positive_label: str | Sequence[str] = LABELS[1],
         backend: Backend = "torch",
+        flags: tuple[str, str] = FLAGS,
     ) -> Predictor:
         """Load a model folder or Hub model, or several as an ensemble.
 
         Args:
-            path_or_id: a local folder, `owner/name` or `owner/name@revision`; a folder with an
-                `ensemble.json`; or several models, whose log odds are averaged.
+            path_or_id: a local folder, `owner/name`, `owner/name@revision` or the address of a
+                model's page; a folder with an `ensemble.json`; or several models, whose log odds
+                are averaged.
             revision: a branch, tag or commit of the Hub, for one model only.
             device: a torch device; by default the accelerator, if any.
             tta: test-time augmentation, as in the constructor.
-            positive_label: the class of images with pneumonia, for models of other projects.
+            positive_label: the class of images with pneumonia, for models of other projects; of
+                an ensemble one for all, or one for each.
             backend: what computes scores: torch; onnx or openvino, which are faster on a CPU and
                 need their packages and some seconds when the first image is scored; or auto, the
                 quickest of those that are installed.
+            flags: what the user names the model and the class with, for messages.
 
         Raises:
             UserError: no such model, an unreachable Hub, a folder without a usable model, an
-                ensemble within a list, or one revision for several models.
+                ensemble within a list, one revision for several models, or not a class for each.
         """
-        from pneumonia_hf.hub import fetch_folder
+        from pneumonia_hf.hub import fetch_folder, to_hub_id
 
         if not isinstance(path_or_id, str | Path):
             if len(path_or_id) == 1:
                 return cls.from_pretrained(
-                    path_or_id[0], revision, device, tta, positive_label, backend
+                    path_or_id[0], revision, device, tta, positive_label, backend, flags
                 )
             if not path_or_id:
                 raise UserError("An ensemble needs one or more models; none is given.")
@@ -171,25 +177,27 @@ class Predictor:
                     "A revision applies to one model; give each model its own, as owner/name@v1."
                 )
             members = [
-                cls.from_pretrained(
-                    one, None, device, positive_label=positive_label, backend=backend
-                )
-                for one in path_or_id
+                cls.from_pretrained(one, None, device, False, label, backend, flags)
+                for one, label in _pair(path_or_id, positive_label, flags[1])
             ]
             for one, member in zip(path_or_id, members, strict=True):
                 if member.is_ensemble:
                     raise UserError(f"{one} is an ensemble itself; give its members instead.")
             return cls(*(member.network for member in members), tta=tta)
-        folder = fetch_folder(path_or_id, revision)
+        if isinstance(path_or_id, str):
+            path_or_id = to_hub_id(path_or_id, flags[0])
+        folder = fetch_folder(path_or_id, revision, flag=flags[0])
         name = str(path_or_id)
         if revision and folder != Path(path_or_id).expanduser():
             name = f"{name.partition('@')[0]}@{revision}"
         if not (folder / ENSEMBLE_FILE).exists():
-            return cls(Network.load(folder, name, device, positive_label, backend), tta=tta)
+            ((_, label),) = _pair([name], positive_label, flags[1])
+            return cls(Network.load(folder, name, device, label, backend, flags[1]), tta=tta)
         settings = _read_ensemble(folder, name)
         members = [folder / member for member in settings["members"]]
         networks = [
-            Network.load(member, str(member), device, backend=backend) for member in members
+            Network.load(member, str(member), device, label, backend, flags[1])
+            for member, label in _pair(members, positive_label, flags[1])
         ]
         return cls(*networks, name=name, path=folder, tta=tta, settings=settings)
 
@@ -306,6 +314,19 @@ class Predictor:
         decision = "REFER" if reasons else label
         warnings = (*reasons, *self.caveats)
         return Prediction(label, probability, point.threshold, decision, warnings, known)
+
+
+def _pair(models: Sequence[Any], labels: str | Sequence[str], flag: str) -> list[tuple[Any, str]]:
+    """Return each model with the name of its class."""
+    labels = [labels] if isinstance(labels, str) else list(labels)
+    if len(labels) == 1:
+        labels *= len(models)
+    if len(labels) != len(models):
+        raise UserError(
+            f"{flag} has {len(labels)} names for {len(models)} models; give one for all of them, "
+            f"or one for each."
+        )
+    return list(zip(models, labels, strict=True))
 
 
 def _mean_point(points: Sequence[OperatingPoint | None]) -> OperatingPoint:

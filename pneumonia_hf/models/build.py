@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from pneumonia_hf.errors import UserError
+from pneumonia_hf.hub import to_hub_id
 from pneumonia_hf.models.backbones import BACKBONES, Backbone, freeze, grow_drop_path
 from pneumonia_hf.models.pretrained import label_settings, load_body, timm_config, timm_statistics
 
@@ -59,6 +60,7 @@ class ModelConfig:
     )
 
     def __post_init__(self) -> None:
+        self.weights = self.weights and to_hub_id(self.weights, "--weights")
         if self.channels_last is None and self.backbone in BACKBONES:
             self.channels_last = BACKBONES[self.backbone].channels_last
         if self.image_size is not None and self.image_size < 1:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
 from pneumonia_hf.errors import UserError
+from pneumonia_hf.hub import find_weights
 from pneumonia_hf.labels import LABELS
 from pneumonia_hf.models.backbones import BACKBONES, backbone_of, head_of
 
@@ -48,6 +50,13 @@ def hide_progress_bars() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
+def explain_load_error(error: Exception) -> str:
+    """Return in a line why a model cannot be loaded."""
+    if isinstance(error, UnpicklingError):  # torch's text advises to run the code in the file
+        return "its pickled weights are damaged, or hold more than tensors; give safetensors."
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
 def load_body(name: str, folder: Path, rates: dict[str, float]) -> PreTrainedModel:
     """Return the backbone `name` with the weights in `folder` and a new head.
 
@@ -55,7 +64,6 @@ def load_body(name: str, folder: Path, rates: dict[str, float]) -> PreTrainedMod
         UserError: no weights, damaged weights, or weights of another family.
     """
     import torch
-    from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModelForImageClassification
 
     from pneumonia_hf.models import xray_cnn  # noqa: F401  # registers its classes
@@ -96,9 +104,12 @@ def load_body(name: str, folder: Path, rates: dict[str, float]) -> PreTrainedMod
                 output_loading_info=True,
                 trust_remote_code=False,
             )
-    except (OSError, ValueError, KeyError, TypeError, ImportError, SafetensorError) as error:
-        # TypeError and ImportError: settings or an architecture unknown to this timm.
-        raise UserError(f"No usable weights in {folder}: {str(error).splitlines()[0]}") from error
+    except UserError:
+        raise
+    except Exception as error:
+        # Damaged files have no common class of errors; settings or an architecture that this timm
+        # does not know raise TypeError or ImportError.
+        raise UserError(f"No usable weights in {folder}: {explain_load_error(error)}") from error
     head = backbone_of(model).head
     absent = sorted(key for key in loading["missing_keys"] if not key.startswith(head))
     if absent:
@@ -134,15 +145,17 @@ def timm_statistics(
 
 def _load_bare_weights(config: PreTrainedConfig, folder: Path) -> PreTrainedModel:
     """Load a timm state dict from a folder without a config.json."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
     from transformers import AutoModelForImageClassification
+    from transformers.modeling_utils import load_state_dict  # of pickled files, only tensors
 
     model = AutoModelForImageClassification.from_config(config).eval()
+    files = find_weights(folder)
+    if not files:
+        raise UserError(f"No usable weights in {folder}: model.safetensors is missing.")
     try:
-        state = load_file(folder / "model.safetensors")
-    except (FileNotFoundError, SafetensorError) as error:
-        raise UserError(f"No usable weights in {folder}: model.safetensors ({error}).") from error
+        state = {key: value for file in files for key, value in load_state_dict(file).items()}
+    except Exception as error:  # of any class, on damaged files
+        raise UserError(f"No usable weights in {folder}: {explain_load_error(error)}") from error
     prefix = backbone_of(model).head.removeprefix("timm_model.")
     head = {f"{prefix}.weight", f"{prefix}.bias"}
     body = {key: value.float() for key, value in state.items() if key not in head}

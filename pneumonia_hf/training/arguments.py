@@ -143,6 +143,9 @@ class XrayTrainingArguments(TrainingArguments):
     teacher: str | None = HfArg(
         default=None, help="Saved model to distil into the trained one: a folder or a Hub id."
     )
+    teacher_positive_label: str = HfArg(
+        default="PNEUMONIA", help="Name of the teacher's class of images with pneumonia."
+    )
     distil_weight: float = HfArg(
         default=0.5, help="Distillation: share of the teacher's loss, 0..1."
     )

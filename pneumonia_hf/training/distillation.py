@@ -21,6 +21,7 @@ from pneumonia_hf.files import expand, read_json
 from pneumonia_hf.imaging.preprocess import normalise
 from pneumonia_hf.inference.batch import find_inputs
 from pneumonia_hf.inference.predictor import Predictor
+from pneumonia_hf.labels import LABELS
 from pneumonia_hf.models.backbones import fast_precision
 from pneumonia_hf.models.model_folder import RUN_FILE
 from pneumonia_hf.training.losses import Targets
@@ -99,17 +100,22 @@ class Teacher:
         return logits[:, [1 - self.pneumonia, self.pneumonia]]
 
 
-def load_teacher(name: str, hashes: dict[str, list[str]]) -> Teacher:
+def load_teacher(
+    name: str, hashes: dict[str, list[str]], positive_label: str = LABELS[1]
+) -> Teacher:
     """Return the teacher `name`, a saved model's folder or Hub id.
 
     Args:
         hashes: of the student's images, by split.
+        positive_label: the teacher's class of images with pneumonia.
 
     Raises:
         UserError: no such model, or one that was trained on the student's validation or test
             images: the student would learn of them through it.
     """
-    predictor = Predictor.from_pretrained(name)
+    predictor = Predictor.from_pretrained(
+        name, positive_label=positive_label, flags=("--teacher", "--teacher_positive_label")
+    )
     splits = read_json((predictor.path or Path(name)) / RUN_FILE, otherwise={}).get("hashes", {})
     if not splits:
         logger.warning(

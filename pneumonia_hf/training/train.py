@@ -150,7 +150,11 @@ class _Run:
         self.validation: XrayPixels | CounterfactualPixels = self.splits["validation"]
         if arguments.metric_for_best_model == ROBUST:
             self.validation = CounterfactualPixels(self.validation)
-        self.teacher = load_teacher(arguments.teacher, self.hashes) if arguments.teacher else None
+        self.teacher = None
+        if arguments.teacher:
+            self.teacher = load_teacher(
+                arguments.teacher, self.hashes, arguments.teacher_positive_label
+            )
         self.fingerprints = {
             name: fingerprint(self.hashes[name], split.labels)
             for name, split in self.splits.items()

@@ -182,7 +182,7 @@ def test_mistakes_end_the_app_with_one_sentence():
         ({"MODEL_ID": "./nothing"}, "error: The model folder ./nothing"),
         ({"MAX_BATCH": "many"}, "error: MAX_BATCH is 'many'"),
         ({"APP_LOGIN": "ann"}, "error: APP_LOGIN must be user:password"),
-        ({"GRADIO_SERVER_PORT": "99999"}, "error: The port is '99999'"),
+        ({"GRADIO_SERVER_PORT": "99999"}, "error: GRADIO_SERVER_PORT is '99999'"),
     ):
         done = subprocess.run(
             [sys.executable, str(ROOT / "app.py")],
@@ -193,6 +193,71 @@ def test_mistakes_end_the_app_with_one_sentence():
         assert done.returncode == 2
         assert done.stderr.strip().splitlines()[-1].startswith(sentence)
         assert "Traceback" not in done.stderr
+
+
+def serve_with(monkeypatch, tmp_path, **variables: str) -> tuple:
+    """Return what the app loads its model with, given environment variables."""
+    import app
+
+    class Loaded(Exception):
+        pass
+
+    def load(*given, **options):
+        raise Loaded(*given, options)
+
+    for name in ("MODEL_ID", "MODEL_REVISION", "BACKEND", "APP_LOGIN", "MAX_BATCH",
+                 "POSITIVE_LABEL", "GRADIO_SERVER_PORT", "GRADIO_SERVER_NAME"):  # fmt: skip
+        monkeypatch.setenv(name, variables.get(name, " \n"))  # a blank is none
+    with monkeypatch.context() as patch, pytest.raises(Loaded) as found:
+        patch.setattr(Predictor, "from_pretrained", load)
+        app.serve(tmp_path)
+    return found.value.args
+
+
+def test_settings_may_have_blanks_and_quotes_around_them(monkeypatch, tmp_path):
+    import app
+    from pneumonia_hf.models.model_folder import DEFAULT_MODEL
+
+    model, revision, options = serve_with(monkeypatch, tmp_path)
+    assert (model, revision, options["backend"]) == (DEFAULT_MODEL, None, "torch")
+    assert options["positive_label"] == "PNEUMONIA"
+    assert not {"GRADIO_SERVER_PORT", "GRADIO_SERVER_NAME"} & os.environ.keys()
+    given = {"MODEL_ID": "me/x\n", "MODEL_REVISION": " 'v1'\r\n", "BACKEND": "onnx ",
+             "POSITIVE_LABEL": " lung opacity", "GRADIO_SERVER_PORT": '"9123"\n',
+             "MAX_BATCH": "'7' "}  # fmt: skip
+    model, revision, options = serve_with(monkeypatch, tmp_path, **given)
+    assert (model, revision, options["backend"]) == ("me/x", "v1", "onnx")
+    assert (options["positive_label"], options["flags"][1]) == ("lung opacity", "POSITIVE_LABEL")
+    assert os.environ["GRADIO_SERVER_PORT"] == "9123"
+    assert Limits.from_environment().batch == 7
+    monkeypatch.setenv("GRADIO_TEMP_DIR", f"{tmp_path / 'made'}\n")
+    with app.make_upload_folder() as uploads:
+        assert os.path.dirname(uploads) == str(tmp_path / "made")
+
+
+def test_an_error_of_a_setting_names_its_variable(monkeypatch, tmp_path):
+    import app
+    from pneumonia_hf.errors import UserError
+
+    for variables in (
+        {"MODEL_ID": "./nothing"},
+        {"MODEL_ID": "my model"},
+        {"MODEL_ID": "https://huggingface.co/datasets/me/x"},
+        {"MODEL_ID": "https://example.com/me/x"},
+        {"MODEL_REVISION": "v 1", "MODEL_ID": "./nothing"},
+        {"BACKEND": "cuda"},
+        {"APP_LOGIN": "ann"},
+        {"GRADIO_SERVER_PORT": "99999"},
+        {"MAX_BATCH": "many"},
+        {"GRADIO_TEMP_DIR": "/dev/null/x"},
+    ):
+        with monkeypatch.context() as patch, pytest.raises(UserError) as found:
+            for name, value in variables.items():
+                patch.setenv(name, value)
+            with app.make_upload_folder():
+                app.serve(tmp_path)
+        assert next(iter(variables)) in str(found.value), found.value
+        assert "--" not in str(found.value) and "\n" not in str(found.value)
 
 
 def ask(url: str, name: str, content: object, version: str = "") -> str:

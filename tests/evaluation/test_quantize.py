@@ -6,7 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
-from helpers import assert_one_sentence, call_script
+from helpers import assert_one_sentence, call_script, rename_classes
 
 from pneumonia_hf import Predictor
 from pneumonia_hf.errors import UserError
@@ -23,7 +23,10 @@ def model(tiny_model, tmp_path):
 
 
 def test_the_script_says_what_int8_costs(model, xray_folder, tmp_path):
-    done = call_script("quantize.py", "--model", model, "--data_dir", xray_folder)
+    # As a model of another project may name its classes.
+    named = ["--positive_label", "opacity"]
+    rename_classes(model, "none", "Opacity")
+    done = call_script("quantize.py", "--model", model, "--data_dir", xray_folder, *named)
     assert done.returncode == 0, done.stderr
     _, validation = find_own_splits(model, [str(xray_folder)])
     said = re.search(r"On (\d+) validation .* change by (\S+) on average and (\S+) at", done.stdout)
@@ -31,7 +34,7 @@ def test_the_script_says_what_int8_costs(model, xray_folder, tmp_path):
     files = [xray_folder / one for one in validation["file"][:]]
     exact, int8 = (
         np.array([found.probability for found in Predictor.from_pretrained(
-            model, backend=one).predict_files(files, refuse=False)])
+            model, positive_label="opacity", backend=one).predict_files(files, refuse=False)])
         for one in ("torch", "int8")
     )  # fmt: skip
     changes = np.abs(exact - int8)
@@ -40,16 +43,16 @@ def test_the_script_says_what_int8_costs(model, xray_folder, tmp_path):
     table = tmp_path / "scores.csv"
     done = call_script(
         "predict.py", "--model", model, "--input", xray_folder, "--output", table,
-        "--backend", "int8",
+        "--backend", "int8", *named,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert not list(model.glob(".*"))
     # Another head has other logits: the ranges go with the weights that they were measured on.
-    recalibrate(model, *find_own_splits(model, [str(xray_folder)]))
+    recalibrate(model, *find_own_splits(model, [str(xray_folder)]), "opacity")
     assert not (model / QUANTIZATION_FILE).exists()
     done = call_script(
         "predict.py", "--model", model, "--input", xray_folder, "--output", table,
-        "--backend", "int8", "--overwrite",
+        "--backend", "int8", "--overwrite", *named,
     )  # fmt: skip
     assert_one_sentence(done, "needs the ranges", "quantize.py")
 

@@ -9,7 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import ROOT, TINY_CONFIGS, assert_one_sentence, call_script, draw_xray
+from helpers import (
+    ROOT,
+    TINY_CONFIGS,
+    assert_one_sentence,
+    call_script,
+    draw_xray,
+    rename_classes,
+)
 from transformers import AutoModelForImageClassification, PreTrainedModel
 
 from pneumonia_hf import Predictor
@@ -315,3 +322,47 @@ def test_ensemble_has_an_attribution_map(ensemble_folder):
     attribution_map = found.values
     assert attribution_map.shape == IMAGES[0].size[::-1]
     assert 0 <= attribution_map.min() and attribution_map.max() <= 1
+
+
+@pytest.fixture
+def renamed(tiny_model, tmp_path):
+    model = shutil.copytree(
+        tiny_model, tmp_path / "renamed", ignore=shutil.ignore_patterns("checkpoints")
+    )
+    return rename_classes(model, "Lung opacity", "healthy")  # in the other order
+
+
+def test_members_whose_classes_have_other_names_form_an_ensemble(tiny_model, renamed, tmp_path):
+    names = ["PNEUMONIA", "lung opacity"]
+    one = Predictor.from_pretrained(tiny_model)
+    other = Predictor.from_pretrained(renamed, positive_label="lung opacity")
+    assert np.array_equal(other.log_odds(IMAGES), -one.log_odds(IMAGES))
+    both = Predictor.from_pretrained([tiny_model, renamed], positive_label=names)
+    assert np.allclose(both.log_odds(IMAGES), 0)
+    folder = tmp_path / "together"
+    folder.mkdir()
+    settings = SETTINGS | {"members": [str(tiny_model), str(renamed)]}
+    (folder / ENSEMBLE_FILE).write_text(json.dumps(settings))
+    kept = Predictor.from_pretrained(folder, positive_label=names)
+    assert np.allclose(kept.log_odds(IMAGES), 0)
+    twice = Predictor.from_pretrained([renamed, renamed], positive_label="lung opacity")
+    assert np.array_equal(twice.log_odds(IMAGES), other.log_odds(IMAGES))
+    for models in ([tiny_model] * 3, [tiny_model], tiny_model, folder):
+        with pytest.raises(UserError, match=r"POSITIVE_LABEL has [23] names"):
+            labels = names if models is not folder else [*names, "x"]
+            Predictor.from_pretrained(
+                models, positive_label=labels, flags=("MODEL_ID", "POSITIVE_LABEL")
+            )
+
+
+def test_scripts_offer_what_their_errors_advise(tiny_model, renamed, tmp_path):
+    image, table = tmp_path / "one.png", tmp_path / "out.csv"
+    IMAGES[0].save(image)
+    flags = ["predict.py", "--input", image, "--output", table, "--model", renamed]
+    done = call_script(*flags)
+    assert_one_sentence(done, "its classes: Lung opacity, healthy", "as --positive_label")
+    assert call_script(*flags, "--positive_label", "lung opacity").returncode == 0
+    flags += [tiny_model, "--overwrite", "--positive_label", "Lung opacity", "pneumonia"]
+    assert call_script(*flags).returncode == 0
+    for name in ("predict", "evaluate_model", "export_onnx", "recalibrate", "quantize"):
+        assert "--positive_label" in call_script(f"{name}.py", "--help").stdout, name

@@ -1,18 +1,37 @@
 """Push and pull with the real client over HTTP, against a local Hub."""
 
 import filecmp
+import io
 import json
 import os
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import ROOT, assert_one_sentence, call_script, draw_xray, run_script, save_tiny_body
+import torch
+from helpers import (
+    ROOT,
+    TINY_SIZES,
+    assert_one_sentence,
+    call_script,
+    draw_xray,
+    run_script,
+    save_tiny_body,
+)
 from hub_server import LocalHub, Repository
+from safetensors.torch import load_file, save_file
 
-from pneumonia_hf.hub import fetch_folder, public_name
+from pneumonia_hf import Predictor
+from pneumonia_hf.cli import check_inputs
+from pneumonia_hf.errors import UserError
+from pneumonia_hf.evaluation.scores import hash_weights
+from pneumonia_hf.hub import fetch_folder, public_name, to_hub_id
+from pneumonia_hf.models.backbones import backbone_of
+from pneumonia_hf.models.build import ModelConfig, build_model
 from pneumonia_hf.models.model_card import make_card
 from pneumonia_hf.models.model_folder import MODEL_FILES
 
@@ -90,8 +109,6 @@ def test_pulled_model_scores_like_the_pushed_one(hub, hub_environment, tiny_mode
 
 
 def test_push_deletes_the_reports_of_the_previous_model(hub, hub_environment, tiny_model, tmp_path):
-    import shutil
-
     measured = tmp_path / "measured"
     shutil.copytree(tiny_model, measured, ignore=shutil.ignore_patterns("checkpoints"))
     (measured / "reports.json").write_text("[]")
@@ -156,8 +173,6 @@ def test_refused_pushes_are_one_sentence(hub, hub_environment, tiny_model, tmp_p
 def test_invalid_card_is_refused_before_a_repository_is_created(
     hub, hub_environment, tiny_model, tmp_path
 ):
-    import shutil
-
     model = tmp_path / "model"
     shutil.copytree(tiny_model, model, ignore=shutil.ignore_patterns("checkpoints"))
     card = model / "README.md"
@@ -199,21 +214,106 @@ def test_local_folder_is_returned_unchanged(tmp_path):
     assert fetch_folder(tmp_path) == tmp_path
 
 
+def publish_pickled(hub, model, repo_id: str, shards: int = 1, weights=None) -> None:
+    """Put a model folder on the Hub as older ones are there, with pickled weights."""
+    weights = weights or load_file(model / "model.safetensors")
+    names = [f"pytorch_model-{n + 1:05}-of-{shards:05}.bin" for n in range(shards)]
+    parts = {name: dict(list(weights.items())[n::shards]) for n, name in enumerate(names)}
+    files = {path.name: path.read_bytes() for path in model.iterdir() if path.is_file()}
+    del files["model.safetensors"]
+    for name, part in parts.items():
+        buffer = io.BytesIO()
+        torch.save(part, buffer)
+        files[name if shards > 1 else "pytorch_model.bin"] = buffer.getvalue()
+    if shards > 1:
+        index = {"weight_map": {key: name for name, part in parts.items() for key in part}}
+        files["pytorch_model.bin.index.json"] = json.dumps(index | {"metadata": {}}).encode()
+    hub.repositories[repo_id] = Repository(private=False)
+    hub.repositories[repo_id].commit("first", files)
+
+
+@pytest.fixture
+def own_client(hub, tmp_path, monkeypatch):
+    """Let the client in this process ask the local Hub."""
+    from huggingface_hub import constants
+
+    template = constants.HUGGINGFACE_CO_URL_TEMPLATE.removeprefix(constants.ENDPOINT)
+    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + template)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+
+
+def test_pickled_weights_score_like_safetensors(hub, own_client, tiny_model, tmp_path):
+    model = shutil.copytree(
+        tiny_model, tmp_path / "model", ignore=shutil.ignore_patterns("checkpoints")
+    )
+    save_file({"mean": torch.zeros(1)}, model / "unused.safetensors")  # no weights, as a gate
+    publish_pickled(hub, model, "me/old")
+    publish_pickled(hub, model, "me/parts", shards=2)
+    image = draw_xray(0, ill=True)
+    expected = Predictor.from_pretrained(model).log_odds([image])
+    hashes = {hash_weights(Predictor.from_pretrained(model))}
+    for name in ("me/old", "me/parts"):
+        found = Predictor.from_pretrained(name)
+        assert found.log_odds([image]) == expected
+        hashes.add(hash_weights(found))
+    assert len(hashes) == 3 and "" not in hashes  # of different files
+    # Of two kinds of weights, the safe ones are taken, and no more is downloaded.
+    pickled = hub.repositories["me/old"]
+    pickled.commit("both", {"model.safetensors": (model / "model.safetensors").read_bytes()})
+    folder = fetch_folder("me/old")
+    assert (folder / "model.safetensors").exists() and not list(folder.glob("*.bin"))
+
+
+def test_the_address_of_a_page_is_taken_as_its_model(hub, own_client, tiny_model):
+    publish_pickled(hub, tiny_model, "me/x")
+    sha = hub.repositories["me/x"].commits[-1][0]
+    for address, name in (
+        (f"{hub.url}/me/x", "me/x"),
+        (f"{hub.url}/me/x/tree/main", "me/x@main"),
+        (f" {hub.url}/me/x/blob/{sha}/config.json?raw=1\n", f"me/x@{sha}"),
+    ):
+        check_inputs([address])
+        assert Predictor.from_pretrained(address).name == name
+        assert ModelConfig(weights=address).weights == name
+    assert to_hub_id("https://huggingface.co/me/x/") == "me/x"
+    assert to_hub_id("huggingface.co/me/x/tree/v1") == "me/x@v1"
+    assert to_hub_id("runs/x") == "runs/x"
+    for wrong in ("https://example.com/me/x", "https://huggingface.co/datasets/me/x"):
+        with pytest.raises(UserError, match="--compare"):
+            check_inputs([wrong], flag="--compare")
+
+
+def test_pickled_code_is_not_run(hub, own_client, tiny_model, tmp_path):
+    class Code:
+        def __reduce__(self):
+            return Path.touch, (tmp_path / "ran",)
+
+    weights = load_file(tiny_model / "model.safetensors")
+    publish_pickled(hub, tiny_model, "me/code", weights=weights | {"more": Code()})
+    with pytest.raises(UserError, match="me/code cannot be loaded"):
+        Predictor.from_pretrained("me/code")
+    with pytest.raises(UserError, match="No usable weights"):
+        build_model(ModelConfig("convnextv2-tiny", "me/code", 64))
+    assert not (tmp_path / "ran").exists()
+
+
+def test_backbone_is_the_same_from_pickled_weights(hub, own_client, tmp_path):
+    for name, shards in (("vit-base", 1), ("efficientnet-lite0", 2)):
+        body = save_tiny_body(name, tmp_path / name)
+        publish_pickled(hub, body, f"me/{name}", shards)
+        config = ModelConfig(name, f"me/{name}", TINY_SIZES[name])
+        found, expected = build_model(config)[0], build_model(replace(config, weights=str(body)))[0]
+        head = backbone_of(expected).head  # new each time
+        for key, value in expected.state_dict().items():
+            assert key.startswith(head) or torch.equal(found.state_dict()[key], value), key
+
+
 @pytest.mark.slow
 def test_training_starts_from_pickled_weights_on_the_hub(
     hub, hub_environment, tmp_path, xray_folder
 ):
-    import io
-
-    import torch
-    from safetensors.torch import load_file
-
-    body = save_tiny_body("vit-base", tmp_path / "body")
-    buffer = io.BytesIO()
-    torch.save(load_file(body / "model.safetensors"), buffer)
-    hub.repositories["me/old"] = Repository(private=False)
-    files = {"config.json": (body / "config.json").read_bytes()}
-    hub.repositories["me/old"].commit("first", files | {"pytorch_model.bin": buffer.getvalue()})
+    publish_pickled(hub, save_tiny_body("vit-base", tmp_path / "body"), "me/old")
     flags = ["--backbone", "vit-base", "--weights", "me/old", "--data_dir", xray_folder]
     flags += ["--output_dir", tmp_path / "run", "--max_steps", 1, "--precision", "fp32"]
     done = run_script("train.py", *flags, **hub_environment)

@@ -1,3 +1,4 @@
+import io
 import json
 import os
 import subprocess
@@ -334,14 +335,18 @@ def test_randomly_initialised_models_have_the_published_sizes():
 
 
 @pytest.mark.parametrize("with_config", [True, False])
-def test_timm_weights_load_with_and_without_a_config(tmp_path, monkeypatch, with_config):
+@pytest.mark.parametrize("pickled", [True, False])
+def test_timm_weights_load_with_and_without_a_config(tmp_path, monkeypatch, with_config, pickled):
     import timm
 
     from pneumonia_hf.models import backbones
 
     torch.manual_seed(0)
     source = timm.create_model("test_efficientnet", num_classes=1000)
-    save_file(source.state_dict(), tmp_path / "model.safetensors")
+    if pickled:
+        torch.save(source.state_dict(), tmp_path / "pytorch_model.bin")
+    else:
+        save_file(source.state_dict(), tmp_path / "model.safetensors")
     if with_config:
         content = {
             "architecture": "test_efficientnet",
@@ -505,9 +510,18 @@ def test_user_errors_are_one_sentence(tmp_path):
     for name in ("vit-base", "efficientnet-lite0", "timm", "xray-cnn"):
         with pytest.raises(UserError, match="No usable weights"):
             build_model(ModelConfig(name, str(tmp_path / "empty")))
-    (body / "model.safetensors").write_bytes(b"rubbish")
-    with pytest.raises(UserError, match="No usable weights"):
-        build_model(ModelConfig("vit-base", str(body)))
+    pickled = io.BytesIO()
+    torch.save({"x": torch.zeros(99)}, pickled)
+    (body / "model.safetensors").unlink()
+    for name in ("pytorch_model.bin", "model.safetensors"):
+        for content in (b"", b"rubbish", pickled.getvalue()[:500]):
+            for backbone, folder in (
+                ("vit-base", body),
+                ("efficientnet-lite0", tmp_path / "empty"),
+            ):
+                (folder / name).write_bytes(content)
+                with pytest.raises(UserError, match="No usable weights"):
+                    build_model(ModelConfig(backbone, str(folder)))
 
 
 def test_timm_weights_of_another_family_are_refused(tmp_path):
