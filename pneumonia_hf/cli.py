@@ -72,6 +72,12 @@ def format_error(error: BaseException) -> str | None:
         return str(error)
     if is_disk_full(error):
         return "The disk is full; free some space and start again: completed work is kept."
+    if isinstance(error, ImportError) and not str(error.name).startswith("pneumonia_hf"):
+        reason = str(error).splitlines()[0].rstrip(".")
+        return (
+            f"A package is missing ({reason}); training, evaluation, search, audit and export "
+            f"need: pip install -e '.[train]'."
+        )
     if type(error).__name__ == "OutOfMemoryError":
         return "The accelerator's memory is too small; halve --per_device_train_batch_size."
     if is_worker_dead(error):

@@ -1,15 +1,69 @@
 """Pins, the Space's front matter, the README and the default model."""
 
+import ast
 import re
+import sys
+import tomllib
+from collections.abc import Iterable
+from functools import cache
+from importlib.metadata import packages_distributions
+from pathlib import Path
 
+import pytest
 import yaml
 from helpers import ROOT
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+# The packages that need `train`; all others are what `pip install .` serves with.
+TRAINING = {"audit", "training", "search"}
+# What the other packages import inside a function only, and say so in a sentence without it.
+OPTIONAL = {"imagehash", "medmnist", "onnx", "onnxruntime", "openvino"}
+# What another library imports for us.
+USED_THROUGH = {"timm": "transformers", "onnxscript": "torch", "tensorboard": "transformers"}
 
 
 def read_pins(name: str) -> dict[str, str]:
     lines = (ROOT / name).read_text().splitlines()
     pins = [line.split("==") for line in lines if line and not line.startswith("#")]
-    return {package.lower().replace("_", "-").partition("[")[0]: number for package, number in pins}
+    return {canonicalize_name(package.partition("[")[0]): number for package, number in pins}
+
+
+def read_declared(table: str) -> dict[str, Requirement]:
+    """Return what pyproject.toml declares: for serving (`base`), or more for training (`train`)."""
+    base, extras = PROJECT["dependencies"], PROJECT["optional-dependencies"]
+    lines = base if table == "base" else extras[table]
+    return {canonicalize_name(one.name): one for one in map(Requirement, lines)}
+
+
+find_distributions = cache(packages_distributions)
+
+
+def list_files(*names: str) -> list[Path]:
+    return [
+        file
+        for name in names
+        for file in ([ROOT / name] if name.endswith(".py") else sorted((ROOT / name).rglob("*.py")))
+    ]
+
+
+def list_libraries(files: Iterable[Path]) -> set[str]:
+    """Return the distributions of other projects that these files import, also in functions."""
+    found = set()
+    for file in files:
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                found |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                found.add(node.module.partition(".")[0])
+    own = {file.stem for name in ("", "tests", "benchmarks") for file in (ROOT / name).iterdir()}
+    names = find_distributions()
+    return {
+        canonicalize_name(distribution)
+        for name in found - own - sys.stdlib_module_names
+        for distribution in names[name]
+    }
 
 
 def test_space_installs_the_gradio_that_was_tested():
@@ -35,13 +89,33 @@ def test_every_requirement_is_pinned_and_installed_so():
         assert locked[package] == number
 
 
-def test_package_and_project_have_one_version():
-    import tomllib
+def test_each_import_is_declared_where_it_is_needed():
+    """What serving imports for all, what training adds in `train`; and nothing that is not used."""
+    base, train = read_declared("base").keys(), read_declared("train").keys()
+    files = list_files("app.py", "pneumonia_hf", "train_scripts")
+    serving = [one for one in files if not TRAINING & {*one.parent.parts}]
+    assert list_libraries(serving) - OPTIONAL == base - USED_THROUGH.keys()
+    assert list_libraries(files) | USED_THROUGH.keys() == base | train
+    assert not base & train
+    development = read_pins("requirements-dev.txt").keys()
+    assert list_libraries(list_files("tests", "benchmarks", "docs")) <= base | train | development
 
+
+@pytest.mark.parametrize("table, file", [("base", ""), ("train", "-train")])
+def test_declared_ranges_admit_the_versions_that_are_tested(table, file):
+    pins = read_pins(f"requirements{file}.txt")
+    declared = read_declared(table)
+    assert pins.keys() == declared.keys()
+    for name, requirement in declared.items():
+        assert requirement.specifier.contains(pins[name]), requirement
+        signs = sorted(one.operator for one in requirement.specifier)
+        assert signs == ["<", ">="], f"{requirement} is no range"
+
+
+def test_package_and_project_have_one_version():
     import pneumonia_hf
 
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert project["version"] == pneumonia_hf.__version__
+    assert PROJECT["version"] == pneumonia_hf.__version__
     assert f"## {pneumonia_hf.__version__}" in (ROOT / "CHANGELOG.md").read_text()
 
 

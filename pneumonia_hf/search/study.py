@@ -25,6 +25,7 @@ from optuna.distributions import BaseDistribution, distribution_to_json
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 from sqlalchemy import URL
 from sqlalchemy.exc import DatabaseError
+from sqlalchemy.pool import NullPool
 from transformers import TrainerCallback
 from transformers.hf_argparser import HfArg
 
@@ -132,10 +133,12 @@ def search_recipe(recipe: Recipe, arguments: XrayTrainingArguments, config: Sear
 def _open_study(folder: Path, **options: Any) -> Iterator[optuna.Study]:
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # it would log each trial a second time
     path, storage = folder / run_record.STUDY_FILE, None
+    # A file: address, because in a plain one ? and % have a meaning.
+    url = URL.create("sqlite", database=path.absolute().as_uri(), query={"uri": "true"})
+    # Without a pool of connections: one would stay open where the storage cannot be made.
+    pool = {"poolclass": NullPool}
     try:
-        # A file: address, because in a plain one ? and % have a meaning.
-        url = URL.create("sqlite", database=path.absolute().as_uri(), query={"uri": "true"})
-        storage = optuna.storages.RDBStorage(url.render_as_string())
+        storage = optuna.storages.RDBStorage(url.render_as_string(), engine_kwargs=pool)
         name = {"study_name": STUDY_NAME, "load_if_exists": True}
         yield optuna.create_study(storage=storage, **name, **options)
     except (optuna.exceptions.StorageInternalError, DatabaseError) as error:
@@ -147,7 +150,6 @@ def _open_study(folder: Path, **options: Any) -> Iterator[optuna.Study]:
     finally:
         if storage is not None:
             storage.remove_session()
-            storage.engine.dispose()
 
 
 def propose(
