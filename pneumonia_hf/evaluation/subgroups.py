@@ -371,8 +371,7 @@ def score_other_classes(
 ) -> tuple[tuple[Others, ...], tuple[tuple[str, str, float, str], ...], tuple[str, ...]]:
     """Return the summary of images of neither class, their rows, and what cannot be read."""
     predictions = list(predictor.predict_files([one.path for one in others], refuse=False))
-    files = [one.file for one in others]
-    faults = [explain_left_out(*pair) for pair in zip(predictions, files, strict=True)]
+    faults = list(map(explain_left_out, predictions, [one.file for one in others]))
     unreadable = tuple(one for one in faults if one is not None)
     scored = [
         (image, prediction)

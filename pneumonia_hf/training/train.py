@@ -53,7 +53,14 @@ from pneumonia_hf.training.distributed import barrier, broadcast_from_main, gath
 from pneumonia_hf.training.finalize import RunFacts, finalize
 from pneumonia_hf.training.interruption import Notice, SaveAndStop, heed_sigterm
 from pneumonia_hf.training.losses import XrayLoss
-from pneumonia_hf.training.phases import Outcome, Phase, rate_of_parameters, read_phases
+from pneumonia_hf.training.phases import (
+    Outcome,
+    Phase,
+    choose_outcome,
+    is_exhausted,
+    rate_of_parameters,
+    read_phases,
+)
 from pneumonia_hf.training.recipe import Recipe
 from pneumonia_hf.training.run_record import (
     check_output_folder,
@@ -65,7 +72,7 @@ from pneumonia_hf.training.run_record import (
     lock_run,
 )
 from pneumonia_hf.training.sampler import draws_balanced
-from pneumonia_hf.training.trainer import XrayTrainer, is_exhausted, load_best
+from pneumonia_hf.training.trainer import XrayTrainer, load_best
 
 if TYPE_CHECKING:
     from pneumonia_hf.data.pixel_store import XrayPixels
@@ -364,14 +371,6 @@ class _Run:
                 f"Process {different[0]} has other images than process 0; "
                 f"give all machines the same data."
             )
-
-
-def choose_outcome(outcomes: Sequence[Outcome], arguments: XrayTrainingArguments) -> int:
-    """Return the index of the phase with the best checkpoint; the last where none is chosen."""
-    values = [outcome.metric for outcome in outcomes]
-    if not arguments.load_best_model_at_end or None in values:
-        return len(outcomes) - 1
-    return int(np.argmax(values) if arguments.greater_is_better else np.argmin(values))
 
 
 def keep_dashboard_closed(arguments: XrayTrainingArguments) -> None:

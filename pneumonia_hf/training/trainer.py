@@ -31,6 +31,7 @@ from pneumonia_hf.training.checkpoints import (
 )
 from pneumonia_hf.training.distributed import is_sharded
 from pneumonia_hf.training.losses import Targets
+from pneumonia_hf.training.phases import is_exhausted
 from pneumonia_hf.training.sampler import (
     BalancedSampler,
     MergingBatchSampler,
@@ -46,7 +47,6 @@ DIVERGED = (
     "Training has diverged: the network outputs NaN; lower --learning_rate, or set "
     "--precision fp32. The last checkpoint from before that is kept."
 )
-
 ONE_IMAGE = (
     "This network cannot be trained on batches of one image, since its deepest map is 1 x 1; "
     "set --per_device_train_batch_size to 2 or more, or --image_size to a larger one."
@@ -378,16 +378,6 @@ class _Companion(TrainerCallback):
         if is_exhausted(state.log_history, args):
             control.should_training_stop = True
             control.should_save = True
-
-
-def is_exhausted(log: list[dict[str, Any]], arguments: XrayTrainingArguments) -> bool:
-    """Return whether early stopping is due, counted from the log: so a resumed run agrees."""
-    metric = f"eval_{arguments.metric_for_best_model}"
-    sign = 1 if arguments.greater_is_better else -1
-    values = [sign * entry[metric] for entry in log if metric in entry]
-    if not values or not arguments.early_stopping_patience:
-        return False
-    return len(values) - 1 - int(np.argmax(values)) >= arguments.early_stopping_patience
 
 
 def _batch_norms(model: nn.Module) -> list[nn.Module]:
