@@ -371,13 +371,10 @@ def score_other_classes(
 ) -> tuple[tuple[Others, ...], tuple[tuple[str, str, float, str], ...], tuple[str, ...]]:
     """Return the summary of images of neither class, their rows, and what cannot be read."""
     predictions = list(predictor.predict_files([one.path for one in others], refuse=False))
-    faults = list(map(explain_left_out, predictions, [one.file for one in others]))
-    unreadable = tuple(one for one in faults if one is not None)
-    scored = [
-        (image, prediction)
-        for image, prediction, fault in zip(others, predictions, faults, strict=True)
-        if fault is None
-    ]
+    faults = list(map(explain_left_out, predictions, (one.file for one in others)))
+    unreadable = tuple(fault for fault in faults if fault)
+    pairs = zip(others, predictions, strict=True)
+    scored = [pair for pair, fault in zip(pairs, faults, strict=True) if not fault]
     groups: dict[str, list[Prediction]] = {}
     for image, prediction in scored:
         groups.setdefault(image.folder, []).append(prediction)

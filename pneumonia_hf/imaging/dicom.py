@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import struct
 import zlib
 from typing import TYPE_CHECKING, BinaryIO
@@ -11,7 +12,12 @@ import numpy as np
 from PIL import Image
 
 from pneumonia_hf.errors import XrayError
-from pneumonia_hf.imaging.dicom_display import render_levels, render_palette, render_samples
+from pneumonia_hf.imaging.dicom_display import (
+    is_inverted,
+    render_levels,
+    render_palette,
+    render_samples,
+)
 from pneumonia_hf.imaging.grayscale import check_size, scale_wide
 from pneumonia_hf.imaging.jpeg_headers import check_frame
 from pneumonia_hf.imaging.modalities import MODALITIES
@@ -36,6 +42,16 @@ NON_IMAGES = {
     "SEG": "segmentation",
     "SR": "structured report",
     "SMR": "stereometric relationship",
+}
+# ViewPosition of films that are not frontal (PS3.3 C.8.1.1 and C.8.11.5), and what is written
+# besides. Decubitus films (LLD, RLD) are frontal.
+_VIEWS = {
+    "lateral": re.compile(r"[LR]L|(L|R|X ?)?LAT(ERAL)?"),
+    "oblique": re.compile(r"[LR]LO|[LR][AP]O|OBL(IQUE)?"),
+}
+_LATERAL_CODES = {  # of the view code (CID 4010), in SNOMED CT and by their older names
+    *("399067008", "399173006", "399198007"),
+    *("R-102CD", "R-10236", "R-10232"),
 }
 _PIXEL_DATA = 0x7FE00010
 _TABLES = (0x00283000, 0x00283010)  # sequences of modality and VOI LUTs
@@ -67,21 +83,40 @@ def read_dicom(name: str, stream: BinaryIO, most_pixels: int) -> Image.Image:
     photometric = str(dataset.PhotometricInterpretation).strip()
     dataset.PhotometricInterpretation = photometric
     pixels, colour_space = _decode(name, dataset)
-    coloured = False
+    coloured, warnings = False, []
+    if view := _find_side_view(dataset):
+        warnings.append(f"The DICOM file says that its view is {view}, not frontal.")
     if pixels.ndim == 3:
         gray, coloured = render_samples(pixels, colour_space, int(dataset.BitsStored))
     elif photometric == "PALETTE COLOR":
         gray, coloured = render_palette(pixels, dataset)
     elif pixels.dtype.itemsize > 2:
         gray = scale_wide(pixels)
-        if photometric == "MONOCHROME1":
+        if is_inverted(dataset):
             np.subtract(255, gray, out=gray)
     else:
-        gray = render_levels(pixels, dataset)
+        gray = render_levels(pixels, dataset, warnings)
     mode = f"DICOM {int(dataset.BitsStored)} bit {photometric}"
     image = Image.fromarray(gray)
     image.info.update(coloured=coloured, mode=mode, format="DICOM", modality=modality)
+    image.info["warnings"] = tuple(warnings)
     return image
+
+
+def _find_side_view(dataset: Dataset) -> str | None:
+    """Return lateral or oblique, if the header says so."""
+    position = str(dataset.get("ViewPosition") or "").strip().upper()
+    for view, pattern in _VIEWS.items():
+        if any(pattern.fullmatch(word) for word in (position, *re.split(r"\W+", position))):
+            return view
+    for code in dataset.get("ViewCodeSequence") or ():
+        meaning = str(code.get("CodeMeaning") or "").lower()
+        if "oblique" in meaning:
+            return "oblique"
+        is_lateral = re.search(r"\blateral", meaning) and "decubitus" not in meaning
+        if is_lateral or code.get("CodeValue") in _LATERAL_CODES:
+            return "lateral"
+    return None
 
 
 class _LimitedReader:

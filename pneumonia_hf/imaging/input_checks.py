@@ -19,7 +19,7 @@ MASK = "The image has only two gray levels, as a mask has."
 
 def input_warnings(image: Image.Image) -> tuple[str, ...]:
     """Return the reasons why `image`, from `read_xray`, may not be a chest X-ray: sentences."""
-    found = []
+    found = list(image.info.get("warnings", ()))
     width, height = image.size
     if image.info.get("coloured"):
         found.append("The image is coloured, which X-rays are not.")

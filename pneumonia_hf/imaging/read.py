@@ -73,7 +73,8 @@ def read_xray(
         are applied, 16-bit values are scaled by their own range, MONOCHROME1 X-rays are
         inverted. Its `info` has "coloured" (whether the file has colours other than gray),
         "format" ("JPEG", "DICOM"), "mode" (as stored: "RGB", "I;16",
-        "DICOM 12 bit MONOCHROME2") and, for DICOM, "modality" ("DX").
+        "DICOM 12 bit MONOCHROME2") and, for DICOM, "modality" ("DX") and "warnings": sentences
+        on what the file says and was not done, or that it is no frontal film.
 
     Raises:
         XrayError: the source cannot be read as one image; the text gives the reason.

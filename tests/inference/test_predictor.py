@@ -6,6 +6,7 @@ import torch
 from helpers import TINY_CONFIGS, draw_xray
 from PIL import Image
 from transformers import AutoModelForImageClassification
+from xray_files import make_dicom
 
 from pneumonia_hf import Predictor, XrayError, read_xray
 from pneumonia_hf.errors import UserError
@@ -42,6 +43,15 @@ def test_probabilities_do_not_depend_on_the_batch(predictor):
 def test_no_images_give_no_probabilities(predictor):
     assert predictor.probabilities([]).shape == (0,)
     assert predictor.predict_all([]) == []
+
+
+def test_what_a_dicom_header_says_of_its_image_refers_it(predictor):
+    values = np.asarray(draw_xray(0, ill=True, size=(200, 200))).astype(np.uint16) * 16
+    image = read_xray(make_dicom(values, ViewPosition="LL", WindowCenter=9, WindowWidth=0))
+    found = predictor.predict_all([image.copy()], refuse=False)[0]
+    assert found.decision == "REFER" and found.probability is not None
+    assert "its view is lateral" in found.warnings[0]
+    assert "window or VOI LUT cannot be applied" in found.warnings[1]
 
 
 def test_decision_follows_threshold_and_its_range(predictor, monkeypatch):
