@@ -418,6 +418,25 @@ def test_published_numbers_are_those_of_the_reports(page):
             assert f"{value} ({low} to {high})" in PAGES[page], (name, metric)
 
 
+def test_the_finding_says_what_the_reports_say_of_maps_and_of_adults():
+    reports = {
+        name: json.loads((ROOT / "eval_reports" / name / "report.json").read_text())
+        for name in ("default-internal-test", "default-rsna-adult", "earlier-default-rsna-adult")
+    }
+    finding = PAGES["README.md"].partition("## The finding")[2].partition("\n## ")[0]
+    found = reports["default-internal-test"]["faithfulness"]
+    none = found["best"] is None and reports["default-rsna-adult"]["faithfulness"]["best"] is None
+    for page in (finding, PAGES["docs/results.md"]):
+        assert none == ("**No attribution method passes its tests**" in page)
+    (gradcam,) = (one for one in found["results"] if one["method"] == "gradcam")
+    gain = gradcam["gain_over_centre"]
+    numbers = [f"{gain['value']:.2f} ({gain['low']:.2f} to {gain['high']:.2f})"]
+    for name in ("default-rsna-adult", "earlier-default-rsna-adult"):
+        (view,) = (one for one in reports[name]["stratified"] if one["column"] == "view")
+        numbers += [f"{view['pooled']['value']:.3f}", f"{view['within']['value']:.3f}"]
+    assert [one for one in numbers if one not in " ".join(finding.split())] == []
+
+
 def test_citation_names_this_version():
     import yaml
 
