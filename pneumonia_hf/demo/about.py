@@ -44,9 +44,14 @@ def describe_model(engine: Engine) -> str:
     else:
         parts.append("This model holds no report: nothing is known of its errors.")
     for report in engine.reports:
-        low = report["metrics"]["auroc"]["low"]
-        if low is not None and low <= 0.5:
-            parts.append(f"On {report['data']} **this is no better than chance.**")
+        low, high = (report["metrics"]["auroc"][name] for name in ("low", "high"))
+        if low is not None and low <= 0.5 <= high:
+            parts.append(
+                f"On {report['data']} **this cannot be distinguished from chance**: the interval "
+                f"of its AUROC reaches 0.5."
+            )
+        elif high is not None and high < 0.5:
+            parts.append(f"On {report['data']} **this is worse than chance.**")
     if misfit := find_misfit(engine.reports):
         error = misfit["metrics"]["ece_balanced"]["value"]
         parts.append(
@@ -92,8 +97,11 @@ def _to_text(metric: dict[str, float | None]) -> str:
 
 def _describe_methods(engine: Engine) -> str:
     titles = ", ".join(engine.title_of(name) for name in engine.methods)
+    none = "" if engine.default_method else (
+        "**No method has passed its tests on this model**, so a map is shown on request only. "
+    )  # fmt: skip
     return (
-        f"## Attribution maps\n\n{titles}. The tests are those of the model's reports: does the "
-        "score fall when the marked places are removed, more than at random and more than with a "
+        f"## Attribution maps\n\n{none}{titles}. The tests are those of the model's reports: does "
+        "the score fall when the marked places are removed, more than at random and more than with a "
         "blob in the centre; does the map depend on the weights; is it repeatable?"
     )

@@ -165,12 +165,17 @@ def _add_one_image(engine: Engine, held: gr.State) -> gr.HTML:
             )
             with gr.Row():
                 method = gr.Dropdown(
-                    [none, *titles], value=engine.default_method, label="Attribution map",
+                    [none, *titles], value=engine.default_method or NO_MAP, label="Attribution map",
                     min_width=220,
                 )  # fmt: skip
                 second = gr.Dropdown(
                     [none, *titles], value=NO_MAP, label="Beside it", min_width=220
                 )
+            offer = gr.Button(
+                f"Show the map of {engine.title_of(engine.offered_method)}",
+                size="sm",
+                visible=engine.default_method is None,
+            )
             gr.Markdown(MAP_NOTICE, elem_classes="small")
             with gr.Row():
                 save_html = gr.Button("Report as a page", size="sm")
@@ -230,6 +235,9 @@ def _add_one_image(engine: Engine, held: gr.State) -> gr.HTML:
         lambda: analyse(str(DRAWN), drawn=True), None, [held, answer, viewer], **private,
         **work,
     ).then(explain, [held, method, second], viewer, **private, **work)  # fmt: skip
+    offer.click(lambda: engine.offered_method, None, method, **private).then(
+        explain, [held, method, second], viewer, **private, **work
+    )
     for choice in (method, second):
         choice.input(explain, [held, method, second], viewer, **private, **work)
     for button, kind in ((save_html, "html"), (save_pdf, "pdf")):

@@ -83,7 +83,7 @@ def add_endpoints(engine: Engine) -> None:
         return found, overlay(read, attribution_map.values)
 
     def explain(
-        image: str, method: methods = engine.default_method
+        image: str, method: methods = engine.offered_method
     ) -> tuple[dict[str, Any], Image.Image]:
         """Show where in one chest X-ray the score for pneumonia comes from.
 
@@ -99,7 +99,7 @@ def add_endpoints(engine: Engine) -> None:
         """
         if method == NO_MAP:
             raise UserError(f"/explain needs a method; choose from {engine.methods}.")
-        method = method or engine.default_method  # null, from a program that sends all fields
+        method = method or engine.offered_method  # null, from a program that sends all fields
         read = engine.read(image)
         found = engine.attribute(read, method)
         verdict = engine.verdicts.get(method, "not tested")
@@ -152,7 +152,7 @@ def add_endpoints(engine: Engine) -> None:
         explain,
         [
             make_upload(**file),
-            gr.Dropdown(value=engine.default_method, **method),
+            gr.Dropdown(value=engine.offered_method, **method),
         ],
         [
             gr.JSON(visible=False, label="explanation"),

@@ -45,7 +45,11 @@ class Engine:
     """A predictor with the limits of the app."""
 
     def __init__(self, predictor: Predictor, limits: Limits) -> None:
-        """Take a predictor and find its attribution methods, the best first."""
+        """Take a predictor and find its attribution methods.
+
+        `default_method` is the best one that passed its tests by the reports, None without any;
+        `offered_method` is then the first that did not fail, or else the first.
+        """
         self.predictor = predictor
         self.limits = limits
         self.batcher = MicroBatcher(predictor.predict_all)
@@ -54,6 +58,8 @@ class Engine:
         )
         self.methods = methods_for(predictor)
         self.verdicts, self.default_method = _choose_method(self.reports, self.methods)
+        sound = [one for one in self.methods if self.verdicts.get(one) != "fail"]
+        self.offered_method: str = self.default_method or (sound or self.methods)[0]
 
     def title_of(self, method: str) -> str:
         """Return a method's name with the verdict of its tests."""
@@ -230,6 +236,7 @@ class Engine:
             "methods": self.methods,
             "method_verdicts": self.verdicts,
             "default_method": self.default_method,
+            "offered_method": self.offered_method,
             "has_gate": any(one.gate is not None for one in self.predictor.networks),
             "reports": [
                 {"data": one["data"], "n": one["n"], "auroc": one["metrics"]["auroc"]}
@@ -255,11 +262,11 @@ NAMES = {
 
 def _choose_method(
     reports: Sequence[dict[str, Any]], supported: Sequence[str]
-) -> tuple[dict[str, str], str]:
+) -> tuple[dict[str, str], str | None]:
     """Return the verdict on each tested method, fail if any report says so, and the default.
 
-    The default is the best by the first report that tested methods, or else the first that did
-    not fail.
+    The default is the best by the first report that has one, or else the first that passed; None
+    where none has: a map that failed, or was not tested, is shown on request only.
     """
     tested = [one["faithfulness"] for one in reports if one.get("faithfulness")]
     verdicts: dict[str, str] = {}
@@ -267,9 +274,9 @@ def _choose_method(
         for one in found["results"]:
             if one["verdict"] and verdicts.get(one["method"]) != "fail":
                 verdicts[one["method"]] = one["verdict"]
-    best = [found["best"] for found in tested if found["best"] in supported]
-    rest = [name for name in supported if verdicts.get(name) != "fail"]
-    return verdicts, (best or rest or list(supported))[0]
+    passed = [name for name in supported if verdicts.get(name) == "pass"]
+    best = [found["best"] for found in tested if found["best"] in passed]
+    return verdicts, (best or passed or [None])[0]
 
 
 def mask(

@@ -114,7 +114,8 @@ def test_an_mcp_client_gets_the_same_answer_and_no_address_is_read(app_url, imag
 def test_model_info_has_what_a_program_needs_and_no_path(client, tiny_model):
     found = client.predict(api_name="/model_info")
     assert found["threshold"] == Predictor.from_pretrained(tiny_model).operating_point.threshold
-    assert found["labels"] == ["NORMAL", "PNEUMONIA"] and found["default_method"] == "gradcam"
+    assert found["labels"] == ["NORMAL", "PNEUMONIA"] and found["offered_method"] == "gradcam"
+    assert found["default_method"] is None  # it has no report
     assert found["limits"]["batch"] == Limits().batch
     assert str(tiny_model.parent) not in json.dumps(found)
 

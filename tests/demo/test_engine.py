@@ -75,14 +75,15 @@ def test_images_in_a_zip_file_are_found_by_their_first_bytes(image, tmp_path):
     assert found == [("a.jfif", data), ("b", data), ("c.png", data)]
 
 
-def test_the_default_method_is_the_best_of_those_that_passed_their_tests(tiny_model, tmp_path):
+def test_only_a_method_that_passed_its_tests_is_the_default(tiny_model, tmp_path):
     import shutil
 
     model = tmp_path / "model"
     shutil.copytree(tiny_model, model, ignore=shutil.ignore_patterns("checkpoints"))
     predictor = Predictor.from_pretrained(model)
-    assert Engine(predictor, Limits()).default_method == "gradcam"
-    assert Engine(predictor, Limits()).title_of("gradcam") == "Grad-CAM (not tested)"
+    untested = Engine(predictor, Limits())
+    assert (untested.default_method, untested.offered_method) == (None, "gradcam")
+    assert untested.title_of("gradcam") == "Grad-CAM (not tested)"
 
     def test_of(best, **verdicts):
         results = [{"method": name, "verdict": one} for name, one in verdicts.items()]
@@ -92,12 +93,20 @@ def test_the_default_method_is_the_best_of_those_that_passed_their_tests(tiny_mo
     second = test_of(None, gradcam="pass", multi_layer="fail")
     (model / "reports.json").write_text(json.dumps([{"data": "old"}, first, second]))
     engine = Engine(predictor, Limits())
-    assert engine.default_method == "occlusion"
+    assert engine.default_method == engine.offered_method == "occlusion"
     assert engine.title_of("gradcam") == "Grad-CAM (failed a test)"
     assert engine.title_of("occlusion") == "Occlusion (passed its tests)"
     assert engine.title_of("multi_layer") == "Grad-CAM of several layers (failed a test)"
-    (model / "reports.json").write_text(json.dumps([test_of(None, gradcam="fail")]))
-    assert Engine(predictor, Limits()).default_method == "gradient_x_activation"
+    # The best by one report failed by another.
+    third = test_of(None, occlusion="fail")
+    for reports, default, offered in (
+        ([first, third], "multi_layer", "multi_layer"),
+        ([test_of(None, gradcam="fail")], None, "gradient_x_activation"),
+        ([test_of(None, **dict.fromkeys(engine.methods, "fail"))], None, "gradcam"),
+    ):
+        (model / "reports.json").write_text(json.dumps(reports))
+        engine = Engine(predictor, Limits())
+        assert (engine.default_method, engine.offered_method) == (default, offered)
 
 
 def test_a_mask_hides_the_border_and_a_part_and_nothing_else():
