@@ -102,6 +102,6 @@ def _describe_methods(engine: Engine) -> str:
     )  # fmt: skip
     return (
         f"## Attribution maps\n\n{none}{titles}. The tests are those of the model's reports: does "
-        "the score fall when the marked places are removed, more than at random and more than with a "
-        "blob in the centre; does the map depend on the weights; is it repeatable?"
+        "the score fall when the marked places are removed, more than at random and more than with "
+        "a blob in the centre; does the map depend on the weights; is it repeatable?"
     )

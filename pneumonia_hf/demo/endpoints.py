@@ -53,6 +53,9 @@ def make_upload(**options: Any) -> gr.File:
     # Without references, which an MCP client cannot resolve in a list, and in our words.
     several = options.get("file_count") == "multiple"
     schema = {"type": "array", "items": FILE} if several else FILE
+    # gradio's own example is an address, which is refused.
+    example = {"path": "xray.png", "url": "xray.png", "meta": {"_type": "gradio.FileData"}}
+    file.example_payload = lambda: [example] if several else example
     file.api_info = lambda: schema | {"additional_description": "an uploaded file"}
     return file
 

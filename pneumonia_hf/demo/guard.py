@@ -23,10 +23,11 @@ MOST_JSON_BYTES = 4_000_000  # of a request that is no upload
 STARTUP = "/gradio_api/startup-events"
 NOT_A_FILE = (
     "Addresses and paths of the server are not read; upload the file itself (in Python: "
-    "handle_file)."
+    "handle_file of a file of yours)."
 )
 API = "/gradio_api/"
 NO_SUCH_CALL = "No endpoint has this name and these values; 'Use via API' lists them."
+JOIN = "/gradio_api/queue/join"  # what gradio's clients ask
 MCP = "/gradio_api/mcp"
 NOT_AN_IMAGE = (
     "Addresses and paths of the server are not read; give the image itself, as data:...;base64,..."
@@ -74,7 +75,7 @@ class Guard:
             if kind != b"multipart/form-data":
                 body = await _read(receive)
                 if body is None:
-                    await _answer(send, 413, "The request is too long.")
+                    await _refuse(send, scope["path"], 413, "The request is too long.")
                     return
                 if not self._names_uploads_only(body):
                     if scope["path"].startswith(MCP):  # whose clients read errors of JSON-RPC only
@@ -83,7 +84,7 @@ class Guard:
                         number = asked.get("id") if isinstance(asked, dict) else None
                         await _send(send, 200, {"jsonrpc": "2.0", "id": number, "error": error})
                     else:
-                        await _answer(send, 400, NOT_A_FILE)
+                        await _refuse(send, scope["path"], 400, NOT_A_FILE)
                     return
                 receive = _replay(body, receive)
         started = False
@@ -101,7 +102,7 @@ class Guard:
             if started or scope.get("method") != "POST" or not scope["path"].startswith(API):
                 raise
             LOG.warning("Refused a call: %r.", error)
-            await _answer(send, 400, NO_SUCH_CALL)
+            await _refuse(send, scope["path"], 400, NO_SUCH_CALL)
         except RuntimeError as error:
             if not (started and isinstance(error.__cause__, HTTPException)):
                 raise
@@ -206,6 +207,15 @@ def _with_headers(send: Send) -> Send:
         await send(message)
 
     return guarded
+
+
+async def _refuse(send: Send, path: str, status: int, text: str) -> None:
+    """Answer with a sentence, in the form that the client of `path` shows."""
+    if path == JOIN:  # gradio_client shows the text of this answer alone
+        fault = {"__type__": "validate", "is_valid": False, "parameter_name": "request"}
+        await _send(send, 422, {"detail": [fault | {"message": text}]})
+    else:
+        await _answer(send, status, text)
 
 
 async def _answer(

@@ -35,7 +35,7 @@ class Limits:
     upload_mb: int = _limit("MAX_UPLOAD_MB", 20, "size of an upload, in MB")
     megapixels: int = _limit("MAX_MEGAPIXELS", MAX_PIXELS // 10**6, "pixels of an image, millions")
     batch: int = _limit("MAX_BATCH", 200, "images of a batch, zip files counted by their content")
-    unzipped_mb: int = _limit("MAX_UNZIPPED_MB", 400, "size of all files of a zip, in MB")
+    unzipped_mb: int = _limit("MAX_UNZIPPED_MB", 400, "size of a batch's unzipped images, in MB")
     queue: int = _limit("MAX_QUEUE", 64, "requests that wait; further ones are refused")
     requests: int = _limit("MAX_REQUESTS", 4, "requests that are handled at once")
     seconds: int = _limit("MAX_SECONDS", 60, "seconds that a batch may take, or a request wait")

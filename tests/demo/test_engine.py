@@ -9,8 +9,9 @@ import pytest
 from helpers import draw_xray
 
 from pneumonia_hf import Predictor
-from pneumonia_hf.demo.engine import Engine
+from pneumonia_hf.demo.engine import Budget, Engine
 from pneumonia_hf.demo.limits import Limits
+from pneumonia_hf.errors import UserError
 from pneumonia_hf.models.model_folder import DEFAULT_MODEL
 
 
@@ -35,8 +36,6 @@ def engine(tiny_model):
 
 
 def test_a_batch_is_bounded(engine, image, tmp_path, monkeypatch):
-    from pneumonia_hf.errors import UserError
-
     read, asked = zipfile.ZipExtFile.read, []
     monkeypatch.setattr(
         zipfile.ZipExtFile, "read", lambda self, n=-1: asked.append(n) or read(self, n)
@@ -50,7 +49,7 @@ def test_a_batch_is_bounded(engine, image, tmp_path, monkeypatch):
     bomb.write_bytes(make_zip(**{"a.png": b"\0" * 3_000_000}))
     assert bomb.stat().st_size < 10_000
     ((row,),) = engine.score_batch([str(bomb)])
-    assert row.prediction is None and "larger than the limits" in row.fault
+    assert row.prediction is None and "more than the 1 MB allowed" in row.fault
     assert all(0 <= one <= 1_000_001 for one in asked)  # never all of an entry, whatever its size
     torn = tmp_path / "torn.zip"
     torn.write_bytes(many.read_bytes()[:700])
@@ -71,8 +70,60 @@ def test_images_in_a_zip_file_are_found_by_their_first_bytes(image, tmp_path):
     data = image.read_bytes()
     contents = {"a.jfif": data, "b": data, "c.png": data, "notes.txt": data, "d": b"text"}
     (tmp_path / "x.zip").write_bytes(make_zip(**contents, **{".e": data, "__MACOSX/f.png": data}))
-    found = engine._list_files([str(tmp_path / "x.zip")])
+    found = engine._list_files([str(tmp_path / "x.zip")], Budget(engine.limits))
     assert found == [("a.jfif", data), ("b", data), ("c.png", data)]
+
+
+def test_all_zips_of_a_request_share_one_budget(tiny_model, image, tmp_path, monkeypatch):
+    read, got = zipfile.ZipExtFile.read, []
+
+    def read_and_count(self, n=-1):
+        got.append(read(self, n))
+        return got[-1]
+
+    def zips(number: int, **contents: bytes) -> list[str]:
+        paths = [tmp_path / f"{one}.zip" for one in range(number)]
+        for path in paths:
+            path.write_bytes(make_zip(**contents))
+        got.clear()
+        return list(map(str, paths))
+
+    monkeypatch.setattr(zipfile.ZipExtFile, "read", read_and_count)
+    predictor = Predictor.from_pretrained(tiny_model)
+    engine = Engine(predictor, Limits(upload_mb=1, batch=20, unzipped_mb=3))
+    xray = image.read_bytes()
+    # A part of the limit in each: all are read, and scored.
+    rows = [one for some in engine.score_batch(zips(9, **{"a.png": xray})) for one in some]
+    assert len(rows) == 9 and all(one.prediction for one in rows)
+    for size in (900_000, 5_000_000):  # an image that may be uploaded, and one that may not
+        bombs = zips(9, **{"a.png": bytes(size), "b.png": bytes(size)})
+        with pytest.raises(UserError, match=r"hold more than 3 MB; send them in parts"):
+            list(engine.score_batch(bombs))
+        assert sum(map(len, got)) <= 3_000_000 + 1
+    with pytest.raises(UserError, match="more than 20 images"):
+        list(engine.score_batch(zips(9, **{f"{n}.png": xray for n in range(8)})))
+    assert len(got) <= 21
+    with pytest.raises(UserError, match="more than 20 images"):
+        list(engine.score_batch(zips(21, **{"readme.txt": b"no image"})))
+    with pytest.raises(UserError, match="took longer than"):
+        slow = Engine(predictor, Limits(seconds=0))
+        list(slow.score_batch(zips(3, **{"readme.txt": b"no image"})))
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_zip_that_python_would_unzip_at_once_is_not_unzipped(engine, tmp_path, method):
+    path = tmp_path / "bomb.zip"
+    with zipfile.ZipFile(path, "w", method) as archive:
+        archive.writestr("a.png", bytes(3_000_000))
+    ((row,),) = engine.score_batch([str(path)])
+    assert row.prediction is None and "zip it again with deflate" in row.fault
+
+
+def test_an_image_that_is_too_large_hides_no_other_of_its_zip(engine, image, tmp_path):
+    path = tmp_path / "mixed.zip"
+    path.write_bytes(make_zip(**{"a.png": bytes(3_000_000), "b.png": image.read_bytes()}))
+    ((large, other),) = engine.score_batch([str(path)])
+    assert "more than the 1 MB allowed" in large.fault and other.prediction is not None
 
 
 def test_only_a_method_that_passed_its_tests_is_the_default(tiny_model, tmp_path):

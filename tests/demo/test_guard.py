@@ -5,7 +5,8 @@ import os
 import time
 
 import pytest
-from gradio_client import Client
+from gradio_client import Client, handle_file
+from gradio_client.exceptions import ValidationError
 from helpers import call
 
 
@@ -21,7 +22,7 @@ def test_addresses_and_paths_of_the_server_are_refused(app_url, path):
         assert status == 400 and b"upload the file itself" in body, (place, status, body)
     nested = {"data": [[file]], "fn_index": 2, "session_hash": "x"}
     status, _, body = call(app_url + "/gradio_api/queue/join", json.dumps(nested).encode())
-    assert status == 400 and b"upload the file itself" in body
+    assert status == 422 and b"upload the file itself" in body
 
 
 def test_every_answer_has_safe_headers(app_url):
@@ -35,6 +36,23 @@ def test_every_answer_has_safe_headers(app_url):
 def test_a_request_without_end_is_cut_off(app_url):
     status, _, body = call(app_url + "/gradio_api/call/predict", b" " * 5_000_000)
     assert status == 413 and b"too long" in body
+
+
+def test_the_python_client_shows_the_sentence_of_a_refusal(app_url):
+    import httpx
+    from gradio_client.utils import extract_validation_message
+
+    client = Client(app_url, verbose=False)
+    with pytest.raises(ValidationError, match="upload the file itself"):
+        client.predict(handle_file("https://example.com/x.png"), api_name="/predict")
+    with pytest.raises(ValidationError, match="upload the file itself"):
+        client.predict([handle_file("https://example.com/x.png")], api_name="/predict_batch")
+    client.close()
+    long = httpx.post(f"{app_url}/gradio_api/queue/join", content=b" " * 5_000_000)
+    unknown = httpx.post(f"{app_url}/gradio_api/queue/join",
+                         json={"data": [], "fn_index": 999, "session_hash": "x"})  # fmt: skip
+    assert "The request is too long" in extract_validation_message(long)
+    assert "'Use via API' lists them" in extract_validation_message(unknown)
 
 
 def test_several_mcp_calls_in_one_request_are_refused_alike(app_url):
