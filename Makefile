@@ -4,11 +4,12 @@ PORT ?= 7860
 CONFIG ?= train_scripts/configs/dinov2-small.yaml
 DATA ?= data
 OUTPUT ?= runs/latest
-# More flags for training, such as: make train ARGS="--weights path/to/weights --max_steps 20"
+# More flags, such as: make train ARGS="--weights path/to/weights --max_steps 20", make test ARGS=--lf
 ARGS ?=
 PREVIEW ?= augmentation.png
 RANGES ?= train_scripts/configs/search.yaml
 
+# Another environment, such as for another Python: make test PYTHON=python3.13 VENV=.venv-3.13
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
@@ -26,7 +27,7 @@ help:  ## Say what there is
 	@echo "make test-all  run all tests, also the slow ones"
 	@echo "make check   ruff: style and formatting"
 	@echo "make lock    write constraints.txt anew from what is installed"
-	@echo "make clean   remove .venv and caches (never runs/)"
+	@echo "make clean   remove .venv, .venv-* and caches (never runs/)"
 
 demo: $(VENV)/run-installed  ## Serve the app with the default model, or with MODEL_ID
 	@echo "Starting the app; it will be on http://127.0.0.1:$(PORT)"
@@ -52,11 +53,11 @@ augment-preview: $(VENV)/train-installed  ## Draw what a recipe's augmentation d
 
 test: $(VENV)/dev-installed  ## Run the quick tests
 	@echo "Running the quick tests"
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow"
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" $(ARGS)
 
 test-all: $(VENV)/dev-installed  ## Run all tests
 	@echo "Running all tests"
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(ARGS)
 
 check: $(VENV)/dev-installed  ## Check style and formatting
 	@echo "Checking style with ruff"
@@ -93,5 +94,5 @@ lock: $(VENV)/dev-installed
 	@echo "Wrote constraints.txt"
 
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache
-	find . -name __pycache__ -not -path './.venv/*' -exec rm -rf {} +
+	rm -rf .venv .venv-* .pytest_cache .ruff_cache
+	find . -name __pycache__ -not -path './.venv*' -exec rm -rf {} +

@@ -73,9 +73,11 @@ def pytest_runtest_teardown() -> None:
         loop.close()  # does nothing if it is closed
 
 
-# Of the tests of training over all families, those of two transformers, a network with LayerNorm
-# and one with batch norm are quick.
-QUICK_IN_TRAINING = ("vit-base", "dinov2-small", "convnextv2-tiny", "efficientnet-b0")
+# Of the tests of training over all families, those of a transformer and of a network with batch
+# norm are quick: transformers renames the keys of the first, and the second has buffers.
+QUICK_IN_TRAINING = ("vit-base", "efficientnet-b0")
+# Their tiny model is that of efficientnet-b0.
+DUPLICATES = ("efficientnet-b3", "efficientnet-lite0")
 
 # Folders of files that take long.
 LONG = ("integration", "demo", "training", "search", "models")
@@ -108,7 +110,8 @@ def pytest_collection_modifyitems(config, items) -> None:
         (dropped if family and families and family not in families.args else kept).append(item)
         quick = item.get_closest_marker("quick_families")
         names = quick.args if quick else QUICK_IN_TRAINING
-        if family and family not in names and (quick or item.path.parent.name == "training"):
+        training = item.path.parent.name == "training"
+        if family in DUPLICATES or (family and family not in names and (quick or training)):
             item.add_marker(pytest.mark.slow)
     # The long files first, so that both workers end together.
     items[:] = sorted(kept, key=lambda item: item.path.parent.name not in LONG)
@@ -133,10 +136,12 @@ def tiny_body(tmp_path_factory, backbone_name) -> Path:
 
 
 @pytest.fixture(scope="session")
-def saved_model(tmp_path_factory, backbone_name, tiny_body, xray_folder) -> Path:
+def saved_model(request, tmp_path_factory, backbone_name, tiny_body, xray_folder) -> Path:
     """A saved model folder of every family, trained by `train` itself."""
+    if backbone_name == "convnextv2-tiny":
+        return request.getfixturevalue("tiny_model")
     output = tmp_path_factory.mktemp("runs") / backbone_name
-    return train_tiny(backbone_name, tiny_body, xray_folder, output)
+    return train_tiny(backbone_name, tiny_body, xray_folder, output, curves=True)
 
 
 @pytest.fixture(scope="session")
@@ -144,7 +149,9 @@ def tiny_model(tmp_path_factory, xray_folder) -> Path:
     """A finished ConvNeXt V2, where the family does not matter."""
     body = save_tiny_body("convnextv2-tiny", tmp_path_factory.mktemp("body"))
     output = tmp_path_factory.mktemp("runs") / "tiny"
-    return train_tiny("convnextv2-tiny", body, xray_folder, output)
+    return train_tiny(
+        "convnextv2-tiny", body, xray_folder, output, attribution_images=1, curves=True
+    )
 
 
 def find_free_port() -> int:

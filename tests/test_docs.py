@@ -307,15 +307,17 @@ def run(words: list[str]) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize(
-    "one",
-    [
-        (page, words)
-        for page, words in SCRIPT_COMMANDS
-        if page in RUN_PAGES and Path(words[find_script(words)]).name in QUICK
-    ],
-    ids=name_command,
-)
+def list_quick_commands():
+    """Yield the commands to run; those of a script after its first on a page are slow."""
+    seen = set()
+    for page, words in SCRIPT_COMMANDS:
+        one = (page, Path(words[find_script(words)]).name)
+        if page in RUN_PAGES and one[1] in QUICK:
+            yield pytest.param((page, words), marks=pytest.mark.slow if one in seen else ())
+            seen.add(one)
+
+
+@pytest.mark.parametrize("one", list(list_quick_commands()), ids=name_command)
 def test_quick_commands_of_docs_run(one, inside):
     run(one[1])
 

@@ -33,6 +33,12 @@ def predictor(tiny_body, backbone_name) -> Predictor:
     return make_predictor(backbone_name, tiny_body)
 
 
+# A network for each method: two transformers, of which one has no Grad-CAM, one of timm with batch
+# norms, and our own. What a method finds in each family has tests of its own.
+each_kind = pytest.mark.quick_families("vit-base", "dinov2-small", "efficientnet-b0", "xray-cnn")
+
+
+@each_kind
 @pytest.mark.parametrize("method", sorted(METHODS))
 def test_map_has_the_size_of_the_image_and_lies_in_0_to_1(predictor, method):
     if method not in methods_for(predictor):
@@ -252,6 +258,7 @@ def test_steps_are_doubled_until_the_map_is_complete(tmp_path, monkeypatch):
     assert any("after 256 steps" in text for text in found.warnings)
 
 
+@each_kind
 def test_attribution_leaves_the_model_unchanged(predictor):
     before = predictor.probabilities([IMAGE])
     state = {name: value.clone() for name, value in predictor.network.model.state_dict().items()}
