@@ -13,7 +13,6 @@ from pneumonia_hf.data.load import DataConfig, load_xrays
 from pneumonia_hf.errors import UserError
 from pneumonia_hf.imaging.preprocess import make_processor
 from pneumonia_hf.models.build import ModelConfig
-from pneumonia_hf.training import finalize
 from pneumonia_hf.training.arguments import REFUSED, XrayTrainingArguments
 from pneumonia_hf.training.checkpoints import phase_folder, read_outcome
 from pneumonia_hf.training.counterfactuals import CounterfactualPixels, compute_validation_metrics
@@ -214,7 +213,6 @@ def test_training_with_every_accepted_field_scores_all_validation_images(
 ):
     if name == "full_determinism":  # it is for the whole process
         monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
-    monkeypatch.setattr(finalize, "draw_curves", lambda *_: None)  # half of the time
     settings = {"num_train_epochs": 1, "attribution_images": 0, "bootstrap_resamples": 2,
                 "threshold_resamples": 2} | ACCEPTED[name]  # fmt: skip
     try:
