@@ -95,6 +95,7 @@ def test_unlabelled_images_join_each_batch_and_the_manifest_counts_them(
     for number in range(3):  # new images, unlike those of training
         pixels = np.full((40, 40), 60 * number, np.uint8)
         pixels[10:30, 10:30] += 60
+        pixels += np.arange(40, dtype=np.uint8)  # of two levels it would be a mask
         Image.fromarray(pixels).save(hospital / f"{number}.png")
     seen = []
 
