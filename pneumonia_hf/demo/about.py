@@ -45,13 +45,13 @@ def describe_model(engine: Engine) -> str:
         parts.append("This model holds no report: nothing is known of its errors.")
     for report in engine.reports:
         low, high = (report["metrics"]["auroc"][name] for name in ("low", "high"))
-        if low is not None and low <= 0.5 <= high:
+        if high is not None and high < 0.5:
+            parts.append(f"On {report['data']} **this is worse than chance.**")
+        elif low is not None and low <= 0.5:
             parts.append(
                 f"On {report['data']} **this cannot be distinguished from chance**: the interval "
                 f"of its AUROC reaches 0.5."
             )
-        elif high is not None and high < 0.5:
-            parts.append(f"On {report['data']} **this is worse than chance.**")
     if misfit := find_misfit(engine.reports):
         error = misfit["metrics"]["ece_balanced"]["value"]
         parts.append(

@@ -75,8 +75,8 @@ class MethodResult:
         if self.gain_over_random is None:
             return ()
         tests = {
-            "no better than random maps": not self.gain_over_random.low > 0,
-            "no better than a blob in the centre": not self.gain_over_centre.low > 0,
+            "not shown to be better than random maps": not self.gain_over_random.low > 0,
+            "not shown to be better than a blob in the centre": not self.gain_over_centre.low > 0,
             "much the same with permuted weights": not (
                 self.randomised.value < MOST_AFTER_RANDOMISATION
             ),

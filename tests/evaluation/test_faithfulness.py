@@ -89,7 +89,7 @@ def found(monkeypatch) -> dict:
 def test_each_fault_is_found_and_the_right_map_passes(found):
     assert found["gradient"].faults == () and found["gradient"].verdict == "pass"
     assert found["occlusion"].verdict == "pass"
-    assert "no better than random maps" in found["wrong"].faults
+    assert "not shown to be better than random maps" in found["wrong"].faults
     assert found["stubborn"].faults == ("much the same with permuted weights",)
     assert "not repeatable" in found["restless"].faults
     assert found["random"].verdict == found["centre"].verdict == ""
