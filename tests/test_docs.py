@@ -155,11 +155,8 @@ def save_dicom(image, path: Path) -> None:
 
 @pytest.fixture
 def inside(workspace, monkeypatch):
-    """Work in the workspace, and leave the tables and torch's threads as they were."""
-    import torch
-
+    """Work in the workspace, and leave the tables as they were."""
     monkeypatch.chdir(workspace)
-    threads = torch.get_num_threads()
     with ExitStack() as stack:
         for table in (BACKBONES, METRICS, SOURCES, CHECKS, METHODS, PERTURBATIONS):
             stack.enter_context(patch.dict(table))
@@ -167,7 +164,6 @@ def inside(workspace, monkeypatch):
             target = f"{module}.evaluate_predictor"
             stack.enter_context(patch(target, evaluate_quickly, create=True))
         yield workspace
-    torch.set_num_threads(threads)
 
 
 # ---------------------------------------------------------------------------------- the pages

@@ -775,9 +775,11 @@ def test_training_and_evaluation_work_on_shards(tmp_path):
     flags = ["--backbone", "convnextv2-tiny", "--weights", body, "--image_size", 64]
     flags += ["--data_dir", f"X-rays=shards:{tmp_path}/*.tar", "--output_dir", tmp_path / "run"]
     flags += ["--num_train_epochs", 1, "--smallest_validation", 1, "--report_to", "none"]
+    flags += ["--bootstrap_resamples", 20, "--threshold_resamples", 20, "--attribution_images", 0]
     done = call_script("train.py", *flags, "--cpu_threads", 1)
     assert done.returncode == 0, done.stderr[-2000:]
     flags = ["--model", tmp_path / "run", "--data_dir", f"X-rays=shards:{tmp_path}/*.tar"]
+    flags += ["--quick"]
     done = call_script("evaluate_model.py", *flags, "--output_dir", tmp_path / "report")
     assert done.returncode == 0, done.stderr[-2000:]
     for path in (tmp_path / "run").glob("*.*"):

@@ -26,6 +26,7 @@ def test_each_site_is_scored_by_a_model_that_has_not_seen_it(tmp_path):
     flags += ["--max_steps", 4, "--cpu_threads", 1, "--bootstrap_resamples", 20]
     flags += ["--threshold_resamples", 20, "--attribution_images", 0, "--report_to", "none"]
     flags += ["--smallest_validation", 0, "--test_images", listed, "--resume"]
+    flags += ["--metric_for_best_model", "auroc"]
     flags += ["--exclude_images", tmp_path / "excluded.txt"]
     done = call_script("leave_one_site_out.py", *flags)
     assert done.returncode == 0, done.stderr[-2000:]

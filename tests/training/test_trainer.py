@@ -206,6 +206,7 @@ def test_training_on_two_sites_draws_balanced_and_does_not_weigh_the_loss(
     flags = ["--backbone", "xray-cnn", "--image_size", 64, "--max_steps", 1, "--report_to", "none"]
     flags += ["--weights", "none", "--attribution_images", 0, "--cpu_threads", 1]
     flags += ["--bootstrap_resamples", 20, "--threshold_resamples", 20]
+    flags += ["--metric_for_best_model", "auroc"]
     for sources in ([f"a={xray_folder}"], [f"a={xray_folder}", f"b={other}"]):
         run = tmp_path / f"run-{len(sources)}"
         done = call_script("train.py", *flags, "--data_dir", *sources, "--output_dir", run)
