@@ -86,7 +86,7 @@ def audit_sources(
     processor = make_processor(SIZE, (0.5,) * 3, (0.5,) * 3)
     listed = load_splits(data_dir, strict, may_lack=True)
     with cache_in(cache_dir):
-        splits, images = decode_splits(listed, processor, strict, may_lack=True)
+        splits, images = decode_splits(listed, processor, strict=strict, may_lack=True)
         xrays = gather(splits, images, features)
         return run_checks(xrays), xrays
 

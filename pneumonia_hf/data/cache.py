@@ -66,6 +66,7 @@ def decode(data: Dataset, processor: BaseImageProcessor, name: str = "") -> Deco
 def decode_splits(
     data: XrayData,
     processor: BaseImageProcessor,
+    *,
     strict: bool = False,
     may_lack: bool = False,
 ) -> tuple[XrayData, dict[str, XrayPixels]]:

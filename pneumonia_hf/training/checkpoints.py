@@ -11,10 +11,17 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from pneumonia_hf.files import flush_to_disk, read_json
 from pneumonia_hf.training.phases import Outcome
+
+if TYPE_CHECKING:
+    from pneumonia_hf.training.arguments import XrayTrainingArguments
 
 CHECKPOINTS = "checkpoints"  # folder inside the output folder
 UNFINISHED = ".unfinished"
@@ -95,3 +102,21 @@ def remove_old(folder: Path, keep: int | None, best: str | None) -> None:
     for path in older:
         if path.name not in kept:
             remove_checkpoint(path)
+
+
+def is_exhausted(log: list[dict[str, Any]], arguments: XrayTrainingArguments) -> bool:
+    """Return whether early stopping is due, counted from the log: so a resumed run agrees."""
+    metric = f"eval_{arguments.metric_for_best_model}"
+    sign = 1 if arguments.greater_is_better else -1
+    values = [sign * entry[metric] for entry in log if metric in entry]
+    if not values or not arguments.early_stopping_patience:
+        return False
+    return len(values) - 1 - int(np.argmax(values)) >= arguments.early_stopping_patience
+
+
+def choose_outcome(outcomes: Sequence[Outcome], arguments: XrayTrainingArguments) -> int:
+    """Return the index of the phase with the best checkpoint; the last where none is chosen."""
+    values = [outcome.metric for outcome in outcomes]
+    if not arguments.load_best_model_at_end or None in values:
+        return len(outcomes) - 1
+    return int(np.argmax(values) if arguments.greater_is_better else np.argmin(values))

@@ -7,15 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from pneumonia_hf.errors import UserError
 from pneumonia_hf.models.backbones import backbone_of, head_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-    from pneumonia_hf.training.arguments import XrayTrainingArguments
 
 
 @dataclass(frozen=True)
@@ -97,21 +93,3 @@ class Outcome:
     epochs: float
     images_per_second: float | None  # since the phase was last resumed, with evaluations
     log: list[dict[str, Any]]  # of the Trainer
-
-
-def is_exhausted(log: list[dict[str, Any]], arguments: XrayTrainingArguments) -> bool:
-    """Return whether early stopping is due, counted from the log: so a resumed run agrees."""
-    metric = f"eval_{arguments.metric_for_best_model}"
-    sign = 1 if arguments.greater_is_better else -1
-    values = [sign * entry[metric] for entry in log if metric in entry]
-    if not values or not arguments.early_stopping_patience:
-        return False
-    return len(values) - 1 - int(np.argmax(values)) >= arguments.early_stopping_patience
-
-
-def choose_outcome(outcomes: Sequence[Outcome], arguments: XrayTrainingArguments) -> int:
-    """Return the index of the phase with the best checkpoint; the last where none is chosen."""
-    values = [outcome.metric for outcome in outcomes]
-    if not arguments.load_best_model_at_end or None in values:
-        return len(outcomes) - 1
-    return int(np.argmax(values) if arguments.greater_is_better else np.argmin(values))

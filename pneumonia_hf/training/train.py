@@ -40,6 +40,8 @@ from pneumonia_hf.training.checkpoints import (
     STATE_FILE,
     UNFINISHED,
     best_beside,
+    choose_outcome,
+    is_exhausted,
     last_checkpoint,
     phase_folder,
     read_outcome,
@@ -56,8 +58,6 @@ from pneumonia_hf.training.losses import XrayLoss
 from pneumonia_hf.training.phases import (
     Outcome,
     Phase,
-    choose_outcome,
-    is_exhausted,
     rate_of_parameters,
     read_phases,
 )
@@ -150,7 +150,7 @@ class _Run:
                 clear(self.folder)  # the old model stays until the new one is saved
         barrier(arguments)
         (self.folder / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
-        self.data, self.splits = decode_splits(self.data, self.processor, config.strict)
+        self.data, self.splits = decode_splits(self.data, self.processor, strict=config.strict)
         self.hashes = {name: to_hex(split.hashes) for name, split in self.splits.items()}
         # By their names, so that the numbers do not depend on the order of the sources.
         _, self.sites = np.unique(self.data["train"]["source"][:], return_inverse=True)

@@ -27,11 +27,11 @@ from pneumonia_hf.training.checkpoints import (
     UNFINISHED,
     best_beside,
     install_checkpoint,
+    is_exhausted,
     remove_old,
 )
 from pneumonia_hf.training.distributed import is_sharded
 from pneumonia_hf.training.losses import Targets
-from pneumonia_hf.training.phases import is_exhausted
 from pneumonia_hf.training.sampler import (
     BalancedSampler,
     MergingBatchSampler,

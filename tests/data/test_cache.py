@@ -140,13 +140,13 @@ def test_masks_are_left_out_of_every_source_with_an_issue(tmp_path, monkeypatch,
         monkeypatch.setattr("xray_files.draw_xray", lambda n, ill: masks.get(n, draw_xray(n, ill)))
         make_tar(tmp_path / "x.tar", 10)
         source, expected = f"shards:{tmp_path}/x.tar", ["xray0002", "xray0005"]
-    splits, images = decode_splits(load_splits(source), PROCESSOR, tmp_path / "cache")
+    splits, images = decode_splits(load_splits(source), PROCESSOR)
     assert len(splits["all"]) == len(images["all"]) == 8
     found = [one for one in splits.issues if one.kind == "mask"]
     assert sorted(one.file for one in found) == expected
     assert {one.reason for one in found} == {"it has only two gray levels"}
     with pytest.raises(UserError, match=r"2 file\(s\) are masks and not X-rays.*--strict"):
-        decode_splits(load_splits(source), PROCESSOR, tmp_path / "cache", strict=True)
+        decode_splits(load_splits(source), PROCESSOR, strict=True)
 
 
 def test_another_size_or_new_contents_are_decoded_again(data, tmp_path):

@@ -326,6 +326,7 @@ def test_full_disk_is_recognised_in_the_errors_of_all_libraries(capsys):
 
 def test_missing_package_is_named_with_what_installs_it(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "imagehash", None)  # as where only the app is installed
+    monkeypatch.setenv("PNEUMONIA_HF_CACHE", str(tmp_path / "cache"))  # no image is known yet
     data = draw_folder(tmp_path / "data", 2)
     done = call_script("audit_data.py", "--data_dir", data, "--output_dir", tmp_path / "audit")
     assert_one_sentence(done, "imagehash", "pip install -e '.[train]'")
