@@ -30,18 +30,20 @@ os.environ.setdefault(
     "PNEUMONIA_HF_CACHE", str(Path(tempfile.gettempdir()) / f"pneumonia-hf-tests-{os.getpid()}")
 )
 
-import evaluate  # noqa: F401
-import matplotlib.figure  # noqa: F401
 import pytest
-import sklearn.metrics  # noqa: F401
 import torch
 from helpers import ROOT, draw_folder, save_tiny_body, train_tiny
 from xdist.scheduler import LoadFileScheduling
 
 from pneumonia_hf.models.backbones import BACKBONES
 
-# What is imported stays: each collection, as the Trainer makes at its end, would walk through it.
-gc.freeze()
+if "PYTEST_XDIST_WORKER" in os.environ:  # and not in the process that only waits for workers
+    import evaluate  # noqa: F401
+    import matplotlib.figure  # noqa: F401
+    import sklearn.metrics  # noqa: F401
+
+    # What is imported stays: each collection, as the Trainer makes at its end, walks through it.
+    gc.freeze()
 torch.set_num_threads(1)  # tiny models gain nothing from more, and lose much where cores are busy
 
 
@@ -81,7 +83,9 @@ def pytest_runtest_teardown() -> None:
 # Of the tests of training over all families, those of a transformer and of a network with batch
 # norm are quick: transformers renames the keys of the first, and the second has buffers.
 QUICK_IN_TRAINING = ("vit-base", "efficientnet-b0")
-# Their tiny model is that of efficientnet-b0.
+# Of the other tests over all families, those of a kind of network each.
+QUICK = (*QUICK_IN_TRAINING, "convnextv2-tiny", "dinov2-small", "xray-cnn")
+# Their tiny model is that of efficientnet-b0: training has no tests of them.
 DUPLICATES = ("efficientnet-b3", "efficientnet-lite0")
 
 # Folders of files that take long.
@@ -112,16 +116,29 @@ def pytest_collection_modifyitems(config, items) -> None:
     for item in items:
         family = getattr(item, "callspec", None) and item.callspec.params.get("backbone_name")
         families = item.get_closest_marker("families")
-        (dropped if family and families and family not in families.args else kept).append(item)
-        quick = item.get_closest_marker("quick_families")
-        names = quick.args if quick else QUICK_IN_TRAINING
         training = item.path.parent.name == "training"
-        if family in DUPLICATES or (family and family not in names and (quick or training)):
+        other = (families and family not in families.args) or (training and family in DUPLICATES)
+        (dropped if family and other else kept).append(item)
+        quick = item.get_closest_marker("quick_families")
+        names = quick.args if quick else QUICK_IN_TRAINING if training else QUICK
+        if family and (family in DUPLICATES or family not in names):
             item.add_marker(pytest.mark.slow)
     # The long files first, so that both workers end together.
     items[:] = sorted(kept, key=lambda item: item.path.parent.name not in LONG)
     if dropped:
         config.hook.pytest_deselected(items=dropped)
+
+
+@pytest.fixture(autouse=True)
+def first_figure_only(request, monkeypatch) -> None:
+    """Draw the first figure of a report alone: drawing all takes most of the time of a report.
+
+    The tests with the mark `figures`, and fixtures that write a report for several tests, draw all.
+    """
+    if figures := sys.modules.get("pneumonia_hf.evaluation.report.figures"):
+        if "figures" not in request.keywords:
+            first = next(iter(figures.FIGURES))
+            monkeypatch.setattr(figures, "FIGURES", {first: figures.FIGURES[first]})
 
 
 @pytest.fixture(scope="session")

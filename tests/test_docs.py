@@ -304,12 +304,13 @@ def run(words: list[str]) -> str:
 
 
 def list_quick_commands():
-    """Yield the commands to run; those of a script after its first on a page are slow."""
+    """Yield the commands to run: quick ones, the first of each script on a page."""
     seen = set()
     for page, words in SCRIPT_COMMANDS:
         one = (page, Path(words[find_script(words)]).name)
         if page in RUN_PAGES and one[1] in QUICK:
-            yield pytest.param((page, words), marks=pytest.mark.slow if one in seen else ())
+            slow = one in seen or one[1] in ("audit_data.py", "preview_augmentation.py")
+            yield pytest.param((page, words), marks=pytest.mark.slow if slow else ())
             seen.add(one)
 
 

@@ -25,6 +25,7 @@ print(kept, faults, count_faults())
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="mallopt is of Linux's glibc")
 def test_large_tensors_are_not_mapped_anew_each_time():
     run = subprocess.run(

@@ -766,6 +766,7 @@ def test_every_kind_of_source_is_tested_here():
     assert set(SOURCES) == {"folder", "one_vs_rest", "hub", "medmnist", "shards"}
 
 
+@pytest.mark.slow
 def test_training_and_evaluation_work_on_shards(tmp_path):
     from helpers import save_tiny_body
 

@@ -30,7 +30,12 @@ def browser():
         browser.close()
 
 
-@pytest.fixture(params=[(1280, "light"), (390, "dark")], ids=["desk", "phone"])
+@pytest.fixture(
+    params=[
+        pytest.param((1280, "light"), id="desk"),
+        pytest.param((390, "dark"), id="phone", marks=pytest.mark.slow),
+    ]
+)
 def page(browser, app_url, request):
     """The open page; it must ask no other server and fit the screen."""
     width, scheme = request.param
@@ -90,6 +95,7 @@ def open_tab(page, name) -> None:
     raise AssertionError(f"The tab {name} did not open.")
 
 
+@pytest.mark.slow
 def test_every_tab_is_accessible_by_wcag_aa(page, xray):
     from axe_playwright_python.sync_playwright import Axe
 
@@ -220,6 +226,7 @@ def test_page_reports_an_unreadable_file_and_goes_on(page, xray, tmp_path):
     assert upload(page, xray)
 
 
+@pytest.mark.slow
 def test_about_says_the_limits_first(page):
     open_tab(page, "About")
     page.get_by_role("heading", name="Limits").wait_for(timeout=SLOW)

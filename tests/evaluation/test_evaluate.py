@@ -28,6 +28,7 @@ def predictor(tiny_model) -> Predictor:
     return Predictor.from_pretrained(tiny_model)
 
 
+@pytest.mark.figures
 def test_report_json_has_all_documented_keys(predictor, xray_folder, tmp_path):
     name, data = choose_split(xray_folder, None, predictor)
     report = evaluate_predictor(
@@ -240,6 +241,7 @@ def test_subgroups_and_other_classes_are_reported_separately(tiny_model, adults,
     assert "| view AP |" in text and "| OTHER | 5 |" in text and "| referred |" in text
 
 
+@pytest.mark.slow
 def test_robustness_is_in_report_card_and_app(tiny_model, xray_folder, tmp_path):
     from pneumonia_hf.demo.about import describe_model
     from pneumonia_hf.demo.engine import Engine

@@ -22,6 +22,7 @@ def model(tiny_model, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_the_script_says_what_int8_costs(model, xray_folder, tmp_path):
     # As a model of another project may name its classes.
     named = ["--positive_label", "opacity"]
@@ -57,6 +58,7 @@ def test_the_script_says_what_int8_costs(model, xray_folder, tmp_path):
     assert_one_sentence(done, "needs the ranges", "quantize.py")
 
 
+@pytest.mark.slow
 def test_a_model_that_would_lose_too_much_is_left_as_it_is(model, xray_folder, monkeypatch):
     (model / QUANTIZATION_FILE).write_text("an earlier one")
     monkeypatch.setattr(quantize, "MOST_LOST", -1.0)
@@ -66,6 +68,7 @@ def test_a_model_that_would_lose_too_much_is_left_as_it_is(model, xray_folder, m
     assert not list(model.glob(".*"))
 
 
+@pytest.mark.slow
 def test_the_ranges_of_the_default_model_belong_to_it():
     from PIL import Image
 

@@ -13,7 +13,9 @@ from PIL import Image
 from pneumonia_hf import EvaluationConfig, Predictor, evaluate_predictor
 from pneumonia_hf.data.load import load_splits
 from pneumonia_hf.errors import UserError
+from pneumonia_hf.evaluation import faithfulness
 from pneumonia_hf.evaluation.intervals import Interval
+from pneumonia_hf.evaluation.report import figures
 from pneumonia_hf.evaluation.report import write as report_module
 from pneumonia_hf.evaluation.report.checklist import OPEN, fill_checklist
 from pneumonia_hf.evaluation.report.examples import choose_examples
@@ -30,7 +32,13 @@ from pneumonia_hf.files import without_nan
 def report(tiny_model, xray_folder):
     predictor = Predictor.from_pretrained(tiny_model)
     config = EvaluationConfig(resamples=20, robustness_images=8, attribution_images=4)
-    return evaluate_predictor(predictor, load_splits(xray_folder)["all"], "drawn", config=config)
+    data = load_splits(xray_folder)["all"]
+    with pytest.MonkeyPatch.context() as patch:
+        # Two methods of the nine: the others take most of the time, and have tests of their own.
+        patch.setattr(
+            faithfulness, "methods_for", lambda predictor: ["gradcam", "gradient_x_activation"]
+        )
+        return evaluate_predictor(predictor, data, "drawn", config=config)
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +56,8 @@ def test_report_json_follows_its_schema(written):
         jsonschema.validate(numbers | {"unknown": 1}, schema)
 
 
+@pytest.mark.slow
+@pytest.mark.figures
 def test_the_same_report_gives_the_same_files(report, written, tmp_path):
     write_report(report, tmp_path / "again")
     names = {one.name for one in written.iterdir()}
@@ -111,6 +121,8 @@ def test_an_older_report_stays_whole_if_the_new_one_cannot_be_written(
 
 
 def test_a_new_report_with_fewer_sections_leaves_no_old_figure(report, tmp_path, monkeypatch):
+    drawn = {"robustness": figures.draw_robustness}
+    monkeypatch.setattr(figures, "FIGURES", drawn)
     write_report(report, tmp_path / "report")
     assert (tmp_path / "report" / "robustness.svg").exists()
     write_report(replace(report, robustness=None), tmp_path / "report")
@@ -221,6 +233,7 @@ def test_steps_are_computed_once_and_again_for_other_inputs(tmp_path):
     assert not (tmp_path / "steps").exists()
 
 
+@pytest.mark.slow
 def test_an_interrupted_evaluation_goes_on_and_gives_the_same_report(
     tiny_model, tmp_path, monkeypatch
 ):

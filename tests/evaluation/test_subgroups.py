@@ -82,6 +82,7 @@ def test_a_group_that_differs_is_flagged_and_one_at_random_is_not():
     )
 
 
+@pytest.mark.slow
 def test_random_groups_are_seldom_flagged_however_many_there_are():
     flagged = 0
     for seed in range(12):
@@ -94,6 +95,7 @@ def test_random_groups_are_seldom_flagged_however_many_there_are():
     assert flagged <= 2
 
 
+@pytest.mark.slow
 def test_small_groups_without_an_error_are_not_flagged():
     # The bootstrap draws no error of a group that has none: alone, it would flag nearly all data.
     generator, flagged, perfect = np.random.default_rng(0), 0, 0

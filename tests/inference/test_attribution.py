@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from helpers import REAL_XRAYS, TINY_SIZES, draw_xray, save_tiny_body
+from helpers import KINDS, REAL_XRAYS, TINY_SIZES, draw_xray, save_tiny_body
 from PIL import Image, ImageDraw
 from transformers import AutoModelForImageClassification, TimmWrapperConfig
 
@@ -38,6 +38,7 @@ def predictor(tiny_body, backbone_name) -> Predictor:
 each_kind = pytest.mark.quick_families("vit-base", "dinov2-small", "efficientnet-b0", "xray-cnn")
 
 
+@pytest.mark.families(*KINDS)
 @each_kind
 @pytest.mark.parametrize("method", sorted(METHODS))
 def test_map_has_the_size_of_the_image_and_lies_in_0_to_1(predictor, method):
@@ -189,6 +190,7 @@ def test_map_of_an_ensemble_is_the_mean_of_its_members_on_their_own_scales(tmp_p
     assert together.completeness_error is not None
 
 
+@pytest.mark.quick_families("vit-base", "xray-cnn")
 @pytest.mark.parametrize("method", ["gradcam", "occlusion"])
 def test_brightness_of_a_map_follows_the_score(predictor, method):
     """With a stored reference, half the change of the score gives half the brightness."""
@@ -258,6 +260,7 @@ def test_steps_are_doubled_until_the_map_is_complete(tmp_path, monkeypatch):
     assert any("after 256 steps" in text for text in found.warnings)
 
 
+@pytest.mark.families(*KINDS)
 @each_kind
 def test_attribution_leaves_the_model_unchanged(predictor):
     before = predictor.probabilities([IMAGE])

@@ -20,7 +20,7 @@ from pneumonia_hf.models.build import ModelConfig, build_model
 FAMILIES = (
     "xray-cnn",
     *(pytest.param(name, marks=pytest.mark.slow)
-      for name in ("efficientnet-lite0", "convnextv2-tiny", "vit-base")),
+      for name in ("efficientnet-lite0", "vit-base")),
 )  # fmt: skip
 
 
@@ -38,7 +38,10 @@ def images_of(count: int):
     return [draw_xray(seed, ill=bool(seed % 2), size=(90, 70)) for seed in range(count)]
 
 
-@pytest.mark.parametrize("backend", ["torch", "onnx", "openvino"])
+openvino = pytest.param("openvino", marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("backend", ["torch", "onnx", openvino])
 def test_scores_and_gate_features_are_those_of_the_model(built, backend):
     model, processor = built
     layer = middle_layer(model)
@@ -132,6 +135,7 @@ def test_auto_takes_the_quickest_that_is_installed_and_never_int8(built, monkeyp
     assert let_win("openvino") is made["torch"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["onnx", "openvino", "int8"])
 def test_threads_that_score_alone_get_the_scores_of_their_own_images(built, backend, tmp_path):
     from concurrent.futures import ThreadPoolExecutor
@@ -146,6 +150,7 @@ def test_threads_that_score_alone_get_the_scores_of_their_own_images(built, back
     assert found == [pytest.approx(one, abs=1e-5) for one in expected * 5]
 
 
+@pytest.mark.slow
 def test_int8_is_near_the_model_with_its_own_ranges_only(built, tmp_path):
     model, processor = built
     pixel_values = Network(model, processor).pixel_values(images_of(8))

@@ -284,6 +284,7 @@ def test_evaluate_script_scores_an_ensemble_but_writes_no_card(
     ensemble_folder, xray_folder, tmp_path
 ):
     data = ["--data_dir", xray_folder, "--split", "test", "--output_dir", tmp_path / "report"]
+    data += ["--quick", "--resamples", 20]
     done = call_script("evaluate_model.py", "--model", ensemble_folder, "--tta", *data)
     assert done.returncode == 0, done.stderr
     numbers = json.loads((tmp_path / "report" / "report.json").read_text())

@@ -123,6 +123,7 @@ def test_a_damaged_gate_or_one_of_another_network_is_one_sentence(gated, tmp_pat
         Predictor.from_pretrained(folder)
 
 
+@pytest.mark.slow
 def test_recalibration_fits_the_gate_and_keeps_it_where_the_images_are_few(
     tiny_model, xray_folder, tmp_path, monkeypatch
 ):

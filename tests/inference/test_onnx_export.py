@@ -29,8 +29,8 @@ def small(tmp_path_factory) -> Predictor:
 
 
 # The quickest family is enough for a newcomer: exporting takes 8 to 60 s for each of the others.
-# The tiny networks of the three EfficientNets are one and the same.
-@pytest.mark.families(*(set(TINY_SIZES) - {"efficientnet-b3", "efficientnet-lite0"}))
+# One family for each way that a network is built.
+@pytest.mark.families("xray-cnn", "vit-base", "dinov2-small", "convnextv2-tiny", "efficientnet-b0")
 @pytest.mark.quick_families("xray-cnn")
 def test_exported_network_gives_the_logits_of_the_model(tiny_body, backbone_name, tmp_path):
     torch.manual_seed(0)
@@ -71,6 +71,7 @@ def test_metadata_are_enough_for_another_program(small, tmp_path):
     assert np.allclose(found, small.probabilities(IMAGES), atol=0.01)
 
 
+@pytest.mark.slow
 def test_metadata_hold_no_threshold_if_none_was_chosen(small, tmp_path):
     plain = Predictor(Network(small.network.model, small.network.processor))
     plain.has_threshold = False
@@ -93,6 +94,7 @@ def test_network_that_differs_is_not_written(small, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_older_file_is_kept_without_overwrite(small, tmp_path):
     path = tmp_path / "model.onnx"
     path.write_bytes(b"old")

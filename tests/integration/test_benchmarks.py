@@ -53,7 +53,7 @@ CASES = {
         (("images/s", "TFLOP/s"),),
     ),
     "load.py": Case(
-        "--clients 2 --requests 2 --alone 2 --model MODEL",
+        "--clients 2 --requests 2 --rounds 1 --alone 2 --model MODEL",
         (("clients", "answers", "p50, ms", "p95, ms", "answers/s", "bare forward pass, ms"),),
     ),
     "memory.py": Case(

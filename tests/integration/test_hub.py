@@ -118,6 +118,7 @@ def test_push_deletes_the_reports_of_the_previous_model(hub, hub_environment, ti
         assert ("reports.json" in hub.repositories["me/x"].commits[-1][1]) == expected
 
 
+@pytest.mark.slow
 def test_each_revision_has_its_own_weights(hub, hub_environment, two_saved_models, tmp_path):
     from safetensors.numpy import load
 

@@ -387,6 +387,7 @@ def test_killed_search_ends_like_an_uninterrupted_one(resumed, tmp_path, body, x
     assert all(torch.equal(one[name], three[name]) for name in one)
 
 
+@pytest.mark.slow
 def test_complete_search_repeats_nothing_and_continues_with_more_trials(
     tmp_path, xray_folder, monkeypatch
 ):

@@ -86,6 +86,7 @@ def test_distillation_brings_the_student_nearer_to_its_teacher(tmp_path, xray_fo
     assert taught < distance("alone")
 
 
+@pytest.mark.slow
 def test_unlabelled_images_join_each_batch_and_the_manifest_counts_them(
     tmp_path, xray_folder, body, teacher
 ):

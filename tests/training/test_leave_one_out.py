@@ -12,6 +12,7 @@ from pneumonia_hf.data.file_hashes import hash_images, to_hex
 from pneumonia_hf.data.load import load_splits
 
 
+@pytest.mark.slow
 def test_each_site_is_scored_by_a_model_that_has_not_seen_it(tmp_path):
     one = draw_folder(tmp_path / "one", patients=16)
     two = draw_folder(tmp_path / "two", patients=17, seed=7000)

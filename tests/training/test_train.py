@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import assert_one_sentence, save_tiny_body, train_tiny
+from helpers import KINDS, assert_one_sentence, save_tiny_body, train_tiny
 from safetensors.torch import load_file
 from same_bits import assert_same_last_checkpoint, assert_same_model
 from transformers import AutoModelForImageClassification, TrainerCallback
@@ -21,6 +21,7 @@ def load_state(folder: Path) -> tuple[dict[str, torch.Tensor], str]:
     return model.state_dict(), backbone_of(model).head
 
 
+@pytest.mark.quick_families("vit-base")
 def test_saved_model_holds_every_tensor_of_the_best_checkpoint(
     tmp_path, xray_folder, tiny_body, backbone_name, monkeypatch
 ):
@@ -98,6 +99,7 @@ def test_same_seed_gives_the_same_weights_bit_for_bit(tmp_path, xray_folder):
     assert not all(torch.equal(one[key], other[key]) for key in one)
 
 
+@pytest.mark.slow
 def test_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(tmp_path, xray_folder):
     import shutil
 
@@ -233,6 +235,8 @@ def test_a_hub_id_has_the_licence_of_the_same_model_in_a_folder(tmp_path, monkey
         assert licence(teacher=name) == licence(name) == "other", name
 
 
+@pytest.mark.families(*KINDS)
+@pytest.mark.quick_families("vit-base")
 def test_model_folder_is_complete_and_names_no_local_path(saved_model, xray_folder):
     names = {path.name for path in saved_model.iterdir()}
     assert names == {
@@ -280,6 +284,7 @@ def test_model_folder_that_a_kill_left_incomplete_is_completed_by_resuming(
     assert all(torch.equal(one[key], two[key]) for key in one)
 
 
+@pytest.mark.slow
 def test_each_image_is_read_once_however_many_epochs(tmp_path, monkeypatch):
     from helpers import draw_folder
 
@@ -333,6 +338,7 @@ class Watch(TrainerCallback):
         return {name for name in names if not torch.equal(self.before[name], self.after[name])}
 
 
+@pytest.mark.families(*KINDS)
 def test_frozen_layer_groups_do_not_change_and_trained_ones_do(
     tmp_path, xray_folder, tiny_body, backbone_name
 ):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import (
+    KINDS,
     TINY_CONFIGS,
     TINY_SIZES,
     assert_one_sentence,
@@ -36,6 +37,7 @@ def body(tmp_path_factory):
     return save_tiny_body("convnextv2-tiny", tmp_path_factory.mktemp("body"))
 
 
+@pytest.mark.families(*KINDS)
 def test_trainers_validation_scores_are_those_of_the_predictor(
     tmp_path, xray_folder, tiny_body, backbone_name, monkeypatch
 ):
@@ -189,6 +191,7 @@ def test_several_sites_are_balanced_by_drawing_and_not_in_the_loss_too():
     }
 
 
+@pytest.mark.slow
 def test_training_on_two_sites_draws_balanced_and_does_not_weigh_the_loss(
     tmp_path, xray_folder, monkeypatch
 ):
@@ -307,6 +310,7 @@ def test_last_checkpoint_is_saved_where_the_best_is_not_wanted(tmp_path, xray_fo
     assert run["best_checkpoint"] == "phase-1/checkpoint-15"
 
 
+@pytest.mark.slow
 def test_accumulation_and_activation_checkpointing_give_the_same_weights(tmp_path, xray_folder):
     vit = save_tiny_body("vit-base", tmp_path / "vit")
     settings = {"augment": 0.0, "num_train_epochs": 1, "learning_rate": 1e-3}
