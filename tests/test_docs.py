@@ -170,7 +170,8 @@ def inside(workspace, monkeypatch):
 
 
 def test_readme_is_a_first_page():
-    assert len(PAGES["README.md"].splitlines()) <= 200
+    assert len(PAGES["README.md"].splitlines()) < 150
+    assert PAGES["README.md"].index("## Quickstart") < 1500  # before anything is claimed
     linked = set(re.findall(r"\((docs/\w+\.md)\)", PAGES["README.md"]))
     assert linked == {page for page in PAGES if page.startswith("docs/")}
     assert (ROOT / "docs" / "app.png").stat().st_size < 300_000
@@ -379,14 +380,12 @@ def test_python_blocks_run(page, inside, request, capsys):
 # ---------------------------------------------------------------------------------- tables
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/models.md"])
-def test_tables_of_models_have_a_row_for_every_backbone(page):
-    rows = re.findall(r"^\| `([\w-]+)` \|(.*)$", PAGES[page], re.MULTILINE)
+def test_table_of_models_has_a_row_for_every_backbone():
+    rows = re.findall(r"^\| `([\w-]+)` \|(.*)$", PAGES["docs/models.md"], re.MULTILINE)
     rows = {name: rest for name, rest in rows if name in BACKBONES}
     assert rows.keys() == BACKBONES.keys()
-    if page == "docs/models.md":
-        for name, backbone in BACKBONES.items():
-            assert backbone.hub_id is None or f"`{backbone.hub_id}`" in rows[name], name
+    for name, backbone in BACKBONES.items():
+        assert backbone.hub_id is None or f"`{backbone.hub_id}`" in rows[name], name
 
 
 def test_tables_name_every_check_operation_source_and_method():
