@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import ast
 import errno
+import json
 import logging
 import os
 import sys
-from argparse import SUPPRESS, Action, ArgumentParser, RawDescriptionHelpFormatter
+from argparse import ArgumentError, ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
-from dataclasses import MISSING, fields
+from dataclasses import Field, fields
 from difflib import get_close_matches
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from traceback import walk_tb
 from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
@@ -30,8 +28,6 @@ PEER_IS_GONE = (
 )
 # Flags and recipe keys of earlier versions, which are still read.
 OLD_NAMES = {"stages": "phases", "trainable_stages": "trainable_layer_groups"}
-# Where the bases of our dataclasses are defined: transformers' own imports are lazy.
-BASES = {"TrainingArguments": "transformers.training_args:TrainingArguments"}
 
 
 def run_script(main: Callable[[], int | None]) -> None:
@@ -141,90 +137,63 @@ def make_parser(description: str) -> ArgumentParser:
 
 
 def parse_recipe(
-    kinds: Sequence[type | str],
+    kinds: Sequence[type],
     arguments: Sequence[str] | None = None,
-    others: Sequence[type | str] = (),
+    others: Sequence[type] = (),
+    description: str | None = None,
 ) -> tuple:
     """Return one object for each dataclass, from `--config RECIPE.yaml` and flags; flags win.
 
     Args:
-        kinds: dataclasses, whose field names are the recipe keys and flags; MODULE:CLASS names
-            one that is imported only when all names are known to be right.
+        kinds: dataclasses, whose field names are the recipe keys and flags.
         arguments: the command line; by default that of the process.
         others: dataclasses whose keys a recipe may hold too, but which are not read here.
+        description: for --help.
 
     Raises:
-        UserError: as `check_names`; a value of the wrong type or out of its range.
+        UserError: no such recipe, an unknown key or flag, a required flag left out; a value of the
+            wrong type or out of its range.
     """
-    arguments = _rename_flags(arguments)
-    check_names(kinds, arguments, others)
-    recipe = _config_flag(arguments)
-    keys = _read_recipe(recipe) if recipe else {}
     from transformers import HfArgumentParser
     from transformers.utils.logging import disable_progress_bar
-
-    disable_progress_bar()  # one for each small weight file; ours and those of downloads stay
 
     class Parser(_Parser, HfArgumentParser):
         pass
 
-    parser = Parser([_import_kind(kind) for kind in kinds], allow_abbrev=False)
-    parser.add_argument("--config", help="Recipe: a YAML file of the flags below.")
-    for action in parser._actions:
-        if action.dest in keys:
-            action.required = False
-            # Text is converted by the type of the flag, as on the command line.
-            action.default = _as_typed(parser, action, keys[action.dest], recipe)
-    try:
-        *parsed, _ = parser.parse_args_into_dataclasses(arguments, look_for_args_file=False)
-    except ValueError as error:  # transformers' own checks of its arguments
-        raise UserError(" ".join(str(error).split())) from error
-    return tuple(parsed)
-
-
-def check_names(
-    kinds: Sequence[type | str],
-    arguments: Sequence[str] | None = None,
-    others: Sequence[type | str] = (),
-) -> dict[str, Any]:
-    """Return what recipe and flags give, by name and not yet converted; flags win.
-
-    Takes 0.2 s, because it imports none of `kinds` given by name: importing transformers'
-    arguments takes 5 s or more. With `--help` the result is empty.
-
-    Args:
-        kinds, arguments, others: as for `parse_recipe`.
-
-    Raises:
-        UserError: no such recipe, an unknown key or flag, a required flag left out.
-    """
+    disable_progress_bar()  # one for each small weight file; ours and those of downloads stay
     arguments = _rename_flags(arguments)
-    own = {name: facts for kind in kinds for name, facts in _list_fields(kind).items()}
-    flag_names = {flag for name, (_, is_on) in own.items() for flag in _flags_of(name, is_on)}
-    known = flag_names | {"-h", "--help", "--config"}
+    own = {one.name: one for kind in kinds for one in fields(kind) if one.init}
+    known = {"-h", "--help", "--config"} | {flag for one in own.values() for flag in _flags_of(one)}
     for flag in arguments:
         name = flag.partition("=")[0]
         if name.startswith("--") and name not in known:
-            raise UserError(f"Unknown flag {name}{_similar(name, known)}.")
+            raise UserError(f"Unknown flag {name}{similar(name, known)}.")
     recipe = _config_flag(arguments)
     keys = _read_recipe(recipe) if recipe else {}
-    all_keys = own.keys() | {name for kind in others for name in _list_fields(kind)}
+    all_keys = own.keys() | {one.name for kind in others for one in fields(kind) if one.init}
     for key in keys:
         if key not in all_keys:
-            raise UserError(f"{recipe} has an unknown key {key!r}{_similar(key, all_keys)}.")
-    if {"-h", "--help"} & set(arguments):
-        return {}
-    finder = _Parser(add_help=False, allow_abbrev=False, argument_default=SUPPRESS)
-    for name in own:
-        finder.add_argument(*_flags_of(name), dest=name, nargs="*")
-    given = keys | vars(finder.parse_known_args(arguments)[0])
-    absent = [name for name, (is_required, _) in own.items() if is_required and name not in given]
-    if absent:
-        finder.error(
-            f"the following arguments are required: "
-            f"{', '.join('/'.join(_flags_of(name)) for name in absent)}"
+            raise UserError(f"{recipe} has an unknown key {key!r}{similar(key, all_keys)}.")
+    parser = Parser(kinds, description=description, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--config", help="Recipe: a YAML file of the flags below.")
+    first = []  # the recipe as flags, before those of the command line: the last one wins
+    for key, value in keys.items():
+        if key in own and not (value is None and own[key].default is None):
+            flags = _to_flags(own[key], value)
+            if not (flags and _accepts(parser, flags)):
+                raise UserError(f"{recipe} has {key}: {value}, which is not a valid value.")
+            first += flags
+    try:
+        *parsed, _, rest = parser.parse_args_into_dataclasses(
+            [*first, *arguments], return_remaining_strings=True, look_for_args_file=False
         )
-    return given
+    except ArgumentError as error:
+        parser.error(str(error))
+    except ValueError as error:  # transformers' own checks of its arguments
+        raise UserError(" ".join(str(error).split())) from error
+    if rest:
+        parser.error(f"{rest[0]!r} belongs to no flag")
+    return tuple(parsed)
 
 
 def check_choices(config: Any) -> None:
@@ -237,50 +206,30 @@ def check_choices(config: Any) -> None:
             )
 
 
-def _import_kind(kind: type | str) -> type:
-    if not isinstance(kind, str):
-        return kind
-    module, _, name = kind.partition(":")
-    return getattr(import_module(module), name)
-
-
-def _list_fields(kind: type | str) -> dict[str, tuple[bool, bool]]:
-    """Return whether each field of a dataclass is required, and whether it is True by default.
-
-    The fields of a class given as MODULE:CLASS are read from its source.
-    """
-    if not isinstance(kind, str):
-        return {
-            one.name: (one.default is one.default_factory is MISSING, one.default is True)
-            for one in fields(kind)
-            if one.init
-        }
-    module, _, class_name = kind.partition(":")
-    root, *inner = module.split(".")
-    # find_spec of a submodule would import its parents.
-    source = Path(find_spec(root).origin).parent.joinpath(*inner).with_suffix(".py")
-    tree = ast.parse(source.read_text(encoding="utf-8"))
-    (body,) = (one for one in tree.body if isinstance(one, ast.ClassDef) and one.name == class_name)
-    found = {}
-    for base in body.bases:
-        found |= _list_fields(BASES[base.id])
-    for line in body.body:
-        if isinstance(line, ast.AnnAssign):
-            settings = {"default": line.value} if line.value else {}
-            made_by = getattr(line.value, "func", None)
-            if getattr(made_by, "id", None) in ("field", "HfArg"):
-                settings = {one.arg: one.value for one in line.value.keywords}
-            if getattr(settings.get("init"), "value", True):
-                is_on = getattr(settings.get("default"), "value", None) is True
-                is_required = not {"default", "default_factory"} & settings.keys()
-                found[line.target.id] = is_required, is_on
-    return found
-
-
-def _flags_of(name: str, is_on: bool = False) -> list[str]:
+def _flags_of(one: Field) -> list[str]:
     """Return the flags that HfArgumentParser makes for a field."""
-    names = [name, f"no_{name}"] if is_on else [name]
-    return list(dict.fromkeys(f"--{one}" for own in names for one in (own, own.replace("_", "-"))))
+    names = [one.name, f"no_{one.name}"] if one.default is True else [one.name]
+    return list(dict.fromkeys(f"--{text}" for n in names for text in (n, n.replace("_", "-"))))
+
+
+def _to_flags(one: Field, value: Any) -> list[str]:
+    """Return a line of a recipe as on the command line; nothing if the field cannot have it."""
+    if isinstance(value, list) and "list" in str(one.type).lower():
+        return [f"--{one.name}", *map(str, value)]
+    if value is None or isinstance(value, list):
+        return []
+    return [f"--{one.name}={json.dumps(value) if isinstance(value, dict) else value}"]
+
+
+def _accepts(parser: ArgumentParser, flags: list[str]) -> bool:
+    """Return whether a flag takes its value."""
+    try:
+        parser.parse_known_args(flags)
+    except ArgumentError as error:
+        return error.argument_name is None
+    except UserError:
+        pass  # what is required may be on the command line
+    return True
 
 
 def _config_flag(arguments: Sequence[str]) -> Path | None:
@@ -317,22 +266,8 @@ def _rename_flags(arguments: Sequence[str] | None) -> list[str]:
     return renamed
 
 
-def _as_typed(parser: ArgumentParser, action: Action, value: Any, recipe: Path) -> Any:
-    if isinstance(value, list) and action.nargs == "+":
-        return [_as_typed(parser, action, one, recipe) for one in value]
-    if value is None and action.default is None:
-        return None
-    try:
-        if value is None or isinstance(value, list | dict):
-            raise ValueError
-        return parser._get_value(action, str(value))
-    except Exception as error:
-        raise UserError(
-            f"{recipe} has {action.dest}: {value}, which is not a valid value."
-        ) from error
-
-
-def _similar(name: str, known: set[str]) -> str:
+def similar(name: str, known: set[str]) -> str:
+    """Return the end of a sentence on an unknown name: the one that was meant, or where all are."""
     close = get_close_matches(name, known, n=1)
     return f"; did you mean {close[0]}?" if close else "; --help lists all"
 

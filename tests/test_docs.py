@@ -252,9 +252,11 @@ def parse_command(words: list[str]) -> None:
         patch.dict(sys.modules, {name: module}),
     ):
         spec.loader.exec_module(module)
-        if hasattr(module, "parse_recipe"):
-            module.parse_recipe = parse_recipe
-        with pytest.raises(Parsed):
+        owner = sys.modules[module.main.__module__]  # a script only imports its `main`
+        with ExitStack() as stack:
+            if hasattr(owner, "parse_recipe"):
+                stack.enter_context(patch.object(owner, "parse_recipe", parse_recipe))
+            stack.enter_context(pytest.raises(Parsed))
             module.main()
 
 

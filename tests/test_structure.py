@@ -15,7 +15,7 @@ PACKAGE = ROOT / "pneumonia_hf"
 # Each may import those before it, never those after it.
 ORDER = (
     "errors labels files memory hub cli imaging data models inference evaluation audit training "
-    "search demo"
+    "search demo commands"
 ).split()
 # The only modules or packages that may import a library.
 BOUNDARIES = {

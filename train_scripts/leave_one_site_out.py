@@ -1,27 +1,7 @@
-"""Train on all sources but one and score that one, for each in turn.
-
-python train_scripts/leave_one_site_out.py --config train_scripts/configs/efficientnet-lite0.yaml \
-    --data_dir children=DATA adults=EXTERNAL --output_dir runs/sites
-"""
-
-from pathlib import Path
+"""`pneumonia-hf leave_one_site_out` as a script of this repository: see its --help."""
 
 from pneumonia_hf.cli import run_script
-
-
-def main() -> None:
-    """Read recipe and flags, train and score for each source, and print the table."""
-    from pneumonia_hf.training.recipe import parse_run
-
-    recipe, arguments = parse_run()
-
-    from pneumonia_hf.training.leave_one_out import TABLE_FILE, leave_one_site_out
-
-    leave_one_site_out(recipe, arguments)
-    table = Path(arguments.output_dir) / TABLE_FILE
-    print(table.read_text(encoding="utf-8"))
-    print(f"The table is {table}.")
-
+from pneumonia_hf.commands.leave_one_site_out import main
 
 if __name__ == "__main__":
     run_script(main)

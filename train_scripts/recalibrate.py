@@ -1,33 +1,7 @@
-"""Recalibrate a saved model on its own validation images.
-
-python train_scripts/recalibrate.py --model runs/NAME --data_dir DATA
-
-For models of an earlier version. Temperature, threshold, REFER range, the references of
-attribution maps and the input gate become those that training finds now; the weights below the
-head stay. Reports in the model's card are removed: evaluate the model again with
-evaluate_model.py --add_to_card.
-"""
+"""`pneumonia-hf recalibrate` as a script of this repository: see its --help."""
 
 from pneumonia_hf.cli import run_script
-from pneumonia_hf.evaluation.own_images import parse_own_images
-
-
-def main() -> None:
-    """Find the model's own validation images in the data, and calibrate the model on them."""
-    options = parse_own_images(__doc__)
-
-    from pneumonia_hf.data.pixel_store import cache_in
-    from pneumonia_hf.evaluation.recalibrate import find_own_splits, recalibrate
-
-    with cache_in(options.cache_dir):
-        train, validation = find_own_splits(options.model, options.data_dir)
-    found = recalibrate(options.model, train, validation, options.positive_label)["config"]
-    print(
-        f"Calibrated on {len(validation)} validation images: temperature "
-        f"{found['temperature']:.4f}, positive at or above {found['threshold']:.4f}, referred "
-        f"from {found['refer_low']:.4f} to {found['refer_high']:.4f}."
-    )
-
+from pneumonia_hf.commands.recalibrate import main
 
 if __name__ == "__main__":
     run_script(main)

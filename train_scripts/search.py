@@ -1,29 +1,7 @@
-"""Search for the hyper-parameters of a recipe, by whole runs compared on the validation split.
-
-python train_scripts/search.py --config train_scripts/configs/dinov2-small.yaml \
-    --ranges train_scripts/configs/search.yaml --data_dir DATA --output_dir runs/search
-"""
-
-import os
-from pathlib import Path
+"""`pneumonia-hf search` as a script of this repository: see its --help."""
 
 from pneumonia_hf.cli import run_script
-
-
-def main() -> None:
-    """Read recipe, ranges and flags, search, and print where the results are."""
-    from pneumonia_hf.training.recipe import parse_run
-
-    recipe, arguments, search = parse_run("pneumonia_hf.search.study:SearchConfig")
-
-    from pneumonia_hf.search.study import search_recipe  # imports torch
-
-    os.environ.setdefault("MPLBACKEND", "agg")  # a lost display must not end a search
-    folder = search_recipe(recipe, arguments, search)
-    output = Path(arguments.output_dir)
-    print(f"The best model is in {folder}; its recipe is {output / 'best.yaml'}.")
-    print(f"All trials are in {output / 'search.md'}.")
-
+from pneumonia_hf.commands.search import main
 
 if __name__ == "__main__":
     run_script(main)

@@ -6,15 +6,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 
-from pneumonia_hf.cli import check_names, parse_recipe
+from pneumonia_hf.cli import check_inputs, parse_recipe
 from pneumonia_hf.data.load import DataConfig
 from pneumonia_hf.data.sources import parse_source
 from pneumonia_hf.errors import UserError
-from pneumonia_hf.files import expand
 from pneumonia_hf.models.build import ModelConfig
-
-# By name: importing it takes seconds.
-ARGUMENTS = "pneumonia_hf.training.arguments:XrayTrainingArguments"
 
 
 def _strength(help_text: str, default: float = 1.0) -> float:
@@ -77,24 +73,23 @@ class Recipe:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
 
 
-def parse_run(*more: str, arguments: Sequence[str] | None = None) -> tuple:
-    """Return a Recipe, XrayTrainingArguments and one object for each of `more`.
-
-    Unknown flags and keys, and recipes and data folders that do not exist, are reported within a
-    second: neither torch nor transformers is imported before.
+def parse_run(
+    *more: type, arguments: Sequence[str] | None = None, description: str | None = None
+) -> tuple:
+    """Return a Recipe, XrayTrainingArguments and one object for each dataclass of `more`.
 
     Args:
-        more: further dataclasses, as MODULE:CLASS.
+        more: further dataclasses.
         arguments: the command line; by default that of the process.
+        description: for --help.
 
     Raises:
         UserError: as `parse_recipe`; a data folder does not exist.
     """
-    kinds = [DataConfig, ModelConfig, AugmentConfig, ARGUMENTS, *more]
-    sources = check_names(kinds, arguments).get("data_dir") or []
-    for text in sources if isinstance(sources, list) else [sources]:
-        source = parse_source(str(text))
-        if source.is_folder and not expand(source.where).exists():
-            raise UserError(f"The data folder {source.where} does not exist; check --data_dir.")
-    data, model, augment, training, *others = parse_recipe(kinds, arguments)
-    return (Recipe(data, model, augment), training, *others)
+    from pneumonia_hf.training.arguments import XrayTrainingArguments
+
+    kinds = [DataConfig, ModelConfig, AugmentConfig, XrayTrainingArguments, *more]
+    data, model, augment, *others = parse_recipe(kinds, arguments, description=description)
+    sources = map(parse_source, data.data_dir)
+    check_inputs(data_folders=[one.where for one in sources if one.is_folder])
+    return (Recipe(data, model, augment), *others)

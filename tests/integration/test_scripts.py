@@ -160,65 +160,70 @@ def test_unknown_and_missing_flags_are_one_sentence(script, required):
     assert_one_sentence(call_script(script, *required[2:]), required[0].lstrip("-"))
 
 
-# Runs train.py with one list of flags after the other; prints what it has imported in the end.
-WATCHED = """
-import json, runpy, sys
-
-for flags in json.loads(sys.argv[1]):
-    sys.argv = ["train.py", *flags]
-    try:
-        runpy.run_path("train_scripts/train.py", run_name="__main__")
-    except SystemExit as ended:
-        assert ended.code == 2
-print(sorted({"torch", "transformers", "numpy"} & sys.modules.keys()))
-"""
-
-
-def test_mistakes_in_names_and_folders_are_reported_before_torch_is_imported(tmp_path):
+def test_mistakes_in_names_and_folders_are_one_sentence(tmp_path):
     typo, text = tmp_path / "typo.yaml", tmp_path / "text.yaml"
     typo.write_text("learning_rat: 1.0e-4\n")
     text.write_text("a: b: c\n")
     nowhere = tmp_path / "nowhere"
     required = ["--data_dir", tmp_path, "--output_dir", tmp_path / "run"]
+    output = ["--output_dir", tmp_path / "run"]
     mistakes = [
         (["--config", nowhere, *required], f"The recipe {nowhere} does not exist; check --config."),
         (["--config", text, *required], f"The recipe {text} is not a YAML file"),
         (["--learning_rat", 1, *required], "Unknown flag --learning_rat; did you mean --learning"),
         (["--config", typo, *required], "'learning_rat'; did you mean learning_rate?."),
-        (["--data_dir", nowhere], f"The data folder {nowhere} does not exist; check --data_dir."),
-        (["--data_dir", f"site={nowhere}"], f"The data folder {nowhere} does not exist"),
-        (["--data_dir", tmp_path, nowhere], f"The data folder {nowhere} does not exist"),
-        (["--data_dir", "ftp:x"], "Unknown kind of source 'ftp'"),
-        ([], "The following arguments are required: --data_dir/--data-dir; --help lists"),
+        (["--data_dir", nowhere, *output], f"The data folder {nowhere} does not exist; check --da"),
+        (["--data_dir", f"site={nowhere}", *output], f"The data folder {nowhere} does not exist"),
+        (["--data_dir", tmp_path, nowhere, *output], f"The data folder {nowhere} does not exist"),
+        (["--data_dir", "ftp:x", *output], "Unknown kind of source 'ftp'"),
+        (output, "The following arguments are required: --data_dir/--data-dir; --help lists"),
     ]
-    lists = json.dumps([[str(one) for one in flags] for flags, _ in mistakes])
-    done = subprocess.run(
-        [sys.executable, "-c", WATCHED, lists], capture_output=True, text=True, cwd=ROOT
+    for flags, message in mistakes:
+        assert_one_sentence(call_script("train.py", *flags), message)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_recipe_gives_what_its_lines_say_and_flags_win(tmp_path):
+    from pneumonia_hf.cli import parse_recipe
+    from pneumonia_hf.data.load import DataConfig
+    from pneumonia_hf.training.arguments import XrayTrainingArguments
+
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        "learning_rate: 1.0e-4\nnum_train_epochs: 7\nphases: [head:1:1e-3]\n"
+        "test_images: null\nlr_scheduler_kwargs: {num_cycles: 2}\n"
     )
-    assert done.stdout == "['numpy']\n", done.stderr
-    for line, (_, message) in zip(done.stderr.splitlines(), mistakes, strict=True):
-        assert line.startswith("error: ") and message in line
+    flags = ["--config", recipe, "--data_dir", "a", "b", "--output_dir", tmp_path / "x"]
+    flags += ["--num_train_epochs", "2"]
+    data, training = parse_recipe([DataConfig, XrayTrainingArguments], [*map(str, flags)])
+    assert data.data_dir == ["a", "b"] and data.test_images is None
+    assert (training.learning_rate, training.num_train_epochs) == (1e-4, 2)
+    assert training.lr_scheduler_kwargs == {"num_cycles": 2}
+    assert training.phases[0].startswith("head")
 
 
-def test_names_read_from_source_are_those_that_the_parser_knows():
-    from transformers import HfArgumentParser
+def test_the_command_runs_its_subcommands(tiny_model, tmp_path, monkeypatch, capsys):
+    from pneumonia_hf import commands
 
-    from pneumonia_hf.cli import _flags_of, _import_kind, _list_fields
+    def call(*words: object) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["pneumonia-hf", *map(str, words)])
+        with pytest.raises(SystemExit) as ended:
+            commands.run()
+        return ended.value.code, "".join(capsys.readouterr())
 
-    kinds = [
-        "pneumonia_hf.data.load:DataConfig",
-        "pneumonia_hf.models.build:ModelConfig",
-        "pneumonia_hf.training.arguments:XrayTrainingArguments",
-        "pneumonia_hf.search.study:SearchConfig",
-    ]
-    for kind in kinds:
-        found = _list_fields(kind)
-        assert found == _list_fields(_import_kind(kind))
-        actions = HfArgumentParser(_import_kind(kind), add_help=False)._actions
-        flags = {flag for name, (_, is_on) in found.items() for flag in _flags_of(name, is_on)}
-        assert flags == {flag for action in actions for flag in action.option_strings}
-        required = {name for name, (is_required, _) in found.items() if is_required}
-        assert required == {action.dest for action in actions if action.required}
+    status, text = call()
+    assert status == 0 and all(name in text for name in commands.COMMANDS)
+    image = tmp_path / "x.png"
+    draw_xray(2, ill=True).save(image)
+    status, text = call("predict", "--model", tiny_model, "--input", image, "--output", "-")
+    assert status == 0 and "x.png" in text
+    status, text = call("predikt")
+    assert (status, text) == (2, "error: Unknown command predikt; did you mean predict?.\n")
+    status, text = call("predict", "--input", "x")
+    assert status == 2 and "--output" in text
+    for name in commands.COMMANDS:
+        status, text = call(name.replace("_", "-"), "--help")
+        assert status == 0 and f"usage: pneumonia-hf {name} " in text, text[:300]
 
 
 def test_a_mistake_ends_a_real_process_with_status_2_and_no_traceback(body, tmp_path):

@@ -152,6 +152,7 @@ def whole_and_cut(tmp_path_factory, xray_folder, tiny_body, backbone_name):
     return whole, folder / "cut"
 
 
+@pytest.mark.families(*KINDS, "deit-small", "swin-tiny", "densenet121")
 @pytest.mark.quick_families("vit-base")
 def test_every_family_resumes_within_an_epoch_to_the_same_bits(
     tmp_path, xray_folder, tiny_body, backbone_name, whole_and_cut

@@ -21,6 +21,7 @@ def load_state(folder: Path) -> tuple[dict[str, torch.Tensor], str]:
     return model.state_dict(), backbone_of(model).head
 
 
+@pytest.mark.families(*KINDS, "deit-small", "swin-tiny", "densenet121")
 @pytest.mark.quick_families("vit-base")
 def test_saved_model_holds_every_tensor_of_the_best_checkpoint(
     tmp_path, xray_folder, tiny_body, backbone_name, monkeypatch
