@@ -168,16 +168,16 @@ def compare_with_memory(name: str, options, work: Path) -> tuple[str, dict[str, 
     trainer = make_trainer(model, options.data_dir, options, work, channels_last)
     step = make_step(trainer)
     batches = endless(trainer.get_train_dataloader())
-    feed = trainer._prepare_inputs  # augments and normalises, as `training_step` calls it
+    feed = trainer.prepare_batch  # augments and normalises, as `training_step` calls it
     trainer.model.train()  # else it would not augment
     ready = [dict(feed(next(batches))) for _ in range(READY)]
 
     def from_memory(number: int) -> None:
-        trainer._prepare_inputs = lambda inputs: inputs
+        trainer.prepare_batch = lambda inputs: inputs
         step(dict(ready[number % len(ready)]))  # a copy: the loss takes the labels out
 
     def fed(_: int) -> None:
-        trainer._prepare_inputs = feed
+        trainer.prepare_batch = feed
         step(next(batches))
 
     speed = describe_speed(trainer.args.computed_precision, channels_last)

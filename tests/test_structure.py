@@ -14,12 +14,12 @@ from helpers import ROOT
 PACKAGE = ROOT / "pneumonia_hf"
 # Each may import those before it, never those after it.
 ORDER = (
-    "errors labels files memory hub cli imaging data models inference evaluation audit training "
-    "search demo commands"
+    "errors labels files compat memory hub cli imaging data models inference evaluation audit "
+    "training search demo commands"
 ).split()
 # The only modules or packages that may import a library.
 BOUNDARIES = {
-    "gradio": ["demo"],
+    "gradio": ["demo", "compat.gradio"],
     "captum": ["inference.attribution_methods", "evaluation.faithfulness"],
     "huggingface_hub": ["hub", "data.hub_source", "models.model_card"],
     "evaluate": ["evaluation.hf_metric"],
@@ -27,7 +27,7 @@ BOUNDARIES = {
     "gdcm": ["imaging.dicom"],
     "kornia": ["training.augment"],
     "cleanlab": ["audit.label_errors"],
-    "optuna": ["search"],
+    "optuna": ["search", "compat.optuna"],
     "onnx": ["inference.onnx_export", "inference.backends"],
     "onnxruntime": ["inference.onnx_export", "inference.backends"],
     "openvino": ["inference.backends"],
@@ -85,6 +85,32 @@ def test_no_modules_import_each_other_in_a_cycle():
     while free := {name for name, imported in graph.items() if not imported & graph.keys()}:
         graph = {name: imported for name, imported in graph.items() if name not in free}
     assert not graph
+
+
+def list_private_uses(path: Path) -> list[str]:
+    """Return the private names of other objects and of base classes that a module uses."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if not isinstance(node, ast.Attribute) or not node.attr.startswith("_"):
+            continue
+        if node.attr.startswith("__") or node.attr in ("_replace", "_asdict"):  # of named tuples
+            continue
+        owner = node.value
+        is_base = isinstance(owner, ast.Call) and getattr(owner.func, "id", "") == "super"
+        if is_base or not (isinstance(owner, ast.Name) and owner.id in ("self", "cls")):
+            found.append(f"{path.name}:{node.lineno} {ast.unparse(node)}")
+    return found
+
+
+def test_private_parts_of_libraries_are_used_in_compat_alone():
+    found = [
+        use
+        for name, path in list_modules().items()
+        if not name.startswith("compat.")
+        for use in list_private_uses(path)
+    ]
+    assert not found
+    assert list_private_uses(PACKAGE / "compat" / "transformers.py")
 
 
 def test_libraries_are_imported_only_where_they_belong():

@@ -9,13 +9,13 @@ from typing import Any
 import gradio as gr
 from starlette.middleware import Middleware
 
+from pneumonia_hf.compat.gradio import SentenceBlocks, make_upload
 from pneumonia_hf.demo import case_report
 from pneumonia_hf.demo.about import describe_model
 from pneumonia_hf.demo.answers import describe_change, draw_scale, to_error
 from pneumonia_hf.demo.answers import to_html as answer_to_html
 from pneumonia_hf.demo.batch_table import to_csv, to_table
-from pneumonia_hf.demo.blocks import SentenceBlocks
-from pneumonia_hf.demo.endpoints import add_endpoints, make_upload
+from pneumonia_hf.demo.endpoints import add_endpoints
 from pneumonia_hf.demo.engine import FILLS, NO_MAP, Engine, mask
 from pneumonia_hf.demo.guard import Guard
 from pneumonia_hf.demo.images import map_to_data_uri, to_data_uri

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import gradio as gr
 
-from pneumonia_hf.demo.blocks import to_gradio
+from pneumonia_hf.compat.gradio import hide_from_mcp, make_upload
 from pneumonia_hf.demo.engine import NO_MAP
 from pneumonia_hf.errors import UserError
 from pneumonia_hf.inference.attribution import overlay
@@ -16,48 +16,6 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from pneumonia_hf.demo.engine import Engine
-
-
-# What gradio's FileData is in JSON.
-FILE = {
-    "title": "FileData",
-    "type": "object",
-    "required": ["path"],
-    "properties": {
-        "path": {"title": "Path", "type": "string"},
-        "orig_name": {"title": "Orig Name", "type": "string"},
-        "meta": {
-            "title": "FileDataMeta",
-            "type": "object",
-            "required": ["_type"],
-            "properties": {"_type": {"const": "gradio.FileData", "type": "string"}},
-        },
-    },
-}
-
-
-def make_upload(**options: Any) -> gr.File:
-    """Return a gradio file that is never fetched from an address that a client names.
-
-    Not a subclass, which gradio would take for a custom component with a frontend of its own.
-    """
-    file = gr.File(**options)
-    copy = file.async_move_resource_to_block_cache
-
-    async def copy_or_refuse(url_or_file_path: Any) -> Any:
-        if str(url_or_file_path).lower().startswith(("http:", "https:")):
-            raise to_gradio("Addresses are not read; upload the file itself.")
-        return await copy(url_or_file_path)
-
-    file.async_move_resource_to_block_cache = copy_or_refuse
-    # Without references, which an MCP client cannot resolve in a list, and in our words.
-    several = options.get("file_count") == "multiple"
-    schema = {"type": "array", "items": FILE} if several else FILE
-    # gradio's own example is an address, which is refused.
-    example = {"path": "xray.png", "url": "xray.png", "meta": {"_type": "gradio.FileData"}}
-    file.example_payload = lambda: [example] if several else example
-    file.api_info = lambda: schema | {"additional_description": "an uploaded file"}
-    return file
 
 
 def add_endpoints(engine: Engine) -> None:
@@ -131,7 +89,7 @@ def add_endpoints(engine: Engine) -> None:
         ]
 
     # No MCP tool: gradio's conversion does not find the files in a list.
-    predict_batch._mcp_type = "hidden"
+    hide_from_mcp(predict_batch)
 
     def model_info() -> dict[str, Any]:
         """Describe the model: name, threshold, methods with their verdicts, reports and limits."""

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gradio.route_utils import FnIndexInferError
 from starlette.exceptions import HTTPException
 
+from pneumonia_hf.compat.gradio import UNKNOWN_CALL
 from pneumonia_hf.demo.limits import BUSY
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ class Guard:
         guarded = _with_headers(send)
         try:
             await self.app(scope, receive, note)
-        except (FnIndexInferError, KeyError, TypeError, ValueError) as error:
+        except (UNKNOWN_CALL, KeyError, TypeError, ValueError) as error:
             # What gradio raises at a name, a number or values that it does not know.
             if started or scope.get("method") != "POST" or not scope["path"].startswith(API):
                 raise

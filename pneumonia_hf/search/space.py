@@ -18,6 +18,7 @@ from optuna.distributions import (
 )
 
 from pneumonia_hf.cli import OLD_NAMES
+from pneumonia_hf.compat.argparse import list_flags
 from pneumonia_hf.errors import UserError
 from pneumonia_hf.models.build import ModelConfig
 from pneumonia_hf.training.arguments import XrayTrainingArguments
@@ -106,7 +107,7 @@ def _flags() -> dict[str, Action]:
 
     found = {}
     parser = HfArgumentParser([ModelConfig, AugmentConfig, XrayTrainingArguments], add_help=False)
-    for flag in parser._actions:
+    for flag in list_flags(parser):
         if flag.dest not in FIXED and not flag.dest.startswith("hub_"):
             found.setdefault(flag.dest, flag)  # the second one of a name is its --no_ form
     return found

@@ -30,6 +30,7 @@ from transformers import TrainerCallback
 from transformers.hf_argparser import HfArg
 
 from pneumonia_hf.cli import check_choices, format_error
+from pneumonia_hf.compat.optuna import storage_id
 from pneumonia_hf.data.file_hashes import hash_images, to_hex
 from pneumonia_hf.data.load import load_xrays
 from pneumonia_hf.data.pixel_store import cache_in
@@ -217,7 +218,7 @@ class _Search:
         number, started = begun.number, time.monotonic()
         values = ", ".join(f"{name} {value}" for name, value in begun.params.items())
         print(f"Trial {number} ({number + 1} of {self.config.n_trials}): {values}.", flush=True)
-        trial, value = Trial(self.study, begun._trial_id), None
+        trial, value = Trial(self.study, storage_id(begun)), None
         metric = self.arguments.metric_for_best_model
         try:
             value = self._train(trial)

@@ -16,6 +16,7 @@ from transformers.trainer_pt_utils import AcceleratorConfig
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from pneumonia_hf.cli import check_choices
+from pneumonia_hf.compat.transformers import use_one_gpu
 from pneumonia_hf.errors import UserError
 from pneumonia_hf.evaluation.metrics import METRICS
 from pneumonia_hf.evaluation.perturbations import ROBUST
@@ -208,8 +209,7 @@ class XrayTrainingArguments(TrainingArguments):
         self.bf16, self.fp16 = precision == "bf16", precision == "fp16"
         self.mixed_precision = precision if precision in ("bf16", "fp16") else "no"
         super().__post_init__()
-        # A single process would use all GPUs by nn.DataParallel, with a wrong loss.
-        self._n_gpu = min(self.n_gpu, 1)
+        use_one_gpu(self)
         by_steps = self.eval_strategy == self.save_strategy == IntervalStrategy.STEPS
         if self.load_best_model_at_end and by_steps and self.eval_steps != self.save_steps:
             raise UserError(

@@ -25,6 +25,7 @@ from transformers import (
 )
 
 from pneumonia_hf.audit.run import audit_briefly
+from pneumonia_hf.compat.trackio import keep_dashboard_closed
 from pneumonia_hf.data.cache import decode_splits
 from pneumonia_hf.data.file_hashes import to_hex
 from pneumonia_hf.data.pixel_store import cache_in
@@ -252,7 +253,7 @@ class _Run:
         suffix = f"-phase-{number}" if len(self.phases) > 1 else ""
         arguments.run_name = f"{name}-{self.record['run_id'][:6]}{suffix}"
         if "trackio" in arguments.report_to:
-            keep_dashboard_closed(arguments)
+            keep_dashboard_closed(arguments.project, arguments.trackio_space_id)
         try:
             trainer = XrayTrainer(
                 model=self.model,
@@ -371,20 +372,6 @@ class _Run:
                 f"Process {different[0]} has other images than process 0; "
                 f"give all machines the same data."
             )
-
-
-def keep_dashboard_closed(arguments: XrayTrainingArguments) -> None:
-    """Keep trackio from serving its dashboard, on Colab and Kaggle at a public address.
-
-    It does so when a project is opened in a notebook, but not for a project that is open already.
-    """
-    try:
-        import trackio
-    except ImportError:
-        return  # the Trainer reports it
-    elsewhere = trackio.utils.resolve_space_id_and_server_url(arguments.trackio_space_id, None)
-    if trackio.utils.is_in_notebook() and not any(elsewhere):
-        trackio.context_vars.current_project.set(arguments.project)
 
 
 def take_batch(batch: dict[str, Tensor] | list[dict[str, Any]]) -> dict[str, Tensor]:

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader, Sampler
-from transformers import AutoModelForImageClassification, Trainer, TrainerCallback
+from transformers import AutoModelForImageClassification, TrainerCallback
 
+from pneumonia_hf.compat.transformers import OpenTrainer, shard_embeddings_with_parent
 from pneumonia_hf.errors import UserError
 from pneumonia_hf.imaging.preprocess import normalise
 from pneumonia_hf.labels import LABELS
@@ -53,7 +54,7 @@ ONE_IMAGE = (
 )
 
 
-class XrayTrainer(Trainer):
+class XrayTrainer(OpenTrainer):
     """The Trainer with augmentation on the device, averaged weights and exact checkpoints."""
 
     def __init__(
@@ -99,16 +100,13 @@ class XrayTrainer(Trainer):
                 raise UserError(f"--{name} does not work with FSDP; leave one of them out.")
         # A checkpoint must be a model folder: the saved model is made from it.
         self.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
-        # accelerate would shard the patch embedding, and fail within its sharded parent.
-        self.model._no_split_modules = [
-            name for name in self.model._no_split_modules if not name.endswith("Embeddings")
-        ]
+        shard_embeddings_with_parent(self.model)
 
     # ---- The batch
 
-    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+    def prepare_batch(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Augment and mix (in training) and normalise the batch, on its device."""
-        inputs = super()._prepare_inputs(inputs)
+        inputs = super().prepare_batch(inputs)
         pixels = inputs["pixel_values"]
         if self.model.training:
             for norm in self.frozen_norms:
@@ -132,12 +130,13 @@ class XrayTrainer(Trainer):
         targets = self.teacher.make_targets(pixels, classes) if self.teacher else Targets(classes)
         return pixels, targets
 
-    def _get_train_sampler(self, train_dataset=None) -> Sampler | None:
+    def make_train_sampler(self, train_dataset=None) -> Sampler | None:
+        """Return the order of the training images, drawn alike from each site if it must be."""
         if draws_balanced(self.args.imbalance, self.sites):
             seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
             self.sampler = BalancedSampler(self.train_dataset.labels, self.sites, seed)
         else:
-            self.sampler = super()._get_train_sampler(train_dataset)
+            self.sampler = super().make_train_sampler(train_dataset)
         return self.sampler
 
     def get_train_dataloader(self) -> DataLoader:
@@ -157,7 +156,7 @@ class XrayTrainer(Trainer):
             return super().get_train_dataloader()
         loader = DataLoader(
             self.train_dataset,
-            batch_sampler=MergingBatchSampler(self._get_train_sampler(), args.train_batch_size),
+            batch_sampler=MergingBatchSampler(self.make_train_sampler(), args.train_batch_size),
             collate_fn=self.data_collator,
             num_workers=args.dataloader_num_workers,
             pin_memory=args.dataloader_pin_memory,
@@ -217,13 +216,13 @@ class XrayTrainer(Trainer):
             return super().create_scheduler(num_training_steps, optimizer)
         if self.lr_scheduler is None:
             optimizer = self.optimizer if optimizer is None else optimizer
-            self.lr_scheduler = ReduceLROnPlateau(
+            plateau = ReduceLROnPlateau(
                 getattr(optimizer, "optimizer", optimizer),
                 mode="max" if self.args.greater_is_better else "min",
                 factor=self.args.plateau_factor,
                 patience=self.args.plateau_patience,
             )
-            self._created_lr_scheduler = True
+            self.follow(plateau)
         return self.lr_scheduler
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -249,10 +248,11 @@ class XrayTrainer(Trainer):
             decay = int(count) / (1 + int(count))
             if self.args.ema_decay:
                 decay = min(self.args.ema_decay, (1 + int(count)) / (10 + int(count)))
-            if averaged[0].is_floating_point():
-                torch._foreach_lerp_(averaged, live, 1 - decay)
-            else:  # batch norm's counter
-                torch._foreach_copy_(averaged, live)
+            for mean, one in zip(averaged, live, strict=True):
+                if mean.is_floating_point():
+                    mean.lerp_(one, 1 - decay)
+                else:  # batch norm's counter
+                    mean.copy_(one)
 
         return AveragedModel(self.model, multi_avg_fn=torch.no_grad()(move), use_buffers=True)
 
@@ -268,7 +268,7 @@ class XrayTrainer(Trainer):
 
     # ---- The checkpoint
 
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+    def save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Save a checkpoint in a temporary folder, rename it, then remove older ones."""
         folder, name = Path(self.args.output_dir), f"checkpoint-{self.state.global_step}"
         staged = folder / UNFINISHED / name
@@ -280,7 +280,7 @@ class XrayTrainer(Trainer):
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         self.args.output_dir = str(staged.parent)
         try:
-            super()._save_checkpoint(model, trial)
+            super().save_checkpoint(model, trial)
             if self.average is not None and self.args.should_save:
                 weights = self.average.module.state_dict()
                 plain = {name: value.contiguous() for name, value in weights.items()}
@@ -303,27 +303,24 @@ class XrayTrainer(Trainer):
         if self.args.should_save:
             remove_old(folder, limit, self.state.best_model_checkpoint)
 
-    def _init_training_state(self, max_steps, steps_of_epoch, epochs, checkpoint, trial):
-        begun = super()._init_training_state(max_steps, steps_of_epoch, epochs, checkpoint, trial)
-        if checkpoint is not None:
-            self.state.best_model_checkpoint = best_beside(checkpoint)
-        return begun
+    def on_resume(self, folder: str) -> None:
+        """Look for the best checkpoint beside this one: the run may have been moved."""
+        self.state.best_model_checkpoint = best_beside(folder)
 
-    # save_pretrained writes older key names than those of the ViT, DeiT, Swin and DINOv2 modules,
-    # and the Trainer loads non-strictly: most tensors would silently keep their values.
-    def _load_from_checkpoint(
-        self, resume_from_checkpoint: str, model: nn.Module | None = None
-    ) -> None:
+    def load_checkpoint(self, folder: str, model: nn.Module | None = None) -> None:
+        """Load weights and averaged weights, each tensor or none.
+
+        save_pretrained writes older key names than those of the ViT, DeiT, Swin and DINOv2
+        modules, and the Trainer loads non-strictly: most tensors would silently keep their values.
+        """
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            super().load_checkpoint(folder, model)
             return
         model = model or self.model
         module = model.module if hasattr(model, "module") else model  # DDP wraps it
-        saved = AutoModelForImageClassification.from_pretrained(
-            resume_from_checkpoint, dtype=torch.float32
-        )
+        saved = AutoModelForImageClassification.from_pretrained(folder, dtype=torch.float32)
         module.load_state_dict(saved.state_dict(), strict=True)
-        average = Path(resume_from_checkpoint) / AVERAGE_FILE
+        average = Path(folder) / AVERAGE_FILE
         if average.exists():
             self.average = self._make_average()
             self.average.module.load_state_dict(load_file(average), strict=True)
@@ -381,8 +378,8 @@ class _Companion(TrainerCallback):
 
 
 def _batch_norms(model: nn.Module) -> list[nn.Module]:
-    kind = nn.modules.batchnorm._BatchNorm
-    return [one for one in model.modules() if isinstance(one, kind)]
+    kinds = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm
+    return [one for one in model.modules() if isinstance(one, kinds)]
 
 
 def _make_mix(arguments: XrayTrainingArguments):

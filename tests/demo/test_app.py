@@ -330,35 +330,6 @@ def test_wrong_calls_get_a_sentence_and_leave_no_traceback(app_url, client, imag
     assert "Traceback" not in log.read_bytes()[before:].decode(errors="replace")
 
 
-def test_fault_of_the_app_is_a_sentence_and_asks_for_a_traceback_in_the_log(monkeypatch):
-    import asyncio
-
-    import gradio as gr
-
-    from pneumonia_hf.demo.blocks import FAULT, SentenceBlocks
-    from pneumonia_hf.errors import UserError
-
-    def fail(kind):
-        raise {"ours": RuntimeError("disk"), "theirs": UserError("Upload it.")}[kind]
-
-    def fill_disk(*_):
-        raise OSError(28, "No space left on device")
-
-    with SentenceBlocks(analytics_enabled=False) as demo:
-        box = gr.Textbox()
-        gr.Button().click(fail, box, None)
-
-    def ask(kind):
-        with pytest.raises(gr.Error) as found:
-            asyncio.run(demo.process_api(0, [kind]))
-        return found.value.message, found.value.print_exception  # gradio prints the traceback
-
-    assert ask("ours") == (FAULT, True)
-    assert ask("theirs") == ("Upload it.", False)
-    monkeypatch.setattr(box, "preprocess", fill_disk)
-    assert ask("theirs") == (FAULT, True)
-
-
 @pytest.mark.slow
 def test_garbage_is_collected_while_the_app_serves(tmp_path):
     program = (

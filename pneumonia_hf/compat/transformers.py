@@ -1,0 +1,70 @@
+"""The parts of transformers without a public name that training needs; each with a public one here.
+
+tests/compat/test_transformers.py fails when a part is renamed or no longer called.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+from torch.optim.lr_scheduler import LRScheduler
+from torch.utils.data import Sampler
+from transformers import PreTrainedModel, Trainer, TrainingArguments
+
+
+class OpenTrainer(Trainer):
+    """The Trainer with a public method for each step that a subclass may change."""
+
+    def prepare_batch(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Move a batch to the device: before each step of training and evaluation."""
+        return super()._prepare_inputs(inputs)
+
+    def make_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
+        """Return the order of the training images."""
+        return super()._get_train_sampler(train_dataset)
+
+    def save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Write a checkpoint, and remove older ones."""
+        super()._save_checkpoint(model, trial)
+
+    def load_checkpoint(self, folder: str, model: nn.Module | None = None) -> None:
+        """Load the weights of a checkpoint, when a run is resumed."""
+        super()._load_from_checkpoint(folder, model)
+
+    def on_resume(self, folder: str) -> None:
+        """Change the state of a resumed run, once it is read from its checkpoint."""
+
+    def follow(self, scheduler: LRScheduler) -> None:
+        """Use a schedule of our own: it is made anew for each training, as the Trainer's are."""
+        self.lr_scheduler = scheduler
+        self._created_lr_scheduler = True
+
+    def _prepare_inputs(self, inputs):
+        return self.prepare_batch(inputs)
+
+    def _get_train_sampler(self, train_dataset=None):
+        return self.make_train_sampler(train_dataset)
+
+    def _save_checkpoint(self, model, trial):
+        self.save_checkpoint(model, trial)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        self.load_checkpoint(resume_from_checkpoint, model)
+
+    def _init_training_state(self, max_steps, steps_of_epoch, epochs, checkpoint, trial):
+        begun = super()._init_training_state(max_steps, steps_of_epoch, epochs, checkpoint, trial)
+        if checkpoint is not None:
+            self.on_resume(checkpoint)
+        return begun
+
+
+def use_one_gpu(arguments: TrainingArguments) -> None:
+    """Keep a single process from using all GPUs by nn.DataParallel, with a wrong loss."""
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+
+
+def shard_embeddings_with_parent(model: PreTrainedModel) -> None:
+    """Keep accelerate from sharding the patch embedding apart from its sharded parent: it fails."""
+    names = model._no_split_modules
+    model._no_split_modules = [name for name in names if not name.endswith("Embeddings")]
