@@ -14,12 +14,12 @@ from pneumonia_hf.data.load import load_splits
 from pneumonia_hf.data.sources import parse_source
 from pneumonia_hf.errors import UserError
 from pneumonia_hf.evaluation.choose_images import hashes_by_member, leave_out_used, list_used
-from pneumonia_hf.evaluation.intervals import Interval, draw_patients, percentile_interval
-from pneumonia_hf.evaluation.metrics import METRICS, has_few_patients, metric_interval
 from pneumonia_hf.evaluation.scores import Scores, score_images
-from pneumonia_hf.evaluation.selective import Referral, measure_referral
 from pneumonia_hf.evaluation.subgroups import Others, score_other_classes
 from pneumonia_hf.files import expand
+from pneumonia_hf.statistics.intervals import Interval, draw_patients, percentile_interval
+from pneumonia_hf.statistics.metrics import METRICS, has_few_patients, metric_interval
+from pneumonia_hf.statistics.selective import Referral, measure_referral
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -117,7 +117,8 @@ def measure_site(
             for one in COMPARED
         ]
 
-    draws = np.array([compute(d) for d in _draw(scores, resamples, seed)])
+    rows = _draw(scores, resamples, seed)
+    draws = np.array([compute(d) for d in rows])
     values = compute(np.arange(len(scores.labels)))
     few = has_few_patients(scores.labels, scores.patients)
     metrics = {
@@ -147,13 +148,7 @@ def measure_site(
         site.in_test,
         metrics,
         drop,
-        measure_referral(
-            scores.labels,
-            scores.probabilities >= threshold,
-            scores.referred,
-            scores.patients,
-            resamples,
-        ),
+        measure_referral(scores.labels, scores.probabilities >= threshold, scores.referred, rows),
         tuple(others),
     )
 

@@ -14,13 +14,13 @@ from pneumonia_hf import Predictor
 from pneumonia_hf.data.file_hashes import hash_images, to_hex
 from pneumonia_hf.data.load import load_splits
 from pneumonia_hf.errors import UserError
-from pneumonia_hf.evaluation.calibration_quality import calibration_p_value
 from pneumonia_hf.evaluation.choose_images import choose_split
 from pneumonia_hf.evaluation.evaluate import EvaluationConfig, evaluate_predictor
-from pneumonia_hf.evaluation.metrics import METRICS
 from pneumonia_hf.evaluation.report.write import check_report_folder, to_json, write_report
-from pneumonia_hf.evaluation.selective import measure_referral
 from pneumonia_hf.models.model_card import add_report, find_misfit
+from pneumonia_hf.statistics.calibration import calibration_p_value
+from pneumonia_hf.statistics.metrics import METRICS
+from pneumonia_hf.statistics.selective import measure_referral
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,6 @@ from pneumonia_hf import EvaluationConfig, Predictor, evaluate_predictor
 from pneumonia_hf.data.load import load_splits
 from pneumonia_hf.errors import UserError
 from pneumonia_hf.evaluation import faithfulness
-from pneumonia_hf.evaluation.intervals import Interval
 from pneumonia_hf.evaluation.report import figures
 from pneumonia_hf.evaluation.report import write as report_module
 from pneumonia_hf.evaluation.report.checklist import OPEN, fill_checklist
@@ -26,6 +25,7 @@ from pneumonia_hf.evaluation.report.write import SCHEMA_FILE, to_json, write_rep
 from pneumonia_hf.evaluation.scores import Scores
 from pneumonia_hf.evaluation.steps import Steps
 from pneumonia_hf.files import without_nan
+from pneumonia_hf.statistics.intervals import Interval
 
 
 @pytest.fixture(scope="module")

@@ -3,8 +3,8 @@ import math
 import numpy as np
 import pytest
 
-from pneumonia_hf.evaluation.metrics import auroc
 from pneumonia_hf.evaluation.subgroups import auroc_within, measure_subgroups, to_groups
+from pneumonia_hf.statistics.metrics import auroc
 
 
 def test_ages_become_bands_and_other_numbers_quarters():

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from pneumonia_hf.evaluation.selective import risk_coverage, split_by_reason
+from pneumonia_hf.statistics.selective import risk_coverage, split_by_reason
 
 
 def test_risk_and_coverage_equal_counts_by_hand():

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from pneumonia_hf.evaluation.thresholds import (
+from pneumonia_hf.statistics.thresholds import (
     RISKS,
     by_prevalence,
     decision_curve,

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from pneumonia_hf.evaluation.intervals import (
+from pneumonia_hf.statistics.intervals import (
     JACKKNIFE_GROUPS,
     bca_interval,
     compare_aurocs,
@@ -10,7 +10,7 @@ from pneumonia_hf.evaluation.intervals import (
     leave_out,
     percentile_interval,
 )
-from pneumonia_hf.evaluation.metrics import auroc
+from pneumonia_hf.statistics.metrics import auroc
 
 
 def draw_pair(count: int = 300, seed: int = 3):

@@ -5,16 +5,16 @@ import numpy as np
 import pytest
 
 from pneumonia_hf.evaluation import metrics as metrics_module
-from pneumonia_hf.evaluation.calibration import choose_threshold, fit_temperature
-from pneumonia_hf.evaluation.intervals import draw_patients
-from pneumonia_hf.evaluation.metrics import (
+from pneumonia_hf.statistics.calibration import choose_threshold, fit_temperature
+from pneumonia_hf.statistics.intervals import draw_patients
+from pneumonia_hf.statistics.log_odds import to_logit, to_probability
+from pneumonia_hf.statistics.metrics import (
     METRICS,
     auroc,
     bootstrap_intervals,
     compute_metrics,
     percentile_and_bca_intervals,
 )
-from pneumonia_hf.inference.operating_point import to_logit, to_probability
 
 LABELS = [0, 0, 0, 0, 1, 1, 1, 1, 1, 1]
 PROBABILITIES = [0.1, 0.2, 0.3, 0.8, 0.4, 0.6, 0.7, 0.8, 0.9, 0.95]

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 from scipy.stats import chi2
 
-from pneumonia_hf.evaluation.calibration_quality import (
+from pneumonia_hf.statistics.calibration import (
     calibration_p_value,
     fit_logistic,
     measure_calibration,
 )
-from pneumonia_hf.evaluation.metrics import compute_metrics
-from pneumonia_hf.inference.operating_point import to_logit, to_probability
+from pneumonia_hf.statistics.log_odds import to_logit, to_probability
+from pneumonia_hf.statistics.metrics import compute_metrics
 
 
 def draw(count: int = 4000, prevalence: float = 0.5, slope: float = 1.0, seed: int = 0):
