@@ -209,7 +209,8 @@ def test_a_calibration_slope_that_does_not_exist_is_said_in_words_and_null_in_js
 
 def test_numbers_that_are_not_defined_are_null(report):
     numbers = to_json(report)
-    assert numbers["schema_version"] == 3
+    assert numbers["schema_version"] == 4
+    assert not {"metrics_bca", "auroc_delong"} & numbers.keys()
     assert len(numbers["risk_coverage"]["risk"]) == 100
     last = numbers["risk_coverage"]["risk"][-1]
     assert last == pytest.approx(1 - numbers["metrics"]["accuracy"]["value"])
