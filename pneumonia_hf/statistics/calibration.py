@@ -208,6 +208,8 @@ def _solve(labels: np.ndarray, terms: np.ndarray, fixed: np.ndarray) -> np.ndarr
 
     A step is halved until the likelihood does not fall: far from the solution it is too long.
     """
+    # Not statsmodels' Logit: 2 s slower for 1000 resamples of 100 images, and where the classes
+    # overlap in ties alone it returns a steep slope without a warning.
     from scipy.special import expit
 
     found, best = np.zeros(terms.shape[1]), _log_likelihood(labels, fixed)

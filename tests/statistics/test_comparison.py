@@ -68,7 +68,7 @@ def test_mcnemars_test_equals_that_of_statsmodels():
 
 
 def test_p_values_of_groups_like_all_others_are_on_average_one_half():
-    generator = np.random.default_rng(0)
+    generator = np.random.default_rng(99)
     found = []
     for seed in range(60):
         labels, scores, _ = draw_pair(80, seed=seed)
