@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -253,16 +253,17 @@ METRICS = {
 
 
 def compute_metrics(
-    labels: Sequence[int], probabilities: Sequence[float], threshold: float
+    labels: Sequence[int],
+    probabilities: Sequence[float],
+    threshold: float,
+    names: Collection[str] = METRICS,
 ) -> dict[str, float]:
-    """Return all METRICS at a threshold, at or above which an image is positive; NaN if undefined.
+    """Return METRICS at a threshold, at or above which an image is positive; NaN if undefined.
 
     `labels` are 0 (NORMAL) and 1 (PNEUMONIA), `probabilities` P(pneumonia) of each image, [N].
     """
     labels, probabilities = np.asarray(labels), np.asarray(probabilities, dtype=np.float64)
-    return {
-        name: metric.function(labels, probabilities, threshold) for name, metric in METRICS.items()
-    }
+    return {name: METRICS[name].function(labels, probabilities, threshold) for name in names}
 
 
 # Which images a proportion counts, and which of them as hits.
@@ -313,15 +314,16 @@ def bootstrap_intervals(
     threshold: float,
     patients: Sequence[str],
     resamples: Iterable[np.ndarray],
+    names: Collection[str] = METRICS,
 ) -> dict[str, Interval]:
-    """Return every metric with its 95% bootstrap interval (Efron 1979), as of `metric_interval`.
+    """Return metrics with their 95% bootstrap intervals (Efron 1979), as of `metric_interval`.
 
     `labels`, `probabilities` and `patients` are [N]; `resamples` are as of `draw_patients`; the
     threshold is fixed. The areas under curves have no interval with fewer than FEWEST_PATIENTS of
     a class.
     """
     labels, probabilities = np.asarray(labels), np.asarray(probabilities, dtype=np.float64)
-    draws = [compute_metrics(labels[d], probabilities[d], threshold) for d in resamples]
+    draws = [compute_metrics(labels[d], probabilities[d], threshold, names) for d in resamples]
     few = ("auroc", "auprc") if has_few_patients(labels, patients) else ()
     return {
         name: metric_interval(
@@ -331,7 +333,7 @@ def bootstrap_intervals(
             threshold,
             [] if name in few else [draw[name] for draw in draws],
         )
-        for name in METRICS
+        for name in names
     }
 
 

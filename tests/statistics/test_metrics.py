@@ -101,6 +101,13 @@ def test_intervals_contain_the_value_and_are_repeatable():
             assert interval.low <= interval.value <= interval.high
 
 
+def test_a_metric_that_is_added_has_intervals_too(monkeypatch):
+    labels, probabilities, patients = draw_scores(60, gap=1.0)
+    monkeypatch.setitem(METRICS, "mine", METRICS["f1"])
+    found = find_intervals(labels, probabilities, 0.5, patients, 20)
+    assert found["mine"] == found["f1"]
+
+
 def test_area_counts_ties_by_half():
     from sklearn.metrics import roc_auc_score
 
