@@ -20,10 +20,10 @@ from pneumonia_hf import EvaluationConfig, evaluate_predictor
 from pneumonia_hf.audit.run import CHECKS
 from pneumonia_hf.cli import OLD_NAMES
 from pneumonia_hf.data.sources import SOURCES
-from pneumonia_hf.evaluation.metrics import METRICS
 from pneumonia_hf.evaluation.perturbations import PERTURBATIONS
 from pneumonia_hf.inference.attribution_methods import METHODS
 from pneumonia_hf.models.backbones import BACKBONES
+from pneumonia_hf.statistics.metrics import METRICS
 from pneumonia_hf.training.augment import AUGMENTATIONS
 
 PAGES = {

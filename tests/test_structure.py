@@ -14,8 +14,8 @@ from helpers import ROOT
 PACKAGE = ROOT / "pneumonia_hf"
 # Each may import those before it, never those after it.
 ORDER = (
-    "errors labels files compat memory hub cli imaging data models inference evaluation audit "
-    "training search demo commands"
+    "errors labels files compat memory hub cli imaging data statistics models inference evaluation "
+    "audit training search demo commands"
 ).split()
 # The only modules or packages that may import a library.
 BOUNDARIES = {
@@ -33,6 +33,8 @@ BOUNDARIES = {
     "openvino": ["inference.backends"],
     "imagehash": ["data.image_stats"],
     "medmnist": ["data.medmnist_source"],
+    # Slower than our own solver, and without a warning where only ties overlap: for tests alone.
+    "statsmodels": [],
 }
 MOST_LINES = 400
 
@@ -121,6 +123,27 @@ def test_libraries_are_imported_only_where_they_belong():
             assert any(name == one or name.startswith(f"{one}.") for one in allowed), (
                 f"{name} imports {library}, which only {allowed} may"
             )
+
+
+def test_statistics_know_arrays_only():
+    """No image, no model, no file: numpy at import, scipy and scikit-learn inside functions."""
+    modules = {name: path for name, path in list_modules().items() if name.startswith("statistics")}
+    assert len(modules) > 5
+    for name, path in modules.items():
+        for imported in list_imports(path):
+            library = imported.split(".")[0]
+            assert (
+                library in sys.stdlib_module_names - {"pathlib", "os", "io", "json", "csv"}
+                or library in ("numpy", "scipy", "sklearn")
+                or imported.startswith(("pneumonia_hf.statistics.", "pneumonia_hf.errors."))
+            ), f"{name} imports {imported}"
+    code = (
+        "import sys, pneumonia_hf.statistics.calibration, pneumonia_hf.statistics.comparison, "
+        "pneumonia_hf.statistics.selective\n"
+        "print({'scipy', 'sklearn', 'torch', 'PIL'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.strip() == "set()", done.stderr
 
 
 def test_modules_are_short():

@@ -10,8 +10,8 @@ from pneumonia_hf.audit.dataset import Finding, Xrays
 from pneumonia_hf.audit.label_errors import MOST_ROWS, cross_validate, has_enough_groups
 from pneumonia_hf.data.ages import to_number
 from pneumonia_hf.data.table import OWN_COLUMNS, column
-from pneumonia_hf.evaluation.intervals import draw_patients, percentile_interval
-from pneumonia_hf.evaluation.metrics import auroc
+from pneumonia_hf.statistics.intervals import draw_patients, percentile_interval
+from pneumonia_hf.statistics.metrics import auroc
 
 if TYPE_CHECKING:
     from pneumonia_hf.data.pixel_store import XrayPixels

@@ -12,23 +12,12 @@ import numpy as np
 from pneumonia_hf.data.folder_source import OtherImage
 from pneumonia_hf.data.sources import open_images
 from pneumonia_hf.errors import UserError
-from pneumonia_hf.evaluation.calibration_quality import CalibrationQuality, measure_calibration
 from pneumonia_hf.evaluation.choose_images import count_seen
 from pneumonia_hf.evaluation.compare import Comparison
 from pneumonia_hf.evaluation.faithfulness import Faithfulness, measure_faithfulness
-from pneumonia_hf.evaluation.intervals import Interval, delong_interval
-from pneumonia_hf.evaluation.metrics import percentile_and_bca_intervals
 from pneumonia_hf.evaluation.report.published import Published
 from pneumonia_hf.evaluation.robustness import Robustness, measure_robustness
 from pneumonia_hf.evaluation.scores import IN_RANGE, Scores, hash_weights, score_images
-from pneumonia_hf.evaluation.selective import (
-    Referral,
-    ReferralReason,
-    RiskCoverage,
-    measure_referral,
-    risk_coverage,
-    split_by_reason,
-)
 from pneumonia_hf.evaluation.sites import SiteResult
 from pneumonia_hf.evaluation.steps import Steps
 from pneumonia_hf.evaluation.subgroups import (
@@ -39,20 +28,31 @@ from pneumonia_hf.evaluation.subgroups import (
     measure_subgroups,
     score_other_classes,
 )
-from pneumonia_hf.evaluation.thresholds import (
+from pneumonia_hf.hub import public_name
+from pneumonia_hf.imaging.read import read_xray
+from pneumonia_hf.inference.gate import REFUSED_AT
+from pneumonia_hf.inference.predictor import Predictor
+from pneumonia_hf.models.model_folder import ENSEMBLE_FILE, check_model_folder
+from pneumonia_hf.statistics.calibration import CalibrationQuality, measure_calibration
+from pneumonia_hf.statistics.intervals import Interval, draw_patients
+from pneumonia_hf.statistics.metrics import bootstrap_intervals
+from pneumonia_hf.statistics.selective import (
+    Referral,
+    ReferralReason,
+    RiskCoverage,
+    measure_referral,
+    risk_coverage,
+    split_by_reason,
+)
+from pneumonia_hf.statistics.thresholds import (
     DecisionCurve,
+    OperatingPoint,
     PredictiveValues,
     ThresholdResult,
     by_prevalence,
     decision_curve,
     list_thresholds,
 )
-from pneumonia_hf.hub import public_name
-from pneumonia_hf.imaging.read import read_xray
-from pneumonia_hf.inference.gate import REFUSED_AT
-from pneumonia_hf.inference.operating_point import OperatingPoint
-from pneumonia_hf.inference.predictor import Predictor
-from pneumonia_hf.models.model_folder import ENSEMBLE_FILE, check_model_folder
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -96,8 +96,6 @@ class Report:
     config: EvaluationConfig
     scores: Scores  # of the single images
     metrics: dict[str, Interval]
-    metrics_bca: dict[str, Interval]  # the same with BCa intervals
-    auroc_delong: Interval
     thresholds: tuple[ThresholdResult, ...]
     predictive_values: tuple[PredictiveValues, ...]
     decision_curve: DecisionCurve
@@ -203,9 +201,10 @@ def evaluate_predictor(
     labels, probabilities, patients = scores.labels, scores.probabilities, scores.patients
     threshold = predictor.operating_point.threshold
     positive = probabilities >= threshold
-    draws = (patients, config.resamples)
-    metrics, metrics_bca = percentile_and_bca_intervals(labels, probabilities, threshold, *draws)
-    subgroups, stratified = measure_subgroups(groups, labels, probabilities, threshold, *draws)
+    resamples = list(draw_patients(labels, patients, config.resamples))
+    subgroups, stratified = measure_subgroups(
+        groups, labels, probabilities, threshold, patients, resamples
+    )
     return Report(
         data=data,
         split=split,
@@ -216,17 +215,17 @@ def evaluate_predictor(
         calibrated=predictor.has_threshold,
         config=config,
         scores=scores,
-        metrics=metrics,
-        metrics_bca=metrics_bca,
-        auroc_delong=delong_interval(labels, probabilities, patients),
-        thresholds=list_thresholds(labels, probabilities, threshold, *draws),
-        predictive_values=by_prevalence(labels, probabilities, threshold, *draws),
+        metrics=bootstrap_intervals(labels, probabilities, threshold, patients, resamples),
+        thresholds=list_thresholds(labels, probabilities, threshold, resamples),
+        predictive_values=by_prevalence(labels, probabilities, threshold, resamples),
         decision_curve=decision_curve(labels, probabilities),
-        calibration=measure_calibration(labels, probabilities, *draws),
-        referral=measure_referral(labels, positive, scores.referred, *draws),
-        referral_by_threshold=measure_referral(labels, positive, scores.reasons[IN_RANGE], *draws),
+        calibration=measure_calibration(labels, probabilities, resamples),
+        referral=measure_referral(labels, positive, scores.referred, resamples),
+        referral_by_threshold=measure_referral(
+            labels, positive, scores.reasons[IN_RANGE], resamples
+        ),
         referral_reasons=split_by_reason(labels, positive, scores.reasons),
-        risk_coverage=risk_coverage(labels, probabilities, threshold, *draws),
+        risk_coverage=risk_coverage(labels, probabilities, threshold, resamples),
         subgroups=subgroups,
         stratified=stratified,
         others=of_others,

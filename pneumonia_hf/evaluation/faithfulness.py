@@ -14,7 +14,6 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d, interpolate
 
-from pneumonia_hf.evaluation.intervals import Interval, percentile_interval
 from pneumonia_hf.evaluation.perturbations import replace_frame
 from pneumonia_hf.inference.attribution import methods_for
 from pneumonia_hf.inference.attribution_methods import (
@@ -24,6 +23,7 @@ from pneumonia_hf.inference.attribution_methods import (
     RANDOM_METHODS,
     occlusion,
 )
+from pneumonia_hf.statistics.intervals import Interval, percentile_interval
 
 if TYPE_CHECKING:
     from pneumonia_hf.evaluation.steps import Steps

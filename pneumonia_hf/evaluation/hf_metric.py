@@ -10,7 +10,7 @@ import evaluate
 import numpy as np
 
 from pneumonia_hf.errors import UserError
-from pneumonia_hf.evaluation.metrics import METRICS
+from pneumonia_hf.statistics.metrics import METRICS
 
 # Of the formulas without a source of their own.
 CITATION = "Pedregosa et al., Scikit-learn: Machine Learning in Python, JMLR 12, 2011."

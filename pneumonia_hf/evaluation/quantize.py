@@ -13,13 +13,13 @@ import numpy as np
 
 from pneumonia_hf.data.sources import open_images
 from pneumonia_hf.errors import UserError
-from pneumonia_hf.evaluation.metrics import auroc
 from pneumonia_hf.inference.backends import measure_ranges
 from pneumonia_hf.inference.network import Network
 from pneumonia_hf.inference.predictor import Prediction, Predictor
 from pneumonia_hf.inference.read_ahead import cut, read_or_fail
 from pneumonia_hf.labels import LABELS
 from pneumonia_hf.models.model_folder import QUANTIZATION_FILE, RUN_FILE, check_model_folder
+from pneumonia_hf.statistics.metrics import auroc
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -14,12 +14,6 @@ from pneumonia_hf.data.load import load_splits
 from pneumonia_hf.data.patients import named_by_file
 from pneumonia_hf.data.sources import open_images
 from pneumonia_hf.errors import UserError
-from pneumonia_hf.evaluation.calibration import (
-    RESAMPLES,
-    THRESHOLD_RESAMPLES,
-    calibrate_scores,
-)
-from pneumonia_hf.evaluation.metrics import auroc
 from pneumonia_hf.evaluation.perturbations import COUNTERFACTUALS, ROBUST, perturb
 from pneumonia_hf.evaluation.robustness import score, shrink
 from pneumonia_hf.files import read_json, write_json
@@ -33,6 +27,12 @@ from pneumonia_hf.labels import LABELS
 from pneumonia_hf.models.backbones import head_of
 from pneumonia_hf.models.model_card import write_card
 from pneumonia_hf.models.model_folder import RUN_FILE, check_model_folder, install_model_folder
+from pneumonia_hf.statistics.calibration import (
+    RESAMPLES,
+    THRESHOLD_RESAMPLES,
+    calibrate_scores,
+)
+from pneumonia_hf.statistics.metrics import auroc
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from pneumonia_hf.evaluation.intervals import Interval, draw_patients, percentile_interval
-from pneumonia_hf.evaluation.metrics import METRICS, auroc, has_few_patients, metric_interval
 from pneumonia_hf.evaluation.perturbations import (
     CONTROLS,
     COUNTERFACTUALS,
@@ -21,8 +19,10 @@ from pneumonia_hf.evaluation.perturbations import (
 from pneumonia_hf.evaluation.steps import Steps
 from pneumonia_hf.files import read_json
 from pneumonia_hf.imaging.preprocess import resize
-from pneumonia_hf.inference.operating_point import to_probability
 from pneumonia_hf.models.model_folder import RUN_FILE
+from pneumonia_hf.statistics.intervals import Interval, draw_patients, percentile_interval
+from pneumonia_hf.statistics.log_odds import to_probability
+from pneumonia_hf.statistics.metrics import METRICS, auroc, has_few_patients, metric_interval
 
 if TYPE_CHECKING:
     from pneumonia_hf.inference.predictor import Predictor

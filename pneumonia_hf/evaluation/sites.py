@@ -14,12 +14,12 @@ from pneumonia_hf.data.load import load_splits
 from pneumonia_hf.data.sources import parse_source
 from pneumonia_hf.errors import UserError
 from pneumonia_hf.evaluation.choose_images import hashes_by_member, leave_out_used, list_used
-from pneumonia_hf.evaluation.intervals import Interval, draw_patients, percentile_interval
-from pneumonia_hf.evaluation.metrics import METRICS, has_few_patients, metric_interval
 from pneumonia_hf.evaluation.scores import Scores, score_images
-from pneumonia_hf.evaluation.selective import Referral, measure_referral
 from pneumonia_hf.evaluation.subgroups import Others, score_other_classes
 from pneumonia_hf.files import expand
+from pneumonia_hf.statistics.intervals import Interval, draw_patients, percentile_interval
+from pneumonia_hf.statistics.metrics import auroc, bootstrap_intervals, has_few_patients
+from pneumonia_hf.statistics.selective import Referral, measure_referral
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -111,49 +111,30 @@ def measure_site(
     Patients of the two sites are resampled independently.
     """
 
-    def compute(rows: np.ndarray) -> list[float]:
-        return [
-            METRICS[one].function(scores.labels[rows], scores.probabilities[rows], threshold)
-            for one in COMPARED
-        ]
+    def area(of: Scores, rows: np.ndarray) -> float:
+        return auroc(of.labels[rows], of.probabilities[rows], 0)
 
-    draws = np.array([compute(d) for d in _draw(scores, resamples, seed)])
-    values = compute(np.arange(len(scores.labels)))
-    few = has_few_patients(scores.labels, scores.patients)
-    metrics = {
-        one: metric_interval(
-            one,
-            scores.labels,
-            scores.probabilities,
-            threshold,
-            [] if few and one == "auroc" else of.tolist(),
-        )
-        for one, of in zip(COMPARED, draws.T, strict=True)
-    }
+    labels, probabilities, patients = scores.labels, scores.probabilities, scores.patients
+    rows = list(draw_patients(labels, patients, resamples, seed))
+    metrics = bootstrap_intervals(labels, probabilities, threshold, patients, rows, COMPARED)
     drop = None
     if main is not None:
-        area = METRICS["auroc"].function
-        of_main = [
-            area(main.labels[d], main.probabilities[d], 0) for d in _draw(main, resamples, seed + 1)
+        value = area(main, np.arange(len(main.labels))) - metrics["auroc"].value
+        of_main = draw_patients(main.labels, main.patients, resamples, seed + 1)
+        drops = [
+            area(main, one) - area(scores, own) for one, own in zip(of_main, rows, strict=True)
         ]
-        value = area(main.labels, main.probabilities, 0) - values[0]
-        drop = percentile_interval(value, [] if few else (of_main - draws[:, 0]).tolist())
+        drop = percentile_interval(value, [] if has_few_patients(labels, patients) else drops)
     return SiteResult(
         site.name,
-        int(np.sum(scores.labels == 0)),
-        int(np.sum(scores.labels == 1)),
-        len(set(scores.patients)),
+        int(np.sum(labels == 0)),
+        int(np.sum(labels == 1)),
+        len(set(patients)),
         site.left_out,
         site.in_test,
         metrics,
         drop,
-        measure_referral(
-            scores.labels,
-            scores.probabilities >= threshold,
-            scores.referred,
-            scores.patients,
-            resamples,
-        ),
+        measure_referral(labels, probabilities >= threshold, scores.referred, rows),
         tuple(others),
     )
 
@@ -174,7 +155,3 @@ def score_site(
     others = score_other_classes(predictor, site.others, [])[0]
     threshold = predictor.operating_point.threshold
     return measure_site(site, scores, threshold, resamples, main, others)
-
-
-def _draw(scores: Scores, resamples: int, seed: int) -> list[np.ndarray]:
-    return list(draw_patients(scores.labels, scores.patients, resamples, seed))

@@ -13,17 +13,18 @@ import numpy as np
 from pneumonia_hf.data.ages import to_number
 from pneumonia_hf.data.folder_source import OtherImage
 from pneumonia_hf.errors import UserError
-from pneumonia_hf.evaluation.intervals import Interval, draw_patients, percentile_interval
-from pneumonia_hf.evaluation.metrics import (
-    METRICS,
-    PROPORTIONS,
-    auroc,
-    has_few_patients,
-    metric_interval,
-)
 from pneumonia_hf.evaluation.scores import explain_left_out
 from pneumonia_hf.inference.predictor import Prediction, Predictor
 from pneumonia_hf.labels import LABELS
+from pneumonia_hf.statistics.comparison import bootstrap_p, fisher_p, permutation_p
+from pneumonia_hf.statistics.intervals import Interval, bootstrap, percentile_interval
+from pneumonia_hf.statistics.metrics import (
+    METRICS,
+    auroc,
+    auroc_within,
+    has_few_patients,
+    metric_interval,
+)
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -34,7 +35,6 @@ OWN_COLUMNS = {"image", "label", "patient", "file"}  # of every data set, no met
 AGES = (6, 18, 40, 60, 80)  # first years of all age bands but the youngest
 MOST_VALUES = 12  # of a column of text: more are names or remarks
 FEWEST = 5  # images of a class, below which a group has no metric
-PERMUTATIONS = 200
 SIGNIFICANT = 0.05  # adjusted p-value below which a gap is flagged
 FILE_KIND = re.compile(r"[_-](bacteria|virus)[_-]", re.IGNORECASE)
 
@@ -177,15 +177,14 @@ def measure_subgroups(
     probabilities: np.ndarray,
     threshold: float,
     patients: Sequence[str],
-    resamples: int,
+    resamples: Sequence[np.ndarray],
     seed: int = 13,
 ) -> tuple[tuple[Subgroup, ...], tuple[Stratified, ...]]:
     """Return the metrics of each group of each column, and the AUROC within each column.
 
-    All groups are measured on the same bootstrap resamples of patients. The p-values of all gaps
-    are adjusted together (Benjamini and Yekutieli 2001, since groups overlap).
+    All groups are measured on the same `resamples`, as of `draw_patients`. The p-values of all
+    gaps are adjusted together (Benjamini and Yekutieli 2001, since groups overlap).
     """
-    draws = list(draw_patients(labels, patients, resamples, seed))
     everything = np.arange(len(labels))
     groups, stratified = [], []
     generator = np.random.default_rng(seed)
@@ -206,7 +205,7 @@ def measure_subgroups(
                 pairs = np.array(
                     [
                         _inside_and_outside(metric, labels, probabilities, threshold, mask, rows)
-                        for rows in (everything, *draws)
+                        for rows in (everything, *resamples)
                     ]
                 )  # [1 + resamples, 2]
                 own, rest = pairs.T
@@ -221,45 +220,25 @@ def measure_subgroups(
                     continue
                 if _has_enough(metric, labels, ~mask, True) and not few:
                     exact = (
-                        _permutation_p(labels, probabilities, mask, difference[0], generator)
+                        permutation_p(labels, probabilities, mask, difference[0], generator)
                         if metric == "auroc"
-                        else _fisher_p(metric, labels, probabilities, threshold, mask)
+                        else fisher_p(metric, labels, probabilities, threshold, mask)
                     )
                     interval = percentile_interval(difference[0], difference[1:])
-                    gaps[metric] = Gap(interval, max(exact, _bootstrap_p(difference)))
+                    gaps[metric] = Gap(interval, max(exact, bootstrap_p(difference)))
             groups.append(
                 Subgroup(column, str(value), *map(int, counts), metrics, not counts.all(), gaps)
             )
         if all(one is not None for one in of_image):
-            areas = np.array(
-                [
-                    (
-                        auroc(labels[rows], probabilities[rows], 0),
-                        auroc_within(labels[rows], probabilities[rows], values[rows]),
-                    )
-                    for rows in (everything, *draws)
-                ]
-            )
-            both = (*areas.T, areas[:, 0] - areas[:, 1])
-            intervals = (percentile_interval(one[0], one[1:].tolist()) for one in both)
+
+            def areas(rows: np.ndarray, strata: np.ndarray = values) -> tuple[float, float, float]:
+                images = (labels[rows], probabilities[rows])
+                pooled, within = auroc(*images, 0), auroc_within(*images, strata[rows])
+                return pooled, within, pooled - within
+
+            intervals = bootstrap(areas, len(labels), resamples)
             stratified.append(Stratified(column, *intervals))
     return _adjust(groups), tuple(stratified)
-
-
-def auroc_within(labels: np.ndarray, probabilities: np.ndarray, strata: np.ndarray) -> float:
-    """Return the share of pairs of one stratum that are ranked right; NaN if there are none.
-
-    It is the mean of the AUROC of each stratum, weighted by its number of pairs.
-    """
-    pairs = right = 0.0
-    for stratum in np.unique(strata):
-        inside = strata == stratum
-        ill = np.sum(labels[inside] == 1)
-        count = ill * (inside.sum() - ill)
-        if count:
-            pairs += count
-            right += count * auroc(labels[inside], probabilities[inside], 0)
-    return right / pairs if pairs else math.nan
 
 
 def _inside_and_outside(
@@ -288,56 +267,6 @@ def _has_enough(metric: str, labels: np.ndarray, mask: np.ndarray, both: bool) -
     if metric == "auroc":
         return bool((counts[counts > 0] >= FEWEST).all() and (counts.all() or not both))
     return bool(counts[1 if metric == "sensitivity" else 0] >= FEWEST)
-
-
-def _bootstrap_p(difference: np.ndarray) -> float:
-    """Return the two-sided p-value of a difference, by the deviation of its bootstrap draws.
-
-    It allows for patients with several images, and is too small for a group without an error, in
-    which no draw has one either.
-    """
-    from scipy.stats import norm
-
-    deviation = np.nanstd(difference[1:])
-    if not deviation:
-        return 0.0 if difference[0] else 1.0
-    return float(2 * norm.sf(abs(difference[0]) / deviation))
-
-
-def _fisher_p(
-    metric: str, labels: np.ndarray, probabilities: np.ndarray, threshold: float, mask: np.ndarray
-) -> float:
-    """Return the two-sided p-value of Fisher's exact test that group and hits are independent."""
-    from scipy.stats import fisher_exact
-
-    hits = [PROPORTIONS[metric](labels[of], probabilities[of], threshold) for of in (mask, ~mask)]
-    return float(fisher_exact([[one.sum(), len(one) - one.sum()] for one in hits]).pvalue)
-
-
-def _permutation_p(
-    labels: np.ndarray,
-    probabilities: np.ndarray,
-    mask: np.ndarray,
-    difference: float,
-    generator: np.random.Generator,
-) -> float:
-    """Return the two-sided p-value that a group's AUROC is that of all other images.
-
-    The groups are permuted within each class; the deviation of the permuted differences gives the
-    p-value, since 200 permutations alone cannot give a small one.
-    """
-    from scipy.stats import norm
-
-    permuted = np.empty(PERMUTATIONS)
-    for number in range(PERMUTATIONS):
-        drawn = mask.copy()
-        for label in (0, 1):
-            rows = np.flatnonzero(labels == label)
-            drawn[rows] = mask[generator.permutation(rows)]
-        inside, outside = (auroc(labels[of], probabilities[of], 0) for of in (drawn, ~drawn))
-        permuted[number] = inside - outside
-    deviation = permuted.std()
-    return float(2 * norm.sf(abs(difference) / deviation)) if deviation else 1.0
 
 
 def _adjust(groups: Sequence[Subgroup]) -> tuple[Subgroup, ...]:

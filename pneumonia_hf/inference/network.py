@@ -16,10 +16,10 @@ from pneumonia_hf.errors import UserError
 from pneumonia_hf.imaging.preprocess import to_pixel_values
 from pneumonia_hf.inference.backends import Backend, Scorer, make_scorer
 from pneumonia_hf.inference.gate import Gate, describe
-from pneumonia_hf.inference.operating_point import OperatingPoint
 from pneumonia_hf.inference.tta import TTA_TRANSFORMS, apply_transform
 from pneumonia_hf.labels import LABELS
 from pneumonia_hf.models.model_folder import QUANTIZATION_FILE
+from pneumonia_hf.statistics.thresholds import OperatingPoint
 
 if TYPE_CHECKING:
     import torch

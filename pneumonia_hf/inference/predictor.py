@@ -16,7 +16,6 @@ from pneumonia_hf.imaging.input_checks import input_warnings
 from pneumonia_hf.inference.backends import Backend
 from pneumonia_hf.inference.gate import REFUSED_AT
 from pneumonia_hf.inference.network import BATCH, Network
-from pneumonia_hf.inference.operating_point import OperatingPoint, to_logit, to_probability
 from pneumonia_hf.inference.read_ahead import (
     UndecodedImage,
     cut,
@@ -28,6 +27,8 @@ from pneumonia_hf.inference.read_ahead import (
 from pneumonia_hf.inference.tta import tta_caveats
 from pneumonia_hf.labels import LABELS
 from pneumonia_hf.models.model_folder import ENSEMBLE_FILE
+from pneumonia_hf.statistics.log_odds import to_logit, to_probability
+from pneumonia_hf.statistics.thresholds import OperatingPoint
 
 if TYPE_CHECKING:
     from PIL import Image

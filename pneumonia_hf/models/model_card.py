@@ -18,9 +18,8 @@ CARD_TEMPLATE = Path(__file__).with_name("model_card.md")
 HUB_METRICS = {"auroc": "roc_auc", "sensitivity": "recall", "brier": "brier_score"}
 # Parts of report.json that stay out of the model folder.
 NOT_IN_CARD = {
-    "findings", "metrics_bca", "auroc_delong", "thresholds", "predictive_values", "decision_curve",
-    "referral_reasons", "risk_coverage", "stratified", "sites", "comparison",
-    "published", "checklist",
+    "findings", "thresholds", "predictive_values", "decision_curve", "referral_reasons",
+    "risk_coverage", "stratified", "sites", "comparison", "published", "checklist",
 }  # fmt: skip
 # A report shows miscalibration below this p-value and above this calibration error.
 MISFIT_P, MISFIT_ERROR = 0.01, 0.05

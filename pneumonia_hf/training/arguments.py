@@ -18,9 +18,9 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 from pneumonia_hf.cli import check_choices
 from pneumonia_hf.compat.transformers import use_one_gpu
 from pneumonia_hf.errors import UserError
-from pneumonia_hf.evaluation.metrics import METRICS
 from pneumonia_hf.evaluation.perturbations import ROBUST
 from pneumonia_hf.models.backbones import fast_precision
+from pneumonia_hf.statistics.metrics import METRICS
 from pneumonia_hf.training.phases import read_phases
 
 # The metrics by which the best checkpoint can be chosen, and whether greater is better.

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pneumonia_hf.errors import UserError
-from pneumonia_hf.evaluation.metrics import auroc
 from pneumonia_hf.evaluation.perturbations import COUNTERFACTUALS, ROBUST, perturb
-from pneumonia_hf.inference.operating_point import to_probability
+from pneumonia_hf.statistics.log_odds import to_probability
+from pneumonia_hf.statistics.metrics import auroc
 from pneumonia_hf.training.losses import weigh_classes
 from pneumonia_hf.training.trainer import DIVERGED
 

@@ -15,9 +15,9 @@ from pneumonia_hf.data.pixel_store import cache_in
 from pneumonia_hf.data.sources import parse_source
 from pneumonia_hf.errors import UserError
 from pneumonia_hf.evaluation.evaluate import EvaluationConfig, evaluate_predictor
-from pneumonia_hf.evaluation.intervals import Interval
 from pneumonia_hf.files import markdown_table, replace_text, write_json
 from pneumonia_hf.inference.predictor import Predictor
+from pneumonia_hf.statistics.intervals import Interval
 from pneumonia_hf.training.runs import run_recipe
 
 if TYPE_CHECKING:

@@ -30,28 +30,11 @@ def draw(noise: float, seed: int, count: int = 500, gap: float = 1.0):
     return make_scores(labels, 1 / (1 + np.exp(-(gap * (2 * labels - 1) + base + own))))
 
 
-def test_mcnemars_test_equals_that_of_statsmodels():
-    from statsmodels.stats.contingency_tables import mcnemar
-
-    first, second = draw(0.3, 1), draw(1.5, 2)
-    found = compare_scores(first, second, (0.5, 0.4), "other", 50).mcnemar
-    right = [(one.probabilities >= at) == (one.labels == 1)
-             for one, at in ((first, 0.5), (second, 0.4))]  # fmt: skip
-    table = [[np.sum(right[0] & right[1]), np.sum(right[0] & ~right[1])],
-             [np.sum(~right[0] & right[1]), np.sum(~right[0] & ~right[1])]]  # fmt: skip
-    assert found.only_first_wrong == table[1][0] and found.only_second_wrong == table[0][1]
-    assert found.p == pytest.approx(mcnemar(table, exact=True).pvalue)
-
-
 def test_paired_differences_are_found_that_separate_intervals_would_hide():
     first, second = draw(0.1, 1), draw(0.45, 2)
     found = compare_scores(first, second, (0.5, 0.5), "other", 200)
     difference = found.differences["auroc"]
     assert difference.low > 0
-    assert difference.value == pytest.approx(found.delong.difference.value)
-    # The two methods agree on the width.
-    width = found.delong.difference.high - found.delong.difference.low
-    assert difference.high - difference.low == pytest.approx(width, rel=0.25)
     apart = [measure_site(at("x"), one, 0.5, 200).metrics["auroc"] for one in (first, second)]
     assert apart[1].high > apart[0].low
 

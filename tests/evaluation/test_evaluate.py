@@ -1,7 +1,6 @@
 import csv
 import hashlib
 import json
-import math
 import shutil
 
 import numpy as np
@@ -14,13 +13,11 @@ from pneumonia_hf import Predictor
 from pneumonia_hf.data.file_hashes import hash_images, to_hex
 from pneumonia_hf.data.load import load_splits
 from pneumonia_hf.errors import UserError
-from pneumonia_hf.evaluation.calibration_quality import calibration_p_value
 from pneumonia_hf.evaluation.choose_images import choose_split
 from pneumonia_hf.evaluation.evaluate import EvaluationConfig, evaluate_predictor
-from pneumonia_hf.evaluation.metrics import METRICS
 from pneumonia_hf.evaluation.report.write import check_report_folder, to_json, write_report
-from pneumonia_hf.evaluation.selective import measure_referral
 from pneumonia_hf.models.model_card import add_report, find_misfit
+from pneumonia_hf.statistics.metrics import METRICS
 
 
 @pytest.fixture(scope="module")
@@ -162,22 +159,6 @@ def test_unreadable_files_are_listed_in_the_report_and_in_no_metric(tiny_model, 
     assert len(report["unreadable"]) == 1 and "IM-0002-0000.png" in report["unreadable"][0]
     text = (tmp_path / "report" / "report.md").read_text()
     assert "1 file could not be read" in text and "not read: NORMAL/IM-0002" in text
-
-
-def test_referral_reports_the_error_on_kept_and_referred_images():
-    labels = np.array([0, 0, 0, 0, 1, 1, 1, 1])
-    positive = np.array([0, 0, 1, 1, 1, 1, 0, 1], bool)  # 3 of 8 wrong
-    referred = np.array([0, 1, 0, 1, 0, 0, 1, 1], bool)
-    found = measure_referral(labels, positive, referred, list("abcdefgh"), resamples=200)
-    assert found.referred == 4
-    assert found.error.value == 3 / 8
-    assert found.error_of_kept.value == 1 / 4
-    assert found.error_of_referred == 2 / 4
-    assert found.error.low < 3 / 8 < found.error.high
-    assert (found.sensitivity_of_kept.value, found.specificity_of_kept.value) == (1, 1 / 2)
-    none = measure_referral(labels, positive, ~positive & positive, list("abcdefgh"), resamples=20)
-    assert none.error_of_kept == none.error and math.isnan(none.error_of_referred)
-    assert none.sensitivity_of_kept.value == 3 / 4
 
 
 @pytest.fixture(scope="module")
@@ -387,20 +368,6 @@ def test_only_a_significant_external_misfit_removes_the_word_calibrated():
     assert find_misfit(make_reports(0.04, 0.001)) is None  # too small
     assert find_misfit(make_reports(0.2, 0.001, external=False)) is None
     assert find_misfit([{"data": "old", "metrics": {"ece": {"low": 0.5}}}]) is None
-
-
-def test_calibration_test_has_its_false_positive_rate_and_power():
-    generator = np.random.default_rng(0)
-    alarms = np.zeros(2)
-    for _ in range(400):
-        # Calibrated for a prevalence of 50%; that of the data is 25%.
-        ill = generator.random(300) < 0.25
-        log_odds = generator.normal(np.where(ill, 2, -2), 2)  # by Bayes: its own log odds
-        for at, factor in enumerate((1, 2.5)):
-            probabilities = 1 / (1 + np.exp(-factor * log_odds))
-            alarms[at] += calibration_p_value(ill.astype(int), probabilities) < 0.05
-    assert alarms[0] / 400 < 0.08  # fewer than 5%: the prevalence is taken from the data
-    assert alarms[1] / 400 > 0.9
 
 
 def test_card_and_app_drop_the_word_calibrated_after_an_external_misfit(

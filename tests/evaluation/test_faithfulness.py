@@ -10,9 +10,9 @@ from PIL import Image
 
 from pneumonia_hf.evaluation import faithfulness
 from pneumonia_hf.evaluation.faithfulness import Faithfulness, measure_faithfulness
-from pneumonia_hf.evaluation.intervals import Interval
 from pneumonia_hf.inference.attribution_methods import METHODS, RawMap
 from pneumonia_hf.inference.network import Network
+from pneumonia_hf.statistics.intervals import Interval
 
 SIDE = 56
 

@@ -14,7 +14,6 @@ from pneumonia_hf import EvaluationConfig, Predictor, evaluate_predictor
 from pneumonia_hf.data.load import load_splits
 from pneumonia_hf.errors import UserError
 from pneumonia_hf.evaluation import faithfulness
-from pneumonia_hf.evaluation.intervals import Interval
 from pneumonia_hf.evaluation.report import figures
 from pneumonia_hf.evaluation.report import write as report_module
 from pneumonia_hf.evaluation.report.checklist import OPEN, fill_checklist
@@ -26,6 +25,7 @@ from pneumonia_hf.evaluation.report.write import SCHEMA_FILE, to_json, write_rep
 from pneumonia_hf.evaluation.scores import Scores
 from pneumonia_hf.evaluation.steps import Steps
 from pneumonia_hf.files import without_nan
+from pneumonia_hf.statistics.intervals import Interval
 
 
 @pytest.fixture(scope="module")
@@ -209,7 +209,8 @@ def test_a_calibration_slope_that_does_not_exist_is_said_in_words_and_null_in_js
 
 def test_numbers_that_are_not_defined_are_null(report):
     numbers = to_json(report)
-    assert numbers["schema_version"] == 3
+    assert numbers["schema_version"] == 4
+    assert not {"metrics_bca", "auroc_delong"} & numbers.keys()
     assert len(numbers["risk_coverage"]["risk"]) == 100
     last = numbers["risk_coverage"]["risk"][-1]
     assert last == pytest.approx(1 - numbers["metrics"]["accuracy"]["value"])

@@ -9,8 +9,6 @@ import torch
 from helpers import draw_xray
 from PIL import Image
 
-from pneumonia_hf.evaluation.calibration import choose_threshold, fit_temperature
-from pneumonia_hf.evaluation.metrics import auroc
 from pneumonia_hf.evaluation.perturbations import (
     COUNTERFACTUALS,
     PERTURBATIONS,
@@ -24,6 +22,8 @@ from pneumonia_hf.evaluation.perturbations import (
 )
 from pneumonia_hf.evaluation.robustness import measure_robustness
 from pneumonia_hf.imaging.preprocess import make_processor
+from pneumonia_hf.statistics.calibration import choose_threshold, fit_temperature
+from pneumonia_hf.statistics.metrics import auroc
 
 SIDE = 64
 LABELS = np.tile([0, 1], 20)

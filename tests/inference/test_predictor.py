@@ -13,7 +13,6 @@ from pneumonia_hf.errors import UserError
 from pneumonia_hf.imaging.input_checks import input_warnings
 from pneumonia_hf.imaging.preprocess import make_processor, normalise, resize
 from pneumonia_hf.inference.network import CONFIG_KEY, Network
-from pneumonia_hf.inference.operating_point import OperatingPoint
 from pneumonia_hf.inference.tta import (
     TTA_MISSED,
     TTA_ON,
@@ -22,6 +21,7 @@ from pneumonia_hf.inference.tta import (
     TtaTransform,
     apply_transform,
 )
+from pneumonia_hf.statistics.thresholds import OperatingPoint
 
 
 @pytest.fixture(scope="module")

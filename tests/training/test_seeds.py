@@ -14,12 +14,12 @@ from pneumonia_hf import Predictor
 from pneumonia_hf.data.load import DataConfig, load_xrays
 from pneumonia_hf.data.sources import open_images
 from pneumonia_hf.errors import UserError
-from pneumonia_hf.evaluation.calibration import fit_temperature
-from pneumonia_hf.evaluation.metrics import compute_metrics
 from pneumonia_hf.evaluation.perturbations import ROBUST
 from pneumonia_hf.evaluation.recalibrate import score_validation
-from pneumonia_hf.inference.operating_point import to_probability
 from pneumonia_hf.models.backbones import head_of
+from pneumonia_hf.statistics.calibration import fit_temperature
+from pneumonia_hf.statistics.log_odds import to_probability
+from pneumonia_hf.statistics.metrics import compute_metrics
 from pneumonia_hf.training.seeds import SUMMARISED
 from pneumonia_hf.training.seeds import summarise_seeds as summarise
 

@@ -26,8 +26,8 @@ def load_state(folder: Path) -> tuple[dict[str, torch.Tensor], str]:
 def test_saved_model_holds_every_tensor_of_the_best_checkpoint(
     tmp_path, xray_folder, tiny_body, backbone_name, monkeypatch
 ):
-    from pneumonia_hf.evaluation import calibration
-    from pneumonia_hf.evaluation.calibration import Temperature
+    from pneumonia_hf.statistics import calibration
+    from pneumonia_hf.statistics.calibration import Temperature
 
     # Drawn images are separable, which would keep the temperature at 1.
     monkeypatch.setattr(

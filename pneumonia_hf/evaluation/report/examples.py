@@ -11,8 +11,8 @@ from pneumonia_hf.data.sources import open_images
 from pneumonia_hf.evaluation.scores import Scores
 from pneumonia_hf.imaging.read import read_xray
 from pneumonia_hf.inference.attribution import attribute, overlay
-from pneumonia_hf.inference.operating_point import to_logit
 from pneumonia_hf.labels import LABELS
+from pneumonia_hf.statistics.log_odds import to_logit
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

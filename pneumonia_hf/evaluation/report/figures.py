@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pneumonia_hf.evaluation.evaluate import Report
-from pneumonia_hf.evaluation.intervals import draw_patients
 from pneumonia_hf.evaluation.perturbations import PERTURBATIONS
 from pneumonia_hf.evaluation.report.interval_text import to_label
 from pneumonia_hf.labels import LABELS
+from pneumonia_hf.statistics.intervals import draw_patients
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

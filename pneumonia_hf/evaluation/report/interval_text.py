@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from pneumonia_hf.evaluation.intervals import Interval
+from pneumonia_hf.statistics.intervals import Interval
 
 
 def to_text(interval: Interval | None) -> str:

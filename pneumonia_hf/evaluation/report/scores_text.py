@@ -8,13 +8,11 @@ import numpy as np
 
 from pneumonia_hf.data.patients import describe_patients, named_by_file
 from pneumonia_hf.evaluation.evaluate import Report
-from pneumonia_hf.evaluation.metrics import FEWEST_PATIENTS, METRICS
 from pneumonia_hf.evaluation.report.interval_text import to_slope, to_text
 from pneumonia_hf.evaluation.subgroups import SUBGROUP_METRICS, Gap
 from pneumonia_hf.files import markdown_table
 from pneumonia_hf.labels import LABELS
-
-DIFFERS = 0.25  # share of an interval's width from which a BCa interval is shown beside it
+from pneumonia_hf.statistics.metrics import FEWEST_PATIENTS, METRICS
 
 
 def describe_data(report: Report) -> list[str]:
@@ -65,14 +63,9 @@ def describe_discrimination(report: Report) -> list[str]:
     """Return all metrics with their intervals, and the confusion matrix."""
     metrics = []
     for name, one in report.metrics.items():
-        corrected = report.metrics_bca[name]
-        width = one.high - one.low
-        apart = max(abs(corrected.low - one.low), abs(corrected.high - one.high))
-        shown = width > 0 and apart > DIFFERS * width
         ends = "" if math.isnan(one.low) else f"{one.low:.4f} to {one.high:.4f}"
-        bca = f"{corrected.low:.4f} to {corrected.high:.4f}" if shown else ""
         value = "not defined" if math.isnan(one.value) else f"{one.value:.4f}"
-        metrics.append([METRICS[name].title, value, ends, bca])
+        metrics.append([METRICS[name].title, value, ends])
     c = report.confusion
     confusion = [
         ["NORMAL", c["true_negative"], c["false_positive"]],
@@ -80,16 +73,13 @@ def describe_discrimination(report: Report) -> list[str]:
     ]
     prevalence = float(np.mean(report.labels))
     return [
-        markdown_table(["metric", "value", "95% interval", "BCa, where it differs"], metrics),
+        markdown_table(["metric", "value", "95% interval"], metrics),
         f"The intervals are the 2.5th to 97.5th percentiles over {report.config.resamples} "
-        f"bootstrap resamples of patients at the fixed threshold; a BCa interval (Efron 1987) is "
-        f"shown where an end differs by more than a quarter of the width. Where no resample "
-        f"changes a proportion, its interval is the exact binomial one (Clopper and Pearson 1934), "
-        f"and other metrics have none; nor has an area with fewer than {FEWEST_PATIENTS} patients "
-        f"of a class. DeLong's interval of the "
-        f"AUROC, for patients with several images (Obuchowski 1997): "
-        f"{to_text(report.auroc_delong)}. PPV, NPV, accuracy, F1, kappa, the Matthews correlation, "
-        f"AUPRC and the losses depend on the prevalence, here {prevalence:.1%}.",
+        f"bootstrap resamples of patients at the fixed threshold. Where no resample changes a "
+        f"proportion, its interval is the exact binomial one (Clopper and Pearson 1934), and other "
+        f"metrics have none; nor has an area with fewer than {FEWEST_PATIENTS} patients of a "
+        f"class. PPV, NPV, accuracy, F1, kappa, the Matthews correlation, AUPRC and the losses "
+        f"depend on the prevalence, here {prevalence:.1%}.",
         markdown_table(["label", "predicted NORMAL", "predicted PNEUMONIA"], confusion),
         f"```text\n{_classification_report(report)}\n```",
     ]

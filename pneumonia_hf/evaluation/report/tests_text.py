@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
 from pneumonia_hf.evaluation.compare import Comparison
 from pneumonia_hf.evaluation.evaluate import FEWEST_HITS, Report
-from pneumonia_hf.evaluation.metrics import METRICS
 from pneumonia_hf.evaluation.perturbations import CONTROLS, PERTURBATIONS
 from pneumonia_hf.evaluation.report.checklist import fill_checklist
 from pneumonia_hf.evaluation.report.examples import choose_examples
 from pneumonia_hf.evaluation.report.interval_text import to_short, to_text
 from pneumonia_hf.files import markdown_table
 from pneumonia_hf.labels import LABELS
+from pneumonia_hf.statistics.metrics import METRICS
 
 NOT_TESTED = (
     f"the tests need one network, and {FEWEST_HITS} pneumonias and normals each on the right side "
@@ -210,16 +208,14 @@ def describe_comparison(report: Report) -> list[str]:
         [case.file, LABELS[case.label], f"{case.first:.4f}", f"{case.second:.4f}"]
         for case in one.disagreements[:MOST_CASES]
     ]
-    p = "not defined" if math.isnan(one.delong.p) else f"{one.delong.p:.2g}"
     return [
         f"{report.model} less {one.other}, on the same images, each at its own threshold. "
-        f"Intervals are of a paired bootstrap over patients; one that contains 0 does not exclude "
-        f"that both are equal. {_describe_seen(one)}",
+        f"Intervals are of a paired bootstrap over patients, also in place of a p-value of the "
+        f"AUROCs; one that contains 0 does not exclude that both are equal. {_describe_seen(one)}",
         markdown_table(["metric", "difference (95% interval)"], rows),
-        f"DeLong's test of the AUROCs, for patients with several images: difference "
-        f"{to_text(one.delong.difference)}, p = {p}. McNemar's exact test: {report.model} alone is "
-        f"wrong on {test.only_first_wrong} images, {one.other} alone on {test.only_second_wrong}, "
-        f"p = {test.p:.2g}; it counts images as independent.",
+        f"McNemar's exact test: {report.model} alone is wrong on {test.only_first_wrong} images, "
+        f"{one.other} alone on {test.only_second_wrong}, p = {test.p:.2g}; it counts images as "
+        f"independent.",
         f"They disagree on {len(one.disagreements)} images; the farthest apart:" if cases else "",
         markdown_table(["file", "label", report.model, one.other], cases) if cases else "",
     ]

@@ -27,7 +27,7 @@ from pneumonia_hf.labels import LABELS
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-SCHEMA_VERSION = 3  # of report.json; schema.json describes it
+SCHEMA_VERSION = 4  # of report.json; schema.json describes it
 SCHEMA_FILE = Path(__file__).with_name("schema.json")
 POINTS = np.linspace(0, 1, 101)  # shares of the images at which report.json has the risk
 KINDS = ("png", "svg")
@@ -161,8 +161,6 @@ def to_json(report: Report) -> dict[str, Any]:
         "findings": [asdict(one) for one in report.findings],
         "confusion": report.confusion,
         "metrics": {name: asdict(interval) for name, interval in report.metrics.items()},
-        "metrics_bca": {name: asdict(interval) for name, interval in report.metrics_bca.items()},
-        "auroc_delong": asdict(report.auroc_delong),
         "thresholds": [asdict(one) for one in report.thresholds],
         "predictive_values": [asdict(one) for one in report.predictive_values],
         "decision_curve": {

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
-from pneumonia_hf.evaluation.intervals import Interval, draw_patients, percentile_interval
-from pneumonia_hf.inference.operating_point import to_logit
+from pneumonia_hf.statistics.intervals import Interval, bootstrap
+from pneumonia_hf.statistics.log_odds import to_logit
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,7 @@ def risk_coverage(
     labels: np.ndarray,
     probabilities: np.ndarray,
     threshold: float,
-    patients: Sequence[str],
-    resamples: int,
-    seed: int = 13,
+    resamples: Iterable[np.ndarray],
 ) -> RiskCoverage:
     """Return the risk-coverage curve; an image is the surer, the farther from the threshold.
 
@@ -58,16 +56,15 @@ def risk_coverage(
     """
     wrong = (probabilities >= threshold) != (labels == 1)
     sure = np.abs(to_logit(probabilities) - to_logit(np.float64(threshold)))
-    draws = [
-        float(_risks(wrong[rows], sure[rows]).mean())
-        for rows in draw_patients(labels, patients, resamples, seed)
-    ]
+    (area,) = bootstrap(
+        lambda rows: [_risks(wrong[rows], sure[rows]).mean()], len(labels), resamples
+    )
     risks = _risks(wrong, sure)
     best = np.cumsum(np.sort(wrong)) / np.arange(1, len(wrong) + 1)  # all errors come last
     return RiskCoverage(
         np.arange(1, len(wrong) + 1) / len(wrong),
         risks,
-        percentile_interval(float(risks.mean()), draws),
+        area,
         float(risks.mean() - best.mean()),
     )
 
@@ -83,13 +80,12 @@ def measure_referral(
     labels: np.ndarray,
     positive: np.ndarray,
     referred: np.ndarray,
-    patients: Sequence[str],
-    resamples: int = 1000,
+    resamples: Iterable[np.ndarray],
 ) -> Referral:
     """Return how referring some images changes the error on the others.
 
     `labels`, `positive` and `referred` are the label, the side of the threshold and who is
-    referred, [N] of 0 and 1 or booleans; `patients` and `resamples` are for the bootstrap.
+    referred, [N] of 0 and 1 or booleans.
     """
     ill = labels == 1
     wrong, kept = positive != ill, ~referred
@@ -100,9 +96,7 @@ def measure_referral(
         return (_mean(wrong[rows]), _mean(error), 1 - _mean(error[ill[shown]]),
                 1 - _mean(error[~ill[shown]]))  # fmt: skip
 
-    values = measure(np.arange(len(labels)))
-    draws = [measure(rows) for rows in draw_patients(labels, patients, resamples, seed=13)]
-    error, of_kept, *rest = map(percentile_interval, values, zip(*draws, strict=True))
+    error, of_kept, *rest = bootstrap(measure, len(labels), resamples)
     return Referral(int(referred.sum()), error, of_kept, _mean(wrong[referred]), *rest)
 
 

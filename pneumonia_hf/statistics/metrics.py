@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from pneumonia_hf.evaluation.intervals import (
-    Interval,
-    bca_interval,
-    draw_patients,
-    leave_out,
-    percentile_interval,
-)
+from pneumonia_hf.statistics.intervals import Interval, percentile_interval
 
 FEWEST_PATIENTS = 5  # of each class, below which an area under a curve has no interval
 Labels = np.ndarray  # [N] of 0 (NORMAL) and 1 (PNEUMONIA)
@@ -71,15 +65,12 @@ def mcc(labels: Labels, probabilities: Probabilities, threshold: float) -> float
 
 
 def kappa(labels: Labels, probabilities: Probabilities, threshold: float) -> float:
-    """Return the agreement of label and decision beyond chance (Cohen 1960); NaN if constant."""
-    counts = _count(labels, probabilities, threshold)
-    total = counts.sum()
-    by_chance = counts.sum(axis=0) @ counts.sum(axis=1) / total**2
-    return (
-        float((np.trace(counts) / total - by_chance) / (1 - by_chance))
-        if by_chance < 1
-        else (math.nan)
-    )
+    """Return the agreement of label and decision beyond chance (Cohen 1960); NaN if undefined."""
+    (right_negative, missed), (false_alarm, hit) = _count(labels, probabilities, threshold)
+    by_chance = (hit + false_alarm) * (false_alarm + right_negative)
+    by_chance += (hit + missed) * (missed + right_negative)
+    agreed = 2 * (right_negative * hit - missed * false_alarm)
+    return float(agreed / by_chance) if by_chance else math.nan
 
 
 def lr_positive(labels: Labels, probabilities: Probabilities, threshold: float) -> float:
@@ -109,6 +100,22 @@ def auroc(labels: Labels, probabilities: Probabilities, threshold: float) -> flo
         return math.nan
     below = np.searchsorted(well, ill, "left") + np.searchsorted(well, ill, "right")
     return float(below.sum() / 2 / (len(ill) * len(well)))
+
+
+def auroc_within(labels: np.ndarray, probabilities: np.ndarray, strata: np.ndarray) -> float:
+    """Return the share of pairs of one stratum that are ranked right; NaN if there are none.
+
+    It is the mean of the AUROC of each stratum, weighted by its number of pairs.
+    """
+    pairs = right = 0.0
+    for stratum in np.unique(strata):
+        inside = strata == stratum
+        ill = np.sum(labels[inside] == 1)
+        count = ill * (inside.sum() - ill)
+        if count:
+            pairs += count
+            right += count * auroc(labels[inside], probabilities[inside], 0)
+    return right / pairs if pairs else math.nan
 
 
 def auprc(labels: Labels, probabilities: Probabilities, threshold: float) -> float:
@@ -246,16 +253,17 @@ METRICS = {
 
 
 def compute_metrics(
-    labels: Sequence[int], probabilities: Sequence[float], threshold: float
+    labels: Sequence[int],
+    probabilities: Sequence[float],
+    threshold: float,
+    names: Collection[str] = METRICS,
 ) -> dict[str, float]:
-    """Return all METRICS at a threshold, at or above which an image is positive; NaN if undefined.
+    """Return METRICS at a threshold, at or above which an image is positive; NaN if undefined.
 
     `labels` are 0 (NORMAL) and 1 (PNEUMONIA), `probabilities` P(pneumonia) of each image, [N].
     """
     labels, probabilities = np.asarray(labels), np.asarray(probabilities, dtype=np.float64)
-    return {
-        name: metric.function(labels, probabilities, threshold) for name, metric in METRICS.items()
-    }
+    return {name: METRICS[name].function(labels, probabilities, threshold) for name in names}
 
 
 # Which images a proportion counts, and which of them as hits.
@@ -288,7 +296,7 @@ def metric_interval(
     if found.low != found.high:  # NaN too
         return found
     if name not in PROPORTIONS:
-        return Interval(found.value, math.nan, math.nan)
+        return Interval(found.value)
     hits = PROPORTIONS[name](labels, probabilities, threshold)
     exact = binomtest(int(hits.sum()), len(hits)).proportion_ci(method="exact")
     return Interval(found.value, float(exact.low), float(exact.high))
@@ -305,63 +313,28 @@ def bootstrap_intervals(
     probabilities: Sequence[float],
     threshold: float,
     patients: Sequence[str],
-    resamples: int = 1000,
-    seed: int = 13,
+    resamples: Iterable[np.ndarray],
+    names: Collection[str] = METRICS,
 ) -> dict[str, Interval]:
-    """Return every metric with its 95% bootstrap interval (Efron 1979), as of `metric_interval`.
+    """Return metrics with their 95% bootstrap intervals (Efron 1979), as of `metric_interval`.
 
-    `draw_patients` resamples patients, not images, since the images of one patient are alike.
-    `labels`, `probabilities` and `patients` are [N]; the threshold is fixed. The areas under
-    curves have no interval with fewer than FEWEST_PATIENTS of a class.
+    `labels`, `probabilities` and `patients` are [N]; `resamples` are as of `draw_patients`; the
+    threshold is fixed. The areas under curves have no interval with fewer than FEWEST_PATIENTS of
+    a class.
     """
     labels, probabilities = np.asarray(labels), np.asarray(probabilities, dtype=np.float64)
-    rows = draw_patients(labels, patients, resamples, seed)
-    drawn = _resample(labels, probabilities, threshold, rows)
-    return _percentile_intervals(labels, probabilities, threshold, patients, drawn)
-
-
-def percentile_and_bca_intervals(
-    labels: np.ndarray,
-    probabilities: np.ndarray,
-    threshold: float,
-    patients: Sequence[str],
-    resamples: int = 1000,
-    seed: int = 13,
-) -> tuple[dict[str, Interval], dict[str, Interval]]:
-    """Return what `bootstrap_intervals` does, and the 95% BCa intervals of the same resamples."""
-    rows = draw_patients(labels, patients, resamples, seed)
-    drawn = _resample(labels, probabilities, threshold, rows)
-    without = _resample(labels, probabilities, threshold, leave_out(patients, seed))
-    bca = {
-        name: bca_interval(value, draws, without[name][1]) for name, (value, draws) in drawn.items()
+    draws = [compute_metrics(labels[d], probabilities[d], threshold, names) for d in resamples]
+    few = ("auroc", "auprc") if has_few_patients(labels, patients) else ()
+    return {
+        name: metric_interval(
+            name,
+            labels,
+            probabilities,
+            threshold,
+            [] if name in few else [draw[name] for draw in draws],
+        )
+        for name in names
     }
-    return _percentile_intervals(labels, probabilities, threshold, patients, drawn), bca
-
-
-def _percentile_intervals(
-    labels: Labels,
-    probabilities: Probabilities,
-    threshold: float,
-    patients: Sequence[str],
-    drawn: dict[str, tuple[float, list[float]]],
-) -> dict[str, Interval]:
-    found = {
-        name: metric_interval(name, labels, probabilities, threshold, draws)
-        for name, (_, draws) in drawn.items()
-    }
-    if has_few_patients(labels, patients):
-        for name in ("auroc", "auprc"):
-            found[name] = Interval(found[name].value, math.nan, math.nan)
-    return found
-
-
-def _resample(
-    labels: Labels, probabilities: Probabilities, threshold: float, samples: Iterable[np.ndarray]
-) -> dict[str, tuple[float, list[float]]]:
-    """Return each metric of all images, and of each sample of rows."""
-    values = compute_metrics(labels, probabilities, threshold)
-    draws = [compute_metrics(labels[rows], probabilities[rows], threshold) for rows in samples]
-    return {name: (value, [draw[name] for draw in draws]) for name, value in values.items()}
 
 
 def _share(hits: np.ndarray) -> float:

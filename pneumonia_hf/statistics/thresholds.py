@@ -1,0 +1,220 @@
+"""The operating point: how it is chosen, and what other thresholds and prevalences would give."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pneumonia_hf.statistics.intervals import (
+    Interval,
+    draw_patients,
+    percentile_interval,
+)
+from pneumonia_hf.statistics.log_odds import move_to_prevalence, to_logit, to_probability
+from pneumonia_hf.statistics.metrics import METRICS, metric_interval, sensitivity, specificity
+
+THRESHOLD_RESAMPLES = 500
+SENSITIVITIES = (0.90, 0.95, 0.99)
+PREVALENCES = (0.01, 0.05, 0.20, 0.50)
+RISKS = np.round(np.arange(0.01, 1.0, 0.01), 2)  # of the decision curve
+
+
+@dataclass(frozen=True)
+class OperatingPoint:
+    """A threshold on P(pneumonia) and the range in which resampling moves it."""
+
+    threshold: float
+    low: float  # at or above `low` and below `high` the decision is REFER
+    high: float
+
+    @classmethod
+    def from_settings(cls, settings: dict[str, Any]) -> OperatingPoint:
+        """Return the operating point in the settings of a config.json or ensemble.json."""
+        return cls(*(float(settings[key]) for key in ("threshold", "refer_low", "refer_high")))
+
+
+def choose_threshold(
+    labels: Sequence[int],
+    probabilities: np.ndarray | Sequence[float],
+    patients: Sequence[str],
+    required_sensitivity: float | None = None,
+    resamples: int = THRESHOLD_RESAMPLES,
+    seed: int = 13,
+) -> OperatingPoint:
+    """Return the operating point for these validation images.
+
+    The threshold maximises sensitivity + specificity (Youden 1950); with copies of the images, its
+    smallest value over the kinds of copies. If a model nearly solves the
+    validation split, a wide gap of thresholds does so, and its edges depend on single images.
+    So the middle of the gap, on the logit scale, is taken in each of `resamples` bootstraps of
+    the patients. Their median is the threshold; the 2.5th and 97.5th percentiles are its range.
+
+    Args:
+        labels, patients: of each validation image, [N].
+        probabilities: of each image, [N], or of the images and of each kind of copies, [K, N].
+        required_sensitivity: if given, the threshold of each resample is lowered until at least
+            this share of its pneumonias (of the plain images) reaches it, so that the range
+            covers that uncertainty too, and the median until this share of all of them does.
+        resamples, seed: of the bootstrap.
+    """
+    labels = np.asarray(labels)
+    kinds = to_logit(np.atleast_2d(np.asarray(probabilities, dtype=np.float64)))  # [K, N]
+    logits = kinds[0]
+    chosen = []
+    for rows in draw_patients(labels, patients, resamples, seed):
+        logit = _youden_logit(labels[rows], kinds[:, rows])
+        if required_sensitivity is not None:
+            logit = min(logit, _sensitive_logit(labels[rows], logits[rows], required_sensitivity))
+        chosen.append(logit)
+    low, threshold, high = np.percentile(chosen, [2.5, 50, 97.5])
+    if required_sensitivity is not None:
+        threshold = min(threshold, _sensitive_logit(labels, logits, required_sensitivity))
+        low = min(low, threshold)
+    return OperatingPoint(*(float(to_probability(x)) for x in (threshold, low, high)))
+
+
+def _sensitive_logit(labels: np.ndarray, logits: np.ndarray, required: float) -> float:
+    """Return the highest threshold that at least `required` of the pneumonias reach."""
+    positives = np.sort(logits[labels == 1])
+    misses = math.floor((1 - required) * len(positives) + 1e-9)
+    # Slightly below the image that must be positive, so that rounding cannot exclude it.
+    return float(positives[min(misses, len(positives) - 1)] - 1e-6)
+
+
+def _youden_logit(labels: np.ndarray, kinds: np.ndarray) -> float:
+    """Return the middle of the best gap between neighbouring logits, of all kinds: [K, N]."""
+    levels = np.unique(kinds)
+    if len(levels) == 1:
+        return float(levels[0])
+    gaps = (levels[:-1] + levels[1:]) / 2
+    worst = np.inf
+    for logits in kinds:
+        missed, right = (
+            np.searchsorted(np.sort(logits[labels == label]), gaps) / np.sum(labels == label)
+            for label in (1, 0)
+        )
+        worst = np.minimum(worst, right - missed)
+    best = np.flatnonzero(worst >= worst.max() - 1e-12)
+    return float(gaps[best[len(best) // 2]])
+
+
+@dataclass(frozen=True)
+class ThresholdResult:
+    """Sensitivity and specificity at one threshold."""
+
+    name: str
+    threshold: float
+    sensitivity: Interval
+    specificity: Interval
+    usable: bool  # whether it was chosen without this data
+
+
+@dataclass(frozen=True)
+class PredictiveValues:
+    """The predictive values at the model's threshold in a population with another prevalence."""
+
+    prevalence: float
+    ppv: Interval  # share of pneumonias among the positives
+    npv: Interval  # share of normals among the negatives
+
+
+@dataclass(frozen=True)
+class DecisionCurve:
+    """Net benefit by threshold probability, per image (Vickers and Elkin 2006)."""
+
+    risks: np.ndarray  # [T], the probability at which a reader would act
+    model: np.ndarray  # [T], of acting where the model's probability is that high
+    everyone: np.ndarray  # [T], of acting always; never acting has a net benefit of 0
+
+
+def list_thresholds(
+    labels: np.ndarray,
+    probabilities: np.ndarray,
+    own: float,
+    resamples: Sequence[np.ndarray],
+) -> tuple[ThresholdResult, ...]:
+    """Return the results at the model's own threshold, and at thresholds found on this data.
+
+    The latter show how far the threshold has shifted; a result at a threshold that was chosen on
+    the same data is optimistically biased. Intervals are of a bootstrap over patients at the fixed
+    threshold.
+    """
+    found = [("the model's own", own, True)]
+    ill = np.sort(probabilities[labels == 1])
+    for wanted in SENSITIVITIES:
+        missed = int((1 - wanted) * len(ill) + 1e-9)
+        found.append((f"sensitivity {wanted:.2f}", float(ill[missed]), False))
+    found.append(("highest Youden index", youden_threshold(labels, probabilities), False))
+
+    def measure(metric: str, threshold: float) -> Interval:
+        function = METRICS[metric].function
+        draws = [function(labels[d], probabilities[d], threshold) for d in resamples]
+        return metric_interval(metric, labels, probabilities, threshold, draws)
+
+    return tuple(
+        ThresholdResult(
+            name,
+            threshold,
+            measure("sensitivity", threshold),
+            measure("specificity", threshold),
+            usable,
+        )
+        for name, threshold, usable in found
+    )
+
+
+def youden_threshold(labels: np.ndarray, probabilities: np.ndarray) -> float:
+    """Return the probability at which sensitivity + specificity is highest (Youden 1950)."""
+    from sklearn.metrics import roc_curve
+
+    false_positives, true_positives, thresholds = roc_curve(labels, probabilities)
+    return float(thresholds[np.argmax(true_positives - false_positives)].clip(0, 1))
+
+
+def predictive_values(sensitivity: float, specificity: float, prevalence: float):
+    """Return PPV and NPV by Bayes' rule; NaN where no image is positive, or negative."""
+    hits, alarms = sensitivity * prevalence, (1 - specificity) * (1 - prevalence)
+    missed, cleared = (1 - sensitivity) * prevalence, specificity * (1 - prevalence)
+    with np.errstate(invalid="ignore"):
+        return (np.divide(hits, hits + alarms), np.divide(cleared, cleared + missed))
+
+
+def by_prevalence(
+    labels: np.ndarray,
+    probabilities: np.ndarray,
+    threshold: float,
+    resamples: Sequence[np.ndarray],
+) -> tuple[PredictiveValues, ...]:
+    """Return the predictive values at each of PREVALENCES, with intervals over patients."""
+    own, *pairs = [
+        (sensitivity(labels[d], probabilities[d], threshold),
+         specificity(labels[d], probabilities[d], threshold))
+        for d in (np.arange(len(labels)), *resamples)
+    ]  # fmt: skip
+    found = []
+    for prevalence in PREVALENCES:
+        draws = zip(*(predictive_values(*pair, prevalence) for pair in pairs), strict=True)
+        both = map(percentile_interval, predictive_values(*own, prevalence), draws)
+        # Not defined if no resample changes the value.
+        both = (Interval(of.value) if of.low == of.high else of for of in both)
+        found.append(PredictiveValues(prevalence, *both))
+    return tuple(found)
+
+
+def decision_curve(labels: np.ndarray, probabilities: np.ndarray) -> DecisionCurve:
+    """Return the net benefit at each of RISKS, at this data's prevalence.
+
+    Net benefit = TP/N - FP/N x risk / (1 - risk). The probabilities, calibrated for a prevalence
+    of 50%, are first moved to that of the data.
+    """
+    prevalence = float(np.mean(labels))
+    moved = move_to_prevalence(probabilities, prevalence)
+    odds = RISKS / (1 - RISKS)
+    acts = moved[None] >= RISKS[:, None]  # [T, N]
+    hits = (acts & (labels == 1)).mean(axis=1)
+    alarms = (acts & (labels == 0)).mean(axis=1)
+    return DecisionCurve(RISKS, hits - alarms * odds, prevalence - (1 - prevalence) * odds)

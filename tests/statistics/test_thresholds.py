@@ -1,0 +1,132 @@
+import numpy as np
+import pytest
+
+from pneumonia_hf.statistics.intervals import draw_patients
+from pneumonia_hf.statistics.log_odds import to_logit, to_probability
+from pneumonia_hf.statistics.metrics import compute_metrics
+from pneumonia_hf.statistics.thresholds import (
+    RISKS,
+    by_prevalence,
+    choose_threshold,
+    decision_curve,
+    list_thresholds,
+    predictive_values,
+)
+
+
+def draw_scores(count: int = 600, gap: float = 3.0, seed: int = 0):
+    generator = np.random.default_rng(seed)
+    labels = (generator.random(count) < 0.7).astype(int)
+    logits = generator.normal(0, 1.5, count) + np.where(labels == 1, gap, -gap)
+    return labels, to_probability(logits), [str(row // 3) for row in range(count)]
+
+
+def test_threshold_separates_the_classes_and_is_in_its_range():
+    labels, probabilities, patients = draw_scores()
+    point = choose_threshold(labels, probabilities, patients)
+    assert point.low <= point.threshold <= point.high
+    values = compute_metrics(labels, probabilities, point.threshold)
+    assert values["sensitivity"] > 0.95 and values["specificity"] > 0.95
+
+
+def test_threshold_is_in_the_middle_of_the_gap_of_a_solved_split():
+    labels = np.array([0] * 50 + [1] * 50)
+    logits = np.concatenate([np.linspace(-8, -4, 50), np.linspace(2, 9, 50)])
+    patients = [str(row) for row in range(100)]
+    point = choose_threshold(labels, to_probability(logits), patients)
+    assert -1.5 < to_logit(np.array(point.threshold)) < -0.5
+
+
+def test_threshold_varies_less_than_youdens_over_resamples():
+    from sklearn.metrics import roc_curve
+
+    labels, probabilities, patients = draw_scores(count=300, gap=3.5)
+    ours, youdens = [], []
+    for rows in draw_patients(labels, patients, resamples=30, seed=9):
+        names = [f"{place}" for place in range(len(rows))]
+        point = choose_threshold(labels[rows], probabilities[rows], names, resamples=60)
+        ours.append(to_logit(np.array(point.threshold)))
+        false_positives, sensitivity, thresholds = roc_curve(labels[rows], probabilities[rows])
+        youdens.append(to_logit(thresholds[np.argmax(sensitivity - false_positives)]))
+    assert np.std(ours) < np.std(youdens)
+
+
+@pytest.mark.parametrize("required", [0.9, 0.97, 0.99, 1.0])
+def test_threshold_never_lowers_the_required_sensitivity(required):
+    for seed in range(6):
+        labels, probabilities, patients = draw_scores(gap=1.0, seed=seed)
+        point = choose_threshold(labels, probabilities, patients, required, resamples=100)
+        assert compute_metrics(labels, probabilities, point.threshold)["sensitivity"] >= required
+        assert point.low <= point.threshold <= point.high
+
+
+def test_near_misses_below_a_required_sensitivity_are_referred():
+    """The REFER range comes from the same resamples as the threshold."""
+    both_sides = 0
+    for seed in range(20):
+        labels, probabilities, patients = draw_scores(count=200, gap=1.5, seed=seed)
+        point = choose_threshold(
+            labels, probabilities, patients, required_sensitivity=0.95, resamples=100
+        )
+        both_sides += point.low < point.threshold < point.high
+    assert both_sides == 20
+
+
+def draw(count: int = 400, seed: int = 0):
+    generator = np.random.default_rng(seed)
+    labels = (generator.random(count) < 0.5).astype(int)
+    scores = 1 / (1 + np.exp(-(labels * 3 - 1.5 + generator.normal(0, 1.5, count))))
+    return labels, scores, [str(row) for row in range(count)]
+
+
+def test_predictive_values_follow_bayes_rule():
+    # A test of 99% sensitivity and 95% specificity at a prevalence of 1%: 0.0099 of all are hits
+    # and 0.0495 false alarms.
+    ppv, npv = predictive_values(0.99, 0.95, 0.01)
+    assert ppv == pytest.approx(0.0099 / 0.0594)
+    assert npv == pytest.approx(0.9405 / 0.9406)
+    assert np.isnan(predictive_values(0.0, 1.0, 0.2)[0])
+
+
+def test_predictive_values_at_the_datas_prevalence_are_those_of_the_data():
+    labels, scores, patients = draw(4000)
+    found = {
+        one.prevalence: one
+        for one in by_prevalence(labels, scores, 0.5, draw_patients(labels, patients, 50))
+    }
+    positive = scores >= 0.5
+    assert found[0.5].ppv.value == pytest.approx(np.mean(labels[positive]), abs=0.02)
+    assert found[0.01].ppv.value < found[0.2].ppv.value < found[0.5].ppv.value
+    assert all(one.ppv.low < one.ppv.value < one.ppv.high for one in found.values())
+
+
+def test_thresholds_for_a_sensitivity_reach_it_and_only_the_models_own_is_usable():
+    labels, scores, patients = draw()
+    rows = {
+        one.name: one
+        for one in list_thresholds(labels, scores, 0.7, list(draw_patients(labels, patients, 50)))
+    }
+    for wanted in (0.90, 0.95, 0.99):
+        found = rows[f"sensitivity {wanted:.2f}"]
+        assert found.sensitivity.value >= wanted
+        higher = np.min(scores[scores > found.threshold])
+        assert np.mean(scores[labels == 1] >= higher) < wanted
+    best = rows["highest Youden index"]
+    index = best.sensitivity.value + best.specificity.value
+    for threshold in np.linspace(0.01, 0.99, 99):
+        assert index >= np.mean(scores[labels == 1] >= threshold) + np.mean(
+            scores[labels == 0] < threshold
+        )
+    assert [one.name for one in rows.values() if one.usable] == ["the model's own"]
+    assert rows["the model's own"].threshold == 0.7
+
+
+def test_net_benefit_equals_counts_by_hand():
+    # 4 ill of 10; at a risk of 0.2 (odds 1/4) 3 hits and 2 false alarms: 0.3 - 0.2 / 4.
+    labels = np.array([1] * 4 + [0] * 6)
+    scores = np.array([0.9, 0.8, 0.7, 0.05, 0.6, 0.5] + [0.02] * 4)
+    curve = decision_curve(labels, scores)
+    at = int(np.flatnonzero(RISKS == 0.2)[0])
+    assert curve.model[at] == pytest.approx(0.3 - 0.2 / 4)
+    assert curve.everyone[at] == pytest.approx(0.4 - 0.6 / 4)
+    assert curve.everyone[int(np.flatnonzero(RISKS == 0.4)[0])] == pytest.approx(0)
