@@ -5,7 +5,7 @@ Research software, not a medical device.
 
 from importlib import import_module
 
-__version__ = "0.5.0"
+__version__ = "0.6.0"
 
 # The public names and their modules; each is imported when it is first used, so that importing
 # the package is quick.
