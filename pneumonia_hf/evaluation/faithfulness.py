@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d, interpolate
 
 from pneumonia_hf.evaluation.intervals import Interval, percentile_interval
-from pneumonia_hf.evaluation.perturbations import replace_frame
+from pneumonia_hf.imaging.transforms import replace_frame
 from pneumonia_hf.inference.attribution import methods_for
 from pneumonia_hf.inference.attribution_methods import (
     CELLS,
