@@ -60,6 +60,9 @@ STRENGTHS = {
     "blur": lambda pixels, x: transforms.blur(pixels, x, 7),
     "compress": lambda pixels, x: transforms.compress(pixels, x * 30),
     "warp": lambda pixels, x: transforms.warp(pixels, transforms.rotation(x)),
+    "replace_frame": lambda pixels, x: transforms.replace_frame(
+        pixels, torch.as_tensor(x).view(-1, 1).expand(len(pixels), 4) / 10, 90.0
+    ),
 }
 
 
@@ -177,6 +180,8 @@ def test_both_ways_to_take_over_a_histogram_agree_where_levels_are_not_shared(pi
     found = transforms.match_levels(batch, torch.tensor([1, 0]), torch.ones(2))
     assert (exact - found).abs().mean() < 3
     assert (exact - batch).abs().mean() > 20
+    own = transforms.match_levels(pixels, torch.arange(6), torch.ones(6))
+    assert torch.equal(own, pixels)
     # By levels, equal gray levels stay equal.
     for level in batch[0].round().unique():
         assert found[0][batch[0].round() == level].unique().numel() == 1
