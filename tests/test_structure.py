@@ -25,7 +25,7 @@ BOUNDARIES = {
     "evaluate": ["evaluation.hf_metric"],
     "pydicom": ["imaging.dicom", "imaging.dicom_display"],
     "gdcm": ["imaging.dicom"],
-    "kornia": ["training.augment"],
+    "kornia": ["imaging.transforms"],
     "cleanlab": ["audit.label_errors"],
     "optuna": ["search", "compat.optuna"],
     "onnx": ["inference.onnx_export", "inference.backends"],

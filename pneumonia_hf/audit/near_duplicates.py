@@ -12,20 +12,17 @@ if TYPE_CHECKING:
 
     from pneumonia_hf.data.pixel_store import XrayPixels
 
-# Of 256 bits of the perceptual hash. Copies of 60 real X-rays with another compression, size,
-# exposure, blur or noise differed by up to 34; with a crop of 2%, a rotation of 1 degree or a
-# shift of 2% by up to 56, in 19 of 20. Different X-rays mostly differ by 80 to 160.
-MOST_BITS = 60
-# Correlation of images of 64 x 64. After registration the most similar of 5,216 different X-rays
-# reach 0.981; all of those copies reach 0.986 or more.
-LEAST_CORRELATION = 0.985
-SIDE = 64  # pixels of the compared images
+# Recall and false pairs on planted copies of real X-rays are in docs/audit.md.
+MOST_BITS = 66  # that differ, of the 256 of the perceptual hash
+# 13.5 million pairs of different X-rays reach 0.9799.
+LEAST_CORRELATION = 0.982
+SIDE = 48  # pixels of the compared images
+# The positions in which a pair is compared: degrees, shares of the sides, shifts by shares.
+ROTATIONS, ZOOMS, SHIFTS = (-1.5, 0.0, 1.5), (0.97, 1.0, 1.03), (-0.02, -0.01, 0.0, 0.01, 0.02)
 TILE = 256  # images whose hashes are compared with all others at a time
-PAIRS = 64  # pairs compared at a time
+PAIRS = 16  # pairs compared at a time
 PARTNERS = 50  # of an image at most; blank images would make too many pairs
-OVERLAYS = 1.0  # registrations an image at most; among 5,216 X-rays there were 0.14
-STEPS = 25  # of the registration, at half the side and then at the full side
-CANDIDATE = 0.97  # correlation at half the side from which the full side is compared
+MOST_PAIRS = 2.0  # compared for each image at most
 
 
 def group_exact(pixels: np.ndarray) -> np.ndarray:
@@ -36,117 +33,68 @@ def group_exact(pixels: np.ndarray) -> np.ndarray:
 def group_near(images: XrayPixels, exact: np.ndarray) -> tuple[np.ndarray, int]:
     """Return group numbers of images of one X-ray, int64 [N], and the number of omitted pairs.
 
-    Finds copies that differ in compression, size, exposure, blur or noise, by a crop or shift of
-    up to about 2%, or by a rotation of up to about 2 degrees.
-
-    Pairs with similar perceptual hashes are confirmed by the correlation of their pixels, if
-    necessary after registration by a small shift, rotation and zoom. All pairs of hashes are
-    compared, at a few nanoseconds each; the most similar come first, and registrations end at
-    OVERLAYS an image. Of each group of `exact`, by `group_exact`, one image is compared.
+    Pairs with similar perceptual hashes are confirmed by the correlation of their pixels. All
+    pairs of hashes are compared, at a few nanoseconds each; of pixels, the MOST_PAIRS an image
+    with the most similar hashes. Of each group of `exact`, by `group_exact`, one is compared.
     """
     from scipy.cluster.hierarchy import DisjointSet
 
     _, firsts, members = np.unique(exact, return_index=True, return_inverse=True)
     groups = DisjointSet(range(len(firsts)))
-
-    def join(ones: np.ndarray, others: np.ndarray, same: np.ndarray) -> None:
-        for one, other in zip(ones[same].tolist(), others[same].tolist(), strict=True):
-            groups.merge(one, other)
-
-    ones, others = _similar_pairs(images.facts("phash")[firsts])
-    overlays, unseen = max(100, int(OVERLAYS * len(firsts))), 0
-    for start in range(0, len(ones), PAIRS):
-        a, b = ones[start : start + PAIRS], others[start : start + PAIRS]
-        pairs = zip(a.tolist(), b.tolist(), strict=True)
-        separate = np.array([not groups.connected(*pair) for pair in pairs], dtype=bool)
-        a, b = a[separate], b[separate]
-        if not len(a):
-            continue
-        pixels = images.pixels(firsts[a]), images.pixels(firsts[b])
-        correlations = correlate(*pixels)
-        join(a, b, correlations >= LEAST_CORRELATION)
-        doubtful = np.flatnonzero(correlations < LEAST_CORRELATION)
-        unseen += max(0, len(doubtful) - overlays)
-        doubtful = doubtful[:overlays]
-        if len(doubtful):
-            overlays -= len(doubtful)
-            found = overlay(*(one[doubtful] for one in pixels))
-            join(a[doubtful], b[doubtful], found >= LEAST_CORRELATION)
+    similar = np.stack(_similar_pairs(images.facts("phash")[firsts]), axis=1)
+    left, unseen = max(100, int(MOST_PAIRS * len(firsts))), 0
+    for start in range(0, len(similar), PAIRS):
+        pairs = [
+            pair for pair in similar[start : start + PAIRS].tolist() if not groups.connected(*pair)
+        ]
+        unseen += max(0, len(pairs) - left)
+        pairs = pairs[:left]
+        left -= len(pairs)
+        if pairs:
+            found = correlate(
+                *(images.pixels(firsts[list(side)]) for side in zip(*pairs, strict=True))
+            )
+            for pair, correlation in zip(pairs, found, strict=True):
+                if correlation >= LEAST_CORRELATION:
+                    groups.merge(*pair)
     roots = np.array([groups[one] for one in range(len(firsts))], dtype=np.int64)
     return roots[members.ravel()], unseen
 
 
 def correlate(ones: Tensor, others: Tensor) -> np.ndarray:
-    """Return the correlation of each pair of images without registration: float [N]."""
-    import torch
+    """Return the correlation of each pair of images, [N, 1, H, W], in the best position: [N].
 
-    return _correlation(_shrink(ones, SIDE), _shrink(others, SIDE), torch.ones(1)).numpy().copy()
-
-
-def overlay(ones: Tensor, others: Tensor) -> np.ndarray:
-    """Return the correlation of each pair after registration of the second: float [N].
-
-    Gradient ascent finds the shift, rotation and zoom with the highest correlation over the area
-    that both images show. Pairs below CANDIDATE at half the side skip the full side.
+    It is Pearson's correlation over the area that both show.
     """
     import torch
 
-    moves = torch.zeros(len(ones), 5)  # rotation, two zooms, two shifts
-    best, moves = _search(_shrink(ones, SIDE // 2), _shrink(others, SIDE // 2), moves)
-    close = best >= CANDIDATE
-    if close.any():
-        best[close], _ = _search(
-            _shrink(ones[close], SIDE), _shrink(others[close], SIDE), moves[close]
-        )
-    return best.clamp(max=1.0).where(close, best.clamp(max=CANDIDATE)).numpy()
+    from pneumonia_hf.imaging.transforms import rotation, scaling, translation, warp
+
+    positions = (torch.tensor(one) for one in (ROTATIONS, ZOOMS, SHIFTS, SHIFTS))
+    degrees, zoom, right, down = torch.cartesian_prod(*positions).T
+    matrices = rotation(degrees) @ scaling(zoom, zoom) @ translation(right * SIDE, down * SIDE)
+    ones, others = _shrink(ones), _shrink(others)  # [N, SIDE**2]
+    # As channels: all images share the positions.
+    grids = others.view(1, -1, SIDE, SIDE).expand(len(matrices), -1, -1, -1)
+    moved = warp(grids, matrices).flatten(2)  # [P, N, SIDE**2]
+    mask = warp(torch.ones(len(matrices), 1, SIDE, SIDE), matrices).flatten(1)
+    mask = (mask > 0.99).float()  # [P, SIDE**2]
+    moved.mul_(mask[:, None])
+    area = mask.sum(1, keepdim=True)
+    sums, moved_sums = mask @ ones.T, moved.sum(2)  # [P, N]
+    variance = mask @ ones.square().T - sums.square() / area
+    moved_variance = torch.linalg.vector_norm(moved, dim=2).square() - moved_sums.square() / area
+    covariance = torch.einsum("pns,ns->pn", moved, ones) - sums * moved_sums / area
+    found = covariance / (variance * moved_variance).clamp_min(1e-6).sqrt()
+    return found.amax(0).numpy()
 
 
-def _search(ones: Tensor, others: Tensor, moves: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the best correlation of each pair, and its rotation, zooms and shifts."""
-    import torch
-    from torch.nn.functional import affine_grid, grid_sample
-
-    shape = list(ones.shape)
-    inside = torch.ones(shape)
-    best, found = torch.full((len(ones),), -1.0), moves.clone()
-    moves = moves.clone().requires_grad_()
-    search = torch.optim.Adam([moves], lr=0.01)
-    with torch.enable_grad():
-        for _ in range(STEPS):
-            turn, zoom, shift = moves[:, 0], moves[:, 1:3] + 1, moves[:, 3:]
-            cosine, sine = torch.cos(turn), torch.sin(turn)
-            rows = [
-                torch.stack([zoom[:, 0] * cosine, -zoom[:, 1] * sine, shift[:, 0]], 1),
-                torch.stack([zoom[:, 0] * sine, zoom[:, 1] * cosine, shift[:, 1]], 1),
-            ]
-            grid = affine_grid(torch.stack(rows, 1), shape, align_corners=False)
-            moved = grid_sample(others, grid, align_corners=False)
-            mask = (grid_sample(inside, grid.detach(), align_corners=False) > 0.99).float()
-            correlation = _correlation(ones, moved, mask)
-            # A small common area proves nothing.
-            better = (mask.mean((1, 2, 3)) > 0.8) & (correlation.detach() > best)
-            best = torch.where(better, correlation.detach(), best)
-            found = torch.where(better[:, None], moves.detach(), found)
-            search.zero_grad()
-            (-correlation.sum()).backward()
-            search.step()
-    return best, found
-
-
-def _shrink(pixels: Tensor, side: int) -> Tensor:
+def _shrink(pixels: Tensor) -> Tensor:
+    """Return the images at SIDE, with a mean of 0, in a row each."""
     from torch.nn.functional import interpolate
 
-    return interpolate(pixels.float(), (side, side), mode="area")
-
-
-def _correlation(ones: Tensor, others: Tensor, mask: Tensor) -> Tensor:
-    """Return Pearson's correlation of images [N, 1, H, W] where `mask` is 1: [N]."""
-    mask = mask.expand_as(ones)
-    weight = mask.sum((1, 2, 3), keepdim=True).clamp(min=1)
-    ones = (ones - (ones * mask).sum((1, 2, 3), keepdim=True) / weight) * mask
-    others = (others - (others * mask).sum((1, 2, 3), keepdim=True) / weight) * mask
-    spread = (ones.square().sum((1, 2, 3)) * others.square().sum((1, 2, 3))).clamp(min=1e-6).sqrt()
-    return (ones * others).sum((1, 2, 3)) / spread
+    pixels = interpolate(pixels.float(), (SIDE, SIDE), mode="area").flatten(1)
+    return pixels - pixels.mean(1, keepdim=True)
 
 
 def _similar_pairs(hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

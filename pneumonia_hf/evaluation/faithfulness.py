@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d, interpolate
 
-from pneumonia_hf.evaluation.perturbations import replace_frame
+from pneumonia_hf.imaging.transforms import replace_frame
 from pneumonia_hf.inference.attribution import methods_for
 from pneumonia_hf.inference.attribution_methods import (
     CELLS,

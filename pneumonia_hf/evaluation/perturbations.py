@@ -2,25 +2,19 @@
 
 A new perturbation is one function and one entry of `PERTURBATIONS`. All work on batches of gray
 pixels, float32 [N, 1, H, W] in 0..255, and draw random numbers from the context's generator alone.
+The pixels are changed by `imaging.transforms`.
 """
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
-from torch.nn import functional
 
-SOFT_EDGE = 0.04  # width of the transition at a frame, as a share of the side
-# Side letters, views and labels as they are printed or exposed on films; and plain blocks.
-TEXTS = ("R", "L", "R", "L", "AP", "PA", "PORTABLE", "ERECT", "SUPINE", "12:45", "kV 70", "#", "■")
-GLYPH_SIDE = 48  # pixels of a drawn text
+from pneumonia_hf.imaging import transforms
 
 
 @dataclass(frozen=True)
@@ -41,100 +35,24 @@ class Perturbation:
     trained_by: str | None = None  # the operation of the augmentation that does the like
 
 
-def soft_window(height: int, width: int, margins: Tensor) -> Tensor:
-    """Return 1 within a window and 0 outside of it, with a soft edge: [N, 1, H, W].
-
-    `margins` are the shares of height and width outside of the window: [N, 4], for top, bottom,
-    left and right. A margin of 0 has no edge.
-    """
-    sides = []
-    for length, (near, far) in ((height, (0, 1)), (width, (2, 3))):
-        place = (torch.arange(length, device=margins.device) + 0.5) / length
-        first, last = margins[:, near, None], margins[:, far, None]
-        inside = ((place - first) / SOFT_EDGE + 0.5).clamp(0, 1).where(first > 0, 1)
-        inside = inside * ((1 - place - last) / SOFT_EDGE + 0.5).clamp(0, 1).where(last > 0, 1)
-        sides.append(inside)
-    return sides[0][:, None, :, None] * sides[1][:, None, None, :]
-
-
-def replace_frame(pixels: Tensor, share: float, others: Tensor | float) -> Tensor:
-    """Replace the outer `share` of each side by that of `others`."""
-    margins = pixels.new_full((len(pixels), 4), share)
-    window = soft_window(*pixels.shape[-2:], margins)
-    return pixels * window + others * (1 - window)
-
-
 def swap_frame(pixels: Tensor, level: float, context: Context) -> Tensor:
     """Replace the frame by that of an image of the other class."""
-    return replace_frame(pixels, level, context.donors)
+    return transforms.replace_frame(pixels, level, context.donors)
 
 
 def swap_centre(pixels: Tensor, level: float, context: Context) -> Tensor:
     """Keep the frame, and replace all within it by an image of the other class."""
-    return replace_frame(context.donors, level, pixels)
+    return transforms.replace_frame(context.donors, level, pixels)
 
 
-def blacken_frame(pixels: Tensor, level: float, context: Context) -> Tensor:
+def blacken_frame(pixels: Tensor, level: float, _: Context) -> Tensor:
     """Make the frame black."""
-    return replace_frame(pixels, level, 0.0)
+    return transforms.replace_frame(pixels, level, 0.0)
 
 
-def blur_frame(pixels: Tensor, level: float, context: Context) -> Tensor:
+def blur_frame(pixels: Tensor, level: float, _: Context) -> Tensor:
     """Blur the frame until no text or edge is left."""
-    return replace_frame(pixels, level, smooth(pixels))
-
-
-def smooth(pixels: Tensor, cells: int = 8) -> Tensor:
-    """Return the means of `cells` x `cells` parts of each image, interpolated to its size."""
-    means = functional.adaptive_avg_pool2d(pixels, cells)
-    return functional.interpolate(means, pixels.shape[-2:], mode="bilinear", align_corners=False)
-
-
-@lru_cache(maxsize=1)
-def draw_glyphs() -> Tensor:
-    """Return the drawn TEXTS, each filling the width of its square: [G, 1, SIDE, SIDE], 0..1."""
-    drawn = []
-    for text in TEXTS:
-        image = Image.new("L", (GLYPH_SIDE, GLYPH_SIDE))
-        draw = ImageDraw.Draw(image)
-        if text == "■":
-            draw.rectangle((4, 12, GLYPH_SIDE - 5, GLYPH_SIDE - 13), fill=255)
-        else:
-            size = next(
-                size
-                for size in range(GLYPH_SIDE, 4, -1)
-                if draw.textlength(text, ImageFont.load_default(size)) <= GLYPH_SIDE - 4
-            )
-            middle = GLYPH_SIDE / 2
-            draw.text((middle, middle), text, 255, ImageFont.load_default(size), anchor="mm")
-        drawn.append(np.asarray(image, np.float32) / 255)
-    return torch.from_numpy(np.stack(drawn))[:, None]
-
-
-def stamp_glyphs(
-    pixels: Tensor, glyphs: Tensor, centres: Tensor, sizes: Tensor, grays: Tensor
-) -> Tensor:
-    """Print one glyph on each image.
-
-    Args:
-        pixels: [N, 1, H, W].
-        glyphs: of `draw_glyphs`, one for each image: [N, 1, SIDE, SIDE].
-        centres: x and y in -1..1: [N, 2].
-        sizes: width of the text as a share of the image's width; negative: mirrored: [N].
-        grays: gray level of the text in 0..255: [N].
-    """
-    height, width = pixels.shape[-2:]
-    y, x = (
-        (torch.arange(0.5, side, device=pixels.device) * 2 / side - 1) for side in (height, width)
-    )
-    # The coordinates within the glyph: pixels outside of -1..1 are not printed on.
-    across = (x - centres[:, :1]) / sizes[:, None]
-    down = (y - centres[:, 1:]) / sizes[:, None].abs() * (height / width)
-    grid = torch.stack(
-        [across[:, None].expand(-1, height, -1), down[:, :, None].expand(-1, -1, width)], dim=-1
-    )
-    ink = functional.grid_sample(glyphs, grid, align_corners=False)
-    return pixels + ink * (grays[:, None, None, None] - pixels)
+    return transforms.replace_frame(pixels, level, transforms.smooth(pixels))
 
 
 def stamp_markers(pixels: Tensor, level: float, context: Context) -> Tensor:
@@ -143,116 +61,68 @@ def stamp_markers(pixels: Tensor, level: float, context: Context) -> Tensor:
     def draw(low: float, high: float, *shape: int) -> Tensor:
         return torch.rand(len(pixels), *shape, generator=context.generator) * (high - low) + low
 
+    def choose(count: int) -> Tensor:
+        return torch.randint(count, (len(pixels),), generator=context.generator)
+
     for _ in range(int(level)):
-        which = torch.randint(len(TEXTS), (len(pixels),), generator=context.generator)
+        which = choose(len(transforms.TEXTS))
         centres, near = draw(-0.9, 0.9, 2), draw(0.65, 0.9)
-        side = torch.randint(2, (len(pixels),), generator=context.generator)
-        sign = torch.randint(2, (len(pixels),), generator=context.generator) * 2.0 - 1
+        side, sign = choose(2), choose(2) * 2.0 - 1
         centres[torch.arange(len(pixels)), side] = near * sign
-        drawn = (centres, draw(0.06, 0.16), draw(200, 255))
-        pixels = stamp_glyphs(
-            pixels, *(one.to(pixels.device) for one in (draw_glyphs()[which], *drawn))
-        )
+        pixels = transforms.stamp_glyphs(pixels, which, centres, draw(0.06, 0.16), draw(200, 255))
     return pixels
 
 
-def remove_markers(pixels: Tensor, level: float, context: Context | None = None) -> Tensor:
-    """Remove bright marks that are smaller than a tenth of the side, in the outer `level`.
-
-    What a grayscale opening lowers by more than 80 gray levels is a small bright mark (ribs stay
-    below that), and takes the value of the opening.
-    """
-    # At half the resolution, an eighth of the work; maxima, so that no edge looks like a mark.
-    small = functional.max_pool2d(pixels, 2, ceil_mode=True)
-    side = max(3, small.shape[-1] // 10 | 1)
-    opened = _dilate(-_dilate(-small, side), side)
-    opened = opened.repeat_interleave(2, -1).repeat_interleave(2, -2)
-    opened = opened[..., : pixels.shape[-2], : pixels.shape[-1]]
-    marks = _dilate((pixels - opened > 80).float(), 5)
-    marks = marks * (1 - soft_window(*pixels.shape[-2:], pixels.new_full((len(pixels), 4), level)))
-    return pixels + marks * (torch.minimum(opened, pixels) - pixels)
-
-
-def _dilate(pixels: Tensor, side: int) -> Tensor:
-    """Return the maximum over squares of `side` pixels, an odd number."""
-    row = functional.max_pool2d(pixels, (1, side), 1, (0, side // 2))
-    return functional.max_pool2d(row, (side, 1), 1, (side // 2, 0))
+def remove_markers(pixels: Tensor, level: float, _: Context) -> Tensor:
+    """Remove small bright marks in the outer `level` of each side."""
+    return transforms.remove_markers(pixels, level)
 
 
 def match_contrast(pixels: Tensor, level: float, context: Context) -> Tensor:
     """Move mean and standard deviation to those of an image of the other class."""
-    mean, deviation = (_statistic(pixels, one) for one in (torch.mean, torch.std))
-    wanted_mean, wanted = (_statistic(context.donors, one) for one in (torch.mean, torch.std))
-    matched = (pixels - mean) / deviation.clamp_min(1) * wanted + wanted_mean
-    return torch.lerp(pixels, matched, level)
-
-
-def _statistic(pixels: Tensor, function: Callable) -> Tensor:
-    return function(pixels, dim=(1, 2, 3), keepdim=True)
+    return transforms.match_contrast(pixels, context.donors, level)
 
 
 def match_histogram(pixels: Tensor, level: float, context: Context) -> Tensor:
     """Move the histogram to that of an image of the other class."""
-    ranks = pixels.flatten(1).argsort(dim=1)
-    matched = torch.empty_like(pixels).flatten(1)
-    matched.scatter_(1, ranks, context.donors.flatten(1).sort(dim=1).values)
-    return torch.lerp(pixels, matched.view_as(pixels), level)
+    return transforms.match_histogram(pixels, context.donors, level)
 
 
-def change_gamma(pixels: Tensor, level: float, context: Context) -> Tensor:
+def change_gamma(pixels: Tensor, level: float, _: Context) -> Tensor:
     """Raise the gray levels to the power of `level`."""
-    return (pixels / 255).clamp_min(0) ** level * 255
+    return transforms.change_gamma(pixels, level)
 
 
-def compress(pixels: Tensor, level: float, context: Context) -> Tensor:
+def compress(pixels: Tensor, level: float, _: Context) -> Tensor:
     """Save as a JPEG of quality `level`, and read it again."""
-    found = []
-    for one in pixels.round().clamp(0, 255).byte().cpu().numpy():
-        file = io.BytesIO()
-        Image.fromarray(one[0]).save(file, "jpeg", quality=int(level))
-        found.append(np.asarray(Image.open(file), np.float32)[None])
-    return torch.from_numpy(np.stack(found)).to(pixels.device)
+    return transforms.save_as_jpeg(pixels, int(level))
 
 
 def add_noise(pixels: Tensor, level: float, context: Context) -> Tensor:
     """Add Gaussian noise with a standard deviation of `level` gray levels."""
-    noise = torch.randn(pixels.shape, generator=context.generator)
-    return pixels + noise.to(pixels.device) * level
+    return transforms.add_noise(pixels, level, context.generator)
 
 
-def blur(pixels: Tensor, level: float, context: Context) -> Tensor:
+def blur(pixels: Tensor, level: float, _: Context) -> Tensor:
     """Blur with a Gaussian of `level` percent of the side."""
-    from torchvision.transforms.v2.functional import gaussian_blur
-
     sigma = level / 100 * pixels.shape[-1]
-    reach = min(max(1, int(3 * sigma)), min(pixels.shape[-2:]) - 1)
-    # One axis after the other: torchvision would convolve with the whole square.
-    across = gaussian_blur(pixels, [2 * reach + 1, 1], [sigma, sigma])
-    return gaussian_blur(across, [1, 2 * reach + 1], [sigma, sigma])
+    return transforms.blur(pixels, sigma, int(3 * sigma))
 
 
-def lower_resolution(pixels: Tensor, level: float, context: Context) -> Tensor:
+def lower_resolution(pixels: Tensor, level: float, _: Context) -> Tensor:
     """Reduce to the share `level` of the pixels of each side, and enlarge again."""
-    size = [max(8, round(side * level)) for side in pixels.shape[-2:]]
-    small = functional.interpolate(pixels, size, mode="area")
-    return functional.interpolate(small, pixels.shape[-2:], mode="bilinear", align_corners=False)
+    return transforms.lower_resolution(pixels, level)
 
 
 def rotate(pixels: Tensor, level: float, context: Context) -> Tensor:
     """Rotate by `level` degrees, to a side at random."""
-    from torchvision.transforms.v2.functional import InterpolationMode, rotate
-
-    left = torch.randint(2, (len(pixels),), generator=context.generator).bool().to(pixels.device)
-    both = (rotate(pixels, sign * level, InterpolationMode.BILINEAR) for sign in (1, -1))
-    return torch.where(left[:, None, None, None], *both)
+    left = torch.randint(2, (len(pixels),), generator=context.generator).bool()
+    return transforms.warp(pixels, transforms.rotation(torch.where(left, -level, level)))
 
 
-def crop(pixels: Tensor, level: float, context: Context) -> Tensor:
+def crop(pixels: Tensor, level: float, _: Context) -> Tensor:
     """Keep the central share `level` of each side, enlarged to the whole."""
-    height, width = (round(side * level) for side in pixels.shape[-2:])
-    top, left = (pixels.shape[-2] - height) // 2, (pixels.shape[-1] - width) // 2
-    inner = pixels[..., top : top + height, left : left + width]
-    return functional.interpolate(inner, pixels.shape[-2:], mode="bilinear", align_corners=False)
+    return transforms.crop(pixels, level)
 
 
 SHARES = (0.05, 0.1, 0.2)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -39,30 +38,14 @@ def apply_transform(
 ) -> torch.Tensor:
     """Return images, [N, C, H, W], moved by `view`: one bilinear sampling, black outside.
 
-    `black` is the value of a black pixel, broadcast against `pixel_values`. The augmentation in
-    training samples the same resized pixels in the same way.
+    `black` is the value of a black pixel, broadcast against `pixel_values`.
     """
-    import torch
-    from torch.nn.functional import affine_grid, grid_sample
+    from pneumonia_hf.imaging.transforms import rotation, scaling, translation, warp
 
     height, width = pixel_values.shape[-2:]
-    angle = math.radians(view.degrees)
-    # From a place in the view to its place in the image. Both axes have length 2 whatever the
-    # image's shape, so pixels need not be square.
-    turn = torch.tensor(
-        [
-            [math.cos(angle), math.sin(angle) * height / width],
-            [-math.sin(angle) * width / height, math.cos(angle)],
-        ]
-    )
-    back = turn / view.zoom
-    shift = back @ torch.tensor([[2 * view.right], [2 * view.down]])
-    matrix = torch.cat([back, -shift], dim=1).to(pixel_values)
-    grid = affine_grid(
-        matrix.expand(len(pixel_values), 2, 3), pixel_values.shape, align_corners=False
-    )
-    # grid_sample pads with zeros.
-    return grid_sample(pixel_values - black, grid, align_corners=False) + black
+    matrix = rotation(view.degrees) @ scaling(1 / view.zoom, 1 / view.zoom)
+    matrix = matrix @ translation(-view.right * width, -view.down * height)
+    return warp(pixel_values - black, matrix) + black  # black is 0 for `warp`
 
 
 def tta_caveats(tta: bool, has_threshold: bool, chosen_with_tta: bool) -> tuple[str, ...]:

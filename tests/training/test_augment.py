@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-import io
+import math
 from dataclasses import fields
 from traceback import walk_stack
 
@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from pneumonia_hf.errors import UserError
+from pneumonia_hf.evaluation.perturbations import PERTURBATIONS, Context
 from pneumonia_hf.training import augment as module
 from pneumonia_hf.training.augment import (
     AUGMENTATIONS,
@@ -207,7 +208,7 @@ def test_a_zoom_is_at_most_a_tenth():
     assert ratio.min() < 0.93 and ratio.max() > 1.07
 
 
-def test_a_crop_shows_a_window_that_lies_within_the_image():
+def test_a_crop_shows_a_window_that_lies_within_the_image(monkeypatch):
     height, width = 80, 120
     y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     ramp = torch.stack([x / width, y / height])[:, None].repeat(40, 1, 1, 1) * 255
@@ -217,6 +218,11 @@ def test_a_crop_shows_a_window_that_lies_within_the_image():
     # The share of each side that is shown, from the gray levels at the ends.
     wide = (shown[:, 0, 40, -5] - shown[:, 0, 40, 4]) / 255 / (width - 9) * width
     assert wide.min() > 0.5 and wide.max() < 1.09 and wide.std() > 0.05
+    # The smallest window, as far left and up as it can lie, begins at the first row and column.
+    monkeypatch.setattr(module, "_draw", lambda pixels, low, _: torch.full((len(pixels),), low))
+    left, top = certainly("crop", ramp[:2])[:, 0, 10, 10] / 255
+    assert left * width == pytest.approx(10 * 0.6 * math.exp(-0.075), abs=0.3)
+    assert top * height == pytest.approx(10 * 0.6 * math.exp(0.075), abs=0.3)
 
 
 def test_hidden_frames_keep_the_middle_and_change_the_border():
@@ -264,44 +270,33 @@ def test_all_moves_interpolate_once(monkeypatch, pixels):
     assert len(calls) == 1
 
 
-def measure_blocks(pixels: Tensor) -> float:
-    """Return the ratio of gray level steps between blocks of 8 to those within them."""
-    steps = (pixels.float()[..., 1:] - pixels.float()[..., :-1]).abs().mean((0, 1, 2))
-    between = torch.arange(len(steps)) % 8 == 7
-    return (steps[between].mean() / steps[~between].mean()).item()
-
-
-def test_jpeg_shows_blocks_of_eight():
-    pixels = draw_batch(4, 100, 90)
-    coded = certainly("jpeg", pixels, 1.4)
-    assert measure_blocks(pixels) < 1.1
-    assert measure_blocks(coded) > 1.3
-
-
-@pytest.mark.parametrize("quality", [5, 30, 50, 75, 90])
-def test_jpeg_equals_a_jpeg_file(monkeypatch, quality):
-    image = draw_xray(1, ill=True, size=(100, 90))
-    file = io.BytesIO()
-    image.save(file, "JPEG", quality=quality)
-    read = torch.from_numpy(np.array(Image.open(file))).float()
-    monkeypatch.setattr(module, "_draw", lambda pixels, *_: torch.full((1,), 100.0 - quality))
-    ours = certainly("jpeg", torch.from_numpy(np.array(image))[None, None])[0, 0]
-    assert (ours - read).abs().mean() < 0.6  # the file's gray levels are whole numbers
-
-
-def test_blur_is_as_wide_as_documented(monkeypatch):
-    """The measured spread of a point is the drawn standard deviation: 1.6 pixels."""
-    monkeypatch.setattr(module, "_draw", lambda pixels, low, high: torch.full((len(pixels),), high))
-    point = torch.zeros(1, 1, 65, 65)
-    point[..., 32, 32] = 1
-    for strength, expected in ((1.0, 1.6), (2.0, 3.1)):
-        spread = module.blur(point.clone(), strength)[0, 0]
-        places = torch.arange(65.0) - 32
-        assert spread.sum().item() == pytest.approx(1, abs=1e-4)
-        found = (spread.sum(dim=0) * places**2).sum().sqrt().item()
-        assert found == pytest.approx(expected, rel=0.02)
-    small = module.blur(torch.rand(2, 1, 6, 6), 4.0)  # narrower than the kernel would be
-    assert small.shape == (2, 1, 6, 6) and torch.isfinite(small).all()
+@pytest.mark.parametrize(
+    ("operation", "name", "drawn", "level", "allowed"),
+    [
+        ("gamma", "gamma_dark", 1.4, 1.4, 0),
+        ("rotation", "rotation", 5.0, 5.0, 0),
+        ("noise", "noise", None, 0.03 * 255, 0),
+        # The kernel ends a pixel further out, since the one of augmentation is for many widths.
+        ("blur", "blur", 1.28, 2.0, 1),
+        ("jpeg", "jpeg", 50.0, 50, 1.2),  # the file's gray levels are whole numbers
+    ],
+)
+def test_augmentation_and_perturbation_of_the_same_strength_give_the_same_pixels(
+    operation, name, drawn, level, allowed, monkeypatch, pixels
+):
+    side = {"rotation": -1}.get(operation, 1)  # the perturbation draws it: all to the left
+    monkeypatch.setattr(module, "_draw", lambda rows, *_: torch.full((len(rows),), side * drawn))
+    monkeypatch.setattr(torch, "randint", lambda *_, **__: torch.ones(len(pixels)))
+    context = Context(pixels, torch.Generator().manual_seed(7))
+    given = pixels.float()
+    expected = PERTURBATIONS[name].function(given, level, context)
+    torch.manual_seed(7)
+    if operation in module.MOVES:
+        changed = module._move(given, {operation: 1.0})
+    else:
+        changed = module.CHANGES[operation].function(given, 1.0)
+    assert (changed - expected).abs().mean() <= allowed
+    assert (changed - given).abs().mean() > 0.5
 
 
 def test_clahe_raises_local_contrast_and_blur_lowers_it():
@@ -322,7 +317,7 @@ def test_contrast_keeps_the_mean_and_brightness_the_differences():
     assert 0.74 < ratio.min() < 0.85 and 1.15 < ratio.max() < 1.26
     lighter = certainly("brightness", mild) - mild
     assert lighter.std((1, 2, 3)).max() < 0.01
-    assert lighter.abs().max() <= 0.15 * 255 + 0.01
+    assert 0.12 * 255 < lighter.abs().max() <= 0.15 * 255 + 0.01
 
 
 def test_histograms_come_from_another_image_and_keep_the_order():
@@ -357,7 +352,8 @@ def test_noise_has_the_documented_strength():
 def test_erasing_sets_a_small_rectangle_to_black():
     white = torch.full((50, 1, 64, 64), 255.0)
     black = (certainly("erasing", white) < 1).float().mean((1, 2, 3))
-    assert 0 < black.min() and black.max() < 0.1
+    # Whole pixels, of which none lies outside of the image.
+    assert 0.017 < black.min() and black.max() < 0.085
 
 
 def test_a_pneumonia_stays_visible():
@@ -406,7 +402,7 @@ class NeverWaiting(TorchDispatchMode):
     """Refuse what would make the CPU wait for such a GPU, and count the kernels."""
 
     # Ours and kornia's: on CUDA they copy without waiting.
-    senders = frozenset({"_send", "_to_device_nonblocking"})
+    senders = frozenset({"send", "_to_device_nonblocking"})
 
     def __init__(self) -> None:
         super().__init__()
