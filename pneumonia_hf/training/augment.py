@@ -194,7 +194,7 @@ def hide_frame(pixels: Tensor, strength: float) -> Tensor:
     outside.mul_(shares[0]).addcmul_(shares[1], field).addcmul_(
         shares[2], transforms.smooth(pixels)
     )
-    return transforms.replace_frame(pixels, margins, outside)
+    return transforms.replace_frame(pixels, outside, margins)
 
 
 def print_markers(pixels: Tensor, strength: float) -> Tensor:
