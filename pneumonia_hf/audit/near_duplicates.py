@@ -51,9 +51,8 @@ def group_near(images: XrayPixels, exact: np.ndarray) -> tuple[np.ndarray, int]:
         pairs = pairs[:left]
         left -= len(pairs)
         if pairs:
-            found = correlate(
-                *(images.pixels(firsts[list(side)]) for side in zip(*pairs, strict=True))
-            )
+            one, other = firsts[np.transpose(pairs)]
+            found = correlate(images.pixels(one), images.pixels(other))
             for pair, correlation in zip(pairs, found, strict=True):
                 if correlation >= LEAST_CORRELATION:
                     groups.merge(*pair)
@@ -67,13 +66,17 @@ def correlate(ones: Tensor, others: Tensor) -> np.ndarray:
     It is Pearson's correlation over the area that both show.
     """
     import torch
+    from torch.nn.functional import interpolate
 
     from pneumonia_hf.imaging.transforms import rotation, scaling, translation, warp
 
     positions = (torch.tensor(one) for one in (ROTATIONS, ZOOMS, SHIFTS, SHIFTS))
     degrees, zoom, right, down = torch.cartesian_prod(*positions).T
     matrices = rotation(degrees) @ scaling(zoom, zoom) @ translation(right * SIDE, down * SIDE)
-    ones, others = _shrink(ones), _shrink(others)  # [N, SIDE**2]
+    ones, others = (
+        interpolate(one.float(), (SIDE, SIDE), mode="area").flatten(1) for one in (ones, others)
+    )  # [N, SIDE**2]
+    ones, others = (one - one.mean(1, keepdim=True) for one in (ones, others))
     # As channels: all images share the positions.
     grids = others.view(1, -1, SIDE, SIDE).expand(len(matrices), -1, -1, -1)
     moved = warp(grids, matrices).flatten(2)  # [P, N, SIDE**2]
@@ -87,14 +90,6 @@ def correlate(ones: Tensor, others: Tensor) -> np.ndarray:
     covariance = torch.einsum("pns,ns->pn", moved, ones) - sums * moved_sums / area
     found = covariance / (variance * moved_variance).clamp_min(1e-6).sqrt()
     return found.amax(0).numpy()
-
-
-def _shrink(pixels: Tensor) -> Tensor:
-    """Return the images at SIDE, with a mean of 0, in a row each."""
-    from torch.nn.functional import interpolate
-
-    pixels = interpolate(pixels.float(), (SIDE, SIDE), mode="area").flatten(1)
-    return pixels - pixels.mean(1, keepdim=True)
 
 
 def _similar_pairs(hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

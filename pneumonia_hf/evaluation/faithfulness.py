@@ -271,7 +271,7 @@ def _measure_map(
     # Where the image was wrapped around is left out.
     back = moved.roll((-shift, -shift), dims=(-2, -1))[:-shift, :-shift]
     positive = values.clamp(min=0)
-    inner = replace_frame(positive[None, None], BORDER, 0.0).sum()
+    inner = replace_frame(positive[None, None], 0.0, BORDER).sum()
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
         three = (values / 3).expand(1, 3, *size).to(pixel_values)

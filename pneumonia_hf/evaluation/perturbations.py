@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from pneumonia_hf.imaging import transforms
+from pneumonia_hf.imaging.transforms import change_gamma, replace_frame
 
 
 @dataclass(frozen=True)
@@ -35,26 +36,6 @@ class Perturbation:
     trained_by: str | None = None  # the operation of the augmentation that does the like
 
 
-def swap_frame(pixels: Tensor, level: float, context: Context) -> Tensor:
-    """Replace the frame by that of an image of the other class."""
-    return transforms.replace_frame(pixels, level, context.donors)
-
-
-def swap_centre(pixels: Tensor, level: float, context: Context) -> Tensor:
-    """Keep the frame, and replace all within it by an image of the other class."""
-    return transforms.replace_frame(context.donors, level, pixels)
-
-
-def blacken_frame(pixels: Tensor, level: float, _: Context) -> Tensor:
-    """Make the frame black."""
-    return transforms.replace_frame(pixels, level, 0.0)
-
-
-def blur_frame(pixels: Tensor, level: float, _: Context) -> Tensor:
-    """Blur the frame until no text or edge is left."""
-    return transforms.replace_frame(pixels, level, transforms.smooth(pixels))
-
-
 def stamp_markers(pixels: Tensor, level: float, context: Context) -> Tensor:
     """Print `level` bright letters or words near the border, whatever the class."""
 
@@ -73,45 +54,10 @@ def stamp_markers(pixels: Tensor, level: float, context: Context) -> Tensor:
     return pixels
 
 
-def remove_markers(pixels: Tensor, level: float, _: Context) -> Tensor:
-    """Remove small bright marks in the outer `level` of each side."""
-    return transforms.remove_markers(pixels, level)
-
-
-def match_contrast(pixels: Tensor, level: float, context: Context) -> Tensor:
-    """Move mean and standard deviation to those of an image of the other class."""
-    return transforms.match_contrast(pixels, context.donors, level)
-
-
-def match_histogram(pixels: Tensor, level: float, context: Context) -> Tensor:
-    """Move the histogram to that of an image of the other class."""
-    return transforms.match_histogram(pixels, context.donors, level)
-
-
-def change_gamma(pixels: Tensor, level: float, _: Context) -> Tensor:
-    """Raise the gray levels to the power of `level`."""
-    return transforms.change_gamma(pixels, level)
-
-
-def compress(pixels: Tensor, level: float, _: Context) -> Tensor:
-    """Save as a JPEG of quality `level`, and read it again."""
-    return transforms.save_as_jpeg(pixels, int(level))
-
-
-def add_noise(pixels: Tensor, level: float, context: Context) -> Tensor:
-    """Add Gaussian noise with a standard deviation of `level` gray levels."""
-    return transforms.add_noise(pixels, level, context.generator)
-
-
 def blur(pixels: Tensor, level: float, _: Context) -> Tensor:
     """Blur with a Gaussian of `level` percent of the side."""
     sigma = level / 100 * pixels.shape[-1]
     return transforms.blur(pixels, sigma, int(3 * sigma))
-
-
-def lower_resolution(pixels: Tensor, level: float, _: Context) -> Tensor:
-    """Reduce to the share `level` of the pixels of each side, and enlarge again."""
-    return transforms.lower_resolution(pixels, level)
 
 
 def rotate(pixels: Tensor, level: float, context: Context) -> Tensor:
@@ -120,36 +66,61 @@ def rotate(pixels: Tensor, level: float, context: Context) -> Tensor:
     return transforms.warp(pixels, transforms.rotation(torch.where(left, -level, level)))
 
 
-def crop(pixels: Tensor, level: float, _: Context) -> Tensor:
-    """Keep the central share `level` of each side, enlarged to the whole."""
-    return transforms.crop(pixels, level)
+def _alone(function: Callable[[Tensor, float], Tensor]) -> Callable[..., Tensor]:
+    return lambda pixels, level, _: function(pixels, level)
+
+
+def _with_donors(function: Callable[[Tensor, Tensor, float], Tensor]) -> Callable[..., Tensor]:
+    return lambda pixels, level, context: function(pixels, context.donors, level)
 
 
 SHARES = (0.05, 0.1, 0.2)
 OF_SIDE = "share of each side"
 PERTURBATIONS: dict[str, Perturbation] = {
     # The frame: what is not lung, and differs by class where classes come from different rooms.
-    "frame_swap": Perturbation(swap_frame, SHARES, OF_SIDE, "frame"),
-    "frame_black": Perturbation(blacken_frame, SHARES, OF_SIDE, "frame"),
-    "frame_blur": Perturbation(blur_frame, SHARES, OF_SIDE, "frame"),
+    "frame_swap": Perturbation(_with_donors(replace_frame), SHARES, OF_SIDE, "frame"),
+    "frame_black": Perturbation(
+        lambda pixels, level, _: replace_frame(pixels, 0.0, level), SHARES, OF_SIDE, "frame"
+    ),
+    "frame_blur": Perturbation(
+        lambda pixels, level, _: replace_frame(pixels, transforms.smooth(pixels), level),
+        SHARES, OF_SIDE, "frame",
+    ),
     "marker_stamp": Perturbation(stamp_markers, (1, 2, 4), "marks", "marker"),
-    "marker_remove": Perturbation(remove_markers, (0.15, 0.3), "outer share searched"),
+    "marker_remove": Perturbation(
+        _alone(transforms.remove_markers), (0.15, 0.3), "outer share searched"
+    ),
     # The look: exposure and processing.
-    "contrast_match": Perturbation(match_contrast, (0.5, 1.0), "share of the way", "contrast"),
-    "histogram_match": Perturbation(match_histogram, (0.5, 1.0), "share of the way", "histogram"),
-    "gamma_dark": Perturbation(change_gamma, (1.4, 2.0), "exponent", "gamma"),
-    "gamma_bright": Perturbation(change_gamma, (0.7, 0.5), "exponent", "gamma"),
+    "contrast_match": Perturbation(
+        _with_donors(transforms.match_contrast), (0.5, 1.0), "share of the way", "contrast"
+    ),
+    "histogram_match": Perturbation(
+        _with_donors(transforms.match_histogram), (0.5, 1.0), "share of the way", "histogram"
+    ),
+    "gamma_dark": Perturbation(_alone(change_gamma), (1.4, 2.0), "exponent", "gamma"),
+    "gamma_bright": Perturbation(_alone(change_gamma), (0.7, 0.5), "exponent", "gamma"),
     # The quality, in the manner of MedMNIST-C (Di Salvo et al. 2024).
-    "jpeg": Perturbation(compress, (50, 25, 10), "quality", "jpeg"),
-    "noise": Perturbation(add_noise, (6, 12, 24), "gray levels", "noise"),
+    "jpeg": Perturbation(_alone(transforms.save_as_jpeg), (50, 25, 10), "quality", "jpeg"),
+    "noise": Perturbation(
+        lambda pixels, level, context: transforms.add_noise(pixels, level, context.generator),
+        (6, 12, 24), "gray levels", "noise",
+    ),
     "blur": Perturbation(blur, (0.4, 0.8, 1.6), "percent of the side", "blur"),
-    "resolution": Perturbation(lower_resolution, (0.5, 0.33, 0.25), "share of the pixels"),
+    "resolution": Perturbation(
+        _alone(transforms.lower_resolution), (0.5, 0.33, 0.25), "share of the pixels"
+    ),
     "rotation": Perturbation(rotate, (5, 10, 15), "degrees", "rotation"),
-    "crop": Perturbation(crop, (0.95, 0.9, 0.8), "share of each side kept", "crop"),
-}
+    "crop": Perturbation(
+        _alone(transforms.crop), (0.95, 0.9, 0.8), "share of each side kept", "crop"
+    ),
+}  # fmt: skip
 # The reverse: the lungs of the other class in an image's own frame. A model that decides by the
 # lungs ranks these copies the wrong way round; they are in no summary.
-CONTROLS = {"centre_swap": Perturbation(swap_centre, (0.2,), OF_SIDE)}
+CONTROLS = {
+    "centre_swap": Perturbation(
+        lambda pixels, level, context: replace_frame(context.donors, pixels, level), (0.2,), OF_SIDE
+    )
+}
 ROBUST = "robust_auroc"
 # The copies whose mean AUROC, with that of the plain images, is ROBUST.
 COUNTERFACTUALS: tuple[tuple[str, float], ...] = (

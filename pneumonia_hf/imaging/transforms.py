@@ -257,7 +257,7 @@ def soft_window(height: int, width: int, margins: Tensor) -> Tensor:
     return sides[0][:, None, :, None] * sides[1][:, None, None, :]
 
 
-def replace_frame(pixels: Tensor, margins: float | Tensor, others: Tensor | float) -> Tensor:
+def replace_frame(pixels: Tensor, others: Tensor | float, margins: float | Tensor) -> Tensor:
     """Replace the frame by that of `others`; `margins` are a share, or as of `soft_window`."""
     if not isinstance(margins, Tensor):
         margins = torch.full((len(pixels), 4), margins)

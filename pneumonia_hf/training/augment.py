@@ -78,9 +78,19 @@ def _draw(pixels: Tensor, low: float, high: float) -> Tensor:
     return torch.empty(len(pixels)).uniform_(low, high)
 
 
-def rotate(pixels: Tensor, strength: float) -> Tensor:
-    """Return rotations by up to 7 degrees either way: [N, 3, 3], as for `warp`."""
-    return transforms.rotation(_draw(pixels, -7 * strength, 7 * strength))
+def _around(
+    function: Callable[[Tensor, Tensor], Tensor], middle: float, width: float, widest: float
+) -> Callable[[Tensor, float], Tensor]:
+    """Return a change whose strengths lie within `width`, at strength 1, of the one without effect.
+
+    The width is never greater than `widest`.
+    """
+
+    def change(pixels: Tensor, strength: float) -> Tensor:
+        limit = min(width * strength, widest)
+        return function(pixels, _draw(pixels, middle - limit, middle + limit))
+
+    return change
 
 
 def zoom(pixels: Tensor, strength: float) -> Tensor:
@@ -113,31 +123,8 @@ def crop(pixels: Tensor, strength: float) -> Tensor:
 
 def _move(pixels: Tensor, moves: dict[str, float]) -> Tensor:
     """Apply all moves in one bilinear interpolation."""
-    matrices = [MOVES[name](pixels, strength) for name, strength in moves.items()]
+    matrices = (MOVES[name](pixels, strength) for name, strength in moves.items())
     return transforms.warp(pixels, reduce(torch.matmul, matrices))
-
-
-def mirror(pixels: Tensor, strength: float) -> Tensor:
-    """Mirror images left to right, with a probability of `strength`."""
-    return transforms.mirror(pixels, _draw(pixels, 0, 1) < strength)
-
-
-def change_brightness(pixels: Tensor, strength: float) -> Tensor:
-    """Add -38 to 38 gray levels."""
-    limit = 255 * min(0.15 * strength, 0.5)
-    return transforms.change_brightness(pixels, _draw(pixels, -limit, limit))
-
-
-def change_contrast(pixels: Tensor, strength: float) -> Tensor:
-    """Scale the differences from the image's mean by a factor of 0.75 to 1.25."""
-    width = min(0.25 * strength, 0.75)
-    return transforms.change_contrast(pixels, _draw(pixels, 1 - width, 1 + width))
-
-
-def change_gamma(pixels: Tensor, strength: float) -> Tensor:
-    """Raise the gray levels to a power of 0.65 to 1.35."""
-    width = min(0.35 * strength, 0.75)
-    return transforms.change_gamma(pixels, _draw(pixels, 1 - width, 1 + width))
 
 
 def borrow_histogram(pixels: Tensor, strength: float) -> Tensor:
@@ -155,22 +142,6 @@ def blur(pixels: Tensor, strength: float) -> Tensor:
     # The kernel covers three standard deviations of the widest: one of 5 x 5 would reduce 1.6
     # pixels to 1.2.
     return transforms.blur(pixels, _draw(pixels, 0.1, widest), math.ceil(3 * widest))
-
-
-def add_noise(pixels: Tensor, strength: float) -> Tensor:
-    """Add Gaussian noise with a standard deviation of 7.65 gray levels."""
-    return transforms.add_noise(pixels, 0.03 * 255 * strength)
-
-
-def equalise(pixels: Tensor, strength: float) -> Tensor:
-    """Equalise local histograms (CLAHE), with a clip limit of 1 to 3."""
-    return transforms.equalise(pixels, _draw(pixels, 1, 1 + 2 * strength))
-
-
-def compress(pixels: Tensor, strength: float) -> Tensor:
-    """Quantise as a JPEG of quality 90 to 30."""
-    loss = _draw(pixels, 10 * strength, 70 * strength)
-    return transforms.compress(pixels, 100 - loss.clamp(0, 95))
 
 
 def hide_frame(pixels: Tensor, strength: float) -> Tensor:
@@ -194,7 +165,7 @@ def hide_frame(pixels: Tensor, strength: float) -> Tensor:
     outside.mul_(shares[0]).addcmul_(shares[1], field).addcmul_(
         shares[2], transforms.smooth(pixels)
     )
-    return transforms.replace_frame(pixels, margins, outside)
+    return transforms.replace_frame(pixels, outside, margins)
 
 
 def print_markers(pixels: Tensor, strength: float) -> Tensor:
@@ -237,24 +208,31 @@ class Change:
 MOVED_SHARE = 0.9  # the network also sees images that no interpolation has blurred
 # Translation comes last, so that the zoom does not scale it.
 MOVES: dict[str, Callable[[Tensor, float], Tensor]] = {
-    "rotation": rotate,
+    "rotation": lambda pixels, x: transforms.rotation(_draw(pixels, -7 * x, 7 * x)),  # degrees
     "zoom": zoom,
     "crop": crop,
     "translation": translate,
 }
 # In the order of the causes: exposure, detector, software, storage.
 CHANGES: dict[str, Change] = {
-    "flip": Change(mirror, 0.5),
+    "flip": Change(lambda pixels, x: transforms.mirror(pixels, _draw(pixels, 0, 1) < x), 0.5),
     "histogram": Change(borrow_histogram, 0.4),
-    "brightness": Change(change_brightness, 0.5),
-    "contrast": Change(change_contrast, 0.5),
-    "gamma": Change(change_gamma, 0.5),
+    "brightness": Change(_around(transforms.change_brightness, 0, 0.15 * 255, 0.5 * 255), 0.5),
+    "contrast": Change(_around(transforms.change_contrast, 1, 0.25, 0.75), 0.5),
+    "gamma": Change(_around(transforms.change_gamma, 1, 0.35, 0.75), 0.5),
     "blur": Change(blur, 0.2),
-    "noise": Change(add_noise, 0.2),
+    "noise": Change(lambda pixels, x: transforms.add_noise(pixels, 0.03 * 255 * x), 0.2),
     "frame": Change(hide_frame, 0.7),
     "marker": Change(print_markers, 0.5),
-    "clahe": Change(equalise, 0.1),
-    "jpeg": Change(compress, 0.1),
+    "clahe": Change(
+        lambda pixels, x: transforms.equalise(pixels, _draw(pixels, 1, 1 + 2 * x)), 0.1
+    ),
+    "jpeg": Change(
+        lambda pixels, x: transforms.compress(
+            pixels, _draw(pixels, 100 - 70 * x, 100 - 10 * x).clamp_min(5)
+        ),
+        0.1,
+    ),
     "erasing": Change(erase, 0.2),
 }
 AUGMENTATIONS = MOVES | CHANGES

@@ -28,7 +28,7 @@ IDENTITIES = {
     "match_levels": lambda pixels: transforms.match_levels(pixels, NONE, torch.zeros(6)),
     "blur": lambda pixels: transforms.blur(pixels, torch.zeros(6), 3),
     "add_noise": lambda pixels: transforms.add_noise(pixels, 0),
-    "replace_frame": lambda pixels: transforms.replace_frame(pixels, 0.0, pixels.flip(0)),
+    "replace_frame": lambda pixels: transforms.replace_frame(pixels, pixels.flip(0), 0.0),
     "stamp_glyphs": lambda pixels: transforms.stamp_glyphs(
         pixels, NONE, torch.full((6, 2), 3.0), torch.full((6,), 0.1), torch.full((6,), 255.0)
     ),
@@ -61,7 +61,7 @@ STRENGTHS = {
     "compress": lambda pixels, x: transforms.compress(pixels, x * 30),
     "warp": lambda pixels, x: transforms.warp(pixels, transforms.rotation(x)),
     "replace_frame": lambda pixels, x: transforms.replace_frame(
-        pixels, torch.as_tensor(x).view(-1, 1).expand(len(pixels), 4) / 10, 90.0
+        pixels, 90.0, torch.as_tensor(x).view(-1, 1).expand(len(pixels), 4) / 10
     ),
 }
 
