@@ -204,6 +204,17 @@ def test_files_that_a_page_names_exist(page):
         assert name in {"best.yaml"} or any((one / name).exists() for one in places), name
 
 
+def test_names_in_the_walks_through_the_code_exist():
+    from importlib import import_module
+
+    text = PAGES["docs/architecture.md"]
+    walks = text[text.index("## From an X-ray") : text.index("## Configuration")]
+    names = re.findall(r"`([a-z_]+(?:\.[a-z_]+)*)\.(\w+)`", walks)
+    assert len(names) > 20
+    for module, name in names:
+        assert hasattr(import_module(f"pneumonia_hf.{module}"), name), f"{module}.{name}"
+
+
 # ---------------------------------------------------------------------------------- commands
 
 
