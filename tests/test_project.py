@@ -19,7 +19,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 # The packages that need `train`; all others are what `pip install .` serves with.
 TRAINING = {"audit", "training", "search"}
 # What the other packages import inside a function only, and say so in a sentence without it.
-OPTIONAL = {"imagehash", "medmnist", "onnx", "onnxruntime", "openvino"}
+OPTIONAL = {"imagehash", "kornia", "medmnist", "onnx", "onnxruntime", "openvino"}
 # What another library imports for us.
 USED_THROUGH = {"accelerate": "transformers", "timm": "transformers", "onnxscript": "torch",
                 "tensorboard": "transformers"}  # fmt: skip
