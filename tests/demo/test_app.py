@@ -231,6 +231,7 @@ def serve_with(monkeypatch, tmp_path, **variables: str) -> tuple:
     return found.value.args
 
 
+@pytest.mark.slow
 def test_settings_may_have_blanks_and_quotes_around_them(monkeypatch, tmp_path):
     import app
     from pneumonia_hf.models.model_folder import DEFAULT_MODEL

@@ -167,6 +167,7 @@ def test_report_of_a_dicom_names_no_patient(page, tmp_path):
     assert b"not a medical device" in (tmp_path / "report.html").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_hidden_part_moves_the_probability(page, xray):
     upload(page, xray)
     open_tab(page, "What if")

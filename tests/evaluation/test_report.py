@@ -130,6 +130,7 @@ def test_a_new_report_with_fewer_sections_leaves_no_old_figure(report, tmp_path,
     assert "## Robustness" not in (tmp_path / "report" / "report.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_sheet_of_examples_is_made_only_on_request(tiny_model, tmp_path):
     folder = draw_folder(tmp_path / "data", patients=6)
     flags = ["--model", tiny_model, "--data_dir", folder, "--quick", "--output_dir"]

@@ -54,6 +54,7 @@ def test_exported_network_gives_the_logits_of_the_model(tiny_body, backbone_name
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]  # weights inside
 
 
+@pytest.mark.slow
 def test_metadata_are_enough_for_another_program(small, tmp_path):
     session = onnxruntime.InferenceSession(export_onnx(small, tmp_path / "model.onnx"))
     metadata = session.get_modelmeta().custom_metadata_map
@@ -79,6 +80,7 @@ def test_metadata_hold_no_threshold_if_none_was_chosen(small, tmp_path):
     assert "threshold" not in session.get_modelmeta().custom_metadata_map
 
 
+@pytest.mark.slow
 def test_network_that_differs_is_not_written(small, tmp_path, monkeypatch):
     honest = export._trace
 

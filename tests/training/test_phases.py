@@ -92,6 +92,7 @@ def test_optimizer_gets_each_layers_rate_and_no_decay_for_biases(tmp_path, xray_
     assert seen["vit.embeddings.cls_token"][0] == pytest.approx(1e-3 * 0.5**4)
 
 
+@pytest.mark.slow
 def test_each_phase_trains_its_part_of_the_network_from_the_best_weights_of_the_one_before(
     tmp_path, xray_folder, capsys
 ):

@@ -220,6 +220,7 @@ def assert_last_weights_differ(whole, run, after: int) -> None:
         assert_same_last_checkpoint(whole, run, after=after)
 
 
+@pytest.mark.slow
 def test_run_that_is_moved_after_a_kill_still_finds_its_best_checkpoint(
     tmp_path, body, xray_folder, whole
 ):

@@ -144,6 +144,7 @@ def test_resume_starts_a_run_where_there_is_none(tmp_path, xray_folder):
     assert (folder / "config.json").exists()
 
 
+@pytest.mark.slow
 def test_saved_model_is_not_replaced_without_overwrite(tmp_path, xray_folder):
     body = save_tiny_body("vit-base", tmp_path / "body")
     folder = train_tiny("vit-base", body, xray_folder, tmp_path / "run", num_train_epochs=1)
