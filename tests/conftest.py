@@ -85,7 +85,7 @@ def pytest_runtest_teardown() -> None:
 QUICK_IN_TRAINING = ("vit-base", "efficientnet-b0")
 # Of the other tests over all families, those of a kind of network each.
 QUICK = (*QUICK_IN_TRAINING, "convnextv2-tiny", "dinov2-small", "xray-cnn")
-# Their tiny model is that of efficientnet-b0: training has no tests of them.
+# Their tiny model is that of efficientnet-b0.
 DUPLICATES = ("efficientnet-b3", "efficientnet-lite0")
 
 # Folders of files that take long.
@@ -116,9 +116,8 @@ def pytest_collection_modifyitems(config, items) -> None:
     for item in items:
         family = getattr(item, "callspec", None) and item.callspec.params.get("backbone_name")
         families = item.get_closest_marker("families")
+        (dropped if family and families and family not in families.args else kept).append(item)
         training = item.path.parent.name == "training"
-        other = (families and family not in families.args) or (training and family in DUPLICATES)
-        (dropped if family and other else kept).append(item)
         quick = item.get_closest_marker("quick_families")
         names = quick.args if quick else QUICK_IN_TRAINING if training else QUICK
         if family and (family in DUPLICATES or family not in names):

@@ -88,8 +88,14 @@ TINY_CONFIGS: dict[str, PreTrainedConfig] = {
     "timm": TimmWrapperConfig(architecture="test_convnext", model_args={"ls_init_value": 1.0}),
     "xray-cnn": XrayCnnConfig(widths=[8, 16, 24], depths=[1, 1, 1]),
 }
-# A family for each way that a network is built: where all would take long and show no more.
-KINDS = ("convnextv2-tiny", "dinov2-small", "efficientnet-b0", "resnet50", "vit-base", "xray-cnn")
+
+
+def draw_pixels(labels: np.ndarray, side: int) -> np.ndarray:
+    """Return a drawn X-ray for each label: uint8 [N, 1, side, side]."""
+    images = [draw_xray(seed, bool(label), (side, side)) for seed, label in enumerate(labels)]
+    return np.stack([np.asarray(image)[None] for image in images])
+
+
 TINY_SIZES = dict.fromkeys(TINY_CONFIGS, 64) | {
     "vit-base": 32,
     "deit-small": 32,

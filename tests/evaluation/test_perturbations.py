@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from helpers import draw_xray
+from helpers import draw_pixels
 
 from pneumonia_hf.evaluation.perturbations import PERTURBATIONS, perturb
 
@@ -11,14 +11,9 @@ LABELS = np.tile([0, 1], 20)
 EVERY = [(name, level) for name, one in PERTURBATIONS.items() for level in one.levels]
 
 
-def draw_pixels() -> np.ndarray:
-    images = [draw_xray(seed, bool(label), (SIDE, SIDE)) for seed, label in enumerate(LABELS)]
-    return np.stack([np.asarray(image)[None] for image in images])
-
-
 @pytest.mark.parametrize(("name", "level"), EVERY)
 def test_perturbation_is_repeatable_and_changes_every_kind_of_image(name, level):
-    pixels = draw_pixels()
+    pixels = draw_pixels(LABELS, SIDE)
     if name.startswith("marker"):
         pixels[:, 0, 4:8, 4:8] = 255  # a mark that can be removed
     before = pixels.copy()
@@ -31,7 +26,7 @@ def test_perturbation_is_repeatable_and_changes_every_kind_of_image(name, level)
 
 
 def test_severity_grows_with_the_level():
-    pixels = draw_pixels()
+    pixels = draw_pixels(LABELS, SIDE)
     for name in ("frame_swap", "frame_black", "noise", "blur", "jpeg", "crop", "resolution"):
         distances = [
             np.abs(perturb(pixels, LABELS, name, level).astype(float) - pixels).mean()
@@ -42,7 +37,7 @@ def test_severity_grows_with_the_level():
 
 @pytest.mark.parametrize("name", ["frame_swap", "frame_black", "frame_blur"])
 def test_frame_leaves_the_inner_part_as_it_is(name):
-    pixels = draw_pixels()
+    pixels = draw_pixels(LABELS, SIDE)
     changed = perturb(pixels, LABELS, name, 0.2)
     inner = slice(round(0.23 * SIDE), round(0.77 * SIDE))
     assert (changed[..., inner, inner] == pixels[..., inner, inner]).all()

@@ -34,9 +34,11 @@ def report(tiny_model, xray_folder):
     config = EvaluationConfig(resamples=20, robustness_images=8, attribution_images=4)
     data = load_splits(xray_folder)["all"]
     with pytest.MonkeyPatch.context() as patch:
-        # Two methods of the nine: the others take most of the time, and have tests of their own.
+        # Those with each optional number: the others take most of the time, and have own tests.
         patch.setattr(
-            faithfulness, "methods_for", lambda predictor: ["gradcam", "gradient_x_activation"]
+            faithfulness,
+            "methods_for",
+            lambda predictor: ["gradcam", "integrated_gradients", "gradient_shap"],
         )
         return evaluate_predictor(predictor, data, "drawn", config=config)
 

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from helpers import draw_xray
+from helpers import draw_pixels
 from PIL import Image
 
 from pneumonia_hf.evaluation.perturbations import COUNTERFACTUALS, PERTURBATIONS, perturb
@@ -17,11 +17,6 @@ from pneumonia_hf.statistics.metrics import auroc
 SIDE = 64
 LABELS = np.tile([0, 1], 20)
 EVERY = [(name, level) for name, one in PERTURBATIONS.items() for level in one.levels]
-
-
-def draw_pixels() -> np.ndarray:
-    images = [draw_xray(seed, bool(label), (SIDE, SIDE)) for seed, label in enumerate(LABELS)]
-    return np.stack([np.asarray(image)[None] for image in images])
 
 
 class KnownModel:
@@ -106,7 +101,7 @@ def test_copies_like_those_of_the_training_are_marked(tmp_path):
 
 
 def test_scores_of_copies_equal_those_by_hand():
-    pixels, model = draw_pixels(), KnownModel(see_centre)
+    pixels, model = draw_pixels(LABELS, SIDE), KnownModel(see_centre)
     images = [Image.fromarray(one[0]) for one in pixels]
     found = measure_robustness(model, images, LABELS, range(len(LABELS)), resamples=5)
     copies = perturb(pixels, LABELS, "crop", 0.8)

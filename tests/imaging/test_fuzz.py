@@ -5,7 +5,7 @@ from fuzz_xray import damage_xray, encode_images, fuzz, summarise
 from helpers import REAL_XRAYS, draw_xray
 
 
-@pytest.mark.parametrize("count", [100, pytest.param(800, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [100, pytest.param(2000, marks=pytest.mark.slow)])
 def test_damaged_xrays_are_read_or_refused_within_time_and_memory(tmp_path, count):
     xrays, full_size = REAL_XRAYS / "kaggle_val", count > 100
     tallies = fuzz(count, 13, xrays=xrays, keep=tmp_path, full_size=full_size)

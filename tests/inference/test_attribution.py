@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from helpers import KINDS, REAL_XRAYS, TINY_SIZES, draw_xray, save_tiny_body
+from helpers import REAL_XRAYS, TINY_SIZES, draw_xray, save_tiny_body
 from PIL import Image, ImageDraw
 from transformers import AutoModelForImageClassification, TimmWrapperConfig
 
@@ -38,7 +38,6 @@ def predictor(tiny_body, backbone_name) -> Predictor:
 each_kind = pytest.mark.quick_families("vit-base", "dinov2-small", "efficientnet-b0", "xray-cnn")
 
 
-@pytest.mark.families(*KINDS)
 @each_kind
 @pytest.mark.parametrize("method", sorted(METHODS))
 def test_map_has_the_size_of_the_image_and_lies_in_0_to_1(predictor, method):
@@ -260,7 +259,6 @@ def test_steps_are_doubled_until_the_map_is_complete(tmp_path, monkeypatch):
     assert any("after 256 steps" in text for text in found.warnings)
 
 
-@pytest.mark.families(*KINDS)
 @each_kind
 def test_attribution_leaves_the_model_unchanged(predictor):
     before = predictor.probabilities([IMAGE])

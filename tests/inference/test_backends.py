@@ -20,7 +20,7 @@ from pneumonia_hf.models.build import ModelConfig, build_model
 FAMILIES = (
     "xray-cnn",
     *(pytest.param(name, marks=pytest.mark.slow)
-      for name in ("efficientnet-lite0", "vit-base")),
+      for name in ("efficientnet-lite0", "convnextv2-tiny", "vit-base")),
 )  # fmt: skip
 
 

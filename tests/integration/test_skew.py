@@ -48,7 +48,9 @@ def score_with_script(folder, files, tmp_path) -> np.ndarray:
 
 # Each way in which transformers loads a model: its own classes, timm's, and code in the folder.
 # None is quick: each takes 8 to 18 s.
-@pytest.mark.families("convnextv2-tiny", "efficientnet-b0", "xray-cnn")
+@pytest.mark.families(
+    "convnextv2-tiny", "vit-base", "deit-small", "dinov2-small", "resnet50", "xray-cnn"
+)
 @pytest.mark.quick_families()
 def test_plain_pipeline_predictor_and_script_agree(saved_model, tmp_path):
     files = []

@@ -10,7 +10,7 @@ import time
 
 import pytest
 import torch
-from helpers import KINDS, ROOT, TINY_CONFIGS, TINY_SIZES, draw_folder, save_tiny_body, train_tiny
+from helpers import ROOT, TINY_CONFIGS, TINY_SIZES, draw_folder, save_tiny_body, train_tiny
 from safetensors.torch import load_file
 from same_bits import assert_same_last_checkpoint, assert_same_model
 from transformers import TrainerCallback
@@ -152,7 +152,6 @@ def whole_and_cut(tmp_path_factory, xray_folder, tiny_body, backbone_name):
     return whole, folder / "cut"
 
 
-@pytest.mark.families(*KINDS, "deit-small", "swin-tiny", "densenet121")
 @pytest.mark.quick_families("vit-base")
 def test_every_family_resumes_within_an_epoch_to_the_same_bits(
     tmp_path, xray_folder, tiny_body, backbone_name, whole_and_cut
@@ -182,7 +181,6 @@ def test_run_with_a_merged_last_batch_resumes_within_an_epoch_to_the_same_bits(
     assert last_checkpoint(phase_folder(whole, 1)).name == "checkpoint-6"  # and not 8
 
 
-@pytest.mark.families(*KINDS)
 @pytest.mark.quick_families("vit-base")
 def test_comparison_detects_a_broken_resume_of_every_family(
     tmp_path, xray_folder, tiny_body, backbone_name, whole_and_cut, monkeypatch
@@ -310,17 +308,17 @@ def assert_phase_ends_at(run, step: int, best: int) -> None:
 
 @pytest.mark.slow
 def test_killed_processes_are_resumed_to_the_same_bits(tmp_path):
-    """Two kills by kill_training.py; see its docstring."""
+    """Three kills by kill_training.py; see its docstring."""
     data = draw_folder(tmp_path / "data", patients=24, images=2, seed=5)
     script = ROOT / "tests" / "kill_training.py"
-    flags = ["--data_dir", data, "--work_dir", tmp_path / "work", "--kills", 2, "--seed", 3]
+    flags = ["--data_dir", data, "--work_dir", tmp_path / "work", "--kills", 3, "--seed", 3]
     done = subprocess.run(
         [sys.executable, script, *map(str, flags)], capture_output=True, text=True, timeout=400
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert "bit-equal" in done.stdout
-    # The first kill comes before training, the second within it.
-    assert "1 of 2 kills mattered" in done.stdout, done.stdout
+    # The first kill comes before training, the others within it.
+    assert "2 of 3 kills mattered" in done.stdout, done.stdout
     best = re.findall(r"the best checkpoint is phase-2/checkpoint-(\d+)", done.stdout)
     assert best and int(best[0]) > 9, done.stdout  # later than the first
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import KINDS, assert_one_sentence, save_tiny_body, train_tiny
+from helpers import assert_one_sentence, save_tiny_body, train_tiny
 from safetensors.torch import load_file
 from same_bits import assert_same_last_checkpoint, assert_same_model
 from transformers import AutoModelForImageClassification, TrainerCallback
@@ -21,7 +21,6 @@ def load_state(folder: Path) -> tuple[dict[str, torch.Tensor], str]:
     return model.state_dict(), backbone_of(model).head
 
 
-@pytest.mark.families(*KINDS, "deit-small", "swin-tiny", "densenet121")
 @pytest.mark.quick_families("vit-base")
 def test_saved_model_holds_every_tensor_of_the_best_checkpoint(
     tmp_path, xray_folder, tiny_body, backbone_name, monkeypatch
@@ -237,7 +236,6 @@ def test_a_hub_id_has_the_licence_of_the_same_model_in_a_folder(tmp_path, monkey
         assert licence(teacher=name) == licence(name) == "other", name
 
 
-@pytest.mark.families(*KINDS)
 @pytest.mark.quick_families("vit-base")
 def test_model_folder_is_complete_and_names_no_local_path(saved_model, xray_folder):
     names = {path.name for path in saved_model.iterdir()}
@@ -340,7 +338,6 @@ class Watch(TrainerCallback):
         return {name for name in names if not torch.equal(self.before[name], self.after[name])}
 
 
-@pytest.mark.families(*KINDS)
 def test_frozen_layer_groups_do_not_change_and_trained_ones_do(
     tmp_path, xray_folder, tiny_body, backbone_name
 ):

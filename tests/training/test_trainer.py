@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 from helpers import (
-    KINDS,
     TINY_CONFIGS,
     TINY_SIZES,
     assert_one_sentence,
@@ -37,7 +36,6 @@ def body(tmp_path_factory):
     return save_tiny_body("convnextv2-tiny", tmp_path_factory.mktemp("body"))
 
 
-@pytest.mark.families(*KINDS)
 def test_trainers_validation_scores_are_those_of_the_predictor(
     tmp_path, xray_folder, tiny_body, backbone_name, monkeypatch
 ):
