@@ -51,13 +51,17 @@ augment-preview: $(VENV)/train-installed  ## Draw what a recipe's augmentation d
 	@$(BIN)/python train_scripts/preview_augmentation.py --config $(CONFIG) --data_dir $(DATA) \
 		--output $(PREVIEW) $(ARGS)
 
+# Processes that tests start load compiled modules, whatever the caller's environment says.
+test test-all: export PYTHONDONTWRITEBYTECODE =
+test test-all: export OMP_NUM_THREADS = 1
+
 test: $(VENV)/dev-installed  ## Run the quick tests
 	@echo "Running the quick tests"
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" $(ARGS)
+	@$(BIN)/python -m pytest -m "not slow" $(ARGS)
 
 test-all: $(VENV)/dev-installed  ## Run all tests
 	@echo "Running all tests"
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest $(ARGS)
 
 check: $(VENV)/dev-installed  ## Check style and formatting
 	@echo "Checking style with ruff"

@@ -31,20 +31,24 @@ os.environ.setdefault(
 )
 
 import pytest
-import torch
-from helpers import ROOT, draw_folder, save_tiny_body, train_tiny
 from xdist.scheduler import LoadFileScheduling
 
 from pneumonia_hf.models.backbones import BACKBONES
 
-if "PYTEST_XDIST_WORKER" in os.environ:  # and not in the process that only waits for workers
+
+def pytest_sessionstart(session) -> None:
+    """Import what is heavy, but not in the process that only waits for the workers."""
+    if session.config.getoption("numprocesses") and "PYTEST_XDIST_WORKER" not in os.environ:
+        return
     import evaluate  # noqa: F401
+    import helpers  # noqa: F401
     import matplotlib.figure  # noqa: F401
     import sklearn.metrics  # noqa: F401
+    import torch
 
     # What is imported stays: each collection, as the Trainer makes at its end, walks through it.
     gc.freeze()
-torch.set_num_threads(1)  # tiny models gain nothing from more, and lose much where cores are busy
+    torch.set_num_threads(1)  # tiny models gain nothing from more, and lose where cores are busy
 
 
 def pytest_sessionfinish(session) -> None:
@@ -74,7 +78,7 @@ def pytest_runtest_teardown() -> None:
     Training in this process sets one for each core: with those, audits of later tests took ten
     times the CPU time where the cores were busy.
     """
-    torch.set_num_threads(1)
+    sys.modules["torch"].set_num_threads(1)
     for loop in [one for one in OPENED if not one.is_running()]:
         OPENED.remove(loop)
         loop.close()  # does nothing if it is closed
@@ -143,6 +147,8 @@ def first_figure_only(request, monkeypatch) -> None:
 @pytest.fixture(scope="session")
 def xray_folder(tmp_path_factory) -> Path:
     """Class folders of 24 patients a class, two images each."""
+    from helpers import draw_folder
+
     return draw_folder(tmp_path_factory.mktemp("xrays") / "data", patients=24, images=2)
 
 
@@ -153,12 +159,16 @@ def backbone_name(request) -> str:
 
 @pytest.fixture(scope="session")
 def tiny_body(tmp_path_factory, backbone_name) -> Path:
+    from helpers import save_tiny_body
+
     return save_tiny_body(backbone_name, tmp_path_factory.mktemp(f"body-{backbone_name}"))
 
 
 @pytest.fixture(scope="session")
 def saved_model(request, tmp_path_factory, backbone_name, tiny_body, xray_folder) -> Path:
     """A saved model folder of every family, trained by `train` itself."""
+    from helpers import train_tiny
+
     if backbone_name == "convnextv2-tiny":
         return request.getfixturevalue("tiny_model")
     output = tmp_path_factory.mktemp("runs") / backbone_name
@@ -168,6 +178,8 @@ def saved_model(request, tmp_path_factory, backbone_name, tiny_body, xray_folder
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory, xray_folder) -> Path:
     """A finished ConvNeXt V2, where the family does not matter."""
+    from helpers import save_tiny_body, train_tiny
+
     body = save_tiny_body("convnextv2-tiny", tmp_path_factory.mktemp("body"))
     output = tmp_path_factory.mktemp("runs") / "tiny"
     return train_tiny(
@@ -187,7 +199,7 @@ def serve_app(model, port, **variables):
     environment = os.environ | {"MODEL_ID": str(model), "GRADIO_SERVER_PORT": str(port)}
     log = (model.parent / (f"app-{port}.log" if variables else "app.log")).open("w+")
     server = subprocess.Popen(
-        [sys.executable, str(ROOT / "app.py")],
+        [sys.executable, str(Path(__file__).resolve().parents[1] / "app.py")],
         env=environment | variables,
         stdout=log,
         stderr=log,

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 LOG = logging.getLogger(__name__)
 MOST_JSON_BYTES = 4_000_000  # of a request that is no upload
+MOST_DISCARDED_BYTES = 16 * MOST_JSON_BYTES
 STARTUP = "/gradio_api/startup-events"
 NOT_A_FILE = (
     "Addresses and paths of the server are not read; upload the file itself (in Python: "
@@ -165,12 +166,14 @@ async def _read(receive: Receive) -> bytes | None:
         message = await receive()
         if message["type"] == "http.disconnect":
             return b""
-        parts.append(message.get("body", b""))
-        length += len(parts[-1])
-        if length > MOST_JSON_BYTES:
-            return None
-        more = message.get("more_body", False)
-    return b"".join(parts)
+        part = message.get("body", b"")
+        length += len(part)
+        if length <= MOST_JSON_BYTES:
+            parts.append(part)
+        # A client that is still sending would not see the answer: what is too long is read to its
+        # end, unless that has no end.
+        more = message.get("more_body", False) and length <= MOST_DISCARDED_BYTES
+    return b"".join(parts) if length <= MOST_JSON_BYTES else None
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:

@@ -135,7 +135,9 @@ def test_split_without_a_class_fails(clean, tmp_path):
     assert found.examples == ({"part": "test", "NORMAL": 0, "PNEUMONIA": 12},)
 
 
-@pytest.mark.parametrize("size", [20, 100, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "size", [20, *(pytest.param(size, marks=pytest.mark.slow) for size in (100, 200))]
+)
 def test_random_splits_give_one_false_alarm_in_a_hundred(size):
     """Of 600 data sets without a shift: patients with 1 to 5 images, split 70/15/15."""
     generator = np.random.default_rng(size)

@@ -397,6 +397,7 @@ def test_cache_key_covers_all_code_that_decodes_images():
     assert reached - {"pneumonia_hf.errors", "pneumonia_hf.files"} == set(pixel_store.READING)
 
 
+@pytest.mark.slow
 def test_cache_key_covers_all_packages_that_decode_images():
     import ast
     from importlib.metadata import packages_distributions

@@ -65,8 +65,8 @@ def restless(network, pixel_values, rough=False):
     return RawMap(gradient(network, pixel_values).values * 2 + noise)
 
 
-@pytest.fixture
-def found(monkeypatch) -> dict:
+@pytest.fixture(scope="module")
+def found() -> dict:
     network = SpotNetwork(Spot(), processor=None)
     generator = np.random.default_rng(0)
     images, normals = [], []
@@ -78,11 +78,12 @@ def found(monkeypatch) -> dict:
                 pixels[top : top + 16, left : left + 16] += 140
             many.append(Image.fromarray(pixels.clip(0, 255).astype(np.uint8)))
     methods = {"gradient": gradient, "wrong": wrong, "stubborn": stubborn, "restless": restless}
-    for name, method in methods.items():
-        monkeypatch.setitem(METHODS, name, method)
-    monkeypatch.setattr(faithfulness, "methods_for", lambda _: [*methods, "occlusion"])
-    predictor = SimpleNamespace(network=network)
-    result = measure_faithfulness(predictor, images, normals, resamples=200)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, method in methods.items():
+            patch.setitem(METHODS, name, method)
+        patch.setattr(faithfulness, "methods_for", lambda _: [*methods, "occlusion"])
+        predictor = SimpleNamespace(network=network)
+        result = measure_faithfulness(predictor, images, normals, resamples=200)
     return {one.method: one for one in result.results}
 
 

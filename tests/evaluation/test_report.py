@@ -31,7 +31,7 @@ from pneumonia_hf.statistics.intervals import Interval
 @pytest.fixture(scope="module")
 def report(tiny_model, xray_folder):
     predictor = Predictor.from_pretrained(tiny_model)
-    config = EvaluationConfig(resamples=20, robustness_images=8, attribution_images=4)
+    config = EvaluationConfig(resamples=20, robustness_images=8, attribution_images=2)
     data = load_splits(xray_folder)["all"]
     with pytest.MonkeyPatch.context() as patch:
         # Those with each optional number: the others take most of the time, and have own tests.

@@ -56,6 +56,7 @@ def test_scores_and_gate_features_are_those_of_the_model(built, backend):
     assert make_scorer(model, pixel_values[:2], None, backend)(pixel_values)[1] is None
 
 
+@pytest.mark.slow
 def test_a_predictor_gives_the_same_decision_by_every_backend(built):
     model, processor = built
     plain = Network(model, processor)
