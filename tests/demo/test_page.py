@@ -150,6 +150,7 @@ def test_answer_view_and_maps_of_an_xray(page, xray, tmp_path):
     assert page.locator("#viewer figcaption").count() == 3
 
 
+@pytest.mark.slow
 def test_report_of_a_dicom_names_no_patient(page, tmp_path):
     path = tmp_path / "Doe_Jane.dcm"
     values = np.asarray(draw_xray(4, ill=True, size=(300, 240)))
@@ -235,6 +236,7 @@ def test_about_says_the_limits_first(page):
     assert text.index("Limits") < text.index("Measured") < text.index("How to cite")
 
 
+@pytest.mark.slow
 def test_keyboard_alone_reaches_the_tools(page, xray):
     upload(page, xray)
     show_map(page)
