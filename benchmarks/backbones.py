@@ -22,8 +22,8 @@ WARM_UP = 2  # rounds that are not counted
 def main() -> None:
     """Measure the chosen backbones, and print a table with a row for each."""
     from pneumonia_hf.errors import UserError
-    from pneumonia_hf.files import markdown_table
     from pneumonia_hf.models.backbones import BACKBONES, fast_precision
+    from pneumonia_hf.reporting.page import markdown_table
     from pneumonia_hf.training.manifest import describe_hardware
 
     known = sorted(set(BACKBONES) - {"timm"})  # which has no size of its own

@@ -18,7 +18,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 from pneumonia_hf.cli import make_parser, run_script
-from pneumonia_hf.files import markdown_table
+from pneumonia_hf.reporting.page import markdown_table
 
 ROOT = Path(__file__).resolve().parents[1]
 

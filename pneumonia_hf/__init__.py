@@ -12,7 +12,7 @@ __version__ = "0.6.0"
 _MODULES = {
     "AttributionMap": "inference.attribution",
     "DataConfig": "data.load",
-    "EvaluationConfig": "evaluation.evaluate",
+    "EvaluationConfig": "evaluation.context",
     "Prediction": "inference.predictor",
     "Predictor": "inference.predictor",
     "UserError": "errors",

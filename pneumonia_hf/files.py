@@ -8,7 +8,7 @@ import logging
 import math
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -108,13 +108,3 @@ def expand(path: str) -> Path:
         return Path(path).expanduser()
     except RuntimeError as error:
         raise UserError(f"{path} begins with a user that does not exist.") from error
-
-
-def markdown_table(header: Sequence[Any], rows: Iterable[Sequence[Any]]) -> str:
-    """Return a table in Markdown, without a final line break; `|` in a cell is escaped."""
-
-    def line(cells: Sequence[Any]) -> str:
-        escaped = (str(cell).replace("|", r"\|") for cell in cells)
-        return f"| {' | '.join(escaped)} |"
-
-    return "\n".join([line(header), "|" + "---|" * len(header), *map(line, rows)])

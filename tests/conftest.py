@@ -138,10 +138,11 @@ def first_figure_only(request, monkeypatch) -> None:
 
     The tests with the mark `figures`, and fixtures that write a report for several tests, draw all.
     """
-    if figures := sys.modules.get("pneumonia_hf.evaluation.report.figures"):
-        if "figures" not in request.keywords:
-            first = next(iter(figures.FIGURES))
-            monkeypatch.setattr(figures, "FIGURES", {first: figures.FIGURES[first]})
+    if (write := sys.modules.get("pneumonia_hf.reporting.write")) is None:
+        return
+    if "figures" not in request.keywords:
+        save = write.save_figures
+        monkeypatch.setattr(write, "save_figures", lambda all, folder: save(all[:1], folder))
 
 
 @pytest.fixture(scope="session")

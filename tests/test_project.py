@@ -145,7 +145,7 @@ def test_committed_reports_follow_the_schema_and_hold_no_image():
 
     import jsonschema
 
-    from pneumonia_hf.evaluation.report.write import SCHEMA_FILE
+    from pneumonia_hf.evaluation.report import SCHEMA_FILE
 
     schema = json.loads(SCHEMA_FILE.read_text())
     reports = [*(ROOT / "eval_reports").glob("*/report.json")]

@@ -15,8 +15,9 @@ from pneumonia_hf.audit.dataset import VERDICTS, Finding, Xrays
 from pneumonia_hf.audit.run import CHECKS
 from pneumonia_hf.audit.shortcuts import SHORTCUT_WARN
 from pneumonia_hf.data.patients import describe_patients
-from pneumonia_hf.files import markdown_table, write_json
+from pneumonia_hf.files import write_json
 from pneumonia_hf.labels import LABELS
+from pneumonia_hf.reporting.page import markdown_table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -41,9 +41,9 @@ def main() -> None:
     from pneumonia_hf.audit.report import AUDIT_FILES, format_verdicts, write_audit
     from pneumonia_hf.audit.run import audit_sources
     from pneumonia_hf.data.sources import parse_source
-    from pneumonia_hf.evaluation.report.write import check_report_folder
+    from pneumonia_hf.reporting.write import check_folder
 
-    check_report_folder(options.output_dir, options.overwrite, AUDIT_FILES)
+    check_folder(options.output_dir, options.overwrite, AUDIT_FILES)
     features = FeatureConfig(options.features, options.weights)
     sources = [parse_source(one) for one in options.data_dir]
     check_inputs(data_folders=[one.where for one in sources if one.is_folder])

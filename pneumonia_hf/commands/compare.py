@@ -24,7 +24,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="The figure, a PNG file.")
     options = parser.parse_args()
 
-    from pneumonia_hf.evaluation.report.overview import draw_overview, read_row, to_table
+    from pneumonia_hf.evaluation.overview import draw_overview, read_row, to_table
     from pneumonia_hf.files import unfinished_file
 
     rows = [read_row(one) for one in options.models]

@@ -122,18 +122,18 @@ def main() -> None:
     if options.resamples is not None and options.resamples < 20:
         raise UserError(f"--resamples is {options.resamples}; give 20 or more.")
 
-    from pneumonia_hf.audit.run import audit_images
     from pneumonia_hf.data.load import read_image_list
     from pneumonia_hf.data.pixel_store import cache_in
     from pneumonia_hf.data.sources import parse_source
-    from pneumonia_hf.evaluation.evaluate import EvaluationConfig, check_card
-    from pneumonia_hf.evaluation.report.write import check_report_folder, to_json
-    from pneumonia_hf.evaluation.run import EvaluationInputs, report_on
+    from pneumonia_hf.evaluation.context import EvaluationConfig
+    from pneumonia_hf.evaluation.report import FILES
+    from pneumonia_hf.evaluation.run import DataInputs, ModelInputs, check_card, report_on
     from pneumonia_hf.models.model_card import add_report
+    from pneumonia_hf.reporting.write import check_folder
 
     if options.images:
         read_image_list(options.images)  # for its errors, before images are scored
-    check_report_folder(options.output_dir, options.overwrite)
+    check_folder(options.output_dir, options.overwrite, FILES)
     card = check_card(options.model, options.tta) if options.add_to_card else None
     sites = options.external or []
     for flag, sources in (("--data_dir", options.data_dir), ("--external", sites)):
@@ -145,21 +145,21 @@ def main() -> None:
     for flag, usual in images.items():
         given = getattr(options, flag)
         images[flag] = given if given is not None else 0 if options.quick else usual
-    inputs = EvaluationInputs(
-        models=tuple(options.model),
+    models = ModelInputs(
+        tuple(options.model),
+        tuple(options.positive_label),
+        options.tta,
+        options.compare,
+        options.compare_positive_label,
+    )
+    inputs = DataInputs(
         data_dir=tuple(options.data_dir),
         name=options.name,
         split=options.split,
         images=options.images,
         other_classes=tuple(options.other_classes),
         sites=tuple(sites),
-        compare=options.compare,
-        positive_label=tuple(options.positive_label),
-        compare_positive_label=options.compare_positive_label,
         label_source=options.label_source,
-        tta=options.tta,
-        published=PUBLISHED if PUBLISHED.exists() else None,
-        with_images=options.with_images,
     )
     config = EvaluationConfig(
         resamples=options.resamples or (200 if options.quick else 1000),
@@ -171,9 +171,15 @@ def main() -> None:
     )
     with cache_in(options.cache_dir):
         report = report_on(
-            inputs, config, options.output_dir, lambda rows: audit_images(rows, options.quick)
+            models,
+            inputs,
+            config,
+            options.output_dir,
+            "quick" if options.quick else "full",
+            PUBLISHED if PUBLISHED.exists() else None,
+            options.with_images,
         )
     if card:
-        add_report(card, to_json(report))
+        add_report(card, report.numbers)
     print((options.output_dir / "report.md").read_text(encoding="utf-8").split("\n![")[0])
     print(f"The report is in {options.output_dir}; open report.html.")

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from pneumonia_hf.demo.answers import name_model
-from pneumonia_hf.files import markdown_table, read_json
+from pneumonia_hf.files import read_json
 from pneumonia_hf.models.model_card import find_misfit
 from pneumonia_hf.models.model_folder import RUN_FILE
+from pneumonia_hf.reporting.page import markdown_table
 
 if TYPE_CHECKING:
     from pneumonia_hf.demo.engine import Engine

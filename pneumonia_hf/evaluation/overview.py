@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pneumonia_hf.errors import UserError
-from pneumonia_hf.evaluation.robustness import GAP
-from pneumonia_hf.files import markdown_table, read_json
+from pneumonia_hf.evaluation.sections.robustness import GAP
+from pneumonia_hf.files import read_json
+from pneumonia_hf.reporting.page import markdown_table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

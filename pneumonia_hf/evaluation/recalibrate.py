@@ -15,7 +15,7 @@ from pneumonia_hf.data.patients import named_by_file
 from pneumonia_hf.data.sources import open_images
 from pneumonia_hf.errors import UserError
 from pneumonia_hf.evaluation.perturbations import COUNTERFACTUALS, ROBUST, perturb
-from pneumonia_hf.evaluation.robustness import score, shrink
+from pneumonia_hf.evaluation.sections.robustness import score, shrink
 from pneumonia_hf.files import read_json, write_json
 from pneumonia_hf.imaging.read import read_xray
 from pneumonia_hf.inference.attribution import measure_references

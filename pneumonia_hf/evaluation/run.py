@@ -2,68 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from pneumonia_hf.data.folder_source import list_others
 from pneumonia_hf.data.sources import parse_source
 from pneumonia_hf.errors import UserError
-from pneumonia_hf.evaluation.choose_images import (
-    choose_split,
-    count_seen,
-    leave_out_used,
-    select_listed,
-)
-from pneumonia_hf.evaluation.compare import Comparison, compare_scores
-from pneumonia_hf.evaluation.evaluate import (
-    DataFinding,
-    EvaluationConfig,
-    Report,
-    evaluate_predictor,
-)
-from pneumonia_hf.evaluation.report.examples import choose_examples, draw_examples
-from pneumonia_hf.evaluation.report.published import find_published
-from pneumonia_hf.evaluation.report.write import write_report
-from pneumonia_hf.evaluation.scores import Scores, identify, score_images
-from pneumonia_hf.evaluation.sites import load_site, score_site
+from pneumonia_hf.evaluation.choose_images import choose_split, leave_out_used, select_listed
+from pneumonia_hf.evaluation.context import Additions, EvaluationConfig
+from pneumonia_hf.evaluation.evaluate import evaluate_predictor
+from pneumonia_hf.evaluation.report import Report, write_report
+from pneumonia_hf.evaluation.scores import identify
+from pneumonia_hf.evaluation.sections.sites import load_site
 from pneumonia_hf.evaluation.steps import Steps
 from pneumonia_hf.files import expand
-from pneumonia_hf.hub import public_name
 from pneumonia_hf.inference.predictor import Predictor
-
-if TYPE_CHECKING:
-    from datasets import Dataset
+from pneumonia_hf.models.model_folder import ENSEMBLE_FILE, check_model_folder
 
 
 @dataclass(frozen=True)
-class EvaluationInputs:
-    """The models and data of a report."""
+class ModelInputs:
+    """The models of a report."""
 
     models: tuple[str, ...]  # folders or Hub ids; several form an ensemble
+    positive_label: tuple[str, ...] = ("PNEUMONIA",)  # of all models, or of each
+    tta: bool = False
+    compare: str | None = None  # a second model
+    compare_positive_label: str = "PNEUMONIA"
+
+
+@dataclass(frozen=True)
+class DataInputs:
+    """The data of a report."""
+
     data_dir: tuple[str, ...]  # sources, each [NAME=][KIND:]WHERE
     name: str | None = None  # of the data, in the report
     split: str | None = None
     images: str | None = None  # a file of hashes: only these images
     other_classes: tuple[str, ...] = ()  # folders of images of neither class
     sites: tuple[str, ...] = ()  # further sources
-    compare: str | None = None  # a second model
-    positive_label: tuple[str, ...] = ("PNEUMONIA",)  # of all models, or of each
-    compare_positive_label: str = "PNEUMONIA"
     label_source: str | None = None  # who labelled the data, in words
-    tta: bool = False
-    published: Path | None = None  # a file of published results
-    with_images: bool = False  # whether the report holds images
 
 
 def report_on(
-    inputs: EvaluationInputs,
+    models: ModelInputs,
+    inputs: DataInputs,
     config: EvaluationConfig,
     folder: Path,
-    audit: Callable[[Dataset], Mapping[str, Any]] = lambda rows: {},
+    audit: str = "full",
+    published: Path | None = None,
+    with_images: bool = False,
 ) -> Report:
     """Score models on data, and write the report into `folder`.
 
@@ -71,11 +59,10 @@ def report_on(
     with the same model and images.
 
     Args:
-        inputs: the models and the data.
+        models, inputs: the models and the data.
         config: what to measure.
         folder: of the report.
-        audit: returns the findings on the readable images, each with `verdict` and `text`, by
-            check. The audit itself cannot be imported here, since it builds on this package.
+        audit, published, with_images: as of `Additions`.
 
     Raises:
         UserError: as of the functions that it calls.
@@ -90,63 +77,45 @@ def report_on(
             wanted = [one for one in wanted if (expand(sources[0].where) / one).is_dir()]
         others = list_others(sources[0].where, wanted)
     predictor = Predictor.from_pretrained(
-        inputs.models, tta=inputs.tta, positive_label=inputs.positive_label
+        models.models, tta=models.tta, positive_label=models.positive_label
     )
     split, data = choose_split(inputs.data_dir, inputs.split, predictor, config.strict)
     if inputs.images:
         data, others = select_listed(data, others, inputs.images)
     others = leave_out_used(others, predictor)
     # Before anything is scored, so that a mistake shows at once.
-    places = [load_site(one, predictor, inputs.other_classes) for one in inputs.sites]
+    sites = tuple(load_site(one, predictor, inputs.other_classes) for one in inputs.sites)
     second = None
-    if inputs.compare:
+    if models.compare:
         second = Predictor.from_pretrained(
-            inputs.compare,
-            tta=inputs.tta,
-            positive_label=inputs.compare_positive_label,
+            models.compare,
+            tta=models.tta,
+            positive_label=models.compare_positive_label,
             flags=("--compare", "--compare_positive_label"),
         )
     steps = Steps(folder.with_name(f".{folder.name}.steps"), identify(predictor, data))
     name = inputs.name or " + ".join(one.name for one in sources)
-    report = evaluate_predictor(predictor, data, name, split, config, others, steps)
-    findings = tuple(
-        DataFinding(check, found.verdict, found.text)
-        for check, found in audit(report.scores.rows).items()
-    )
-    sites = tuple(
-        score_site(one, predictor, report.scores, config.resamples, steps) for one in places
-    )
-    comparison = _compare(report.scores, second, predictor, config, steps) if second else None
-    published = None
-    if inputs.published:
-        published = find_published(inputs.published, *np.bincount(report.labels, minlength=2))
-    report = replace(
-        report,
-        findings=findings,
-        sites=sites,
-        comparison=comparison,
-        published=published,
-        label_source=inputs.label_source,
-    )
-    sheet = None
-    if inputs.with_images:
-        examples = choose_examples(report.scores, report.operating_point.threshold)
-        best = report.faithfulness and report.faithfulness.best
-        sheet = draw_examples(predictor, report.scores, examples, best)
-    write_report(report, folder, sheet)
+    additions = Additions(sites, second, published, inputs.label_source, audit, with_images)
+    report = evaluate_predictor(predictor, data, name, split, config, others, additions, steps)
+    write_report(report, folder)
     steps.remove()
     return report
 
 
-def _compare(
-    scores: Scores,
-    second: Predictor,
-    first: Predictor,
-    config: EvaluationConfig,
-    steps: Steps,
-) -> Comparison:
-    name = public_name(second.name) if second.path else second.name
-    others = score_images(second, scores.rows, f"the images for {name}", steps=steps)
-    thresholds = tuple(one.operating_point.threshold for one in (first, second))
-    seen = count_seen(second, scores.rows)
-    return compare_scores(scores, others, thresholds, name, config.resamples, seen)
+def check_card(models: tuple[str, ...], tta: bool) -> Path:
+    """Return the folder of a model whose card may take the numbers of a report.
+
+    Raises:
+        UserError: several models or an ensemble, which have no card; test-time augmentation,
+            which is off by default in use; not a saved model folder of the user's own.
+    """
+    folder = Path(models[0])
+    if len(models) > 1 or (folder / ENSEMBLE_FILE).exists():
+        raise UserError("An ensemble has no card; leave --add_to_card out.")
+    if tta:
+        raise UserError(
+            "The card holds scores without test-time augmentation; leave --add_to_card or --tta "
+            "out."
+        )
+    check_model_folder(folder)
+    return folder

@@ -91,6 +91,15 @@ class Others:
     median: float  # probability
 
 
+@dataclass(frozen=True)
+class ScoredOthers:
+    """The images of neither class: in groups, one by one, and those that cannot be read."""
+
+    groups: tuple[Others, ...] = ()
+    rows: tuple[tuple[str, str, float, str], ...] = ()  # file, class, probability, decision
+    unreadable: tuple[str, ...] = ()  # the reason of each
+
+
 def to_groups(name: str, values: Sequence[Any]) -> list[str | None] | None:
     """Return the group of each image by a metadata column; None if the column makes no groups.
 
@@ -165,7 +174,7 @@ def _is_label(groups: Sequence[str | None], labels: Sequence[int]) -> bool:
     return len(set(zip(groups, labels, strict=True))) == len(set(groups))
 
 
-def _sort_key(group: str) -> tuple:
+def sort_key(group: str) -> tuple:
     """Return the place of a group: bands by their numbers, others by their name."""
     number = re.match(r"(below )?(-?[\d.]+)", group)
     return (0, float(number[2]), not number[1], group) if number else (1, 0.0, True, group)
@@ -191,7 +200,7 @@ def measure_subgroups(
     few = has_few_patients(labels, patients)
     for column, of_image in columns.items():
         values = np.array([one if one is not None else "" for one in of_image])
-        names = sorted(set(values[values != ""].tolist()), key=_sort_key)
+        names = sorted(set(values[values != ""].tolist()), key=sort_key)
         for number, value in enumerate(names):
             inside = values == value
             counts = np.bincount(labels[inside], minlength=2)
@@ -297,8 +306,8 @@ def _adjust(groups: Sequence[Subgroup]) -> tuple[Subgroup, ...]:
 
 def score_other_classes(
     predictor: Predictor, others: Sequence[OtherImage], columns: Sequence[str]
-) -> tuple[tuple[Others, ...], tuple[tuple[str, str, float, str], ...], tuple[str, ...]]:
-    """Return the summary of images of neither class, their rows, and what cannot be read."""
+) -> ScoredOthers:
+    """Score images of neither class, in groups by their folder and by metadata columns."""
     predictions = list(predictor.predict_files([one.path for one in others], refuse=False))
     faults = list(map(explain_left_out, predictions, (one.file for one in others)))
     unreadable = tuple(fault for fault in faults if fault)
@@ -323,4 +332,4 @@ def score_other_classes(
         for name, members in groups.items()
     )
     rows = tuple((one.file, one.folder, found.probability, found.decision) for one, found in scored)
-    return summary, rows, unreadable
+    return ScoredOthers(summary, rows, unreadable)

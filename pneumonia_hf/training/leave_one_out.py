@@ -14,9 +14,11 @@ from pneumonia_hf.data.load import load_splits, read_image_list
 from pneumonia_hf.data.pixel_store import cache_in
 from pneumonia_hf.data.sources import parse_source
 from pneumonia_hf.errors import UserError
-from pneumonia_hf.evaluation.evaluate import EvaluationConfig, evaluate_predictor
-from pneumonia_hf.files import markdown_table, replace_text, write_json
+from pneumonia_hf.evaluation.context import EvaluationConfig
+from pneumonia_hf.evaluation.evaluate import evaluate_predictor
+from pneumonia_hf.files import replace_text, write_json
 from pneumonia_hf.inference.predictor import Predictor
+from pneumonia_hf.reporting.page import markdown_table
 from pneumonia_hf.statistics.intervals import Interval
 from pneumonia_hf.training.runs import run_recipe
 
@@ -95,9 +97,9 @@ def _score(model: Path, site: str, text: str, others: list[str], recipe: Recipe)
     return LeftOut(
         site,
         tuple(parse_source(one).name for one in others),
-        len(report.labels),
+        len(report.evaluation.labels),
         *(report.metrics[name] for name in ("auroc", "sensitivity", "specificity")),
-        report.operating_point.threshold,
+        report.evaluation.threshold,
         model.name,
     )
 

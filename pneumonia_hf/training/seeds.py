@@ -13,9 +13,10 @@ from pneumonia_hf.data.file_hashes import hash_images, to_hex
 from pneumonia_hf.errors import UserError
 from pneumonia_hf.evaluation.perturbations import ROBUST
 from pneumonia_hf.evaluation.recalibrate import score_validation
-from pneumonia_hf.files import markdown_table, read_json, replace_text, without_nan, write_json
+from pneumonia_hf.files import read_json, replace_text, without_nan, write_json
 from pneumonia_hf.inference.predictor import Predictor
 from pneumonia_hf.models.model_folder import ENSEMBLE_FILE, RUN_FILE, check_model_folder
+from pneumonia_hf.reporting.page import markdown_table
 from pneumonia_hf.statistics.calibration import calibrate_scores
 from pneumonia_hf.statistics.metrics import auroc
 

@@ -377,3 +377,19 @@ def test_only_planted_copies_are_found_among_real_xrays(tmp_path):
         planted.add(frozenset({name, f"{path.parent.name}/{path.name}"}))
     found = audit_sources(tmp_path)[0]["near_duplicates"]
     assert {frozenset(group) for group in found.more["groups"]} == planted
+
+
+def test_a_patient_with_both_labels_is_found_in_test_data(tmp_path):
+    from helpers import draw_folder
+
+    from pneumonia_hf.audit.run import audit_images
+    from pneumonia_hf.data.load import load_splits
+
+    data = load_splits(draw_folder(tmp_path / "data", patients=6))["all"]
+    twice = {data["label"][:].index(label) for label in (0, 1)}
+    rows = data.map(
+        lambda row, number: {"patient": "twice" if number in twice else f"p{number}"},
+        with_indices=True,
+    )
+    found = audit_images(rows, quick=True)["patient_labels"]
+    assert found.verdict == "warn" and "1 patient with both labels" in found.text

@@ -14,9 +14,11 @@ from pneumonia_hf.data.file_hashes import hash_images, to_hex
 from pneumonia_hf.data.load import load_splits
 from pneumonia_hf.errors import UserError
 from pneumonia_hf.evaluation.choose_images import choose_split
-from pneumonia_hf.evaluation.evaluate import EvaluationConfig, evaluate_predictor
-from pneumonia_hf.evaluation.report.write import check_report_folder, to_json, write_report
+from pneumonia_hf.evaluation.context import EvaluationConfig
+from pneumonia_hf.evaluation.evaluate import evaluate_predictor
+from pneumonia_hf.evaluation.report import FILES, write_report
 from pneumonia_hf.models.model_card import add_report, find_misfit
+from pneumonia_hf.reporting.write import check_folder
 from pneumonia_hf.statistics.metrics import METRICS
 
 
@@ -60,7 +62,7 @@ def test_own_test_split_is_found_by_the_bytes_of_its_images(predictor, tiny_mode
     assert (name, len(data)) == ("test", run["data"]["parts"]["test"]["images"])
     assert run["data"]["parts"]["test"]["share"] == pytest.approx(len(data) / 96, abs=1e-4)
     report = evaluate_predictor(predictor, data, config=EvaluationConfig(resamples=100))
-    assert (report.seen_in_training, report.seen_in_validation) == (0, 0)
+    assert report.evaluation.seen["train"] == report.evaluation.seen["validation"] == 0
 
 
 def test_own_test_split_is_found_in_a_folder_with_other_splits(predictor, xray_folder, tmp_path):
@@ -74,10 +76,10 @@ def test_images_seen_in_training_are_counted_and_noted(predictor, tiny_model, xr
     report = evaluate_predictor(
         predictor, load_splits(xray_folder)["all"], config=EvaluationConfig(resamples=100)
     )
-    assert report.seen_in_training == run["data"]["parts"]["train"]["images"]
-    assert "was trained on" in report.notes[0]
+    assert report.evaluation.seen["train"] == run["data"]["parts"]["train"]["images"]
+    assert "was trained on" in report.numbers["notes"][0] == report.page.summary.reservations[0]
     # The same bytes under other names are the same images.
-    assert to_json(report)["seen_in_validation"] == run["data"]["parts"]["validation"]["images"]
+    assert report.numbers["seen_in_validation"] == run["data"]["parts"]["validation"]["images"]
 
 
 def test_split_folders_are_preferred_to_own_splits(predictor, tmp_path):
@@ -111,8 +113,8 @@ def test_unreadable_image_is_an_error_in_a_strict_evaluation(predictor, tmp_path
 def test_older_report_is_kept_without_overwrite(tmp_path):
     (tmp_path / "report.json").write_text("{}")
     with pytest.raises(UserError, match="--overwrite"):
-        check_report_folder(tmp_path, overwrite=False)
-    check_report_folder(tmp_path, overwrite=True)
+        check_folder(tmp_path, False, FILES)
+    check_folder(tmp_path, True, FILES)
 
 
 def test_script_writes_the_report_and_the_card(tiny_model, xray_folder, tmp_path):
@@ -319,7 +321,7 @@ def test_predictions_csv_holds_all_digits(predictor, xray_folder, tmp_path, monk
     write_report(report, tmp_path)
     with (tmp_path / "predictions.csv").open() as lines:
         written = [float(row["probability"]) for row in csv.DictReader(lines)]
-    assert written == report.probabilities.tolist()
+    assert written == report.evaluation.probabilities.tolist()
     assert len(set(written)) == len(data)
 
 
@@ -330,7 +332,7 @@ def test_report_gives_the_prevalence_of_its_calibration_error(predictor, xray_fo
     report = evaluate_predictor(
         predictor, data.select(rows), "drawn", "all", config=EvaluationConfig(resamples=50)
     )
-    numbers = to_json(report)
+    numbers = report.numbers
     assert numbers["prevalence"] == 0.75
     assert {"ece", "ece_balanced", "brier", "brier_balanced"} <= numbers["metrics"].keys()
     write_report(report, tmp_path)
@@ -341,11 +343,11 @@ def test_report_gives_the_prevalence_of_its_calibration_error(predictor, xray_fo
 def test_patients_by_file_name_are_marked(predictor, xray_folder, adults):
     named = choose_split(xray_folder, "test", predictor)[1]
     named = evaluate_predictor(predictor, named, config=EvaluationConfig(resamples=20))
-    assert to_json(named)["patients_by_file_name"]
+    assert named.numbers["patients_by_file_name"]
     given = evaluate_predictor(
         predictor, load_splits(adults)["all"], config=EvaluationConfig(resamples=20)
     )
-    assert not to_json(given)["patients_by_file_name"]
+    assert not given.numbers["patients_by_file_name"]
 
 
 def test_data_that_the_model_has_seen_is_not_external(tiny_model, xray_folder, adults, tmp_path):
@@ -379,14 +381,12 @@ def test_card_and_app_drop_the_word_calibrated_after_an_external_misfit(
 
     model = tmp_path / "model"
     shutil.copytree(tiny_model, model, ignore=shutil.ignore_patterns("checkpoints"))
-    report = to_json(
-        evaluate_predictor(
-            Predictor.from_pretrained(model),
-            load_splits(adults)["all"],
-            "adults",
-            config=EvaluationConfig(resamples=20, external=True),
-        )
-    )
+    report = evaluate_predictor(
+        Predictor.from_pretrained(model),
+        load_splits(adults)["all"],
+        "adults",
+        config=EvaluationConfig(resamples=20, external=True),
+    ).numbers
     for error in (0.0, 0.4):
         report["metrics"]["ece_balanced"] = {"value": error, "low": error, "high": error}
         add_report(model, report | {"calibration_p": 1e-6})

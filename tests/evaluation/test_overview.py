@@ -4,7 +4,7 @@ import pytest
 from helpers import assert_one_sentence, call_script
 from PIL import Image
 
-from pneumonia_hf.evaluation.report.overview import read_row
+from pneumonia_hf.evaluation.overview import read_row
 
 
 def save_report(

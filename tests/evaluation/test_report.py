@@ -1,4 +1,3 @@
-import hashlib
 import json
 import math
 from dataclasses import replace
@@ -6,25 +5,25 @@ from dataclasses import replace
 import jsonschema
 import numpy as np
 import pytest
-from datasets import Dataset
-from helpers import ROOT, assert_one_sentence, call_script, draw_folder, draw_xray
+from helpers import ROOT, assert_one_sentence, call_script, draw_folder
 from PIL import Image
 
 from pneumonia_hf import EvaluationConfig, Predictor, evaluate_predictor
 from pneumonia_hf.data.load import load_splits
 from pneumonia_hf.errors import UserError
 from pneumonia_hf.evaluation import faithfulness
-from pneumonia_hf.evaluation.report import figures
-from pneumonia_hf.evaluation.report import write as report_module
-from pneumonia_hf.evaluation.report.checklist import OPEN, fill_checklist
-from pneumonia_hf.evaluation.report.examples import choose_examples
-from pneumonia_hf.evaluation.report.html import to_html
-from pneumonia_hf.evaluation.report.markdown import SECTIONS, to_markdown
-from pneumonia_hf.evaluation.report.published import find_published
-from pneumonia_hf.evaluation.report.write import SCHEMA_FILE, to_json, write_report
-from pneumonia_hf.evaluation.scores import Scores
+from pneumonia_hf.evaluation.faithfulness import Faithfulness
+from pneumonia_hf.evaluation.report import FIGURES, SCHEMA_FILE, write_report
+from pneumonia_hf.evaluation.sections.attribution import describe as describe_attribution
+from pneumonia_hf.evaluation.sections.calibration import describe as describe_calibration
+from pneumonia_hf.evaluation.sections.checklist import OPEN
+from pneumonia_hf.evaluation.sections.checklist import measure as fill_checklist
+from pneumonia_hf.evaluation.sections.published import find_published
+from pneumonia_hf.evaluation.sections.published import measure as show_published
 from pneumonia_hf.evaluation.steps import Steps
 from pneumonia_hf.files import without_nan
+from pneumonia_hf.reporting.page import to_markdown
+from pneumonia_hf.statistics.calibration import measure_calibration
 from pneumonia_hf.statistics.intervals import Interval
 
 
@@ -81,55 +80,55 @@ def test_predictions_are_the_same_in_csv_and_parquet(written):
     assert [one["file"] for one in rows] == [one["file"] for one in table]
 
 
-def test_the_page_is_one_file_with_every_section_and_figure(written):
+def test_the_page_is_one_file_with_every_section_and_figure(report, written):
     page = (written / "report.html").read_text()
     text = (written / "report.md").read_text()
-    titles = [title for title in SECTIONS if f"## {title}\n" in text]
+    titles = [section.title for section in report.page.shown]
     assert len(titles) >= 10 and "Do the attribution maps mean anything" in titles
     for at, title in enumerate(titles):
+        assert f"## {title}\n" in text
         assert f'<a href="#part-{at}">{title}</a>' in page
         assert f'<h2 id="part-{at}">{title}</h2>' in page
-    assert page.count("<figure") == text.count("![") >= 7
+    assert page.count("<figure") == text.count("![") == len(report.page.figures) >= 7
+    assert {one.name for one in report.page.figures} < {*FIGURES}
     assert "http" not in page.replace("http://www.w3.org", "")
     assert "holds no X-ray" in page
 
 
-def test_names_of_data_cannot_put_code_into_the_page(tmp_path):
-    text = (
-        "# <script>alert(1)</script>\n\n<img src=x onerror=alert(2)>\n\n"
-        "| file |\n|---|\n| <b>bold</b> [here](javascript:alert(3)) |\n\n![x](https://a.b/c.png)\n"
-    )
-    page = to_html(text, {})
-    body = page.partition("<main>")[2].partition("</main>")[0]
-    assert "<script" not in body and "<img" not in body and "<b>" not in body
-    assert "<a " not in body and "&lt;script&gt;" in page.partition("</title>")[0]
+def test_numbers_that_are_not_defined_are_null(report):
+    numbers = report.numbers
+    assert numbers["schema_version"] == 4
+    assert not {"metrics_bca", "auroc_delong"} & numbers.keys()
+    assert len(numbers["risk_coverage"]["risk"]) == 100
+    last = numbers["risk_coverage"]["risk"][-1]
+    assert last == pytest.approx(1 - numbers["metrics"]["accuracy"]["value"])
 
 
-def test_an_older_report_stays_whole_if_the_new_one_cannot_be_written(
-    report, written, monkeypatch, tmp_path
-):
-    folder = tmp_path / "report"
-    write_report(report, folder)
-    before = {one.name: one.read_bytes() for one in folder.iterdir()}
+def test_a_model_of_another_project_is_scored_by_the_name_of_its_class(tiny_model, tmp_path):
+    import shutil
 
-    def fail(*_, **__):
-        raise OSError("the disk is full")
-
-    monkeypatch.setattr(report_module, "to_html", fail)
-    with pytest.raises(OSError, match="full"):
-        write_report(report, folder)
-    assert {one.name: one.read_bytes() for one in folder.iterdir()} == before
-    assert [one.name for one in tmp_path.iterdir()] == ["report"]
-
-
-def test_a_new_report_with_fewer_sections_leaves_no_old_figure(report, tmp_path, monkeypatch):
-    drawn = {"robustness": figures.draw_robustness}
-    monkeypatch.setattr(figures, "FIGURES", drawn)
-    write_report(report, tmp_path / "report")
-    assert (tmp_path / "report" / "robustness.svg").exists()
-    write_report(replace(report, robustness=None), tmp_path / "report")
-    assert not (tmp_path / "report" / "robustness.svg").exists()
-    assert "## Robustness" not in (tmp_path / "report" / "report.md").read_text()
+    foreign = tmp_path / "foreign"
+    shutil.copytree(tiny_model, foreign, ignore=shutil.ignore_patterns("checkpoints", "gate*"))
+    for name in ("run.json", "README.md"):
+        (foreign / name).unlink()
+    config = json.loads((foreign / "config.json").read_text())
+    del config["pneumonia_hf"]
+    config["id2label"] = {"0": "healthy", "1": "lung opacity"}
+    config["label2id"] = {"healthy": 0, "lung opacity": 1}
+    (foreign / "config.json").write_text(json.dumps(config))
+    folder = draw_folder(tmp_path / "data", patients=6)
+    flags = ["--model", foreign, "--data_dir", folder, "--quick", "--output_dir", tmp_path / "r"]
+    refused = call_script("evaluate_model.py", *flags)
+    assert_one_sentence(refused, "healthy, lung opacity", "positive_label")
+    done = call_script("evaluate_model.py", *flags, "--positive_label", "Lung Opacity")
+    assert done.returncode == 0, done.stderr
+    numbers = json.loads((tmp_path / "r" / "report.json").read_text())
+    assert numbers["threshold"] == 0.5
+    assert any("stores no threshold" in note for note in numbers["notes"])
+    own = call_script("evaluate_model.py", "--model", tiny_model, *flags[2:-1], tmp_path / "own")
+    assert own.returncode == 0, own.stderr
+    area = json.loads((tmp_path / "own" / "report.json").read_text())["metrics"]["auroc"]
+    assert numbers["metrics"]["auroc"] == area
 
 
 @pytest.mark.slow
@@ -148,29 +147,34 @@ def test_a_sheet_of_examples_is_made_only_on_request(tiny_model, tmp_path):
         assert np.asarray(sheet.convert("L")).std() > 20
 
 
-def test_examples_are_the_surest_right_and_wrong_the_least_sure_and_the_referred():
-    rows = Dataset.from_dict({"file": [f"f{n}" for n in range(8)], "patient": list("abcdefgh")})
-    labels = np.array([1, 1, 1, 0, 0, 0, 1, 0])
-    scores = np.array([0.99, 0.9, 0.02, 0.01, 0.2, 0.97, 0.52, 0.45])
-    decisions = np.array(["PNEUMONIA"] * 6 + ["REFER"] * 2)
-    found = choose_examples(
-        Scores(rows, labels, scores, np.full(8, np.nan), decisions, {}, ()), 0.5, count=2
+def test_a_calibration_slope_that_does_not_exist_is_said_in_words_and_null_in_json(report):
+    evaluation = report.evaluation
+    found = measure_calibration(evaluation.labels, evaluation.probabilities, evaluation.resamples)
+    none = Interval(math.inf, math.nan, math.nan)
+    section = describe_calibration(replace(found, slope=none), evaluation)
+    words = "not defined: the log odds separate the classes"
+    filled = fill_checklist(evaluation, report.numbers | section.numbers).numbers["checklist"]
+    answers = {one["topic"]: one["answer"] for one in filled}
+    assert answers["calibration"] == f"slope {words}; see Calibration"
+    assert f"slope (below 1: overconfident) is {words}" in section.body[0]
+    slope = without_nan(dict(section.numbers))["calibration"]["slope"]
+    assert slope == {"value": None, "low": None, "high": None}
+
+
+def test_the_checklist_leaves_open_what_only_people_can_say(report):
+    filled = {one["topic"]: one["answer"] for one in report.numbers["checklist"]}
+    assert filled["intended use, setting and users"] == OPEN
+    assert filled["numbers of images, patients, classes, missing data"].startswith("96 images")
+    assert f"{report.evaluation.threshold:.4f}" in filled["threshold and how it was chosen"]
+    assert sum(answer == OPEN for answer in filled.values()) == 8
+
+
+def test_a_report_says_so_if_no_attribution_method_passes():
+    section = describe_attribution(Faithfulness((), images=5, border_area=0.36))
+    assert (
+        "**No method passes.**" in section.body[0]
+        and section.numbers["faithfulness"]["best"] is None
     )
-    kinds = {}
-    for one in found:
-        kinds.setdefault(one.kind, []).append(one.file)
-    assert kinds == {
-        "surest right": ["f0", "f3"],
-        "surest wrong": ["f2", "f5"],
-        "least sure": ["f6", "f7"],
-        "referred, far from the threshold": ["f7", "f6"],
-    }
-
-
-def test_a_report_says_so_if_no_attribution_method_passes(report):
-    found = report.faithfulness
-    nothing = replace(found, results=[one for one in found.results if one.verdict != "pass"])
-    assert "**No method passes.**" in to_markdown(replace(report, faithfulness=nothing), [])
 
 
 def test_published_results_are_shown_for_data_of_their_size_only(report, tmp_path):
@@ -179,96 +183,17 @@ def test_published_results_are_shown_for_data_of_their_size_only(report, tmp_pat
     assert "public test split" in found.data and len(found.results) >= 8
     assert all(one.source for one in found.results)
     assert find_published(path, 234, 391) is None
-    with_others = replace(report, published=found)
-    write_report(with_others, tmp_path / "report")
-    text = (tmp_path / "report" / "report.md").read_text()
-    assert "## Against others" in text and "Doerrich" in text
+    additions = replace(report.evaluation.additions, published=path)
+    evaluation = replace(report.evaluation, additions=additions)
+    shown = show_published(evaluation, {"NORMAL": 234, "PNEUMONIA": 390})
+    page = replace(report.page, sections=[shown])
+    assert "## Against others" in to_markdown(page, ()) and "Doerrich" in to_markdown(page, ())
     schema = json.loads(SCHEMA_FILE.read_text())
-    jsonschema.validate(json.loads((tmp_path / "report" / "report.json").read_text()), schema)
-    assert "## Against others" not in to_markdown(report, [])
+    jsonschema.validate(without_nan(report.numbers | shown.numbers), schema)
+    assert "## Against others" not in to_markdown(report.page, ())
     (tmp_path / "other.yaml").write_text("sets: [{NORMAL: 1}]")
     with pytest.raises(UserError, match="published results"):
         find_published(tmp_path / "other.yaml", 1, 1)
-
-
-def test_the_checklist_leaves_open_what_only_people_can_say(report):
-    filled = dict((item.topic, answer) for item, answer in fill_checklist(report))
-    assert filled["intended use, setting and users"] == OPEN
-    assert filled["numbers of images, patients, classes, missing data"].startswith("96 images")
-    assert f"{report.operating_point.threshold:.4f}" in filled["threshold and how it was chosen"]
-    assert sum(answer == OPEN for answer in filled.values()) == 8
-
-
-def test_a_calibration_slope_that_does_not_exist_is_said_in_words_and_null_in_json(report):
-    none = Interval(math.inf, math.nan, math.nan)
-    report = replace(report, calibration=replace(report.calibration, slope=none))
-    words = "not defined: the log odds separate the classes"
-    filled = dict((item.topic, answer) for item, answer in fill_checklist(report))
-    assert filled["calibration"] == f"slope {words}; see Calibration"
-    assert f"slope (below 1: overconfident) is {words}" in to_markdown(report, [])
-    slope = without_nan(to_json(report))["calibration"]["slope"]
-    assert slope == {"value": None, "low": None, "high": None}
-
-
-def test_numbers_that_are_not_defined_are_null(report):
-    numbers = to_json(report)
-    assert numbers["schema_version"] == 4
-    assert not {"metrics_bca", "auroc_delong"} & numbers.keys()
-    assert len(numbers["risk_coverage"]["risk"]) == 100
-    last = numbers["risk_coverage"]["risk"][-1]
-    assert last == pytest.approx(1 - numbers["metrics"]["accuracy"]["value"])
-
-
-def test_steps_are_computed_once_and_again_for_other_inputs(tmp_path):
-    calls = []
-
-    def compute():
-        calls.append(1)
-        return {"x": np.arange(3), "names": np.array(["a", "bc"])}
-
-    for key in ("one", "one", "two"):
-        found = Steps(tmp_path / "steps", key).run("a step", compute)
-        assert found["x"].tolist() == [0, 1, 2] and found["names"].tolist() == ["a", "bc"]
-    assert len(calls) == 2
-    steps = Steps(tmp_path / "steps", "two")
-    steps.remove()
-    assert not (tmp_path / "steps").exists()
-    Steps().run("a step", compute)
-    assert not (tmp_path / "steps").exists()
-
-
-@pytest.mark.slow
-def test_an_interrupted_evaluation_goes_on_and_gives_the_same_report(
-    tiny_model, tmp_path, monkeypatch
-):
-    from pneumonia_hf.evaluation import robustness
-
-    folder = draw_folder(tmp_path / "data", patients=6)
-    flags = ["--model", tiny_model, "--data_dir", folder, "--resamples", 20, "--robustness", 12]
-    flags += ["--attribution", 0]
-    whole = call_script("evaluate_model.py", *flags, "--output_dir", tmp_path / "whole")
-    assert whole.returncode == 0, whole.stderr
-    perturb, made = robustness.perturb, []
-
-    def interrupt(pixels, labels, name, level, seed):
-        if name == "blur" and not made.count("stopped"):
-            made.append("stopped")
-            raise KeyboardInterrupt
-        made.append(f"{name} {level}")
-        return perturb(pixels, labels, name, level, seed)
-
-    monkeypatch.setattr(robustness, "perturb", interrupt)
-    flags += ["--output_dir", tmp_path / "report"]
-    stopped = call_script("evaluate_model.py", *flags)
-    assert stopped.returncode == 130 and not (tmp_path / "report").exists()
-    assert (tmp_path / ".report.steps").exists()
-    done = call_script("evaluate_model.py", *flags)
-    assert done.returncode == 0, done.stderr
-    made.remove("stopped")
-    assert len(made) == len(set(made)) == 41  # each kind of copies, and the control, was made once
-    assert not (tmp_path / ".report.steps").exists()
-    for name in ("report.json", "predictions.csv", "report.html"):
-        assert (tmp_path / "report" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
 def test_sites_and_a_second_model_stand_beside_the_first(tiny_model, xray_folder, tmp_path):
@@ -307,56 +232,67 @@ def test_sites_and_a_second_model_stand_beside_the_first(tiny_model, xray_folder
     assert not list(tmp_path.glob(".*"))  # no leftovers of a mistake
 
 
-def test_a_model_of_another_project_is_scored_by_the_name_of_its_class(tiny_model, tmp_path):
-    import shutil
-
-    foreign = tmp_path / "foreign"
-    shutil.copytree(tiny_model, foreign, ignore=shutil.ignore_patterns("checkpoints", "gate*"))
-    for name in ("run.json", "README.md"):
-        (foreign / name).unlink()
-    config = json.loads((foreign / "config.json").read_text())
-    del config["pneumonia_hf"]
-    config["id2label"] = {"0": "healthy", "1": "lung opacity"}
-    config["label2id"] = {"healthy": 0, "lung opacity": 1}
-    (foreign / "config.json").write_text(json.dumps(config))
+def test_a_comparison_averages_over_views_for_both_models(tiny_model, tmp_path):
     folder = draw_folder(tmp_path / "data", patients=6)
-    flags = ["--model", foreign, "--data_dir", folder, "--quick", "--output_dir", tmp_path / "r"]
-    refused = call_script("evaluate_model.py", *flags)
-    assert_one_sentence(refused, "healthy, lung opacity", "positive_label")
-    done = call_script("evaluate_model.py", *flags, "--positive_label", "Lung Opacity")
+    done = call_script(
+        "evaluate_model.py", "--model", tiny_model, "--data_dir", folder, "--quick", "--tta",
+        "--compare", tiny_model, "--output_dir", tmp_path / "report",
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    numbers = json.loads((tmp_path / "r" / "report.json").read_text())
-    assert numbers["threshold"] == 0.5
-    assert any("stores no threshold" in note for note in numbers["notes"])
-    own = call_script("evaluate_model.py", "--model", tiny_model, *flags[2:-1], tmp_path / "own")
-    assert own.returncode == 0, own.stderr
-    area = json.loads((tmp_path / "own" / "report.json").read_text())["metrics"]["auroc"]
-    assert numbers["metrics"]["auroc"] == area
+    numbers = json.loads((tmp_path / "report" / "report.json").read_text())
+    assert numbers["comparison"]["differences"]["brier_balanced"]["value"] == 0
 
 
-def test_a_site_leaves_out_all_images_of_patients_that_the_model_knows(tiny_model, tmp_path):
-    import shutil
+def test_steps_are_computed_once_and_again_for_other_inputs(tmp_path):
+    calls = []
 
-    from pneumonia_hf.data.file_hashes import hash_images, to_hex
-    from pneumonia_hf.evaluation.sites import load_site
+    def compute():
+        calls.append(1)
+        return {"x": np.arange(3), "names": np.array(["a", "bc"])}
 
-    away = draw_folder(tmp_path / "away", patients=8, images=2, seed=4000)
-    (away / "OTHER").mkdir()
-    for number, name in enumerate(("a.png", "b.png")):
-        draw_xray(9000 + number, ill=False).save(away / "OTHER" / name)
-    data = load_splits(away)["all"]
-    model = shutil.copytree(
-        tiny_model, tmp_path / "model", ignore=shutil.ignore_patterns("checkpoints")
-    )
-    run = json.loads((model / "run.json").read_text())
-    run["hashes"]["train"].append(to_hex(hash_images(data))[0])  # one image of one patient
-    other = hashlib.sha256((away / "OTHER" / "a.png").read_bytes()).hexdigest()[:16]
-    run["hashes"]["train"].append(other)
-    (model / "run.json").write_text(json.dumps(run))
-    site = load_site(f"far={away}", Predictor.from_pretrained(model), ["OTHER"])
-    assert site.left_out == data["patient"][:].count(data["patient"][0]) == 2
-    assert len(site.data) == len(data) - 2 and site.in_test == 0
-    assert [one.file for one in site.others] == ["OTHER/b.png"]
+    for key in ("one", "one", "two"):
+        found = Steps(tmp_path / "steps", key).run("a step", compute)
+        assert found["x"].tolist() == [0, 1, 2] and found["names"].tolist() == ["a", "bc"]
+    assert len(calls) == 2
+    steps = Steps(tmp_path / "steps", "two")
+    steps.remove()
+    assert not (tmp_path / "steps").exists()
+    Steps().run("a step", compute)
+    assert not (tmp_path / "steps").exists()
+
+
+@pytest.mark.slow
+def test_an_interrupted_evaluation_goes_on_and_gives_the_same_report(
+    tiny_model, tmp_path, monkeypatch
+):
+    from pneumonia_hf.evaluation.sections import robustness
+
+    folder = draw_folder(tmp_path / "data", patients=6)
+    flags = ["--model", tiny_model, "--data_dir", folder, "--resamples", 20, "--robustness", 12]
+    flags += ["--attribution", 0]
+    whole = call_script("evaluate_model.py", *flags, "--output_dir", tmp_path / "whole")
+    assert whole.returncode == 0, whole.stderr
+    perturb, made = robustness.perturb, []
+
+    def interrupt(pixels, labels, name, level, seed):
+        if name == "blur" and not made.count("stopped"):
+            made.append("stopped")
+            raise KeyboardInterrupt
+        made.append(f"{name} {level}")
+        return perturb(pixels, labels, name, level, seed)
+
+    monkeypatch.setattr(robustness, "perturb", interrupt)
+    flags += ["--output_dir", tmp_path / "report"]
+    stopped = call_script("evaluate_model.py", *flags)
+    assert stopped.returncode == 130 and not (tmp_path / "report").exists()
+    assert (tmp_path / ".report.steps").exists()
+    done = call_script("evaluate_model.py", *flags)
+    assert done.returncode == 0, done.stderr
+    made.remove("stopped")
+    assert len(made) == len(set(made)) == 41  # each kind of copies, and the control, was made once
+    assert not (tmp_path / ".report.steps").exists()
+    for name in ("report.json", "predictions.csv", "report.html"):
+        assert (tmp_path / "report" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
 def test_scores_of_another_gate_config_or_label_are_not_taken_up(tiny_model, tmp_path):
@@ -378,27 +314,3 @@ def test_scores_of_another_gate_config_or_label_are_not_taken_up(tiny_model, tmp
         json.dumps(processor | {"image_mean": [0.4] * 3})
     )
     assert identify(Predictor.from_pretrained(model), data) != keys[0]
-
-
-def test_a_comparison_averages_over_views_for_both_models(tiny_model, tmp_path):
-    folder = draw_folder(tmp_path / "data", patients=6)
-    done = call_script(
-        "evaluate_model.py", "--model", tiny_model, "--data_dir", folder, "--quick", "--tta",
-        "--compare", tiny_model, "--output_dir", tmp_path / "report",
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    numbers = json.loads((tmp_path / "report" / "report.json").read_text())
-    assert numbers["comparison"]["differences"]["brier_balanced"]["value"] == 0
-
-
-def test_a_patient_with_both_labels_is_found_in_test_data(tmp_path):
-    from pneumonia_hf.audit.run import audit_images
-
-    data = load_splits(draw_folder(tmp_path / "data", patients=6))["all"]
-    twice = {data["label"][:].index(label) for label in (0, 1)}
-    rows = data.map(
-        lambda row, number: {"patient": "twice" if number in twice else f"p{number}"},
-        with_indices=True,
-    )
-    found = audit_images(rows, quick=True)["patient_labels"]
-    assert found.verdict == "warn" and "1 patient with both labels" in found.text

@@ -35,7 +35,8 @@ def test_masks_are_in_no_measurement_and_are_listed(tmp_path):
     assert found["unreadable"].tolist() == [left_out]
     paths = [folder / "PNEUMONIA" / f"person{number}_virus_0.png" for number in (0, 9)]
     others = [OtherImage(path, path.name, "OTHER", {}) for path in paths]
-    (summary,), rows, unreadable = score_other_classes(StubPredictor(), others, [])
+    scored = score_other_classes(StubPredictor(), others, [])
+    (summary,), rows, unreadable = scored.groups, scored.rows, scored.unreadable
     assert (summary.count, len(rows)) == (1, 1)
     assert unreadable == (
         "person9_virus_0.png: The image has only two gray levels, as a mask has.",

@@ -23,8 +23,9 @@ from pneumonia_hf import Predictor
 from pneumonia_hf.data.load import load_splits
 from pneumonia_hf.errors import UserError
 from pneumonia_hf.evaluation.choose_images import choose_split
-from pneumonia_hf.evaluation.evaluate import EvaluationConfig, evaluate_predictor
-from pneumonia_hf.evaluation.report.write import write_report
+from pneumonia_hf.evaluation.context import EvaluationConfig
+from pneumonia_hf.evaluation.evaluate import evaluate_predictor
+from pneumonia_hf.evaluation.report import write_report
 from pneumonia_hf.imaging.preprocess import make_processor
 from pneumonia_hf.inference.network import CONFIG_KEY, Network
 from pneumonia_hf.inference.predictor import (
@@ -235,7 +236,7 @@ def test_own_test_split_is_common_to_all_members(broken, xray_folder):
     report = evaluate_predictor(
         predictor, load_splits(xray_folder)["all"], config=EvaluationConfig(resamples=50)
     )
-    assert report.seen_in_training == len(run["hashes"]["train"]) + 1
+    assert report.evaluation.seen["train"] == len(run["hashes"]["train"]) + 1
     (broken / "seed-2" / "run.json").unlink()
     with pytest.raises(UserError, match="does not record its own test split"):
         choose_split(xray_folder, "test", predictor)

@@ -177,7 +177,8 @@ def test_a_report_counts_what_the_gate_would_refuse_and_keeps_it(gated, xray_fol
     network, data = predictor.network, load_splits(xray_folder)["all"]
     network.gate = dataclasses.replace(network.gate, limit=network.gate.limit / 1000)
     report = evaluate_predictor(predictor, data, "drawn", config=EvaluationConfig(resamples=20))
-    assert len(report.probabilities) == len(data) and set(report.scores.decisions) == {"REFER"}
+    scores = report.evaluation.scores
+    assert len(scores.probabilities) == len(data) and set(scores.decisions) == {"REFER"}
     count = len(data)
     said = f"finds 0 of the {count} images unlike the training images, and would refuse {count}"
-    assert any(said in note for note in report.notes)
+    assert any(said in note for note in report.numbers["notes"])

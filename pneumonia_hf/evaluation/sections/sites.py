@@ -1,33 +1,36 @@
-"""The same model on other sites: its scores side by side, and the drop with its interval."""
+"""Section: the same model on other sites, and on images of neither class."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pneumonia_hf.data.file_hashes import hash_images, to_hex
-from pneumonia_hf.data.folder_source import OtherImage, list_others
+from pneumonia_hf.data.folder_source import list_others
 from pneumonia_hf.data.load import load_splits
 from pneumonia_hf.data.sources import parse_source
 from pneumonia_hf.errors import UserError
 from pneumonia_hf.evaluation.choose_images import hashes_by_member, leave_out_used, list_used
+from pneumonia_hf.evaluation.context import Evaluation, Site
 from pneumonia_hf.evaluation.scores import Scores, score_images
+from pneumonia_hf.evaluation.sections.drawing import draw_forest
 from pneumonia_hf.evaluation.subgroups import Others, score_other_classes
 from pneumonia_hf.files import expand
+from pneumonia_hf.reporting.numbers import to_share, to_text
+from pneumonia_hf.reporting.page import Figure, Section, Table
 from pneumonia_hf.statistics.intervals import Interval, draw_patients, percentile_interval
 from pneumonia_hf.statistics.metrics import auroc, bootstrap_intervals, has_few_patients
 from pneumonia_hf.statistics.selective import Referral, measure_referral
 
 if TYPE_CHECKING:
-    from datasets import Dataset
-
     from pneumonia_hf.evaluation.steps import Steps
     from pneumonia_hf.inference.predictor import Predictor
 
 COMPARED = ("auroc", "accuracy", "sensitivity", "specificity", "ece_balanced")
+OF_SITES = ("auroc", "sensitivity", "specificity", "ece_balanced")
 
 
 @dataclass(frozen=True)
@@ -49,17 +52,6 @@ class SiteResult:
     def seen(self) -> bool:
         """Whether the model's own splits hold images of this site; without hashes, unknown."""
         return bool(self.left_out or self.in_test)
-
-
-@dataclass(frozen=True)
-class Site:
-    """The images of a source on which the model was neither trained nor chosen."""
-
-    name: str
-    data: Dataset
-    left_out: int  # images of patients on whom it was
-    in_test: int
-    others: tuple[OtherImage, ...]  # images of neither class
 
 
 def load_site(
@@ -152,6 +144,75 @@ def score_site(
         UserError: as of `score_images`.
     """
     scores = score_images(predictor, site.data, site.name, steps=steps)
-    others = score_other_classes(predictor, site.others, [])[0]
+    others = score_other_classes(predictor, site.others, []).groups
     threshold = predictor.operating_point.threshold
     return measure_site(site, scores, threshold, resamples, main, others)
+
+
+def measure(evaluation: Evaluation, numbers: Mapping[str, Any]) -> Section:
+    """Return the results on other sites, and on images of neither class."""
+    found = [
+        score_site(
+            site,
+            evaluation.predictor,
+            evaluation.scores,
+            evaluation.config.resamples,
+            evaluation.steps,
+        )
+        for site in evaluation.additions.sites
+    ]
+    groups = [("", one) for one in evaluation.others.groups]
+    groups += [(f"{site.name}, ", one) for site in found for one in site.others]
+    body = _describe_sites(evaluation, found) if found else []
+    if groups:
+        rows = [
+            [f"{prefix}{one.name}", one.count,
+             f"{one.called} ({to_share(one.called, one.count)})",
+             f"{one.referred} ({to_share(one.referred, one.count)})", f"{one.median:.4f}"]
+            for prefix, one in groups
+        ]  # fmt: skip
+        header = ["class", "images", "at or above the threshold", "referred", "median probability"]
+        body += ["Images of neither class, which are in no metric:", Table(header, rows)]
+    return Section(
+        "Other sites and other findings",
+        tuple(body),
+        {
+            "sites": [asdict(one) | {"seen": one.seen} for one in found],
+            "other_classes": [asdict(one) for one in evaluation.others.groups],
+        },
+    )
+
+
+def _describe_sites(evaluation: Evaluation, found: list[SiteResult]) -> list[str | Table | Figure]:
+    counts = np.bincount(evaluation.labels, minlength=2)
+    every = [
+        (evaluation.data, any(evaluation.seen.values()), counts, evaluation.metrics, None,
+         evaluation.referral),
+        *((one.name, one.seen, (one.normals, one.pneumonias), one.metrics, one.drop, one.referral)
+          for one in found),
+    ]  # fmt: skip
+    rows = [
+        [name, "yes" if seen else "not known", *counts, to_text(metrics["auroc"]),
+         to_text(drop, "") if drop else "", *(to_text(metrics[one]) for one in OF_SITES[1:]),
+         to_share(referral.referred, sum(counts)), to_text(referral.error),
+         to_text(referral.error_of_kept)]
+        for name, seen, counts, metrics, drop, referral in every
+    ]  # fmt: skip
+    header = ["site", "in the model's own splits", "NORMAL", "PNEUMONIA", "AUROC",
+              "drop of the AUROC", "sensitivity", "specificity", "calibration error at 50%",
+              "referred", "error", "error of the kept"]  # fmt: skip
+    areas = [(name, metrics["auroc"], False) for name, _, _, metrics, _, _ in every]
+    return [
+        "The same model at the same threshold. The drop is the AUROC of the first row less "
+        "that of the site, with patients of both resampled. A site in the model's own splits, "
+        "by the bytes of its images, is one that it knows: such a row says nothing about a "
+        "hospital that it has never seen.",
+        Table(header, rows),
+        "\n".join(
+            f"- {one.name}: {one.left_out} images of patients on whom the model was trained or "
+            f"chosen are left out; {one.in_test} of the others are of its own test split."
+            for one in found
+            if one.seen
+        ),
+        Figure("sites", lambda: draw_forest(areas, "AUROC with 95% interval"), is_wide=True),
+    ]

@@ -9,7 +9,7 @@ from helpers import draw_pixels
 from PIL import Image
 
 from pneumonia_hf.evaluation.perturbations import COUNTERFACTUALS, PERTURBATIONS, perturb
-from pneumonia_hf.evaluation.robustness import measure_robustness
+from pneumonia_hf.evaluation.sections.robustness import measure_robustness
 from pneumonia_hf.imaging.preprocess import make_processor
 from pneumonia_hf.statistics.calibration import choose_threshold, fit_temperature
 from pneumonia_hf.statistics.metrics import auroc

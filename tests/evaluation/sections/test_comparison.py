@@ -3,9 +3,10 @@ import pytest
 from datasets import Dataset
 
 from pneumonia_hf.errors import UserError
-from pneumonia_hf.evaluation.compare import compare_scores
+from pneumonia_hf.evaluation.context import Site
 from pneumonia_hf.evaluation.scores import Scores
-from pneumonia_hf.evaluation.sites import Site, measure_site
+from pneumonia_hf.evaluation.sections.comparison import compare_scores
+from pneumonia_hf.evaluation.sections.sites import measure_site
 
 
 def make_scores(labels, probabilities, names="f"):

@@ -1,21 +1,24 @@
-"""Examples of right, wrong, unsure and referred decisions: a table, and sheets of images."""
+"""Section: examples of right, wrong, unsure and referred decisions, and a sheet of images."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pneumonia_hf.data.sources import open_images
+from pneumonia_hf.evaluation.context import Evaluation
 from pneumonia_hf.evaluation.scores import Scores
 from pneumonia_hf.imaging.read import read_xray
 from pneumonia_hf.inference.attribution import attribute, overlay
 from pneumonia_hf.labels import LABELS
+from pneumonia_hf.reporting.page import Figure, Section, Table
 from pneumonia_hf.statistics.log_odds import to_logit
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure as Drawing
 
     from pneumonia_hf.inference.predictor import Predictor
 
@@ -32,6 +35,34 @@ class Example:
     label: str
     probability: float
     decision: str
+
+
+def measure(evaluation: Evaluation, numbers: Mapping[str, Any]) -> Section:
+    """Return the examples as a table and, if images are asked for, as a sheet."""
+    scores = evaluation.scores
+    found = choose_examples(scores, evaluation.threshold)
+    body: list[str | Table | Figure] = [
+        "Sure is far from the threshold. `--with_images` adds a sheet of these images with their "
+        "attribution maps.",
+        Table(
+            ["", "file", "label", "probability", "decision"],
+            [
+                [one.kind, one.file, one.label, f"{one.probability:.4f}", one.decision]
+                for one in found
+            ],
+        ),
+    ]
+    if evaluation.additions.with_images:
+        method = (numbers["faithfulness"] or {}).get("best")
+        body.append(
+            Figure(
+                "examples",
+                lambda: draw_examples(evaluation.predictor, scores, found, method),
+                is_wide=True,
+                has_xrays=True,
+            )
+        )
+    return Section("Examples", tuple(body))
 
 
 def choose_examples(scores: Scores, threshold: float, count: int = EXAMPLES) -> list[Example]:
@@ -68,7 +99,7 @@ def choose_examples(scores: Scores, threshold: float, count: int = EXAMPLES) -> 
 
 def draw_examples(
     predictor: Predictor, scores: Scores, examples: list[Example], method: str | None = None
-) -> Figure:
+) -> Drawing:
     """Return a sheet of the examples, each beside its overlay; `method` as of `attribute`."""
     from matplotlib.figure import Figure
 

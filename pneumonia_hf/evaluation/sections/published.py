@@ -1,0 +1,84 @@
+"""Section: published results on the data of a report, where it is recognised."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pneumonia_hf.errors import UserError
+from pneumonia_hf.evaluation.context import Evaluation
+from pneumonia_hf.reporting.numbers import to_text
+from pneumonia_hf.reporting.page import Section, Table
+from pneumonia_hf.statistics.metrics import METRICS
+
+TITLE = "Against others"
+COMPARED = ("auroc", "accuracy", "sensitivity", "specificity")
+
+
+@dataclass(frozen=True)
+class PublishedResult:
+    """What others report on the same images; None: not given."""
+
+    model: str
+    auroc: float | None
+    accuracy: float | None
+    sensitivity: float | None
+    specificity: float | None
+    source: str
+
+
+@dataclass(frozen=True)
+class Published:
+    """Published results on one data set."""
+
+    data: str
+    note: str
+    results: tuple[PublishedResult, ...]
+
+
+def measure(evaluation: Evaluation, numbers: Mapping[str, Any]) -> Section:
+    """Return what others report on the same data, of the file `additions.published`."""
+    path = evaluation.additions.published
+    found = path and find_published(path, numbers["NORMAL"], numbers["PNEUMONIA"])
+    if not found:
+        return Section(TITLE, (), {"published": None})
+    own = [evaluation.model, *(to_text(evaluation.metrics[name]) for name in COMPARED)]
+    rows = [
+        [
+            one.model,
+            *("" if (value := getattr(one, name)) is None else f"{value:.3f}" for name in COMPARED),
+            one.source,
+        ]
+        for one in found.results
+    ]
+    body = (
+        f"The numbers of images are those of {found.data}. {found.note}",
+        Table(
+            ["model", *(METRICS[name].title for name in COMPARED), "source"],
+            [[*own, "this report"], *rows],
+        ),
+    )
+    return Section(TITLE, body, {"published": asdict(found)})
+
+
+def find_published(path: Path, normals: int, pneumonias: int) -> Published | None:
+    """Return the published results on data with these numbers of images, or None.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    import yaml
+
+    try:
+        sets = yaml.safe_load(path.read_text(encoding="utf-8"))["sets"]
+        for one in sets:
+            if (one["NORMAL"], one["PNEUMONIA"]) == (normals, pneumonias):
+                results = tuple(PublishedResult(**each) for each in one["results"])
+                return Published(one["name"], " ".join(one["note"].split()), results)
+    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path} does not hold published results as eval_reports/published.yaml does: {error}."
+        ) from error
+    return None
