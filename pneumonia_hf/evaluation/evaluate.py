@@ -59,8 +59,7 @@ FILES_TEXT = (
     "`predictions.parquet`, all numbers of this page in `report.json`."
 )
 MOST_RESERVATIONS = 3  # in the summary
-SHOWN = {"auroc": "AUROC", "sensitivity": "sensitivity", "specificity": "specificity",
-         "ece_balanced": "calibration error at a prevalence of 50%"}  # fmt: skip
+SHOWN = {"auroc": "AUROC", "sensitivity": "sensitivity", "specificity": "specificity"}
 
 
 def evaluate_predictor(
@@ -127,6 +126,8 @@ def _summarise(evaluation: Evaluation, reservations: Sequence[str]) -> Summary:
         f"person."
     )
     shown = [(title, to_text(evaluation.metrics[name])) for name, title in SHOWN.items()]
+    kept = to_text(evaluation.referral.error_of_kept)
+    shown.append(("share of wrong answers among the images that are not referred", kept))
     first, rest = reservations[:MOST_RESERVATIONS], reservations[MOST_RESERVATIONS:]
     return Summary(sentence, shown, first, rest)
 
