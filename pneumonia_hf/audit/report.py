@@ -1,9 +1,10 @@
-"""The findings of an audit -> audit.json, audit.md and images in one folder."""
+"""The findings of an audit -> audit.json, audit.md, audit.html and figures in one folder."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +16,9 @@ from pneumonia_hf.audit.dataset import VERDICTS, Finding, Xrays
 from pneumonia_hf.audit.run import CHECKS
 from pneumonia_hf.audit.shortcuts import SHORTCUT_WARN
 from pneumonia_hf.data.patients import describe_patients
-from pneumonia_hf.files import write_json
 from pneumonia_hf.labels import LABELS
-from pneumonia_hf.reporting.page import markdown_table
+from pneumonia_hf.reporting import page as reporting
+from pneumonia_hf.reporting.write import write_page
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 TILE = 128  # pixels of a thumbnail
 COLUMNS = 6
 AUDIT_FILES = ("audit.json", "audit.md")
+THUMBNAILS = "thumbnails"
 COLOURS = ("#1f5fa8", "#c0392b")  # of the classes
 
 
@@ -37,29 +39,39 @@ def write_audit(
     thumbnails: bool = True,
     draw_augmentation: Callable[[Tensor], Figure] | None = None,
 ) -> None:
-    """Write the findings of `audit_sources`: audit.json, audit.md, overview.png and thumbnails.
+    """Write the findings of `audit_sources`: audit.json, audit.md, audit.html and figures.
 
     Without `thumbnails` the report shows no X-rays and can be published. `draw_augmentation`
     draws a sheet of augmented images, given uint8 [N, 1, H, W]; by default there is none.
+
+    Raises:
+        UserError: the folder cannot be made.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    for old in (folder / "thumbnails").glob("*.png"):
-        old.unlink()
-    _save(draw_overview(findings, xrays), folder / "overview.png")
-    sheets = []
-    if thumbnails and len(xrays):
-        (folder / "thumbnails").mkdir(exist_ok=True)
-        for check, finding in findings.items():
-            if finding.shown:
-                draw_sheet(xrays, finding).save(folder / "thumbnails" / f"{check}.png")
-                sheets.append(check)
-        if draw_augmentation is not None:
-            rows = np.linspace(0, len(xrays) - 1, min(3, len(xrays))).astype(int)
-            sheet = draw_augmentation(xrays.images.pixels(rows))
-            _save(sheet, folder / "thumbnails" / "augmentation.png")
-            sheets.append("augmentation")
-    (folder / "audit.md").write_text(_to_markdown(findings, xrays, name, sheets), encoding="utf-8")
-    write_json(folder / "audit.json", to_json(findings))
+    sections = [_summarise(findings, xrays)]
+    for check, one in findings.items():
+        meaning = (CHECKS[check].__doc__ or "").splitlines()[0]
+        body: list[Any] = [f"{meaning} **{one.verdict}**: {one.text}"]
+        if one.examples:
+            body += [
+                f"The first {len(one.examples)} of {max(one.count, len(one.examples))}:",
+                "\n".join(f"- {_describe_example(example)}" for example in one.examples),
+            ]
+        if thumbnails and one.shown:
+            draw = partial(draw_sheet, xrays, one)
+            body.append(reporting.Figure(f"{THUMBNAILS}/{check}", draw, True, has_xrays=True))
+        sections.append(reporting.Section(check, tuple(body)))
+    last = ["All files of the findings are in `audit.json`."]
+    if thumbnails and len(xrays) and draw_augmentation is not None:
+        rows = np.linspace(0, len(xrays) - 1, min(3, len(xrays))).astype(int)
+        draw = partial(draw_augmentation, xrays.images.pixels(rows))
+        text = "Some of these images, augmented as in training (see `preview_augmentation.py`)."
+        sheet = reporting.Figure(f"{THUMBNAILS}/augmentation", draw, True, has_xrays=True)
+        sections.append(reporting.Section("Augmentation", (text, sheet)))
+    elif not thumbnails:
+        last.insert(0, "Thumbnails were left out of this report.")
+    sections.append(reporting.Section("Files", tuple(last), to_json(findings)))
+    older = [one.relative_to(folder) for one in (folder / THUMBNAILS).glob("*.png")]
+    write_page(reporting.Page(f"Audit of {name}", sections), folder, "audit", older)
 
 
 def to_json(findings: dict[str, Finding]) -> dict[str, Any]:
@@ -84,48 +96,29 @@ def format_verdicts(findings: dict[str, Finding]) -> str:
     return "\n".join([*lines, f"{len(findings)} checks: {counts}."])
 
 
-def _to_markdown(findings: dict[str, Finding], xrays: Xrays, name: str, sheets: list[str]) -> str:
+def _summarise(findings: dict[str, Finding], xrays: Xrays) -> reporting.Section:
     splits = ", ".join(
         f"{split} {int(np.sum(xrays.split == number))}" for number, split in enumerate(xrays.splits)
     )
     patients = describe_patients(len(np.unique(xrays.patient)), xrays.by_file_name)
     rows = [
         [
-            f"[{check}](#{check})",
+            check,
             one.verdict if one.verdict == VERDICTS[0] else f"**{one.verdict}**",
             one.count,
             one.text,
         ]
         for check, one in findings.items()
     ]
-    paragraphs = [
-        f"# Audit of {name}",
+    body = (
         f"{len(xrays)} readable images ({splits}), of {patients}. By `audit_data.py` of "
         f"pneumonia-hf {__version__}.",
         "`pass`: no action is needed. `warn`: check the examples. `fail`: metrics on this data "
         "are not credible.",
-        markdown_table(["check", "verdict", "count", "finding"], rows),
-        "![overview](overview.png)",
-    ]
-    for check, one in findings.items():
-        meaning = (CHECKS[check].__doc__ or "").splitlines()[0]
-        paragraphs += [f"## {check}", f"{meaning} **{one.verdict}**: {one.text}"]
-        if one.examples:
-            paragraphs += [
-                f"The first {len(one.examples)} of {max(one.count, len(one.examples))}:",
-                "\n".join(f"- {_describe_example(example)}" for example in one.examples),
-            ]
-        if check in sheets:
-            paragraphs.append(f"![{check}](thumbnails/{check}.png)")
-    if "augmentation" in sheets:
-        paragraphs += [
-            "## Augmentation",
-            "Some of these images, augmented as in training (see `preview_augmentation.py`).",
-            "![augmentation](thumbnails/augmentation.png)",
-        ]
-    if not sheets:
-        paragraphs.append("Thumbnails were left out of this report.")
-    return "\n\n".join([*paragraphs, "All files of the findings are in `audit.json`."]) + "\n"
+        reporting.Table(["check", "verdict", "count", "finding"], rows),
+        reporting.Figure("overview", partial(draw_overview, findings, xrays), is_wide=True),
+    )
+    return reporting.Section("", body)
 
 
 def _describe_example(example: dict[str, Any]) -> str:
@@ -198,8 +191,3 @@ def draw_overview(findings: dict[str, Finding], xrays: Xrays) -> Figure:
     shortcuts.set_xlim(min([0.35, *(one["low"] - 0.02 for one in areas.values())]), 1.02)
     shortcuts.set_title("AUROC from each alone, 95% interval")
     return figure
-
-
-def _save(figure: Figure, path: Path) -> None:
-    # Without date and version, so that the same findings give the same file.
-    figure.savefig(path, dpi=100, metadata={"Software": None})

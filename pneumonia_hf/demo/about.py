@@ -8,6 +8,7 @@ from pneumonia_hf.demo.answers import name_model
 from pneumonia_hf.files import read_json
 from pneumonia_hf.models.model_card import find_misfit
 from pneumonia_hf.models.model_folder import RUN_FILE
+from pneumonia_hf.reporting.numbers import read_interval, to_text
 from pneumonia_hf.reporting.page import markdown_table
 
 if TYPE_CHECKING:
@@ -28,6 +29,9 @@ CITE = """## How to cite
 
 pneumonia-hf, version {version}, Apache-2.0. `CITATION.cff` of the repository has the entry, and the
 model card the sources of the training data."""
+
+
+SHOWN = ("auroc", "sensitivity", "specificity")
 
 
 def describe_model(engine: Engine) -> str:
@@ -73,7 +77,7 @@ def _tabulate(reports: list[dict[str, Any]]) -> str:
             [
                 one["data"] + (" (another site)" if one.get("external") else ""),
                 one["n"],
-                *(_to_text(metrics[name]) for name in ("auroc", "sensitivity", "specificity")),
+                *(to_text(read_interval(metrics[name])) for name in SHOWN),
                 f"{gap['value']:.3f}" if gap else "not measured",
                 f"{worst['auroc']:.3f} ({worst['name'].replace('_', ' ')})"
                 if worst
@@ -86,14 +90,6 @@ def _tabulate(reports: list[dict[str, Any]]) -> str:
         "Each row is a report in the model folder, with 95% intervals over patients.\n\n"
         f"{markdown_table(header, rows)}"
     )
-
-
-def _to_text(metric: dict[str, float | None]) -> str:
-    if metric["value"] is None:
-        return "not defined"
-    if metric["low"] is None or metric["high"] is None:
-        return f"{metric['value']:.3f}"
-    return f"{metric['value']:.3f} ({metric['low']:.3f} to {metric['high']:.3f})"
 
 
 def _describe_methods(engine: Engine) -> str:

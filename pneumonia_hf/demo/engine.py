@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import time
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -348,10 +347,3 @@ def _mean(image: Image.Image) -> float:
     from PIL import ImageStat
 
     return ImageStat.Stat(image).mean[0]
-
-
-def to_png(image: Image.Image) -> bytes:
-    """Return an image as the bytes of a PNG file."""
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return buffer.getvalue()

@@ -113,7 +113,7 @@ def evaluate_predictor(
     sections.append(Section("Files", (FILES_TEXT,), numbers))
     reservations = [*biased, *_list_failed(sections[0].numbers["findings"]), *others]
     title = f"{evaluation.model} on {data} ({split})"
-    return Report(evaluation, Page(title, _summarise(evaluation, reservations), sections))
+    return Report(evaluation, Page(title, sections, _summarise(evaluation, reservations)))
 
 
 def _summarise(evaluation: Evaluation, reservations: Sequence[str]) -> Summary:

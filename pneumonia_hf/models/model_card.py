@@ -10,6 +10,7 @@ from pneumonia_hf.data.patients import describe_patients
 from pneumonia_hf.errors import UserError
 from pneumonia_hf.files import read_json, replace_text, write_json
 from pneumonia_hf.models.model_folder import CARD_FILE, REPORTS_FILE, RUN_FILE
+from pneumonia_hf.reporting.numbers import read_interval, to_text
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCard
@@ -81,7 +82,7 @@ def make_card(folder: Path) -> ModelCard:
         template_path=str(CARD_TEMPLATE),
         run=run,
         reports=reports,
-        percent=_to_text,
+        to_text=lambda numbers: to_text(read_interval(numbers)),
         count_patients=describe_patients,
         misfit=find_misfit(reports),
     )
@@ -102,11 +103,3 @@ def find_misfit(reports: list[dict[str, Any]]) -> dict[str, Any] | None:
         and one["metrics"]["ece_balanced"]["value"] > MISFIT_ERROR
     ]
     return max(bad, key=lambda one: one["metrics"]["ece_balanced"]["value"], default=None)
-
-
-def _to_text(metric: dict[str, float | None] | None) -> str:
-    if not metric or metric["value"] is None:  # of a subgroup with one class
-        return "not defined"
-    if metric["low"] is None or metric["high"] is None:  # without a bound
-        return f"{metric['value']:.3f}"
-    return f"{metric['value']:.3f} ({metric['low']:.3f} to {metric['high']:.3f})"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 from pneumonia_hf.statistics.intervals import Interval
 
@@ -12,22 +13,30 @@ MOST_DECIMALS = 4
 def to_text(interval: Interval | None, otherwise: str = "not defined") -> str:
     """Return a value with its interval; `otherwise` if it is not defined.
 
-    As many decimals as the width of the interval justifies: two digits of it, such as 0.81 (0.72
-    to 0.90), and at most MOST_DECIMALS. A value without an interval has three.
+    As many decimals as half the width of the interval needs to show its first digit, such as 0.81
+    (0.72 to 0.90); at least two below 10, and at most MOST_DECIMALS. A value alone has three.
     """
     if interval is None or math.isnan(interval.value):
         return otherwise
     if math.isnan(interval.low):
         return f"{interval.value:.3f}"
-    width, decimals = interval.high - interval.low, 2
-    if width == 0:
-        decimals = 3
-    elif math.isfinite(width):
-        decimals = min(max(1 - math.floor(math.log10(width)), 0), MOST_DECIMALS)
+    half, fewest = (interval.high - interval.low) / 2, 2 if abs(interval.value) < 10 else 0
+    decimals = 3
+    if half > 0:
+        needed = -math.floor(math.log10(half)) if math.isfinite(half) else 0
+        decimals = min(max(needed, fewest), MOST_DECIMALS)
     value, low, high = (
         f"{number:.{decimals}f}" for number in (interval.value, interval.low, interval.high)
     )
     return f"{value} ({low} to {high})"
+
+
+def read_interval(numbers: Mapping[str, float | None] | None) -> Interval | None:
+    """Return the interval that a JSON file holds, in which null stands for NaN."""
+    if not numbers:  # also what a template lacks
+        return None
+    ends = (numbers[name] for name in ("value", "low", "high"))
+    return Interval(*(math.nan if end is None else end for end in ends))
 
 
 def to_slope(slope: Interval) -> str:

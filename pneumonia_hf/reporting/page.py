@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
+    from PIL.Image import Image
 
 TEMPLATES = Path(__file__).with_name("templates")
 WITHOUT_IMAGES = "This page holds no X-ray: its figures are drawn from numbers only."
@@ -28,17 +30,23 @@ class Table:
 class Figure:
     """A figure, in files of its name."""
 
-    name: str
-    draw: Callable[[], Drawing]
+    name: str  # may begin with a folder, as in thumbnails/blank
+    draw: Callable[[], Drawing | Image]
     is_wide: bool = False  # as wide as the page
     has_xrays: bool = False  # of patients; others are drawn from numbers
+
+    @property
+    def label(self) -> str:
+        """The name for people."""
+        return self.name.rpartition("/")[2].replace("_", " ")
 
 
 @dataclass(frozen=True)
 class Section:
     """A part of a report: what is shown of it, and its numbers in the JSON file.
 
-    A section without a body is not shown. A text is Markdown.
+    A section without a body is not shown, and one without a title has no heading. A text is
+    Markdown.
     """
 
     title: str
@@ -61,8 +69,8 @@ class Page:
     """A whole report."""
 
     title: str
-    summary: Summary
     sections: Sequence[Section]
+    summary: Summary | None = None
 
     @property
     def shown(self) -> list[Section]:
@@ -92,26 +100,25 @@ def markdown_table(header: Sequence[Any], rows: Iterable[Sequence[Any]]) -> str:
     return "\n".join([line(header), "|" + "---|" * len(header), *map(line, rows)])
 
 
-def to_markdown(page: Page, drawn: Collection[str]) -> str:
+def to_markdown(page: Page, drawn: Collection[str] = ()) -> str:
     """Return a report; `drawn` are the names of the figures that lie beside it as PNG files."""
-    summary = page.summary
-    blocks = [
-        f"# {page.title}",
-        "Research software, not a medical device.",
-        f"**{summary.sentence}**",
-        markdown_table(["", "95% interval in brackets"], summary.numbers),
-        "\n".join(f"- **{text}**" for text in summary.reservations),
-        "\n".join(f"- {text}" for text in summary.more),
-    ]
+    blocks = [f"# {page.title}", "Research software, not a medical device."]
+    if summary := page.summary:
+        blocks += [
+            f"**{summary.sentence}**",
+            markdown_table(["", "95% interval in brackets"], summary.numbers),
+            "\n".join(f"- **{text}**" for text in summary.reservations),
+            "\n".join(f"- {text}" for text in summary.more),
+        ]
     for section in page.shown:
-        blocks.append(f"## {section.title}")
+        blocks.append(section.title and f"## {section.title}")
         for part in section.body:
             if isinstance(part, Table):
                 blocks.append(markdown_table(part.header, part.rows))
             elif not isinstance(part, Figure):
                 blocks.append(part)
             elif part.name in drawn:
-                blocks.append(f"![{part.name.replace('_', ' ')}]({part.name}.png)")
+                blocks.append(f"![{part.label}]({part.name}.png)")
     return "\n\n".join(filter(None, blocks)) + "\n"
 
 
@@ -138,6 +145,7 @@ def to_html(page: Page, files: Mapping[str, Path]) -> str:
     environment.filters |= {
         "markdown": converter.render,
         "inline": converter.renderInline,
+        "anchor": lambda title: re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-"),
         "data_uri": _to_data_uri,
     }
     with_xrays = any(one.has_xrays for one in page.figures if one.name in files)

@@ -7,6 +7,8 @@ import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from PIL import Image
+
 from pneumonia_hf.errors import UserError
 from pneumonia_hf.files import write_json
 from pneumonia_hf.reporting.page import Figure, Page, to_html, to_markdown
@@ -57,12 +59,14 @@ def write_page(
         (unfinished / f"{name}.md").write_text(to_markdown(page, files), encoding="utf-8")
         (unfinished / f"{name}.html").write_text(to_html(page, files), encoding="utf-8")
         write_json(unfinished / f"{name}.json", page.numbers)
-        folder.mkdir(exist_ok=True)
         for file in older:
             (folder / file).unlink(missing_ok=True)
+        made = [file for file in unfinished.rglob("*") if file.is_file()]
         # The JSON file comes last: with it, the report is complete.
-        for file in sorted(unfinished.iterdir(), key=lambda one: one.suffix == ".json"):
-            os.replace(file, folder / file.name)
+        for file in sorted(made, key=lambda file: file.suffix == ".json"):
+            place = folder / file.relative_to(unfinished)
+            place.parent.mkdir(exist_ok=True)
+            os.replace(file, place)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
 
@@ -76,16 +80,14 @@ def save_figures(figures: Sequence[Figure], folder: Path) -> dict[str, Path]:
     with matplotlib.rc_context({"svg.hashsalt": "pneumonia-hf", "svg.fonttype": "none"}):
         for figure in figures:
             drawing = figure.draw()
-            files[figure.name] = folder / f"{figure.name}.png"
+            files[figure.name] = file = folder / f"{figure.name}.png"
+            file.parent.mkdir(exist_ok=True)
+            if isinstance(drawing, Image.Image):
+                drawing.save(file)
+                continue
             box = None if figure.has_xrays else "tight"
-            drawing.savefig(
-                files[figure.name], dpi=110, bbox_inches=box, metadata={"Software": None}
-            )
+            drawing.savefig(file, dpi=110, bbox_inches=box, metadata={"Software": None})
             if not figure.has_xrays:
-                files[figure.name] = folder / f"{figure.name}.svg"
-                drawing.savefig(
-                    files[figure.name],
-                    bbox_inches="tight",
-                    metadata={"Date": None, "Creator": None},
-                )
+                files[figure.name] = file = file.with_suffix(".svg")
+                drawing.savefig(file, bbox_inches="tight", metadata={"Date": None, "Creator": None})
     return files

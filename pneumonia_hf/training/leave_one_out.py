@@ -18,7 +18,8 @@ from pneumonia_hf.evaluation.context import EvaluationConfig
 from pneumonia_hf.evaluation.evaluate import evaluate_predictor
 from pneumonia_hf.files import replace_text, write_json
 from pneumonia_hf.inference.predictor import Predictor
-from pneumonia_hf.reporting.page import markdown_table
+from pneumonia_hf.reporting.numbers import to_text
+from pneumonia_hf.reporting.page import Page, Section, Table, to_markdown
 from pneumonia_hf.statistics.intervals import Interval
 from pneumonia_hf.training.runs import run_recipe
 
@@ -27,16 +28,11 @@ if TYPE_CHECKING:
     from pneumonia_hf.training.recipe import Recipe
 
 TABLE_FILE, NUMBERS_FILE = "leave_one_site_out.md", "leave_one_site_out.json"
-PAGE = """# Leave one site out
-
-Research software, not a medical device.
-
-Each row: trained on the other sites, and scored on a site that was not seen in training, at the
-threshold that was chosen on the validation patients of the other sites. Only such a number says
-what to expect of another hospital. 95% intervals are bootstrapped over patients.
-
-{table}
-{excluded}"""
+MEANING = (
+    "Each row: trained on the other sites, and scored on a site that was not seen in training, at "
+    "the threshold that was chosen on the validation patients of the other sites. Only such a "
+    "number says what to expect of another hospital. 95% intervals are bootstrapped over patients."
+)
 
 
 @dataclass(frozen=True)
@@ -79,7 +75,8 @@ def leave_one_site_out(recipe: Recipe, arguments: XrayTrainingArguments) -> list
         with cache_in(recipe.data.cache_dir):
             found.append(_score(model, source.name, text, others, recipe))
         write_json(folder / NUMBERS_FILE, [asdict(one) for one in found])
-        replace_text(folder / TABLE_FILE, _to_markdown(found, _unscored(recipe)))
+        page = _to_page(found, _unscored(recipe))
+        replace_text(folder / TABLE_FILE, to_markdown(page))
     return found
 
 
@@ -109,15 +106,18 @@ def _unscored(recipe: Recipe) -> list[str]:
     return [path for path in (recipe.data.test_images, recipe.data.exclude_images) if path]
 
 
-def _to_markdown(found: list[LeftOut], unscored: list[str]) -> str:
+def _to_page(found: list[LeftOut], unscored: list[str]) -> Page:
     rows = [
-        [one.site, ", ".join(one.trained_on), one.images]
-        + [f"{i.value:.3f} ({i.low:.3f} to {i.high:.3f})"
-           for i in (one.auroc, one.sensitivity, one.specificity)]
-        + [f"{one.threshold:.3f}"]
+        [
+            one.site,
+            ", ".join(one.trained_on),
+            one.images,
+            *map(to_text, (one.auroc, one.sensitivity, one.specificity)),
+            f"{one.threshold:.3f}",
+        ]
         for one in found
-    ]  # fmt: skip
+    ]
     header = "left out, trained on, images, AUROC, sensitivity, specificity, threshold".split(", ")
     names = " and ".join(f"`{Path(path).name}`" for path in unscored)
-    excluded = f"\nThe images of {names} were not scored.\n" if unscored else ""
-    return PAGE.format(table=markdown_table(header, rows), excluded=excluded)
+    excluded = f"The images of {names} were not scored." if unscored else ""
+    return Page("Leave one site out", [Section("", (MEANING, Table(header, rows), excluded))])

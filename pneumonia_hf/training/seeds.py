@@ -16,7 +16,8 @@ from pneumonia_hf.evaluation.recalibrate import score_validation
 from pneumonia_hf.files import read_json, replace_text, without_nan, write_json
 from pneumonia_hf.inference.predictor import Predictor
 from pneumonia_hf.models.model_folder import ENSEMBLE_FILE, RUN_FILE, check_model_folder
-from pneumonia_hf.reporting.page import markdown_table
+from pneumonia_hf.reporting.numbers import read_interval, to_text
+from pneumonia_hf.reporting.page import Page, Section, Table, to_markdown
 from pneumonia_hf.statistics.calibration import calibrate_scores
 from pneumonia_hf.statistics.metrics import auroc
 
@@ -160,21 +161,18 @@ def _to_markdown(summary: dict[str, Any]) -> str:
     of_ensemble = {name: interval["value"] for name, interval in metrics.items()}
     rows.append(("**ensemble**", of_ensemble | {"threshold": ensemble["threshold"]}))
     cells = [[title, *(_to_text(values[name]) for name in spread)] for title, values in rows]
-    low, high = _to_text(metrics["auroc"]["low"]), _to_text(metrics["auroc"]["high"])
-    return f"""# {len(seeds)} seeds
-
-Research software, not a medical device.
-
-All numbers are of the validation split, on which checkpoints, temperatures and thresholds were
-chosen: they are optimistically biased. Each row is at its own threshold. The standard deviation
-is that of the seeds, on one split: it measures how much training varies, not how much patients do.
-
-{markdown_table(["", *spread], cells)}
-
-The log odds of the ensemble are the mean of its members', divided by a temperature of
-{ensemble["temperature"]:.3f}. The 95% bootstrap interval of its AUROC over patients is
-{low} to {high}.
-"""
+    temperature = f"{ensemble['temperature']:.3f}"
+    area = to_text(read_interval(metrics["auroc"]))
+    body = (
+        "All numbers are of the validation split, on which checkpoints, temperatures and "
+        "thresholds were chosen: they are optimistically biased. Each row is at its own "
+        "threshold. The standard deviation is that of the seeds, on one split: it measures how "
+        "much training varies, not how much patients do.",
+        Table(["", *spread], cells),
+        f"The log odds of the ensemble are the mean of its members', divided by a temperature of "
+        f"{temperature}. Its AUROC over patients is {area}.",
+    )
+    return to_markdown(Page(f"{len(seeds)} seeds", [Section("", body)]))
 
 
 def _to_text(value: float | None) -> str:

@@ -306,6 +306,7 @@ def test_too_few_patients_are_reported(tmp_path):
     assert "too few patients" in findings["shortcuts"].text
 
 
+@pytest.mark.figures
 def test_script_writes_a_report_for_people_and_programs(clean, tmp_path):
     folder = copy(clean, tmp_path)
     shutil.copy(folder / "train/NORMAL/IM-0003-0000.png", folder / "test/NORMAL/IM-0950-0000.png")

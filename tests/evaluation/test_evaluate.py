@@ -18,6 +18,7 @@ from pneumonia_hf.evaluation.context import EvaluationConfig
 from pneumonia_hf.evaluation.evaluate import evaluate_predictor
 from pneumonia_hf.evaluation.report import FILES, write_report
 from pneumonia_hf.models.model_card import add_report, find_misfit
+from pneumonia_hf.reporting.numbers import read_interval, to_text
 from pneumonia_hf.reporting.write import check_folder
 from pneumonia_hf.statistics.metrics import METRICS
 
@@ -133,7 +134,7 @@ def test_script_writes_the_report_and_the_card(tiny_model, xray_folder, tmp_path
     assert done.returncode == 0, done.stderr
     numbers = json.loads((tmp_path / "report" / "report.json").read_text())
     card = (model / "README.md").read_text()
-    assert f"{numbers['metrics']['auroc']['value']:.3f}" in card
+    assert to_text(read_interval(numbers["metrics"]["auroc"])) in card
     assert "model-index" in card
     assert Predictor.from_pretrained(model).operating_point.threshold == numbers["threshold"]
 
@@ -254,9 +255,15 @@ def test_robustness_is_in_report_card_and_app(tiny_model, xray_folder, tmp_path)
     assert gap["value"] == pytest.approx(areas["plain", 0] - areas["frame_swap", 0.2])
     assert worst["auroc"] == min(value for (name, _), value in areas.items() if name != "plain")
     text = (tmp_path / "report" / "report.md").read_text()
-    assert f"**Shortcut gap {gap['value']:.4f}" in text and "| frame swap | 0.2 share" in text
+    assert (
+        f"**Shortcut gap {to_text(read_interval(gap))}" in text
+        and "| frame swap | 0.2 share" in text
+    )
     card = " ".join((model / "README.md").read_text().split())
-    assert f"Shortcut gap {gap['value']:.3f}" in card and f"AUROC {worst['auroc']:.3f}" in card
+    assert (
+        f"Shortcut gap {to_text(read_interval(gap))}" in card
+        and f"AUROC {worst['auroc']:.3f}" in card
+    )
     shown = describe_model(Engine(Predictor.from_pretrained(model), Limits()))
     assert f"| {gap['value']:.3f} | {worst['auroc']:.3f} (" in shown
 

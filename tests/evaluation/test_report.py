@@ -85,10 +85,11 @@ def test_the_page_is_one_file_with_every_section_and_figure(report, written):
     text = (written / "report.md").read_text()
     titles = [section.title for section in report.page.shown]
     assert len(titles) >= 10 and "Do the attribution maps mean anything" in titles
-    for at, title in enumerate(titles):
+    for title in titles:
         assert f"## {title}\n" in text
-        assert f'<a href="#part-{at}">{title}</a>' in page
-        assert f'<h2 id="part-{at}">{title}</h2>' in page
+        anchor = title.lower().replace(" ", "-")
+        assert f'<a href="#{anchor}">{title}</a>' in page
+        assert f'<h2 id="{anchor}">{title}</h2>' in page
     assert page.count("<figure") == text.count("![") == len(report.page.figures) >= 7
     assert {one.name for one in report.page.figures} < {*FIGURES}
     assert "http" not in page.replace("http://www.w3.org", "")

@@ -34,6 +34,7 @@ from pneumonia_hf.models.backbones import backbone_of
 from pneumonia_hf.models.build import ModelConfig, build_model
 from pneumonia_hf.models.model_card import make_card
 from pneumonia_hf.models.model_folder import MODEL_FILES
+from pneumonia_hf.reporting.numbers import read_interval, to_text
 
 
 @pytest.fixture
@@ -202,7 +203,7 @@ def test_card_has_the_measured_numbers_and_no_local_path(tiny_model, xray_folder
     run = json.loads((tiny_model / "run.json").read_text())
     card = make_card(tiny_model)
     text = str(card)
-    assert f"{run['validation']['metrics']['auroc']['value']:.3f}" in text
+    assert to_text(read_interval(run["validation"]["metrics"]["auroc"])) in text
     assert f"{run['validation']['config']['threshold']:.4f}" in text
     assert card.data.base_model == "facebook/convnextv2-tiny-22k-224"
     assert card.data.license == "cc-by-nc-4.0"  # like the pretrained weights

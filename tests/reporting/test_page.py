@@ -14,7 +14,7 @@ PLAIN = Summary("All is well.", [("AUROC", "0.81 (0.72 to 0.90)")], ["It is smal
 
 
 def make_page(*sections: Section, title: str = "A title", summary: Summary = PLAIN) -> Page:
-    return Page(title, summary, sections)
+    return Page(title, sections, summary)
 
 
 def draw() -> Drawing:
@@ -39,9 +39,9 @@ def test_a_page_opens_with_its_summary_and_links_to_its_sections():
     body = html.partition("<main>")[2]
     assert body.index("All is well.") < body.index("0.81 (0.72 to 0.90)") < body.index("<h2")
     assert "<td>x|y</td>" in body and "<strong>text</strong>" in body and "Hidden" not in html
-    for at, title in enumerate(("First", "Last")):
-        assert f'<a href="#part-{at}">{title}</a>' in html
-        assert f'<h2 id="part-{at}">{title}</h2>' in html
+    for title in ("First", "Last"):
+        assert f'<a href="#{title.lower()}">{title}</a>' in html
+        assert f'<h2 id="{title.lower()}">{title}</h2>' in html
     assert page.numbers == {"one": 1, "two": None, "three": [3]}
 
 

@@ -9,9 +9,8 @@ from typing import Any
 import pneumonia_hf
 from pneumonia_hf.data.patients import describe_patients
 from pneumonia_hf.evaluation.context import Evaluation
-from pneumonia_hf.reporting.numbers import to_slope, to_text
+from pneumonia_hf.reporting.numbers import read_interval, to_slope, to_text
 from pneumonia_hf.reporting.page import Section, Table
-from pneumonia_hf.statistics.intervals import Interval
 
 OPEN = "open: to be written by those who do the study"
 Numbers = Mapping[str, Any]  # of the sections before, as in report.json
@@ -72,10 +71,6 @@ def _describe_explanations(numbers: Numbers) -> str:
     return f"pass: {', '.join(passing) or 'none'}; see Do the attribution maps mean anything"
 
 
-def _interval(numbers: Mapping[str, float]) -> Interval:
-    return Interval(**numbers)
-
-
 ITEMS: tuple[Item, ...] = (
     Item("intended use, setting and users", "3", "Introduction", None),
     Item("source of the data, dates, consent, ethics approval", "5, 17", "Methods: data", None),
@@ -94,10 +89,10 @@ ITEMS: tuple[Item, ...] = (
     Item("threshold and how it was chosen", "12", "Methods: evaluation",
          lambda numbers: f"{numbers['threshold']:.4f}; see Threshold"),
     Item("discrimination with intervals", "23", "Results: model performance",
-         lambda numbers: f"AUROC {to_text(_interval(numbers['metrics']['auroc']))}, bootstrap over "
-         f"patients; all others under Discrimination"),
+         lambda numbers: f"AUROC {to_text(read_interval(numbers['metrics']['auroc']))}; all others "
+         f"under Discrimination"),
     Item("calibration", "23", "Results: model performance",
-         lambda numbers: f"slope {to_slope(_interval(numbers['calibration']['slope']))}; see "
+         lambda numbers: f"slope {to_slope(read_interval(numbers['calibration']['slope']))}; see "
          f"Calibration"),
     Item("fairness: performance in subgroups", "14, 23", "Results: model performance",
          _describe_groups),
