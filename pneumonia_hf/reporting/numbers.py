@@ -13,8 +13,9 @@ MOST_DECIMALS = 4
 def to_text(interval: Interval | None, otherwise: str = "not defined") -> str:
     """Return a value with its interval; `otherwise` if it is not defined.
 
-    As many decimals as half the width of the interval needs to show its first digit, such as 0.81
-    (0.72 to 0.90); at least two below 10, and at most MOST_DECIMALS. A value alone has three.
+    As many decimals as half the width of the interval needs to show its first digit, or two if
+    they are 10 to 35 (the rounding of the Particle Data Group, pdg.lbl.gov): 0.81 (0.72 to 0.90).
+    At least two below 10, and at most MOST_DECIMALS. A value alone has three.
     """
     if interval is None or math.isnan(interval.value):
         return otherwise
@@ -23,7 +24,7 @@ def to_text(interval: Interval | None, otherwise: str = "not defined") -> str:
     half, fewest = (interval.high - interval.low) / 2, 2 if abs(interval.value) < 10 else 0
     decimals = 3
     if half > 0:
-        needed = -math.floor(math.log10(half)) if math.isfinite(half) else 0
+        needed = -math.floor(math.log10(half / 3.55)) if math.isfinite(half) else 0
         decimals = min(max(needed, fewest), MOST_DECIMALS)
     value, low, high = (
         f"{number:.{decimals}f}" for number in (interval.value, interval.low, interval.high)
