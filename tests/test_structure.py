@@ -27,7 +27,7 @@ BOUNDARIES = {
     "gdcm": ["imaging.dicom"],
     "kornia": ["imaging.transforms"],
     "cleanlab": ["audit.label_errors"],
-    "optuna": ["search", "compat.optuna"],
+    "optuna": ["search"],
     "onnx": ["inference.onnx_export", "inference.backends"],
     "onnxruntime": ["inference.onnx_export", "inference.backends"],
     "openvino": ["inference.backends"],
