@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pneumonia_hf.data.file_hashes import HashCache, Stat, hash_content, shorten
+from pneumonia_hf.data.file_hashes import HashCache, Stat, hash_content
 from pneumonia_hf.data.image_stats import compute_border, compute_facts
 from pneumonia_hf.data.issues import DataIssue, log_issues
 from pneumonia_hf.data.pixel_store import PixelStore, XrayPixels, open_store
@@ -48,19 +49,23 @@ def decode(data: Dataset, processor: BaseImageProcessor, name: str = "") -> Deco
     Raises:
         UserError: the cache folder cannot be used.
     """
-    store = open_store(processor)
-    decoding = _Decoding(data, processor, store)
-    if not decoding.look_up():
+    store, hash_cache = open_store(processor), HashCache()
+    hashes = hash_cache.get(data)
+    rows = store.find(hashes, store.index())
+    issues: list[DataIssue] = []
+    if (rows < 0).any():
         with store.lock():
-            decoding.decode_missing(name)
-    kept = np.flatnonzero(decoding.rows >= 0)
-    pixels = XrayPixels(
-        store,
-        rows=decoding.rows[kept],
-        labels=column(data, "label").to_numpy().astype(np.int64)[kept],
-        hashes=decoding.hashes[kept],
-    )
-    return Decoded(pixels, kept, tuple(decoding.issues))
+            missing = np.flatnonzero(rows < 0)
+            # The store is shared by all splits and sources: only what it lacks is decoded.
+            for start, readings in _decode_missing(take(data, missing), store, processor, name):
+                hash_cache.put([(reading.stat, reading.content) for reading in readings])
+                for row, reading in zip(missing[start:], readings, strict=False):
+                    rows[row], hashes[row] = reading.row, reading.content
+                    issues += [reading.issue] if reading.issue else []
+    kept = np.flatnonzero(rows >= 0)
+    labels = column(data, "label").to_numpy().astype(np.int64)
+    pixels = XrayPixels(store, rows[kept], labels[kept], hashes[kept])
+    return Decoded(pixels, kept, tuple(issues))
 
 
 def decode_splits(
@@ -100,119 +105,74 @@ def decode_splits(
 
 @dataclass
 class _Reading:
-    """The result for one image: found in the store, a new image, or an issue."""
+    """What became of one image: it is in the store, or there is an issue."""
 
-    name: str
-    content: bytes = b""
-    image: Image.Image | None = None
-    facts: np.ndarray | None = None
-    issue: str = ""
-    kind: str = "unreadable"  # of the issue
+    content: int = 0  # hash of its file
     stat: Stat | None = None  # of its file
+    image: Image.Image | None = None  # if it is new
+    facts: np.ndarray | None = None  # if it is new
+    issue: DataIssue | None = None
+    row: int = -1  # of the store
 
 
-class _Decoding:
-    """The state of one call of `decode`: the store's row and the hash of each image."""
+def _decode_missing(
+    data: Dataset, store: PixelStore, processor: BaseImageProcessor, name: str
+) -> Iterator[tuple[int, list[_Reading]]]:
+    """Decode images in parallel and append them to the store; yield each chunk and its start."""
+    from joblib import cpu_count
+    from tqdm.auto import tqdm
 
-    def __init__(self, data: Dataset, processor: BaseImageProcessor, store: PixelStore) -> None:
-        self.data, self.processor, self.store = data, processor, store
-        self.index = store.index()
-        self.hash_cache = HashCache(store.folder.parent)
-        self.rows = np.full(len(data), -1, np.int64)
-        self.hashes = np.zeros(len(data), np.uint64)
-        self.issues: list[DataIssue] = []
+    index = store.index()  # another process may have written in the meantime
+    tasks = zip(list_addresses(data), open_images(data), strict=True)
+    bar = tqdm(total=len(data), desc=f"Decoding {name}".strip(), unit="image", leave=False)
+    with ThreadPoolExecutor(cpu_count()) as pool, bar:
 
-    def look_up(self) -> bool:
-        """Look up all images by path, size and times; return whether all are in the store."""
-        facts = self.store.facts()
-        addresses, start = list_addresses(self.data), 0
-        while chunk := list(islice(addresses, 1000)):
-            for number, content in enumerate(self.hash_cache.get(chunk), start):
-                row = self.index.get(content)
-                # The checksum takes about 50 microseconds for 50 KB.
-                if row is None or not self.store.is_intact(row, facts):
-                    return False
-                self.rows[number], self.hashes[number] = row, shorten(content)
-            start += len(chunk)
-        return True
+        def submit() -> list[Future]:
+            chunk = islice(tasks, CHUNK)
+            return [pool.submit(_read, address, *image, store, index) for address, image in chunk]
 
-    def decode_missing(self, name: str) -> None:
-        """Decode what the store lacks, in parallel, and write it chunk by chunk."""
-        from joblib import cpu_count
-        from tqdm.auto import tqdm
+        start, futures = 0, submit()
+        while futures:
+            later = submit()  # decoded while this chunk is resized and written
+            readings = [future.result() for future in futures]
+            new = {reading.content: reading for reading in readings if reading.image is not None}
+            if new:
+                pixels = resize([reading.image for reading in new.values()], processor).numpy()
+                facts = np.stack([reading.facts for reading in new.values()])
+                facts["content"] = np.array([*new], np.uint64)
+                facts["border"] = compute_border(pixels[:, 0])
+                index |= zip(new, store.append(pixels, facts).tolist(), strict=True)
+            for reading in readings:
+                reading.row = -1 if reading.issue else index[reading.content]
+            yield start, readings
+            start += len(readings)
+            bar.update(len(readings))
+            futures = later
 
-        self.index = self.store.index()  # another process may have written in the meantime
-        tasks = zip(list_addresses(self.data), open_images(self.data), strict=True)
 
-        def submit() -> list:
-            chunk = list(islice(tasks, CHUNK))
-            known = self.hash_cache.get([address for address, _ in chunk])
-            return [
-                pool.submit(self._read, address, *image, content)
-                for (address, image), content in zip(chunk, known, strict=True)
-            ]
-
-        with (
-            ThreadPoolExecutor(cpu_count()) as pool,
-            tqdm(
-                total=len(self.data), desc=f"Decoding {name}".strip(), unit="image", leave=False
-            ) as bar,
-        ):
-            start, futures = 0, submit()
-            while futures:
-                # The next chunk is decoded while this one is resized and written.
-                later = submit()
-                readings = [future.result() for future in futures]
-                self._write(readings, start)
-                self.hash_cache.put([(one.stat, one.content) for one in readings])
-                start += len(readings)
-                bar.update(len(readings))
-                futures = later
-
-    def _read(
-        self, address: str, name: str, source: Path | bytes | XrayError, known: bytes | None
-    ) -> _Reading:
-        """Decode one image, unless its content is in the store; `known` is its cached hash."""
-        if known in self.index and self.store.is_intact(self.index[known]):
-            return _Reading(name, known)
+def _read(
+    address: str,
+    name: str,
+    source: Path | bytes | XrayError,
+    store: PixelStore,
+    index: dict[int, int],
+) -> _Reading:
+    """Decode one image, unless its content is in the store."""
+    content, kind = 0, "unreadable"
+    try:
         if isinstance(source, XrayError):
-            return _Reading(name, issue=_strip_name(source, name))
-        try:
-            stat = stat_image(address)
-            data = source if isinstance(source, bytes) else source.read_bytes()
-        except OSError as error:
-            return _Reading(name, issue=f"it cannot be opened: {error.strerror}")
+            raise source
+        stat = stat_image(address)
+        data = source if isinstance(source, bytes) else source.read_bytes()
         content = hash_content(data)
-        if content in self.index and self.store.is_intact(self.index[content]):
-            return _Reading(name, content, stat=stat)
-        try:
-            image = read_xray(data, name)
-        except XrayError as error:
-            return _Reading(name, content, issue=_strip_name(error, name))
-        if has_two_levels(image):
-            return _Reading(name, content, issue="it has only two gray levels", kind="mask")
-        return _Reading(name, content, image=image, facts=compute_facts(image), stat=stat)
-
-    def _write(self, readings: list[_Reading], start: int) -> None:
-        """Append the new images of a chunk to the store, and record the row of each image."""
-        new: dict[bytes, _Reading] = {}
-        for reading in readings:
-            if reading.image is not None:
-                new.setdefault(reading.content, reading)
-        if new:
-            pixels = resize([one.image for one in new.values()], self.processor).numpy()
-            facts = np.stack([one.facts for one in new.values()])
-            facts["content"] = [np.frombuffer(content, "<u8") for content in new]
-            facts["border"] = compute_border(pixels[:, 0])
-            self.index |= zip(new, self.store.append(pixels, facts).tolist(), strict=True)
-        for number, reading in enumerate(readings, start):
-            if reading.issue:
-                self.issues.append(DataIssue(reading.kind, reading.name, reading.issue))
-            else:
-                self.rows[number] = self.index[reading.content]
-                self.hashes[number] = shorten(reading.content)
-
-
-def _strip_name(error: XrayError, name: str) -> str:
-    """Return an error's sentence without the name at its start."""
-    return str(error).removeprefix(f"{name} ").rstrip(".")
+        if store.find([content], index)[0] >= 0:
+            return _Reading(content, stat)
+        image = read_xray(data, name)
+        if not has_two_levels(image):
+            return _Reading(content, stat, image, compute_facts(image))
+        kind, reason = "mask", "it has only two gray levels"
+    except OSError as error:
+        reason = f"it cannot be opened: {error.strerror}"
+    except XrayError as error:
+        reason = str(error).removeprefix(f"{name} ").rstrip(".")
+    return _Reading(content, issue=DataIssue(kind, name, reason))

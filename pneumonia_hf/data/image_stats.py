@@ -16,7 +16,7 @@ BORDER = 0.04  # width of the border strips, as a share of the image's side
 # Shares are of all pixels of the full-size image.
 FACTS = np.dtype(
     [
-        ("content", "<u8", 2),  # hash of the file's bytes
+        ("content", "<u8"),  # hash of the file's bytes
         ("pixels", "<u8", 2),  # hash of the decoded image
         ("phash", "<u8", 4),  # perceptual hash, 256 bits
         ("width", "<u4"),
@@ -29,7 +29,8 @@ FACTS = np.dtype(
         ("mode", "S19"),  # as stored in the file
         ("format", "S8"),
         ("border", "<u1", 4 * SEGMENTS),  # mean level along the four sides
-        ("checksum", "<u4"),  # CRC-32 of the pixels and of the record above
+        # CRC-32 of the pixels and of the record above: the only sign of damage that keeps the size.
+        ("checksum", "<u4"),
     ]
 )
 

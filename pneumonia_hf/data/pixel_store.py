@@ -12,7 +12,7 @@ import hashlib
 import json
 import mmap
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -85,7 +85,7 @@ class XrayPixels:
         if not self.store.is_mapped and len(self.rows):
             facts = self.store.facts()
             exists = self.rows.max() < len(facts)
-            if not exists or np.any(facts["content"][self.rows, 0] != self.hashes.byteswap()):
+            if not exists or np.any(facts["content"][self.rows] != self.hashes):
                 raise UserError(
                     f"The cache in {self.store.folder} was deleted while in use; start again."
                 )
@@ -164,16 +164,23 @@ class PixelStore:
         _write_at(self.folder / "facts.bin", start * FACTS.itemsize, facts.tobytes())
         return np.arange(start, start + len(facts))
 
-    def index(self) -> dict[bytes, int]:
-        """Return the row of each image by the hash of its file, about 150 bytes per image."""
-        contents = np.ascontiguousarray(self.facts()["content"])
-        # Of two records with one content, the later replaces a damaged image.
-        return {content.tobytes(): row for row, content in enumerate(contents)}
+    def index(self) -> dict[int, int]:
+        """Return the row of each image by the hash of its file."""
+        # Of two records with one hash, the later replaces a damaged image.
+        return {content: row for row, content in enumerate(self.facts()["content"].tolist())}
 
-    def is_intact(self, row: int, facts: np.ndarray | None = None) -> bool:
-        """Return whether the checksum of the image at `row` is right; `facts` saves a mapping."""
-        record = (self.facts() if facts is None else facts)[row]
-        return bool(compute_checksum(self.read(np.array([row]))[0], record) == record["checksum"])
+    def find(self, hashes: Iterable[int], index: dict[int, int]) -> np.ndarray:
+        """Return the row of each image, -1 for what is missing or damaged: int64 [N].
+
+        The checksum takes about 50 microseconds for 50 KB.
+        """
+        facts = self.facts()
+        rows = np.array([index.get(int(content), -1) for content in hashes], np.int64)
+        for at in np.flatnonzero(rows >= 0):
+            record = facts[rows[at]]
+            if compute_checksum(self.read(rows[at : at + 1])[0], record) != record["checksum"]:
+                rows[at] = -1
+        return rows
 
     def lock(self) -> AbstractContextManager[None]:
         """Keep other processes from writing; the lock is released when the process ends."""
@@ -244,17 +251,13 @@ def _hash_of_reading() -> str:
 
 def _write_at(path: Path, place: int, data: bytes) -> None:
     """Write `data` at offset `place` and sync it; create the file if needed."""
-    handle = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
-    with os.fdopen(handle, "r+b", buffering=0) as file:
+    path.touch()
+    with path.open("r+b") as file:
         file.seek(place)
-        view = memoryview(data)
-        while view:
-            view = view[file.write(view) :]
+        file.write(data)
+        file.flush()
         os.fsync(file.fileno())
 
 
 def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except FileNotFoundError:
-        return 0
+    return path.stat().st_size if path.exists() else 0

@@ -34,7 +34,7 @@ def select_listed(
     rows = [row for row, one in enumerate(to_hex(hash_images(data))) if one in listed]
     if not rows:
         raise UserError(f"None of the images is in {path}; check --images and --data_dir.")
-    kept = [one for one in others if hash_content(one.path.read_bytes())[:8].hex() in listed]
+    kept = [one for one in others if to_hex([hash_content(one.path.read_bytes())])[0] in listed]
     return data.select(rows), kept
 
 
@@ -105,7 +105,7 @@ def list_used(predictor: Predictor) -> set[str]:
 def leave_out_used(others: Sequence[OtherImage], predictor: Predictor) -> list[OtherImage]:
     """Return the images of neither class on which the model was neither trained nor chosen."""
     used = list_used(predictor)
-    return [one for one in others if hash_content(one.path.read_bytes())[:8].hex() not in used]
+    return [one for one in others if to_hex([hash_content(one.path.read_bytes())])[0] not in used]
 
 
 def count_seen(predictor: Predictor, dataset: Dataset) -> dict[str, int]:

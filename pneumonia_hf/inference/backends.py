@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.util import find_spec
 from itertools import chain
 from logging import LogRecord
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -20,12 +22,13 @@ from pneumonia_hf.models.backbones import backbone_of
 if TYPE_CHECKING:
     import torch
     from torch import nn
+    from torch.onnx import ONNXProgram
     from transformers import PreTrainedModel
 
 Backend = Literal["torch", "onnx", "openvino", "auto", "int8"]
 # The logits, float [N, C], and the features of the gate's layer, float [N, F], or None without one.
 Compute = Callable[["torch.Tensor"], tuple[np.ndarray, np.ndarray | None]]
-TOLERANCE = 1e-4  # between the probabilities of two backends
+TOLERANCE = 1e-4  # between the probabilities of two backends, or logits of model and ONNX file
 
 
 @dataclass(frozen=True)
@@ -66,11 +69,7 @@ def make_scorer(
         return _choose_scorer(model, images, layer)
     if backend not in BACKENDS:
         raise UserError(f"The backend {backend!r} is unknown; choose from {[*BACKENDS, 'auto']}.")
-    missing = [name for name in NEEDED[backend] if find_spec(name) is None]
-    if missing:
-        raise UserError(
-            f"The backend {backend} needs more packages: pip install {' '.join(missing)}."
-        )
+    check_packages(f"The backend {backend}", NEEDED[backend])
     if backend != "torch" and model.device.type != "cpu":
         raise UserError(
             f"The backend {backend} computes on the CPU; leave it out on an accelerator."
@@ -79,8 +78,27 @@ def make_scorer(
         return _score_by_int8(model, images, layer, ranges)
     scorer = BACKENDS[backend](model, images, layer)
     if backend != "torch":
-        _check_equal(scorer, BACKENDS["torch"](model, images, layer), images, backend)
+        from scipy.special import softmax
+
+        both = (scorer, BACKENDS["torch"](model, images, layer))
+        probabilities = (softmax(compute(images)[0], axis=1) for compute in both)
+        what = f"The probabilities of the backend {backend}"
+        check_equal(*probabilities, what, "use the backend torch")
     return scorer
+
+
+def check_packages(what: str, names: Sequence[str]) -> None:
+    """Raise a UserError if packages are missing that `what` needs."""
+    if missing := [name for name in names if find_spec(name) is None]:
+        raise UserError(f"{what} needs more packages: pip install {' '.join(missing)}.")
+
+
+def check_equal(found: np.ndarray, expected: np.ndarray, what: str, advice: str) -> None:
+    """Raise a UserError if `found` differs from the model's own by more than TOLERANCE."""
+    difference = float(np.abs(found - expected).max())
+    if not difference <= TOLERANCE:  # NaN differs too
+        limit = f"{difference:.2g}, more than {TOLERANCE:g}"
+        raise UserError(f"{what} differ from the model's by {limit}; {advice}.")
 
 
 def _choose_scorer(model: PreTrainedModel, images: torch.Tensor, layer: str | None) -> Scorer:
@@ -102,20 +120,8 @@ def _time(scorer: Scorer, images: torch.Tensor) -> float:
     return time.perf_counter() - started
 
 
-def _check_equal(scorer: Scorer, reference: Scorer, images: torch.Tensor, name: str) -> None:
-    from scipy.special import softmax
-
-    found, expected = (softmax(one(images)[0], axis=1) for one in (scorer, reference))
-    difference = float(np.abs(found - expected).max())
-    if not difference <= TOLERANCE:  # NaN differs too
-        raise UserError(
-            f"The backend {name} differs by {difference:.2g} in its probabilities, more than "
-            f"{TOLERANCE:g}; use the backend torch."
-        )
-
-
-def _make_outputs(model: nn.Module, layer: str | None) -> nn.Module:
-    """Return a module: pixel_values -> logits, and the features of `layer` if it is given."""
+def _make_outputs(model: nn.Module, layer: str | None, class_index: int | None = None) -> nn.Module:
+    """Return a module: pixel_values -> logits, then what is asked for, as of `export_network`."""
     import torch
 
     class Outputs(torch.nn.Module):
@@ -124,17 +130,17 @@ def _make_outputs(model: nn.Module, layer: str | None) -> nn.Module:
             self.model = model
 
         def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            if layer is None:
-                return (self.model(pixel_values=pixel_values).logits,)
-            seen = []
-            hook = self.model.get_submodule(layer).register_forward_hook(
-                lambda module, inputs, output: seen.append(pool_features(output))
-            )
-            try:
+            features = []
+            with ExitStack() as hooks:
+                if layer is not None:
+                    hook = self.model.get_submodule(layer).register_forward_hook(
+                        lambda module, inputs, output: features.append(pool_features(output))
+                    )
+                    hooks.callback(hook.remove)
                 logits = self.model(pixel_values=pixel_values).logits
-            finally:
-                hook.remove()
-            return logits, seen[0]
+            if class_index is None:
+                return (logits, *features)
+            return (logits, *features, logits.softmax(dim=1)[:, class_index])
 
     return Outputs().eval()
 
@@ -142,6 +148,8 @@ def _make_outputs(model: nn.Module, layer: str | None) -> nn.Module:
 def _score_by_torch(model: PreTrainedModel, images: torch.Tensor, layer: str | None) -> Scorer:
     """Score by PyTorch: batch norms folded into convolutions, channels last where that helps."""
     import torch
+
+    from pneumonia_hf.inference.folding import fold_batch_norms
 
     network = fold_batch_norms(model, images)
     layout = torch.contiguous_format
@@ -166,58 +174,23 @@ def _is_convolutional(model: PreTrainedModel) -> bool:
         return False
 
 
-def fold_batch_norms(model: PreTrainedModel, images: torch.Tensor) -> PreTrainedModel:
-    """Return a copy of a model whose batch norms are part of the convolutions before them.
+def export_network(
+    model: PreTrainedModel,
+    images: torch.Tensor,
+    layer: str | None = None,
+    class_index: int | None = None,
+) -> ONNXProgram:
+    """Return a model as an ONNX program: `pixel_values`, for batches of any size, -> logits.
 
-    They are found by running the model on `images`: a batch norm whose input is the output of a
-    convolution. The model itself is returned if it has none, or if the copy's logits differ by
-    more than 1e-3, because something else reads what a convolution returns.
+    Args:
+        model: on the CPU, in evaluation mode; it stays as it is.
+        images: two or more `pixel_values`, to trace it with.
+        layer: the features of this module are an output too, after the logits.
+        class_index: the probability of this class is the last output; outputs then have names.
+
+    Raises:
+        UserError: ONNX cannot express the network.
     """
-    import copy
-
-    import torch
-    from torch import nn
-
-    if not any(isinstance(one, nn.BatchNorm2d) for one in model.modules()):
-        return model
-    original, model = model, copy.deepcopy(model)
-    made: dict[int, tuple[nn.Module, torch.Tensor]] = {}  # the tensor is kept, and so is its id
-    pairs: list[tuple[nn.Module, nn.Module]] = []
-
-    def note_output(module: nn.Module, inputs: tuple, output: torch.Tensor) -> None:
-        made[id(output)] = (module, output)
-
-    def note_input(module: nn.Module, inputs: tuple) -> None:
-        if id(inputs[0]) in made:
-            pairs.append((made[id(inputs[0])][0], module))
-
-    hooks = [
-        one.register_forward_hook(note_output)
-        if isinstance(one, nn.Conv2d)
-        else one.register_forward_pre_hook(note_input)
-        for one in model.modules()
-        if isinstance(one, nn.Conv2d | nn.BatchNorm2d)
-    ]
-    try:
-        with torch.inference_mode():
-            expected = model(pixel_values=images).logits
-    finally:
-        for hook in hooks:
-            hook.remove()
-    names = {module: name for name, module in model.named_modules()}
-    for convolution, norm in pairs:
-        fused = nn.utils.fusion.fuse_conv_bn_eval(convolution, norm)
-        model.set_submodule(names[convolution], fused)
-        # timm's batch norms hold what follows them.
-        rest = [getattr(norm, name) for name in ("drop", "act") if hasattr(norm, name)]
-        model.set_submodule(names[norm], nn.Sequential(*rest))
-    with torch.inference_mode():
-        difference = (model(pixel_values=images).logits - expected).abs().max()
-    return model if difference <= 1e-3 else original
-
-
-def _export(model: PreTrainedModel, images: torch.Tensor, layer: str | None) -> bytes:
-    """Return the model as an ONNX file, for batches of any size."""
     import copy
     import warnings
 
@@ -227,20 +200,26 @@ def _export(model: PreTrainedModel, images: torch.Tensor, layer: str | None) -> 
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # deprecations inside the exporter
         try:
-            program = torch.onnx.export(
-                _make_outputs(network, layer),
+            return torch.onnx.export(
+                _make_outputs(network, layer, class_index),
                 (images[:2],),
                 dynamo=True,
                 verbose=False,
                 input_names=["pixel_values"],
+                # The ranges of int8 are by tensor, so other names would not fit older files.
+                output_names=None if class_index is None else ["logits", "probability"],
                 dynamic_shapes={"pixel_values": {0: torch.export.Dim("batch", min=1)}},
             )
         except torch.onnx.errors.OnnxExporterError as error:
             reason = str(error).strip().splitlines()[0]
             raise UserError(
-                f"This network cannot be exported ({reason}); use the backend torch."
+                f"This network cannot be written as ONNX ({reason}); use it with PyTorch, by the "
+                f"backend torch."
             ) from error
-    return program.model_proto.SerializeToString()
+
+
+def _export(model: PreTrainedModel, images: torch.Tensor, layer: str | None) -> bytes:
+    return export_network(model, images, layer).model_proto.SerializeToString()
 
 
 def _score_by_onnx(model: PreTrainedModel, images: torch.Tensor, layer: str | None) -> Scorer:
@@ -250,10 +229,11 @@ def _score_by_onnx(model: PreTrainedModel, images: torch.Tensor, layer: str | No
 def _run_onnx(content: bytes) -> Scorer:
     import torch
 
-    return Scorer(_open_session(content, torch.get_num_threads()), _open_session(content, 1))
+    return Scorer(open_session(content, torch.get_num_threads()), open_session(content, 1))
 
 
-def _open_session(content: bytes, threads: int) -> Compute:
+def open_session(content: bytes | Path, threads: int) -> Compute:
+    """Return what computes the first output of an ONNX model, and its second if there is one."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -313,17 +293,10 @@ def measure_ranges(
     """
     batches = iter(batches)
     first = next(batches)
-
-    class Reader:
-        def __init__(self) -> None:
-            self.rest = chain([first], batches)
-
-        def get_next(self) -> dict[str, np.ndarray] | None:
-            batch = next(self.rest, None)
-            return None if batch is None else {"pixel_values": batch.numpy()}
-
+    inputs = ({"pixel_values": batch.numpy()} for batch in chain([first], batches))
+    reader = SimpleNamespace(get_next=lambda: next(inputs, None))
     path.unlink(missing_ok=True)  # or it would be read
-    _quantize(_export(model, first, layer), path, Reader())
+    _quantize(_export(model, first, layer), path, reader)
 
 
 def _score_by_int8(

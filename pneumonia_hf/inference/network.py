@@ -36,7 +36,11 @@ REFERENCES_KEY = "attribution_references"  # among our settings
 
 
 class Network:
-    """One model with its processor: images -> log odds of pneumonia."""
+    """One model with its processor: images -> log odds of pneumonia.
+
+    Scores come from a copy of the weights, which is made with the first one: batch norms are
+    folded there, or the network is exported. For weights that changed, make another Network.
+    """
 
     def __init__(
         self,
@@ -186,10 +190,7 @@ class Network:
 
     @cached_property
     def _scorer(self) -> Scorer:
-        """What computes logits and the gate's features; made when the first image is scored.
-
-        Weights that are changed afterwards are not seen.
-        """
+        """What computes logits and the gate's features; made when the first image is scored."""
         generator = np.random.default_rng(0)
         size = self.processor.size
         shape = (size.get("height", size.get("shortest_edge", 224)), size.get("width", 224))

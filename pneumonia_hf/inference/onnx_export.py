@@ -4,28 +4,27 @@ from __future__ import annotations
 
 import copy
 import json
-import warnings
 from dataclasses import astuple
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-import numpy as np
 
 from pneumonia_hf import __version__
 from pneumonia_hf.errors import UserError
 from pneumonia_hf.files import unfinished_file
 from pneumonia_hf.imaging.preprocess import BICUBIC
+from pneumonia_hf.inference.backends import (
+    NEEDED,
+    check_equal,
+    check_packages,
+    export_network,
+    open_session,
+)
 from pneumonia_hf.inference.batch import check_output_file
 
 if TYPE_CHECKING:
-    import torch
-    from torch import nn
-
     from pneumonia_hf.inference.predictor import Predictor
 
-PACKAGES = ("onnx", "onnxscript", "onnxruntime")
-TOLERANCE = 1e-4  # between the logits of the file and those of the model
+PACKAGES = NEEDED["onnx"]
 CHECKED_BATCHES = (1, 3)  # other sizes than the one that is traced
 
 
@@ -50,7 +49,6 @@ def export_onnx(predictor: Predictor, path: str | Path, overwrite: bool = False)
 
     # A copy on the CPU leaves the predictor's own model as it is.
     model = copy.deepcopy(network.model).cpu().eval()
-    model = model.to(memory_format=torch.contiguous_format)
     size = network.processor.size
     crops = getattr(network.processor, "do_center_crop", False)
     if "height" not in size or crops or network.processor.resample != BICUBIC:
@@ -59,50 +57,25 @@ def export_onnx(predictor: Predictor, path: str | Path, overwrite: bool = False)
             f"only those can be exported."
         )
     shape = (3, size["height"], size["width"])
-    program = _trace(model, network.class_index, torch.zeros(2, *shape))
+    program = export_network(model, torch.zeros(2, *shape), class_index=network.class_index)
     program.model.metadata_props.update(_describe(predictor))
+    generator = torch.Generator().manual_seed(0)
     with unfinished_file(path) as unfinished:
         program.save(unfinished, external_data=False)  # one file
-        _check_equal(model, unfinished, shape)
+        compute = open_session(unfinished, torch.get_num_threads())
+        for batch in CHECKED_BATCHES:
+            pixel_values = torch.randn(batch, *shape, generator=generator)
+            with torch.inference_mode():
+                expected = model(pixel_values=pixel_values).logits.float().numpy()
+            found, what = compute(pixel_values)[0], "The logits of the exported network"
+            check_equal(found, expected, what, "nothing was written")
     return path
 
 
 def check_output(path: str | Path, overwrite: bool) -> None:
     """Raise a UserError if a package is missing, or no file can be written to `path`."""
     check_output_file(str(path), overwrite)
-    missing = [name for name in PACKAGES if find_spec(name) is None]
-    if missing:
-        raise UserError(f"ONNX needs more packages: pip install {' '.join(missing)}.")
-
-
-def _trace(model: nn.Module, class_index: int, pixel_values: torch.Tensor):
-    """Return the ONNX program of `model`, for batches of any size."""
-    import torch
-
-    class Outputs(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = model
-
-        def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            logits = self.model(pixel_values=pixel_values).logits
-            return logits, logits.softmax(dim=1)[:, class_index]
-
-    try:
-        with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")  # deprecations inside the exporter
-            return torch.onnx.export(
-                Outputs().eval(),
-                (pixel_values,),
-                dynamo=True,
-                verbose=False,
-                input_names=["pixel_values"],
-                output_names=["logits", "probability"],
-                dynamic_shapes={"pixel_values": {0: torch.export.Dim("batch", min=1)}},
-            )
-    except torch.onnx.errors.OnnxExporterError as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"This network cannot be written as ONNX ({reason}).") from error
+    check_packages("ONNX", PACKAGES)
 
 
 def _describe(predictor: Predictor) -> dict[str, str]:
@@ -121,23 +94,3 @@ def _describe(predictor: Predictor) -> dict[str, str]:
         names = ("threshold", "refer_low", "refer_high")
         metadata |= dict(zip(names, map(str, astuple(point)), strict=True))
     return metadata
-
-
-def _check_equal(model: nn.Module, path: Path, shape: tuple[int, int, int]) -> None:
-    """Raise a UserError if the file and the model differ in their logits of random images."""
-    import onnxruntime
-    import torch
-
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    generator = torch.Generator().manual_seed(0)
-    for batch in CHECKED_BATCHES:
-        pixel_values = torch.randn(batch, *shape, generator=generator)
-        (found,) = session.run(["logits"], {"pixel_values": pixel_values.numpy()})
-        with torch.inference_mode():
-            expected = model(pixel_values=pixel_values).logits.float().numpy()
-        difference = float(np.abs(found - expected).max())
-        if not difference <= TOLERANCE:  # NaN differs too
-            raise UserError(
-                f"The exported network differs from the model by {difference:.2g} in its logits, "
-                f"more than {TOLERANCE:g}; nothing was written."
-            )

@@ -70,6 +70,8 @@ def write_report(
     best, importance = choose_best(study), measure_importance(study)
     frame = study.trials_dataframe(("number", "value", "state", "params", "user_attrs"))
     frame.columns = frame.columns.str.removeprefix("params_").str.removeprefix("user_attrs_")
+    if "error" in frame:  # such a trial is pruned in the study, for the sampler's sake
+        frame.loc[frame["error"].notna(), ["state", "value"]] = "FAIL", None
     is_ascending = [True, study.direction.name == "MINIMIZE"]
     frame = frame.sort_values(["state", "value"], ascending=is_ascending, kind="stable")
     replace_text(folder / TABLE_FILE, frame.to_csv(index=False))

@@ -11,18 +11,17 @@ from __future__ import annotations
 import math
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import optuna
 import torch
 from accelerate.utils.memory import clear_device_cache
 from optuna.distributions import BaseDistribution, distribution_to_json
-from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
+from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy import URL
 from sqlalchemy.exc import DatabaseError
 from sqlalchemy.pool import NullPool
@@ -30,7 +29,6 @@ from transformers import TrainerCallback
 from transformers.hf_argparser import HfArg
 
 from pneumonia_hf.cli import check_choices, format_error
-from pneumonia_hf.compat.optuna import storage_id
 from pneumonia_hf.data.file_hashes import hash_images, to_hex
 from pneumonia_hf.data.load import load_xrays
 from pneumonia_hf.data.pixel_store import cache_in
@@ -88,8 +86,8 @@ def search_recipe(recipe: Recipe, arguments: XrayTrainingArguments, config: Sear
     Each trial is a whole run by `run_recipe` in its own folder. The next values (Bergstra et al.
     2011, the tree-structured Parzen estimator) and the best trial follow from the validation
     metric that `arguments` names; the test split is not scored. With `arguments.resume` an
-    interrupted search continues, within a trial too, and proposes the same trials as an
-    uninterrupted one. An error within one trial, such as divergence, does not end the search.
+    interrupted search continues, within a trial too. An error within one trial, such as
+    divergence, does not end the search.
 
     Raises:
         UserError: ill-formed ranges, a folder in use, a resumed search that was begun with
@@ -132,6 +130,11 @@ def search_recipe(recipe: Recipe, arguments: XrayTrainingArguments, config: Sear
 
 @contextmanager
 def _open_study(folder: Path, **options: Any) -> Iterator[optuna.Study]:
+    """Open the study of a search, and put a trial that was cut off back into its queue.
+
+    No other process runs a trial: the caller holds the lock of the folder, and so a resumed search
+    need not wait until a heartbeat is missed.
+    """
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # it would log each trial a second time
     path, storage = folder / run_record.STUDY_FILE, None
     # A file: address, because in a plain one ? and % have a meaning.
@@ -141,7 +144,12 @@ def _open_study(folder: Path, **options: Any) -> Iterator[optuna.Study]:
     try:
         storage = optuna.storages.RDBStorage(url.render_as_string(), engine_kwargs=pool)
         name = {"study_name": STUDY_NAME, "load_if_exists": True}
-        yield optuna.create_study(storage=storage, **name, **options)
+        study = optuna.create_study(storage=storage, **name, **options)
+        study_id = storage.get_study_id_from_name(STUDY_NAME)
+        for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            trial_id = storage.get_trial_id_from_study_id_trial_number(study_id, trial.number)
+            storage.set_trial_state_values(trial_id, TrialState.WAITING)
+        yield study
     except (optuna.exceptions.StorageInternalError, DatabaseError) as error:
         reason = getattr(error.__cause__ or error, "orig", error)
         raise UserError(
@@ -151,25 +159,6 @@ def _open_study(folder: Path, **options: Any) -> Iterator[optuna.Study]:
     finally:
         if storage is not None:
             storage.remove_session()
-
-
-def propose(
-    trials: Sequence[FrozenTrial], ranges: dict[str, BaseDistribution], direction: str, seed: int
-) -> dict[str, Any]:
-    """Return the hyper-parameters to try next, by name.
-
-    The sampler is new each time, seeded with the number of the trial: its proposal follows from
-    the seed and the earlier trials, wherever a search was interrupted. A failed trial counts as
-    worse than all others; the sampler alone would ignore it, and propose its neighbours.
-    """
-    state = np.random.SeedSequence([seed, len(trials)]).generate_state(1)
-    sampler = optuna.samplers.TPESampler(seed=int(state[0]))
-    study = optuna.create_study(direction=direction, sampler=sampler)
-    for one in trials:
-        if one.state == TrialState.FAIL:
-            one = create_trial(state=TrialState.PRUNED, params=one.params, distributions=ranges)
-        study.add_trial(one)
-    return study.ask(ranges).params
 
 
 @dataclass
@@ -185,48 +174,47 @@ class _Search:
     def run(self) -> Path:
         """Run the trials that are missing; return the folder of the best one."""
         started = time.monotonic()
-        while True:
-            trials = self.study.get_trials(deepcopy=False)
-            if trials:
-                self._report()
-            if not trials or trials[-1].state != TrialState.RUNNING:
-                if self._is_over(trials, minutes=(time.monotonic() - started) / 60):
-                    break
-                direction, ranges = self.study.direction.name.lower(), self.ranges
-                values = propose(trials, ranges, direction, self.arguments.seed)
-                # With all values at once, not by `ask`: a kill leaves no trial with half of them.
-                running = {"state": TrialState.RUNNING, "params": values, "distributions": ranges}
-                self.study.add_trial(create_trial(**running))
-            # A trial that runs before it is begun here belongs to a process that was killed.
-            self._run_trial(self.study.get_trials(deepcopy=False)[-1])
+        self._report()
+        while not self._is_over(minutes=(time.monotonic() - started) / 60):
+            # A new sampler each time: one that is seeded once would, in a resumed search, begin
+            # with the values of the first trials again.
+            seed = self.arguments.seed + len(self._ended())
+            self.study.sampler = optuna.samplers.TPESampler(seed=seed)
+            self._run_trial(self.study.ask(self.ranges))
+            self._report()
         best = choose_best(self.study)
         if best is None:
             raise UserError("No trial is complete; continue with --resume and more trials.")
         return trial_folder(Path(self.arguments.output_dir), best.number)
 
-    def _is_over(self, trials: Sequence[FrozenTrial], minutes: float) -> bool:
-        if len(trials) >= MAX_FAILED and all(one.state == TrialState.FAIL for one in trials):
-            reason = trials[-1].user_attrs["error"]
-            raise UserError(f"All {len(trials)} trials failed, the last one so: {reason}")
-        if len(trials) < self.config.n_trials and minutes >= (self.config.timeout or math.inf):
+    def _ended(self) -> list[FrozenTrial]:
+        return [trial for trial in self.study.get_trials(False) if trial.state.is_finished()]
+
+    def _is_over(self, minutes: float) -> bool:
+        ended = self._ended()
+        errors = [trial.user_attrs.get("error") for trial in ended]
+        if len(ended) >= MAX_FAILED and all(errors):
+            raise UserError(f"All {len(ended)} trials failed, the last one so: {errors[-1]}")
+        if len(ended) < self.config.n_trials and minutes >= (self.config.timeout or math.inf):
             print(f"{self.config.timeout:g} minutes are over; no further trial is started.")
             return True
-        return len(trials) >= self.config.n_trials
+        return len(ended) >= self.config.n_trials
 
-    def _run_trial(self, begun: FrozenTrial) -> None:
+    def _run_trial(self, trial: Trial) -> None:
         """Run a trial, or what is left of it, and record how it ended."""
-        number, started = begun.number, time.monotonic()
-        values = ", ".join(f"{name} {value}" for name, value in begun.params.items())
+        number, started = trial.number, time.monotonic()
+        values = ", ".join(f"{name} {value}" for name, value in trial.params.items())
         print(f"Trial {number} ({number + 1} of {self.config.n_trials}): {values}.", flush=True)
-        trial, value = Trial(self.study, storage_id(begun)), None
-        metric = self.arguments.metric_for_best_model
+        metric, value, state = self.arguments.metric_for_best_model, None, TrialState.PRUNED
         try:
             value = self._train(trial)
             state, ended = TrialState.COMPLETE, f"{metric} {value:.4f}"
         except optuna.TrialPruned:
-            state, ended = TrialState.PRUNED, "pruned, below the median of the others"
+            ended = "pruned, below the median of the others"
         except (UserError, torch.OutOfMemoryError) as error:
-            state, ended = TrialState.FAIL, f"failed: {format_error(error)}"
+            # In the study it is pruned: the sampler ignores failed trials, and would propose
+            # their neighbours.
+            ended = f"failed: {format_error(error)}"
             trial.set_user_attr("error", format_error(error))
         clear_device_cache(garbage_collection=True)  # models and trainers refer to each other
         trial.set_user_attr("seconds", round(time.monotonic() - started))
@@ -254,13 +242,16 @@ class _Search:
 
     def _report(self) -> None:
         """Write the report, and remove the weights of all trials but the best."""
+        ended = self._ended()
+        if not ended:
+            return
         folder, best = Path(self.arguments.output_dir), choose_best(self.study)
         recipe, arguments = apply_values(best.params if best else {}, self.recipe, self.arguments)
         write_report(folder, self.study, recipe, arguments)
-        for one in self.study.get_trials(deepcopy=False) if self.config.keep == "best" else ():
-            if one.state == TrialState.RUNNING or (best and one.number == best.number):
+        for trial in ended if self.config.keep == "best" else ():
+            if best and trial.number == best.number:
                 continue
-            run = trial_folder(folder, one.number)
+            run = trial_folder(folder, trial.number)
             for name in ("config.json", "model.safetensors"):  # manifest, curves and logs stay
                 (run / name).unlink(missing_ok=True)
             for checkpoint in list((run / CHECKPOINTS).rglob("*checkpoint-*")):  # torn ones too
