@@ -19,7 +19,7 @@ from pneumonia_hf.data.table import XrayData, column, take
 from pneumonia_hf.errors import UserError, XrayError
 from pneumonia_hf.imaging.grayscale import has_two_levels
 from pneumonia_hf.imaging.preprocess import resize
-from pneumonia_hf.imaging.read import read_xray
+from pneumonia_hf.imaging.read import open_xray
 from pneumonia_hf.labels import LABELS
 
 if TYPE_CHECKING:
@@ -186,12 +186,12 @@ class _Decoding:
         if content in self.index and self.store.is_intact(self.index[content]):
             return _Reading(name, content, stat=stat)
         try:
-            image = read_xray(data, name)
+            xray = open_xray(data, name)
         except XrayError as error:
             return _Reading(name, content, issue=_strip_name(error, name))
-        if has_two_levels(image):
+        if has_two_levels(xray.image):
             return _Reading(name, content, issue="it has only two gray levels", kind="mask")
-        return _Reading(name, content, image=image, facts=compute_facts(image), stat=stat)
+        return _Reading(name, content, image=xray.image, facts=compute_facts(xray), stat=stat)
 
     def _write(self, readings: list[_Reading], start: int) -> None:
         """Append the new images of a chunk to the store, and record the row of each image."""

@@ -239,7 +239,7 @@ def evaluate_predictor(
         notes=(
             *_notes_on_images(seen, len(unreadable)),
             *_notes_on_gate(scores.distances),
-            *predictor.caveats,
+            *(caveat.sentence for caveat in predictor.caveats),
         ),
     )
 
