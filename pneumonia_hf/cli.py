@@ -120,8 +120,8 @@ def parse_recipe(
         description: for --help.
 
     Raises:
-        SettingError: no such recipe, an unknown key or flag, a required flag left out; a value of the
-            wrong type or out of its range.
+        SettingError: no such recipe, an unknown key or flag, a required flag left out; a value of
+            the wrong type or out of its range.
     """
     from transformers import HfArgumentParser
     from transformers.utils.logging import disable_progress_bar
@@ -217,9 +217,8 @@ def _read_recipe(path: Path) -> dict:
         raise SettingError(f"The recipe {path} does not exist; check --config.") from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
-        raise SettingError(
-            f"The recipe {path} is not a YAML file that can be read: {reason}."
-        ) from (error)
+        fault = f"The recipe {path} is not a YAML file that can be read: {reason}."
+        raise SettingError(fault) from error
     if not isinstance(keys, dict):
         raise SettingError(f"The recipe {path} must hold lines of `key: value`.")
     return {OLD_NAMES.get(str(key), str(key)): value for key, value in keys.items()}
@@ -256,7 +255,7 @@ def add_positive_label(parser: ArgumentParser) -> None:
 def check_inputs(
     models: Sequence[str | Path] = (), data_folders: Sequence[str] = (), flag: str | None = None
 ) -> None:
-    """Raise a ModelError or DataError if a model or data folder does not exist, before torch is imported.
+    """Raise an error if a model or data folder does not exist, before torch is imported.
 
     A model that may be a Hub id is left to `fetch_folder`. `flag` is for the message; by default
     --model or --data_dir.

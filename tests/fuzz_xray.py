@@ -395,12 +395,12 @@ def damage_xray(seeds: tuple[dict, dict], seed: int, number: int) -> tuple[str, 
 
 def work(pickled: Path, seed: int, first: int, last: int) -> None:
     """Read the X-rays from `first` up to `last`, and print JSON lines for each."""
-    from pneumonia_hf.imaging.read import read_xray
+    from pneumonia_hf import open_xray
 
     seeds = pickle.loads(pickled.read_bytes())
     warnings.simplefilter("error")  # as in the test suite
     for kind, data in seeds[0].items():  # excludes imports and first allocations
-        read_xray(data, name=kind)
+        open_xray(data, name=kind)
     path = pickled.with_name(f"X-ray-{first}")
     for number in range(first, last):
         kind, done, data = damage_xray(seeds, seed, number)
@@ -411,7 +411,7 @@ def work(pickled: Path, seed: int, first: int, last: int) -> None:
             source = path
         print(json.dumps({"number": number, "kind": kind, "damage": done}), flush=True)
         before, since = measure_memory(reset=True), time.process_time()
-        outcome, breach = try_read(read_xray, source, name)
+        outcome, breach = try_read(open_xray, source, name)
         seconds = time.process_time() - since
         megabytes = measure_memory() - before
         if seconds > CPU_SECONDS:
@@ -422,12 +422,12 @@ def work(pickled: Path, seed: int, first: int, last: int) -> None:
         print(json.dumps(result), flush=True)
 
 
-def try_read(read_xray: Callable, source: object, name: str | None) -> tuple[str, str | None]:
+def try_read(open_xray: Callable, source: object, name: str | None) -> tuple[str, str | None]:
     """Return "image" or "refusal", and the breach, if any."""
     from pneumonia_hf.errors import XrayError
 
     try:
-        image = read_xray(source, name=name)
+        found = open_xray(source, name=name)
     except XrayError as error:
         text = str(error)
         good = "\n" not in text and text.isprintable() and text.endswith(".") and len(text) <= 200
@@ -436,12 +436,8 @@ def try_read(read_xray: Callable, source: object, name: str | None) -> tuple[str
         return "refusal", f"said {text[:300]!r}"
     except BaseException as error:
         return "refusal", f"raised {type(error).__name__}: {error}"
-    good = (
-        image.mode == "L"
-        and min(image.size) > 0
-        and {"coloured", "mode", "format"} <= set(image.info)
-    )
-    return "image", None if good else f"returned {image}"
+    good = found.image.mode == "L" and min(found.image.size) > 0 and found.mode and found.format
+    return "image", None if good else f"returned {found}"
 
 
 def measure_memory(reset: bool = False) -> float:

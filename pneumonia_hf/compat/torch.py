@@ -1,8 +1,8 @@
 """What torch, and safetensors beside it, tell in no public way.
 
-The version counter of a tensor has no public name, nor have the dicts of a module. Errors of a full disk, a dead worker and a lost
-process have no class of their own: RuntimeError and SafetensorError, which stand for much else, say
-it in words. tests/compat/test_torch.py lets torch raise them, and fails when the words change.
+The version counter of a tensor has no public name, nor have the dicts of a module. Errors of a full
+disk, a dead worker and a lost process have no class of their own: RuntimeError and SafetensorError,
+which stand for much else, say it in words. tests/compat/test_torch.py fails when these change.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def stamp_weights(model: nn.Module) -> tuple:
 
 
 def find_cause(error: BaseException) -> Cause | None:
-    """Return what is behind an error, however the libraries wrap it; None if it is none of these."""
+    """Return what is behind an error, however the libraries wrap it, if it is one of these."""
     wrapped: BaseException | None = error
     while wrapped is not None:
         is_os_error = isinstance(wrapped, OSError) and wrapped.errno in (errno.ENOSPC, errno.EDQUOT)

@@ -20,7 +20,7 @@ from pneumonia_hf.inference.gate import REFUSED_AT
 from pneumonia_hf.inference.predictor import Prediction, Predictor
 from pneumonia_hf.labels import LABELS
 from pneumonia_hf.models.model_folder import GATE_FILE
-from pneumonia_hf.reasons import Reason
+from pneumonia_hf.reasons import OF_INPUT, Reason
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -135,7 +135,7 @@ def explain_left_out(result: Prediction | XrayError, file: str) -> str | None:
     """Return why an image is not measured: it cannot be read, or is a mask; or else None."""
     if isinstance(result, XrayError):
         return str(result)
-    return f"{file}: {Reason.MASK.sentence}" if Reason.MASK in result.reasons else None
+    return f"{file}: {Reason.MASK.value}" if Reason.MASK in result.reasons else None
 
 
 def _predict(predictor: Predictor, data: Dataset, name: str) -> dict[str, np.ndarray]:
@@ -158,4 +158,4 @@ def _predict(predictor: Predictor, data: Dataset, name: str) -> dict[str, np.nda
 
 def _is_doubted(prediction: Prediction) -> bool:
     """Return whether the checks of the file and image themselves refer it, such as of its shape."""
-    return any(reason.kind == "input" for reason in prediction.reasons)
+    return bool(prediction.reasons & OF_INPUT)
