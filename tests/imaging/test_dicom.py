@@ -6,9 +6,9 @@ import zlib
 
 import numpy as np
 import pytest
-from fuzz_xray import encode_dicoms, find_dicom, transcode
 from helpers import draw_xray
 from xray_files import RAMP, make_dicom
+from xray_kinds import encode_dicoms, find_dicom, transcode
 
 from pneumonia_hf import XrayError, open_xray, read_xray
 from pneumonia_hf.imaging import read

@@ -1,5 +1,5 @@
 import pytest
-from fuzz_xray import encode_dicoms
+from xray_kinds import encode_dicoms
 
 from pneumonia_hf import XrayError, read_xray
 
