@@ -25,7 +25,7 @@ def main() -> None:
 def make_upload_folder() -> tempfile.TemporaryDirectory:
     """Return a folder of its own: what is in it may be deleted."""
     from pneumonia_hf.demo.limits import read_setting
-    from pneumonia_hf.errors import UserError
+    from pneumonia_hf.errors import SettingError
 
     parent = read_setting("GRADIO_TEMP_DIR")
     try:
@@ -33,7 +33,7 @@ def make_upload_folder() -> tempfile.TemporaryDirectory:
             os.makedirs(parent, exist_ok=True)
         return tempfile.TemporaryDirectory(prefix="xrays-", dir=parent, ignore_cleanup_errors=True)
     except OSError as error:
-        raise UserError(
+        raise SettingError(
             f"GRADIO_TEMP_DIR is {parent!r}, which is no folder for files ({error.strerror})."
         ) from error
 
@@ -41,7 +41,7 @@ def make_upload_folder() -> tempfile.TemporaryDirectory:
 def serve(uploads: Path) -> None:
     """Serve the app, with `uploads` as gradio's folder for them."""
     from pneumonia_hf.demo.limits import Limits, read_setting
-    from pneumonia_hf.errors import UserError
+    from pneumonia_hf.errors import SettingError
 
     for name in ("GRADIO_SERVER_NAME", "GRADIO_SERVER_PORT"):  # gradio reads them itself
         if value := read_setting(name):
@@ -50,11 +50,11 @@ def serve(uploads: Path) -> None:
             os.environ.pop(name, None)
     port = os.environ.get("GRADIO_SERVER_PORT", "7860")
     if not (port.isascii() and port.isdigit() and 0 < int(port) < 2**16):
-        raise UserError(f"GRADIO_SERVER_PORT is {port!r}; give a number from 1 to 65535.")
+        raise SettingError(f"GRADIO_SERVER_PORT is {port!r}; give a number from 1 to 65535.")
     limits = Limits.from_environment()
     login = read_setting("APP_LOGIN")
     if login is not None and (":" not in login or len(login) < 10):
-        raise UserError("APP_LOGIN must be user:password, of ten characters or more.")
+        raise SettingError("APP_LOGIN must be user:password, of ten characters or more.")
     from PIL import Image
 
     from pneumonia_hf.demo.app import build_demo, launch_options
@@ -68,7 +68,7 @@ def serve(uploads: Path) -> None:
     revision = read_setting("MODEL_REVISION")
     backend = read_setting("BACKEND") or "torch"
     if backend not in (backends := [*BACKENDS, "auto"]):
-        raise UserError(f"BACKEND is {backend!r}; choose from {backends}.")
+        raise SettingError(f"BACKEND is {backend!r}; choose from {backends}.")
     predictor = Predictor.from_pretrained(
         model,
         revision,
@@ -85,9 +85,9 @@ def serve(uploads: Path) -> None:
     try:
         demo.launch(**launch_options(limits, login), mcp_server=True)
     except OSError as error:
-        if "empty port" not in str(error):
+        if error.errno is not None:  # only gradio's own, for a port in use, has no number
             raise
-        raise UserError(
+        raise SettingError(
             f"Port {port} is in use; choose another: make demo PORT=8000, "
             f"or GRADIO_SERVER_PORT=8000 python app.py."
         ) from error

@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageOps
 
 from pneumonia_hf.cli import check_inputs, make_parser, run_script
+from pneumonia_hf.imaging.xray import Xray
 
 CHEST = "RG1_"  # how the names of pydicom's test files of a chest radiograph begin
 # Of skimage.data, those that come with the package: photographs, textures, microscopy, pages.
@@ -65,7 +66,7 @@ def main() -> None:
     show(predictor, f"X-rays of {sources[0].name}, {split}", xrays)
     rows = np.random.default_rng(13).permutation(len(xrays))[: options.images]
     for name, change in CHANGES.items():
-        show(predictor, f"{len(rows)} of these, {name}", (change(xrays[row]) for row in rows))
+        show(predictor, f"{len(rows)} of these, {name}", (change(xrays[row].image) for row in rows))
     for source, text in zip(sources[1:], options.other_xrays, strict=True):
         _, data = choose_split([text], None, predictor)
         show(predictor, f"X-rays of {source.name}", read(data))
@@ -75,11 +76,11 @@ def main() -> None:
         show(predictor, f"DICOM test files of pydicom that show {title}", find_dicom(chest))
 
 
-def show(predictor, title: str, images: Iterable[Image.Image]) -> None:
+def show(predictor, title: str, xrays: Iterable[Xray | Image.Image]) -> None:
     """Print the row of these images."""
     found = Counter()
-    for image in images:
-        one = predictor.predict(image)
+    for xray in xrays:
+        one = predictor.predict(xray)
         refused = one.decision == "REFUSED"
         unlike = not refused and (one.distance or 0) >= 1
         found["refused"] += refused
@@ -91,20 +92,20 @@ def show(predictor, title: str, images: Iterable[Image.Image]) -> None:
     print(f"| {title} | {count} | {' | '.join(cells)} |", flush=True)
 
 
-def read(data) -> Iterator[Image.Image]:
+def read(data) -> Iterator[Xray]:
     """Yield the images of a dataset."""
-    from pneumonia_hf import read_xray
+    from pneumonia_hf import open_xray
     from pneumonia_hf.data.sources import open_images
 
-    return (read_xray(source, name) for name, source in open_images(data))
+    return (open_xray(source, name) for name, source in open_images(data))
 
 
-def find_samples() -> Iterator[Image.Image]:
+def find_samples() -> Iterator[Xray]:
     """Yield the sample images that are installed with scikit-image and scikit-learn."""
     from skimage import data
     from sklearn.datasets import load_sample_images
 
-    from pneumonia_hf import read_xray
+    from pneumonia_hf import open_xray
 
     samples = [*load_sample_images().images, *(getattr(data, name)() for name in SAMPLES)]
     with tempfile.TemporaryDirectory() as folder:
@@ -112,7 +113,7 @@ def find_samples() -> Iterator[Image.Image]:
             array = array * np.uint8(255) if array.dtype == bool else array
             path = Path(folder) / f"{number}.png"
             Image.fromarray(array).save(path)
-            yield read_xray(path)
+            yield open_xray(path)
 
 
 def draw_images(count: int = 40, side: int = 512) -> Iterator[Image.Image]:
@@ -144,7 +145,7 @@ def draw_images(count: int = 40, side: int = 512) -> Iterator[Image.Image]:
         yield image
 
 
-def find_dicom(chest: bool) -> Iterator[Image.Image]:
+def find_dicom(chest: bool) -> Iterator[Xray]:
     """Yield pydicom's readable test files that show a chest X-ray, or that do not, once each.
 
     Most of them are several encodings of one image.
@@ -152,7 +153,7 @@ def find_dicom(chest: bool) -> Iterator[Image.Image]:
     import imagehash
     from pydicom.data import get_testdata_files
 
-    from pneumonia_hf import read_xray
+    from pneumonia_hf import open_xray
     from pneumonia_hf.errors import XrayError
 
     seen = set()
@@ -160,12 +161,12 @@ def find_dicom(chest: bool) -> Iterator[Image.Image]:
         if path.name.startswith(CHEST) != chest:
             continue
         try:
-            image = read_xray(path)
+            xray = open_xray(path)
         except XrayError:
             continue  # no image, broken on purpose, or of an unreadable kind
-        if (looks := imagehash.phash(image)) not in seen:
+        if (looks := imagehash.phash(xray.image)) not in seen:
             seen.add(looks)
-            yield image
+            yield xray
 
 
 if __name__ == "__main__":

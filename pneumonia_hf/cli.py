@@ -12,20 +12,28 @@ from collections.abc import Callable, Sequence
 from dataclasses import Field, fields
 from difflib import get_close_matches
 from pathlib import Path
-from traceback import walk_tb
 from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
-from pneumonia_hf.errors import Stopped, UserError
+from pneumonia_hf.compat.torch import Cause, find_cause
+from pneumonia_hf.errors import DataError, ModelError, SettingError, Stopped, UserError
 from pneumonia_hf.memory import keep_freed_memory
 
 EXIT_FAULT = 2
 EXIT_STOPPED = 143  # 128 + SIGTERM, as in a shell
-# Messages of gloo and NCCL in the processes that are still running.
-PEER_IS_GONE = (
-    "Connection closed by peer",
-    "Connection reset by peer",
-    "NCCL communicator was aborted",
-)
+CAUSES = {
+    Cause.DISK_FULL: "The disk is full; free some space and start again: completed work is kept.",
+    Cause.OUT_OF_MEMORY: (
+        "The accelerator's memory is too small; halve --per_device_train_batch_size."
+    ),
+    Cause.WORKER_DEAD: (
+        "A process that reads the data was killed, perhaps for lack of memory; lower "
+        "--dataloader_num_workers, and continue with --resume from the last checkpoint."
+    ),
+    Cause.PEER_GONE: (
+        "Another process of this run has ended; read its message, and start all processes again "
+        "with --resume: the last checkpoint is kept."
+    ),
+}
 # Flags and recipe keys of earlier versions, which are still read.
 OLD_NAMES = {"stages": "phases", "trainable_stages": "trainable_layer_groups"}
 
@@ -66,25 +74,13 @@ def format_error(error: BaseException) -> str | None:
     """Return one sentence for an error that a user can correct, or None for a bug."""
     if isinstance(error, UserError):
         return str(error)
-    if is_disk_full(error):
-        return "The disk is full; free some space and start again: completed work is kept."
+    if cause := find_cause(error):
+        return CAUSES[cause]
     if isinstance(error, ImportError) and not str(error.name).startswith("pneumonia_hf"):
         reason = str(error).splitlines()[0].rstrip(".")
         return (
             f"A package is missing ({reason}); training, evaluation, search, audit and export "
             f"need: pip install -e '.[train]'."
-        )
-    if type(error).__name__ == "OutOfMemoryError":
-        return "The accelerator's memory is too small; halve --per_device_train_batch_size."
-    if is_worker_dead(error):
-        return (
-            "A process that reads the data was killed, perhaps for lack of memory; lower "
-            "--dataloader_num_workers, and continue with --resume from the last checkpoint."
-        )
-    if isinstance(error, RuntimeError) and any(word in str(error) for word in PEER_IS_GONE):
-        return (
-            "Another process of this run has ended; read its message, and start all processes "
-            "again with --resume: the last checkpoint is kept."
         )
     if isinstance(error, PermissionError) and error.filename:
         return f"No permission to use {error.filename}; choose another folder."
@@ -95,38 +91,11 @@ def format_error(error: BaseException) -> str | None:
     return None
 
 
-def is_worker_dead(error: BaseException) -> bool:
-    """Return whether an error comes from the sudden end of a data loader process."""
-    if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):
-        return True
-    if not isinstance(error, ConnectionError | EOFError):
-        return False
-    # It died while it sent a batch: the error is that of the pipe.
-    frames = walk_tb(error.__traceback__)
-    return any(Path(one.f_code.co_filename).parent.name == "multiprocessing" for one, _ in frames)
-
-
-def is_disk_full(error: BaseException) -> bool:
-    """Return whether an error, however the libraries wrap it, comes from a full disk."""
-    chain: BaseException | None = error
-    while chain is not None:
-        if isinstance(chain, OSError) and chain.errno in (errno.ENOSPC, errno.EDQUOT):
-            return True
-        text = str(chain)
-        # safetensors and torch raise errors of their own, with the cause in the text.
-        if "No space left on device" in text or "os error 28" in text:
-            return True
-        if "PytorchStreamWriter failed" in text or "unexpected pos" in text:
-            return True
-        chain = chain.__cause__ or chain.__context__
-    return False
-
-
 class _Parser(ArgumentParser):
-    """A parser that reports an error as a UserError."""
+    """A parser that reports an error as a SettingError."""
 
     def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message[:1].upper()}{message[1:]}; --help lists the flags.")
+        raise SettingError(f"{message[:1].upper()}{message[1:]}; --help lists the flags.")
 
 
 def make_parser(description: str) -> ArgumentParser:
@@ -151,8 +120,8 @@ def parse_recipe(
         description: for --help.
 
     Raises:
-        UserError: no such recipe, an unknown key or flag, a required flag left out; a value of the
-            wrong type or out of its range.
+        SettingError: no such recipe, an unknown key or flag, a required flag left out; a value of
+            the wrong type or out of its range.
     """
     from transformers import HfArgumentParser
     from transformers.utils.logging import disable_progress_bar
@@ -167,13 +136,13 @@ def parse_recipe(
     for flag in arguments:
         name = flag.partition("=")[0]
         if name.startswith("--") and name not in known:
-            raise UserError(f"Unknown flag {name}{similar(name, known)}.")
+            raise SettingError(f"Unknown flag {name}{similar(name, known)}.")
     recipe = _config_flag(arguments)
     keys = _read_recipe(recipe) if recipe else {}
     all_keys = own.keys() | {one.name for kind in others for one in fields(kind) if one.init}
     for key in keys:
         if key not in all_keys:
-            raise UserError(f"{recipe} has an unknown key {key!r}{similar(key, all_keys)}.")
+            raise SettingError(f"{recipe} has an unknown key {key!r}{similar(key, all_keys)}.")
     parser = Parser(kinds, description=description, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--config", help="Recipe: a YAML file of the flags below.")
     first = []  # the recipe as flags, before those of the command line: the last one wins
@@ -181,7 +150,7 @@ def parse_recipe(
         if key in own and not (value is None and own[key].default is None):
             flags = _to_flags(own[key], value)
             if not (flags and _accepts(parser, flags)):
-                raise UserError(f"{recipe} has {key}: {value}, which is not a valid value.")
+                raise SettingError(f"{recipe} has {key}: {value}, which is not a valid value.")
             first += flags
     try:
         *parsed, _, rest = parser.parse_args_into_dataclasses(
@@ -190,18 +159,18 @@ def parse_recipe(
     except ArgumentError as error:
         parser.error(str(error))
     except ValueError as error:  # transformers' own checks of its arguments
-        raise UserError(" ".join(str(error).split())) from error
+        raise SettingError(" ".join(str(error).split())) from error
     if rest:
         parser.error(f"{rest[0]!r} belongs to no flag")
     return tuple(parsed)
 
 
 def check_choices(config: Any) -> None:
-    """Raise a UserError where a field of a dataclass typed `Literal[...]` has another value."""
+    """Raise a SettingError where a field of a dataclass typed `Literal[...]` has another value."""
     for name, hint in get_type_hints(type(config)).items():
         value = getattr(config, name, None)
         if get_origin(hint) is Literal and value not in get_args(hint):
-            raise UserError(
+            raise SettingError(
                 f"Unknown {name} {value!r}; choose from {', '.join(map(str, get_args(hint)))}."
             )
 
@@ -227,7 +196,7 @@ def _accepts(parser: ArgumentParser, flags: list[str]) -> bool:
         parser.parse_known_args(flags)
     except ArgumentError as error:
         return error.argument_name is None
-    except UserError:
+    except SettingError:
         pass  # what is required may be on the command line
     return True
 
@@ -245,14 +214,13 @@ def _read_recipe(path: Path) -> dict:
     try:
         keys = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise UserError(f"The recipe {path} does not exist; check --config.") from error
+        raise SettingError(f"The recipe {path} does not exist; check --config.") from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
-        raise UserError(f"The recipe {path} is not a YAML file that can be read: {reason}.") from (
-            error
-        )
+        fault = f"The recipe {path} is not a YAML file that can be read: {reason}."
+        raise SettingError(fault) from error
     if not isinstance(keys, dict):
-        raise UserError(f"The recipe {path} must hold lines of `key: value`.")
+        raise SettingError(f"The recipe {path} must hold lines of `key: value`.")
     return {OLD_NAMES.get(str(key), str(key)): value for key, value in keys.items()}
 
 
@@ -287,7 +255,7 @@ def add_positive_label(parser: ArgumentParser) -> None:
 def check_inputs(
     models: Sequence[str | Path] = (), data_folders: Sequence[str] = (), flag: str | None = None
 ) -> None:
-    """Raise a UserError if a model or data folder does not exist, before torch is imported.
+    """Raise an error if a model or data folder does not exist, before torch is imported.
 
     A model that may be a Hub id is left to `fetch_folder`. `flag` is for the message; by default
     --model or --data_dir.
@@ -298,9 +266,9 @@ def check_inputs(
     for model in map(str, models):
         repo_id = to_hub_id(model, flag or "--model").partition("@")[0]
         if not HUB_ID.match(repo_id) and not expand(model).exists():
-            raise UserError(f"The model folder {model} does not exist; check {flag or '--model'}.")
+            raise ModelError(f"The model folder {model} does not exist; check {flag or '--model'}.")
     for folder in data_folders:
         if not expand(folder).exists():
-            raise UserError(
+            raise DataError(
                 f"The data folder {folder} does not exist; check {flag or '--data_dir'}."
             )

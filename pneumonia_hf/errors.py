@@ -14,6 +14,22 @@ class UserError(Exception):
         return [f"error: {self}"]
 
 
+class DataError(UserError):
+    """A data set that cannot be used."""
+
+
+class ModelError(UserError):
+    """A model that cannot be loaded, or that cannot do what is asked of it."""
+
+
+class HubError(UserError):
+    """The Hub, which refuses, or is out of reach."""
+
+
+class SettingError(UserError):
+    """A flag, key of a recipe or environment variable that is unknown or has a wrong value."""
+
+
 class XrayError(UserError, ValueError):
     """A file or byte string that cannot be read as one X-ray image."""
 

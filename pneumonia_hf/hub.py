@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from pneumonia_hf.errors import UserError
+from pneumonia_hf.errors import HubError, ModelError
 
 HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?\Z")
 ADDRESSES = ("https://", "http://", "hf://", "huggingface.co/", "hf.co/")
@@ -22,17 +22,18 @@ def fetch_folder(
     error messages.
 
     Raises:
-        UserError: neither a folder nor an accessible model on the Hub.
+        ModelError: neither a folder nor the name of a model.
+        HubError: no accessible model on the Hub.
     """
     text = str(path_or_id)
     folder = Path(text).expanduser()
     if folder.is_dir():
         return folder
     if folder.exists():
-        raise UserError(f"{text} is a file; {flag} takes a folder or a Hub id.")
+        raise ModelError(f"{text} is a file; {flag} takes a folder or a Hub id.")
     repo_id, _, at = text.partition("@")
     if not HUB_ID.match(repo_id) or text.startswith("."):
-        raise UserError(f"The {what} folder {text} does not exist; check {flag}.")
+        raise ModelError(f"The {what} folder {text} does not exist; check {flag}.")
     revision = revision or at or None
     from huggingface_hub import snapshot_download
 
@@ -45,7 +46,7 @@ def fetch_folder(
             folder = Path(snapshot_download(repo_id, revision=revision, allow_patterns=files))
     except Exception as error:
         if reason := _explain_download_error(error, repo_id, revision, what, flag):
-            raise UserError(reason) from error
+            raise HubError(reason) from error
         raise
     return folder
 
@@ -79,7 +80,7 @@ def to_hub_id(text: str, flag: str = "--model") -> str:
     """Return the address of a model's page as `owner/name[@revision]`, and other text as it is.
 
     Raises:
-        UserError: the address of something else. `flag` is for the message.
+        ModelError: the address of something else. `flag` is for the message.
     """
     if not text.strip().startswith(ADDRESSES):
         return text
@@ -90,7 +91,7 @@ def to_hub_id(text: str, flag: str = "--model") -> str:
     except ValueError:
         found = None
     if found is None or found.type != "model":
-        raise UserError(
+        raise ModelError(
             f"{text.strip()} is not the address of a model of the Hub; check {flag}: it takes "
             f"owner/name too."
         )
@@ -178,7 +179,8 @@ def push_folder(
     those missing in `folder` are deleted on the Hub. The model `card` is validated first.
 
     Raises:
-        UserError: an invalid card, no permission, no network.
+        ModelError: an invalid card.
+        HubError: no permission, no network.
     """
     from huggingface_hub import HfApi, ModelCard
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
@@ -190,7 +192,7 @@ def push_folder(
         if "/" not in repo_id:
             raise HFValidationError(repo_id)
     except HFValidationError as error:
-        raise UserError(f"{repo_id!r} is not a Hub id; give it as owner/name.") from error
+        raise HubError(f"{repo_id!r} is not a Hub id; give it as owner/name.") from error
     api = HfApi()
     try:
         # The Hub rejects a commit with an invalid card: validate before creating anything.
@@ -205,21 +207,21 @@ def push_folder(
             commit_message="Add the model, its card and how it was made",
         )
     except LocalTokenNotFoundError as error:
-        raise UserError("You are not logged in to the Hub; run `hf auth login` first.") from error
+        raise HubError("You are not logged in to the Hub; run `hf auth login` first.") from error
     except HfHubHTTPError as error:
         if is_connection_error(error):
-            raise UserError("The Hub has an internal error; try again later.") from error
+            raise HubError("The Hub has an internal error; try again later.") from error
         status = error.response.status_code
         hint = {
             401: "run `hf auth login` with a token that has write access",
             403: "use a token with write access to it, or another --repo_id",
         }.get(status, "check --repo_id and your token")
-        raise UserError(f"The Hub refused the push to {repo_id} ({status}); {hint}.") from error
+        raise HubError(f"The Hub refused the push to {repo_id} ({status}); {hint}.") from error
     except (ValueError, YAMLError) as error:
         reason = " ".join(str(error).split())
-        raise UserError(f"The model card {folder / card} is invalid: {reason}") from error
+        raise ModelError(f"The model card {folder / card} is invalid: {reason}") from error
     except Exception as error:
         if not is_connection_error(error):
             raise
-        raise UserError("The Hub cannot be reached; check the network and try again.") from error
+        raise HubError("The Hub cannot be reached; check the network and try again.") from error
     return commit.commit_url

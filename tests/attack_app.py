@@ -26,7 +26,8 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from fuzz_xray import damage_xray, encode_images
+from damages import damage_xray
+from xray_kinds import encode_images
 
 GOOD_EVERY = 50
 SVG = b'<svg xmlns="http://www.w3.org/2000/svg"><script>fetch("http://127.0.0.1:9")</script></svg>'

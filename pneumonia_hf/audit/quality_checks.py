@@ -12,7 +12,7 @@ from pneumonia_hf.audit.dataset import (
     finding_of_issues,
 )
 from pneumonia_hf.data.issues import ISSUE_KINDS
-from pneumonia_hf.imaging import input_checks as gate
+from pneumonia_hf.imaging.xray import LEAST_SPREAD, LONGEST_SHAPE, SMALLEST_SIDE
 from pneumonia_hf.labels import LABELS
 
 WHITE_SHARE = 0.1  # of saturated pixels; real X-rays have up to 0.04
@@ -25,8 +25,8 @@ def check_sizes(xrays: Xrays) -> Finding:
     """Sizes and shapes: images too small or too long to be chest X-rays."""
     width = xrays.images.facts("width").astype(np.int64)
     height = xrays.images.facts("height").astype(np.int64)
-    small = np.minimum(width, height) < gate.SMALLEST_SIDE
-    long = np.maximum(width, height) > gate.LONGEST_SHAPE * np.minimum(width, height)
+    small = np.minimum(width, height) < SMALLEST_SIDE
+    long = np.maximum(width, height) > LONGEST_SHAPE * np.minimum(width, height)
     odd = np.flatnonzero(small | long)
     ratio = width / height
     sizes, counts = np.unique(np.stack([width, height]), axis=1, return_counts=True)
@@ -108,7 +108,7 @@ def check_saturated(xrays: Xrays) -> Finding:
 
 def check_blank(xrays: Xrays) -> Finding:
     """Blank images."""
-    blank = np.flatnonzero(xrays.images.facts("std") < gate.LEAST_SPREAD)
+    blank = np.flatnonzero(xrays.images.facts("std") < LEAST_SPREAD)
     verdict = "warn" if len(blank) else "pass"
     return finding_of_images(xrays, verdict, blank, f"{count_noun(blank, 'image')}.")
 

@@ -20,7 +20,7 @@ from pneumonia_hf.data.table import XrayData, column, take
 from pneumonia_hf.errors import UserError, XrayError
 from pneumonia_hf.imaging.grayscale import has_two_levels
 from pneumonia_hf.imaging.preprocess import resize
-from pneumonia_hf.imaging.read import read_xray
+from pneumonia_hf.imaging.read import open_xray
 from pneumonia_hf.labels import LABELS
 
 if TYPE_CHECKING:
@@ -167,9 +167,9 @@ def _read(
         content = hash_content(data)
         if store.find([content], index)[0] >= 0:
             return _Reading(content, stat)
-        image = read_xray(data, name)
-        if not has_two_levels(image):
-            return _Reading(content, stat, image, compute_facts(image))
+        xray = open_xray(data, name)
+        if not has_two_levels(xray.image):
+            return _Reading(content, stat, xray.image, compute_facts(xray))
         kind, reason = "mask", "it has only two gray levels"
     except OSError as error:
         reason = f"it cannot be opened: {error.strerror}"

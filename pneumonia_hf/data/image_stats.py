@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from PIL import Image
+    from pneumonia_hf.imaging.xray import Xray
 
 SEGMENTS = 8  # per side of the border
 BORDER = 0.04  # width of the border strips, as a share of the image's side
@@ -35,10 +35,11 @@ FACTS = np.dtype(
 )
 
 
-def compute_facts(image: Image.Image) -> np.ndarray:
+def compute_facts(xray: Xray) -> np.ndarray:
     """Return the FACTS of a full-size image: a record without content, border and checksum."""
     import imagehash
 
+    image = xray.image
     record = np.zeros((), FACTS)
     counts = np.asarray(image.histogram(), dtype=np.float64)
     levels, total = np.arange(256.0), counts.sum()
@@ -53,9 +54,9 @@ def compute_facts(image: Image.Image) -> np.ndarray:
     record["mean"] = mean
     record["std"] = np.sqrt(counts @ (levels - mean) ** 2 / total)
     record["black"], record["white"] = counts[:2].sum() / total, counts[254:].sum() / total
-    record["coloured"] = bool(image.info.get("coloured"))
-    record["mode"] = str(image.info.get("mode", image.mode)).encode()[:19]
-    record["format"] = str(image.info.get("format", "")).encode()[:8]
+    record["coloured"] = xray.coloured
+    record["mode"] = xray.mode.encode()[:19]
+    record["format"] = xray.format.encode()[:8]
     return record
 
 

@@ -35,7 +35,7 @@ CACHE_VARIABLE = "PNEUMONIA_HF_CACHE"  # environment variable with the cache fol
 _chosen: ContextVar[str | Path | None] = ContextVar("cache folder", default=None)
 MAPPED = 16 << 20  # bytes read through the map before its pages are released
 # The modules whose code determines pixels and facts.
-_MODULES = "read dicom dicom_display modalities jpeg_headers grayscale preprocess".split()
+_MODULES = "read xray dicom dicom_display modalities jpeg_headers grayscale preprocess".split()
 READING = (
     *(f"pneumonia_hf.imaging.{name}" for name in _MODULES),
     "pneumonia_hf.data.image_stats",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +128,7 @@ def build_demo(predictor: Predictor, limits: Limits | None = None) -> gr.Blocks:
         add_endpoints(engine)  # first: an event of the page would take one of their names
         gr.Markdown("# Pneumonia in chest X-rays")
         gr.Markdown(NOTICE)
-        # The image of this visitor, in memory: {"image": PIL image, "prediction": ...}.
+        # The X-ray of this visitor, in memory: {"xray": Xray, "prediction": ...}.
         held = gr.State(None, time_to_live=1800)
         with gr.Tabs():
             with gr.Tab("Image"):
@@ -187,14 +188,14 @@ def _add_one_image(engine: Engine, held: gr.State) -> gr.HTML:
             return None, "", None
         started = time.perf_counter()
         try:
-            image = engine.read(path)
+            xray = engine.read(path)
             # The whole page can be tried with the drawing, which the gate would refuse.
-            prediction = engine.predict(image, refuse=not drawn)
+            prediction = engine.predict(xray, refuse=not drawn)
         except UserError as error:  # in the place of the answer, where it stays
             return None, to_error(str(error)), None
         seconds = time.perf_counter() - started
         text = answer_to_html(prediction, engine.predictor, engine.reports, seconds)
-        found = {"image": image, "prediction": prediction, "shown": to_data_uri(image)}
+        found = {"xray": xray, "prediction": prediction, "shown": to_data_uri(xray.image)}
         return found, text, {"image": found["shown"], "maps": []}
 
     def explain(found: dict | None, first: str, other: str) -> dict | None:
@@ -205,7 +206,7 @@ def _add_one_image(engine: Engine, held: gr.State) -> gr.HTML:
             wanted = []
         maps = []
         for name in wanted:
-            made = engine.attribute(found["image"], name)
+            made = engine.attribute(found["xray"].image, name)
             title = " ".join([engine.title_of(name), *made.warnings])
             maps.append({"title": title, "source": map_to_data_uri(made.values)})
         return {"image": found["shown"], "maps": maps}
@@ -215,7 +216,7 @@ def _add_one_image(engine: Engine, held: gr.State) -> gr.HTML:
 
         if found is None:
             raise UserError("Upload a chest X-ray first.")
-        image, prediction = found["image"], found["prediction"]
+        image, prediction = found["xray"].image, found["prediction"]
         with_map = first != NO_MAP and prediction.decision != "REFUSED"
         values = engine.attribute(image, first).values if with_map else None
         arguments = (engine, prediction, image, values, first if with_map else None)
@@ -280,12 +281,13 @@ def _add_what_if(engine: Engine, held: gr.State, tab: gr.Tab, shown: gr.HTML) ->
             return f"<p>{text}</p>", None
         left, top, right, bottom = (one / 100 for one in box)
         part = (left, top, right, bottom) if right > left and bottom > top else None
-        image = mask(found["image"], share / 100, part, how)
+        image = mask(found["xray"].image, share / 100, part, how)
         before = found["prediction"].probability
         after = before
         if share or part:
             # The gate is left out: a hidden part makes any image unlike the training images.
-            after = engine.predict(image, refuse=False).probability
+            masked_xray = replace(found["xray"], image=image)
+            after = engine.predict(masked_xray, refuse=False).probability
         point = engine.predictor.operating_point
         scales = "".join(
             f"<h4>{title}</h4>"

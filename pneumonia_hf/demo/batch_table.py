@@ -50,7 +50,7 @@ def to_table(rows: Sequence[BatchRow], done: bool = True) -> str:
 
 def _to_line(row: BatchRow) -> str:
     found = row.prediction
-    image = f'<img src="{thumbnail(row.image)}" alt="">' if row.image is not None else ""
+    image = f'<img src="{thumbnail(row.xray.image)}" alt="">' if row.xray is not None else ""
     probability = to_percent(found.probability) if found and found.probability is not None else ""
     decision = DECISIONS[found.decision] if found else "Not readable"
     notes = " ".join(found.warnings) if found else row.fault

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Literal
 
 import gradio as gr
@@ -11,6 +10,7 @@ from pneumonia_hf.compat.gradio import hide_from_mcp, make_upload
 from pneumonia_hf.demo.engine import NO_MAP
 from pneumonia_hf.errors import UserError
 from pneumonia_hf.inference.attribution import overlay
+from pneumonia_hf.inference.predictor import FIELDS
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -36,12 +36,12 @@ def add_endpoints(engine: Engine) -> None:
         """
         read = engine.read(image)
         prediction = engine.predict(read)
-        found = asdict(prediction)
+        found = prediction.to_dict()
         if method in (NO_MAP, None) or prediction.decision == "REFUSED":
             return found, None
-        attribution_map = engine.attribute(read, method)
+        attribution_map = engine.attribute(read.image, method)
         found["warnings"] += attribution_map.warnings
-        return found, overlay(read, attribution_map.values)
+        return found, overlay(read.image, attribution_map.values)
 
     def explain(
         image: str, method: methods = engine.offered_method
@@ -61,7 +61,7 @@ def add_endpoints(engine: Engine) -> None:
         if method == NO_MAP:
             raise UserError(f"/explain needs a method; choose from {engine.methods}.")
         method = method or engine.offered_method  # null, from a program that sends all fields
-        read = engine.read(image)
+        read = engine.read(image).image
         found = engine.attribute(read, method)
         verdict = engine.verdicts.get(method, "not tested")
         described = {"method": method, "verdict": verdict, "warnings": found.warnings}
@@ -79,11 +79,10 @@ def add_endpoints(engine: Engine) -> None:
         """
         if not files:
             raise UserError("There is no image; upload X-rays or a zip file of them.")
-        empty = {"label": None, "probability": None, "threshold": None, "decision": None,
-                 "warnings": [], "distance": None}  # fmt: skip
+        empty = dict.fromkeys(FIELDS) | {"warnings": []}
         return [
             {"file": row.file, "error": row.fault or None}
-            | (asdict(row.prediction) if row.prediction else empty)
+            | (row.prediction.to_dict() if row.prediction else empty)
             for rows in engine.score_batch(files)
             for row in rows
         ]

@@ -16,7 +16,8 @@ from pneumonia_hf.demo.limits import BUSY, Limits
 from pneumonia_hf.demo.micro_batch import MicroBatcher
 from pneumonia_hf.errors import UserError, XrayError
 from pneumonia_hf.files import read_json
-from pneumonia_hf.imaging.read import START, is_image_name, is_image_start, read_xray
+from pneumonia_hf.imaging.read import START, is_image_name, is_image_start, open_xray
+from pneumonia_hf.imaging.xray import Xray
 from pneumonia_hf.inference.attribution import AttributionMap, attribute, methods_for
 from pneumonia_hf.inference.network import COMPUTING
 from pneumonia_hf.inference.predictor import Prediction, Predictor
@@ -40,7 +41,7 @@ class BatchRow:
     file: str
     prediction: Prediction | None  # None: it could not be read
     fault: str  # why, as a sentence
-    image: Image.Image | None
+    xray: Xray | None
 
 
 class Budget:
@@ -98,8 +99,8 @@ class Engine:
         )
         return f"{NAMES.get(method, method.replace('_', ' '))} ({verdict})"
 
-    def read(self, path: str | None) -> Image.Image:
-        """Return the image of an upload.
+    def read(self, path: str | None) -> Xray:
+        """Return the X-ray of an upload.
 
         Raises:
             UserError: there is none; it cannot be read, or is larger than the limits.
@@ -108,7 +109,7 @@ class Engine:
             raise UserError(NO_FILE)
         file = Path(path)
         self._check_file(file)
-        return read_xray(file, file.name, self.limits.megapixels * 10**6)
+        return open_xray(file, file.name, self.limits.megapixels * 10**6)
 
     def _check_file(self, file: Path) -> None:
         if not file.is_file():
@@ -120,8 +121,8 @@ class Engine:
                 f"allowed."
             )
 
-    def predict(self, image: Image.Image, refuse: bool = True) -> Prediction:
-        """Return the decision on an image.
+    def predict(self, xray: Xray, refuse: bool = True) -> Prediction:
+        """Return the decision on an X-ray.
 
         Without `refuse` the gate only warns: for images with hidden parts, and for a drawing.
 
@@ -129,10 +130,10 @@ class Engine:
             UserError: other requests took too long.
         """
         if refuse:
-            return self.batcher.predict(image, self.limits.seconds)
+            return self.batcher.predict(xray, self.limits.seconds)
         self._wait()
         try:
-            return self.predictor.predict_all([image], refuse=False)[0]
+            return self.predictor.predict_all([xray], refuse=False)[0]
         finally:
             COMPUTING.release()
 
@@ -236,20 +237,20 @@ class Engine:
                 raise content
             if isinstance(content, Path):
                 return BatchRow(name, None, "", self.read(str(content)))
-            image = read_xray(content, name, self.limits.megapixels * 10**6)
-            return BatchRow(name, None, "", image)
+            xray = open_xray(content, name, self.limits.megapixels * 10**6)
+            return BatchRow(name, None, "", xray)
         except UserError as error:
             return BatchRow(name, None, str(error), None)
 
     def _score(self, rows: list[BatchRow]) -> list[BatchRow]:
-        images = [one.image for one in rows if one.image is not None]
+        xrays = [row.xray for row in rows if row.xray is not None]
         self._wait()
         try:
-            predictions = iter(self.predictor.predict_all(images) if images else [])
+            predictions = iter(self.predictor.predict_all(xrays) if xrays else [])
         finally:
             COMPUTING.release()
         return [
-            one if one.image is None else replace(one, prediction=next(predictions)) for one in rows
+            row if row.xray is None else replace(row, prediction=next(predictions)) for row in rows
         ]
 
     def describe_model(self) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 
-from pneumonia_hf.errors import UserError
+from pneumonia_hf.errors import SettingError
 from pneumonia_hf.imaging.read import MAX_PIXELS
 
 BUSY = "The app is busy; try again in a minute."
@@ -47,7 +47,7 @@ class Limits:
         """Return the limits that the environment variables give, and defaults for others.
 
         Raises:
-            UserError: a value is not a positive integer.
+            SettingError: a value is not a positive integer.
         """
         given = {}
         for one in fields(cls):
@@ -55,6 +55,6 @@ class Limits:
             if (text := read_setting(variable, environment)) is None:
                 continue
             if not (text.isascii() and text.isdigit() and int(text) > 0):
-                raise UserError(f"{variable} is {text!r}; give a positive whole number.")
+                raise SettingError(f"{variable} is {text!r}; give a positive whole number.")
             given[one.name] = int(text)
         return cls(**given)

@@ -12,10 +12,9 @@ from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from PIL import Image
-
 from pneumonia_hf.demo.limits import BUSY
 from pneumonia_hf.errors import UserError
+from pneumonia_hf.imaging.xray import Xray
 from pneumonia_hf.inference.network import COMPUTING
 from pneumonia_hf.inference.predictor import Prediction
 
@@ -26,25 +25,25 @@ STEP = 0.02  # seconds between looks whether another request has scored this one
 
 @dataclass(eq=False)  # `remove` must not compare pixels
 class _Request:
-    image: Image.Image
+    xray: Xray
     answer: Future[Prediction] = field(default_factory=Future)
 
 
 class MicroBatcher:
     """Whoever gets to compute scores for all that wait; a request alone does not wait."""
 
-    def __init__(self, score: Callable[[list[Image.Image]], list[Prediction]]) -> None:
+    def __init__(self, score: Callable[[list[Xray]], list[Prediction]]) -> None:
         """Take what scores several images."""
         self.score = score
         self.waiting: deque[_Request] = deque()
 
-    def predict(self, image: Image.Image, seconds: float) -> Prediction:
-        """Return the decision on an image; `seconds` is the longest that it waits.
+    def predict(self, xray: Xray, seconds: float) -> Prediction:
+        """Return the decision on an X-ray; `seconds` is the longest that it waits.
 
         Raises:
             UserError: other requests took too long.
         """
-        request = _Request(image)
+        request = _Request(xray)
         self.waiting.append(request)
         deadline = time.monotonic() + seconds
         while not request.answer.done():
@@ -76,7 +75,7 @@ class MicroBatcher:
 
     def _answer(self, some: list[_Request]) -> None:
         try:
-            found = self.score([one.image for one in some])
+            found = self.score([one.xray for one in some])
         except Exception as error:
             if len(some) == 1:
                 some[0].answer.set_exception(error)
@@ -89,4 +88,4 @@ class MicroBatcher:
 
 
 def _count_pixels(request: _Request) -> int:
-    return request.image.width * request.image.height
+    return request.xray.image.width * request.xray.image.height

@@ -154,7 +154,7 @@ def _list_notes(evaluation: Evaluation) -> tuple[list[str], list[str]]:
     more = {
         f"{seen['test']} of these images are of the internal test set, of the same site as the "
         f"training data: the numbers say little about another site.": seen["test"],
-        **dict.fromkeys(evaluation.predictor.caveats, 1),
+        **dict.fromkeys((one.sentence for one in evaluation.predictor.caveats), 1),
         **dict.fromkeys(_describe_gate(evaluation.scores.distances), 1),
         f"{unreadable} {files} could not be read and are in no number below.": unreadable,
     }

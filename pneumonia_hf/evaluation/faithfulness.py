@@ -352,7 +352,6 @@ def _permute_weights(network: Network, seed: int) -> Network:
     """Return a copy of a network, the entries of whose weight tensors are permuted."""
     found = copy.copy(network)
     found.model = copy.deepcopy(network.model)
-    found.__dict__.pop("_scorer", None)  # made of the other weights
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in found.model.parameters():

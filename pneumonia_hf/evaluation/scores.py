@@ -13,20 +13,14 @@ import pneumonia_hf
 from pneumonia_hf.data.file_hashes import hash_images, to_hex
 from pneumonia_hf.data.sources import open_images
 from pneumonia_hf.data.table import column
-from pneumonia_hf.errors import UserError, XrayError
+from pneumonia_hf.errors import DataError, XrayError
 from pneumonia_hf.evaluation.steps import Steps
 from pneumonia_hf.hub import find_weights
-from pneumonia_hf.imaging.input_checks import MASK
 from pneumonia_hf.inference.gate import REFUSED_AT
-from pneumonia_hf.inference.predictor import (
-    NO_CHEST_XRAY,
-    TOO_CLOSE,
-    UNLIKE,
-    Prediction,
-    Predictor,
-)
+from pneumonia_hf.inference.predictor import Prediction, Predictor
 from pneumonia_hf.labels import LABELS
 from pneumonia_hf.models.model_folder import GATE_FILE
+from pneumonia_hf.reasons import OF_INPUT, Reason
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -73,7 +67,7 @@ def score_images(
     """Return the decision on every readable image; `name` is for messages.
 
     Raises:
-        UserError: no image of a class can be read; with `strict`, any cannot.
+        DataError: no image of a class can be read; with `strict`, any cannot.
     """
     found = (steps or Steps()).run(
         f"scores {identify(predictor, data)}", lambda: _predict(predictor, data, name)
@@ -81,7 +75,7 @@ def score_images(
     unreadable = tuple(found["unreadable"].tolist())
     kept = found["kept"]
     if unreadable and (strict or not len(kept)):
-        raise UserError(
+        raise DataError(
             f"{len(unreadable)} of {len(data)} files cannot be read; repair or remove them: "
             f"{' '.join(unreadable[:3])}"
         )
@@ -89,7 +83,7 @@ def score_images(
     labels = column(rows, "label").to_numpy()
     for label, class_name in enumerate(LABELS):
         if not np.any(labels == label):
-            raise UserError(f"{name} has no readable {class_name}; both classes are needed.")
+            raise DataError(f"{name} has no readable {class_name}; both classes are needed.")
     point = predictor.operating_point
     probabilities, distances = found["probabilities"], found["distances"]
     reasons = {
@@ -141,7 +135,7 @@ def explain_left_out(result: Prediction | XrayError, file: str) -> str | None:
     """Return why an image is not measured: it cannot be read, or is a mask; or else None."""
     if isinstance(result, XrayError):
         return str(result)
-    return f"{file}: {MASK}" if MASK in result.warnings else None
+    return f"{file}: {Reason.MASK.value}" if Reason.MASK in result.reasons else None
 
 
 def _predict(predictor: Predictor, data: Dataset, name: str) -> dict[str, np.ndarray]:
@@ -157,12 +151,11 @@ def _predict(predictor: Predictor, data: Dataset, name: str) -> dict[str, np.nda
         "probabilities": np.array([one.probability for one in predictions], np.float64),
         "distances": np.array([one.distance for one in predictions], np.float64),  # None: NaN
         "decisions": np.array([one.decision for one in predictions], str),
-        "by_input_checks": np.array([_is_by_checks(one, predictor) for one in predictions], bool),
+        "by_input_checks": np.array([_is_doubted(one) for one in predictions], bool),
         "unreadable": np.array([one for one in faults if one is not None], str),
     }
 
 
-def _is_by_checks(prediction: Prediction, predictor: Predictor) -> bool:
-    """Return whether the checks of the image itself refer it, such as of its shape."""
-    others = {NO_CHEST_XRAY, UNLIKE, *predictor.caveats}
-    return any(one not in others and not one.startswith(TOO_CLOSE) for one in prediction.warnings)
+def _is_doubted(prediction: Prediction) -> bool:
+    """Return whether the checks of the file and image themselves refer it, such as of its shape."""
+    return bool(prediction.reasons & OF_INPUT)

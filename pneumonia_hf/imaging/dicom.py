@@ -21,6 +21,8 @@ from pneumonia_hf.imaging.dicom_display import (
 from pneumonia_hf.imaging.grayscale import check_size, scale_wide
 from pneumonia_hf.imaging.jpeg_headers import check_frame
 from pneumonia_hf.imaging.modalities import MODALITIES
+from pneumonia_hf.imaging.xray import Xray
+from pneumonia_hf.reasons import Caveat, Reason
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -63,16 +65,15 @@ _MAX_INFLATED_BYTES = 150_000_000
 _MAX_COMPRESSED_PIXELS = 48_000_000
 
 
-def read_dicom(name: str, stream: BinaryIO, most_pixels: int) -> Image.Image:
-    """Return the X-ray in a DICOM file as `read_xray` does; `name` is for error messages.
+def read_dicom(name: str, stream: BinaryIO, most_pixels: int) -> Xray:
+    """Return the X-ray in a DICOM file as `open_xray` does; `name` is for error messages.
 
     Raises:
         XrayError: no image, several frames, more than `most_pixels`, or an unsupported syntax.
         Exception: of many types, if the file is damaged.
     """
     dataset = _read_elements(name, stream)
-    modality = str(dataset.get("Modality") or "").upper()
-    modality = "".join(c for c in modality if c.isascii() and c.isalnum())[:16]
+    modality = _read_code(dataset, "Modality").replace(" ", "")
     if modality in NON_IMAGES or "PixelData" not in dataset:
         raise XrayError(_explain_missing_image(name, modality, dataset))
     frames = int(dataset.get("NumberOfFrames") or 1)
@@ -83,9 +84,10 @@ def read_dicom(name: str, stream: BinaryIO, most_pixels: int) -> Image.Image:
     photometric = str(dataset.PhotometricInterpretation).strip()
     dataset.PhotometricInterpretation = photometric
     pixels, colour_space = _decode(name, dataset)
-    coloured, warnings = False, []
+    coloured = False
+    caveats: list[Caveat] = []
     if view := _find_side_view(dataset):
-        warnings.append(f"The DICOM file says that its view is {view}, not frontal.")
+        caveats.append(Reason.VIEW.caveat(view=view))
     if pixels.ndim == 3:
         gray, coloured = render_samples(pixels, colour_space, int(dataset.BitsStored))
     elif photometric == "PALETTE COLOR":
@@ -95,12 +97,23 @@ def read_dicom(name: str, stream: BinaryIO, most_pixels: int) -> Image.Image:
         if is_inverted(dataset):
             np.subtract(255, gray, out=gray)
     else:
-        gray = render_levels(pixels, dataset, warnings)
-    mode = f"DICOM {int(dataset.BitsStored)} bit {photometric}"
-    image = Image.fromarray(gray)
-    image.info.update(coloured=coloured, mode=mode, format="DICOM", modality=modality)
-    image.info["warnings"] = tuple(warnings)
-    return image
+        gray = render_levels(pixels, dataset, caveats)
+    return Xray(
+        Image.fromarray(gray),
+        mode=f"DICOM {int(dataset.BitsStored)} bit {photometric}",
+        format="DICOM",
+        coloured=coloured,
+        modality=modality,
+        view=_read_code(dataset, "ViewPosition"),
+        side=_read_code(dataset, "ImageLaterality") or _read_code(dataset, "Laterality"),
+        header_caveats=tuple(caveats),
+    )
+
+
+def _read_code(dataset: Dataset, name: str) -> str:
+    """Return an element of a few capitals; some files hold anything there."""
+    text = str(dataset.get(name) or "").upper()
+    return "".join(c for c in text if c.isascii() and (c.isalnum() or c == " ")).strip()[:16]
 
 
 def _find_side_view(dataset: Dataset) -> str | None:

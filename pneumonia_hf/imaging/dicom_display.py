@@ -15,6 +15,7 @@ from pneumonia_hf.imaging.grayscale import (
     look_up,
     scale_levels,
 )
+from pneumonia_hf.reasons import Caveat, Reason
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -62,28 +63,25 @@ def is_inverted(dataset: Dataset) -> bool:
     return dataset.PhotometricInterpretation == "MONOCHROME1" or shape == "INVERSE"
 
 
-def render_levels(pixels: np.ndarray, dataset: Dataset, warnings: list[str]) -> np.ndarray:
+def render_levels(pixels: np.ndarray, dataset: Dataset, caveats: list[Caveat]) -> np.ndarray:
     """Return values of up to 16 bits as displayed gray (DICOM PS3.4 N.2).
 
     Each step works on the table of possible values, not on the pixels. What the file says and
-    cannot be done is added to `warnings`, a sentence each.
+    cannot be done is added to `caveats`.
     """
     levels, stored = _list_stored(pixels, dataset)
     counts = count_levels(levels)[: len(stored)]
     raw = np.arange(len(stored)).astype(levels.dtype).view(pixels.dtype).astype(np.int32)
     is_cut = counts[raw != stored].any()
     if is_cut and _is_wrapped(levels, stored, raw, dataset.BitsStored):
-        warnings.append(
-            f"The DICOM file has values of more bits than the {dataset.BitsStored} that it states, "
-            f"so what is read may not be its image."
-        )
+        caveats.append(Reason.BITS.caveat(bits=dataset.BitsStored))
     padding = _find_padding(stored, dataset)
     if counts[~padding].any():
         counts[padding] = 0
     else:
         padding[:] = False
     values = _rescale(stored, dataset)
-    table = _apply_window(values, counts, dataset, warnings)
+    table = _apply_window(values, counts, dataset, caveats)
     if table is None:
         table = scale_levels(values, counts)
     if is_inverted(dataset):
@@ -146,7 +144,7 @@ def _rescale(stored: np.ndarray, dataset: Dataset) -> np.ndarray:
 
 
 def _apply_window(
-    values: np.ndarray, counts: np.ndarray, dataset: Dataset, warnings: list[str]
+    values: np.ndarray, counts: np.ndarray, dataset: Dataset, caveats: list[Caveat]
 ) -> np.ndarray | None:
     """Return `values` as gray under the first VOI LUT or window, or None without a usable one.
 
@@ -169,10 +167,7 @@ def _apply_window(
     except Exception:
         # Windows without width and tables without length are common; pydicom raises many types
         # of error on them. The X-ray is then scaled by its own range.
-        warnings.append(
-            "The DICOM file's window or VOI LUT cannot be applied, so the image may look unlike "
-            "that on a workstation."
-        )
+        caveats.append(Reason.WINDOW.caveat())
         return None
     shown = np.clip((shown - least) / (most - least), 0, 1) * 255
     # Some windows are so wide that lungs and bones look alike: use the X-ray's own range.

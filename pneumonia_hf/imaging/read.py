@@ -1,4 +1,4 @@
-"""Read an X-ray file or its bytes as one 8-bit grayscale image."""
+"""Read an X-ray file or its bytes as one 8-bit grayscale image with what the file says of it."""
 
 from __future__ import annotations
 
@@ -24,8 +24,9 @@ from pneumonia_hf.imaging.grayscale import (
     scale_levels,
     scale_wide,
 )
+from pneumonia_hf.imaging.xray import Xray
 
-__all__ = ["IMAGE_SUFFIXES", "XrayError", "is_image_file", "read_xray"]
+__all__ = ["IMAGE_SUFFIXES", "XrayError", "is_image_file", "open_xray", "read_xray", "to_xray"]
 # When a folder is searched, files with these extensions are read as X-rays, and those with the
 # second ones are not. Of all others the first bytes decide.
 IMAGE_SUFFIXES = frozenset(
@@ -60,7 +61,26 @@ _LUMINANCE = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R 601-2, as Pill
 def read_xray(
     source: str | Path | bytes, name: str | None = None, max_pixels: int = MAX_PIXELS
 ) -> Image.Image:
-    """Return the image in `source` as 8-bit gray, upright and not inverted.
+    """Return the image alone of what `open_xray` reads."""
+    return open_xray(source, name, max_pixels).image
+
+
+def to_xray(source: Xray | Image.Image | str | Path | bytes) -> Xray:
+    """Return the X-ray in a file or its bytes, or a decoded image with what its pixels tell."""
+    if isinstance(source, Xray):
+        return source
+    if not isinstance(source, Image.Image):
+        return open_xray(source)
+    if source.mode == "L":
+        return Xray(source, source.mode)
+    gray, coloured = _to_gray(source)
+    return Xray(Image.fromarray(gray), source.mode, coloured=coloured)
+
+
+def open_xray(
+    source: str | Path | bytes, name: str | None = None, max_pixels: int = MAX_PIXELS
+) -> Xray:
+    """Return the X-ray in `source` as 8-bit gray, upright and not inverted.
 
     Args:
         source: the path or bytes of a JPEG, PNG (8 or 16 bit), TIFF, BMP, WebP or DICOM file. Of
@@ -69,12 +89,8 @@ def read_xray(
         max_pixels: of a larger image nothing is decoded; at most MAX_PIXELS.
 
     Returns:
-        An image of mode "L": 0 is black (air), 255 white (bone). EXIF rotation and DICOM windows
-        are applied, 16-bit values are scaled by their own range, MONOCHROME1 X-rays are
-        inverted. Its `info` has "coloured" (whether the file has colours other than gray),
-        "format" ("JPEG", "DICOM"), "mode" (as stored: "RGB", "I;16",
-        "DICOM 12 bit MONOCHROME2") and, for DICOM, "modality" ("DX") and "warnings": sentences
-        on what the file says and was not done, or that it is no frontal film.
+        The image, what the file says of it, and warnings. EXIF rotation and DICOM windows are
+        applied, 16-bit values are scaled by their own range, MONOCHROME1 X-rays are inverted.
 
     Raises:
         XrayError: the source cannot be read as one image; the text gives the reason.
@@ -164,7 +180,7 @@ def _open(source: str | Path | bytes, name: str | None) -> BinaryIO:
     return stream
 
 
-def _read_image(name: str, stream: BinaryIO, max_pixels: int) -> Image.Image:
+def _read_image(name: str, stream: BinaryIO, max_pixels: int) -> Xray:
     try:
         frames = _count_directories(stream)
         image = Image.open(stream, formats=FORMATS)
@@ -200,11 +216,10 @@ def _read_image(name: str, stream: BinaryIO, max_pixels: int) -> Image.Image:
     if orientation is not None:
         image.getexif()[ExifTags.Base.Orientation] = orientation
         ImageOps.exif_transpose(image, in_place=True)
-    image.info.update(coloured=coloured, mode=mode, format=form)
-    return image
+    return Xray(image, mode, form, coloured)
 
 
-def _read_dicom(name: str, stream: BinaryIO, max_pixels: int) -> Image.Image:
+def _read_dicom(name: str, stream: BinaryIO, max_pixels: int) -> Xray:
     from pneumonia_hf.imaging.dicom import read_dicom
 
     try:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from pneumonia_hf.errors import UserError
+from pneumonia_hf.errors import ModelError, SettingError
 from pneumonia_hf.inference.attribution_methods import (
     COMPLETE,
     INTEGRATION_STEPS,
@@ -55,7 +55,7 @@ def methods_for(predictor: Predictor) -> list[str]:
     def is_supported(name: str) -> bool:
         try:
             return all(NEEDS[name](one.model) for one in predictor.networks)
-        except UserError:  # an unknown family: its layers cannot be located
+        except ModelError:  # an unknown family: its layers cannot be located
             return False
 
     return [name for name in METHODS if name not in NEEDS or is_supported(name)]
@@ -69,13 +69,13 @@ def attribute(
     Evidence against pneumonia is left out. The value 1 is the reference that was measured on
     validation images and is stored with the model, or more; so a dark map means that little was
     found. The map of an ensemble is the mean of its members' maps. `method` is of METHODS, by
-    default the first that the model supports; any other is a UserError.
+    default the first that the model supports; any other is a SettingError.
     """
     supported = methods_for(predictor)
     method = method or supported[0]
     if method not in supported:
         fault = "does not work for this model" if method in METHODS else "is unknown"
-        raise UserError(f"The method {method!r} {fault}; choose from {supported}.")
+        raise SettingError(f"The method {method!r} {fault}; choose from {supported}.")
     maps = [_attribute_one(one, image, method) for one in predictor.networks]
     errors = [one.completeness_error for one in maps if one.completeness_error is not None]
     return AttributionMap(
@@ -98,7 +98,7 @@ def measure_references(predictor: Predictor, images: Sequence[Image.Image]) -> d
         try:
             with torch.enable_grad():
                 maps = [METHODS[method](network, one, rough=True) for one in inputs]
-        except UserError:  # a timm model without a spatial grid
+        except ModelError:  # a timm model without a spatial grid
             continue
         maxima = [float(one.values.max()) for one in maps]
         if maxima and np.median(maxima) > 0:

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, interpolate
 
-from pneumonia_hf.errors import UserError
+from pneumonia_hf.errors import ModelError
 from pneumonia_hf.models.backbones import backbone_of
 
 if TYPE_CHECKING:
@@ -250,7 +250,7 @@ NEEDS: dict[str, Callable[[PreTrainedModel], bool]] = {
 
 def _check_grid(found: Tensor, network: Network) -> None:
     if found.ndim != 4:
-        raise UserError(
+        raise ModelError(
             f"The last feature map of {network.name} is not a spatial grid; "
             f"use the method occlusion."
         )

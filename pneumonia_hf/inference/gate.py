@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pneumonia_hf.errors import UserError
+from pneumonia_hf.errors import ModelError
 from pneumonia_hf.models.model_folder import GATE_FILE
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ class Gate:
         """Return the gate of the model folder called `name`, or None if it has none.
 
         Raises:
-            UserError: a damaged file.
+            ModelError: a damaged file.
         """
         from safetensors import SafetensorError, safe_open
 
@@ -112,7 +112,7 @@ class Gate:
             numbers = {key: float(arrays.pop(key)) for key in ("residual", "limit")}
             return cls(layer, **arrays, **numbers)
         except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
-            raise UserError(
+            raise ModelError(
                 f"{GATE_FILE} of {name} is damaged; restore it, or remove it and fit it again with "
                 f"recalibrate.py."
             ) from error

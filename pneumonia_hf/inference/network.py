@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from functools import cached_property
 from pathlib import Path
 from threading import RLock
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from pneumonia_hf.errors import UserError
+from pneumonia_hf.compat.torch import stamp_weights
+from pneumonia_hf.errors import ModelError
 from pneumonia_hf.imaging.preprocess import to_pixel_values
 from pneumonia_hf.inference.backends import Backend, Scorer, make_scorer
 from pneumonia_hf.inference.gate import Gate, describe
@@ -59,7 +59,7 @@ class Network:
         is what computes scores, of BACKENDS, or `auto`; `label_flag` is for messages.
 
         Raises:
-            UserError: the model has no such class; a gate of another network.
+            ModelError: the model has no such class; a gate of another network.
         """
         self.model = model.eval()
         self.processor = processor
@@ -68,8 +68,9 @@ class Network:
         self.gate = gate
         self.backend = backend
         self.ranges = path / QUANTIZATION_FILE if path else None  # for the backend int8
+        self._made: tuple[PreTrainedModel, tuple, Scorer] | None = None
         if gate and gate.layer not in dict(model.named_modules()):
-            raise UserError(
+            raise ModelError(
                 f"The input gate of {name} is of another network; fit it with recalibrate.py."
             )
         self.class_index = _positive_index(model, name, positive_label, label_flag)
@@ -90,7 +91,7 @@ class Network:
         """Return the network of a model folder; `device` defaults to the accelerator, if any.
 
         Raises:
-            UserError: the folder holds no usable model.
+            ModelError: the folder holds no usable model.
         """
         import torch
         from transformers import AutoImageProcessor, AutoModelForImageClassification
@@ -100,7 +101,7 @@ class Network:
 
         for file in ("config.json", "preprocessor_config.json"):
             if not (folder / file).exists():
-                raise UserError(f"{name} holds no saved model: {file} is missing.")
+                raise ModelError(f"{name} holds no saved model: {file} is missing.")
         try:
             # No remote code: a model folder must not run its own.
             with hide_progress_bars():
@@ -111,7 +112,7 @@ class Network:
         except Exception as error:
             # transformers, safetensors and json each raise their own on damaged files.
             reason = explain_load_error(error)
-            raise UserError(f"The model in {name} cannot be loaded: {reason}") from error
+            raise ModelError(f"The model in {name} cannot be loaded: {reason}") from error
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         gate = Gate.load(folder, name)
@@ -188,9 +189,19 @@ class Network:
         """Whether several threads may score at the same time, each on one core."""
         return self._scorer.alone is not None
 
-    @cached_property
+    @property
     def _scorer(self) -> Scorer:
-        """What computes logits and the gate's features; made when the first image is scored."""
+        """What computes logits and the gate's features; made when the first image is scored.
+
+        It holds a copy of the weights, folded or exported, and is made again when they have
+        changed since.
+        """
+        stamp = stamp_weights(self.model)
+        if self._made is None or self._made[0] is not self.model or self._made[1] != stamp:
+            self._made = (self.model, stamp, self._make_scorer())
+        return self._made[2]
+
+    def _make_scorer(self) -> Scorer:
         generator = np.random.default_rng(0)
         size = self.processor.size
         shape = (size.get("height", size.get("shortest_edge", 224)), size.get("width", 224))
@@ -220,7 +231,7 @@ def _positive_index(model: PreTrainedModel, name: str, wanted: str, flag: str) -
     for index, label in labels.items():
         if label.strip().upper() == wanted.strip().upper():
             return int(index)
-    raise UserError(
+    raise ModelError(
         f"{name} has no class named {wanted} (its classes: {', '.join(labels.values())}); "
         f"give a model of this task, or the name of its class as {flag}."
     )

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
+from PIL import Image
 
-from pneumonia_hf.errors import UserError, XrayError
+from pneumonia_hf.errors import ModelError, SettingError, XrayError
 from pneumonia_hf.files import read_json
 from pneumonia_hf.hub import public_name
-from pneumonia_hf.imaging.input_checks import input_warnings
+from pneumonia_hf.imaging.read import to_xray
+from pneumonia_hf.imaging.xray import Xray
 from pneumonia_hf.inference.backends import Backend
 from pneumonia_hf.inference.gate import REFUSED_AT
 from pneumonia_hf.inference.network import BATCH, Network
@@ -24,30 +26,19 @@ from pneumonia_hf.inference.read_ahead import (
     read_or_fail,
     try_to_read,
 )
-from pneumonia_hf.inference.tta import tta_caveats
+from pneumonia_hf.inference.tta import tta_reasons
 from pneumonia_hf.labels import LABELS
 from pneumonia_hf.models.model_folder import ENSEMBLE_FILE
+from pneumonia_hf.reasons import Caveat, Reason
 from pneumonia_hf.statistics.log_odds import to_logit, to_probability
 from pneumonia_hf.statistics.thresholds import OperatingPoint
-
-if TYPE_CHECKING:
-    from PIL import Image
-
-NO_THRESHOLD = "This model stores no threshold; 0.5 is used."
-NO_COMMON_THRESHOLD = (
-    "No threshold was chosen for these models together; the mean of their own thresholds is used."
-)
-NO_OWN_THRESHOLD = "Some of these models store no threshold; 0.5 is used for them."
-NO_CHEST_XRAY = "This does not look like a frontal chest X-ray; check the file and its orientation."
-UNLIKE = (
-    "The image is unlike those that the model was trained on (99% of them are nearer), so its "
-    "probability may not hold."
-)
-TOO_CLOSE = "Too close to the threshold"  # the beginning of its sentence
 
 FLAGS = ("--model", "--positive_label")  # of the scripts
 
 Decision = Literal["PNEUMONIA", "NORMAL", "REFER", "REFUSED"]
+Source = Image.Image | Xray | str | Path | bytes  # of a path or bytes, the file is read
+# Of a prediction in the app's answers.
+FIELDS = ("label", "probability", "threshold", "decision", "warnings", "distance")
 
 
 @dataclass(frozen=True)
@@ -58,9 +49,23 @@ class Prediction:
     probability: float | None  # calibrated P(pneumonia), 0..1; None if REFUSED
     threshold: float  # the label is PNEUMONIA at or above it
     decision: Decision  # the label; REFER to a person; or REFUSED: not a chest X-ray
-    warnings: tuple[str, ...]  # reasons for the decision and other reservations, a sentence each
+    caveats: tuple[Caveat, ...]  # reasons for the decision and other reservations
     # From the training images: below 1 as 99% of the validation images; None without a gate.
     distance: float | None = None
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """The caveats, a sentence each."""
+        return tuple(caveat.sentence for caveat in self.caveats)
+
+    @property
+    def reasons(self) -> frozenset[Reason]:
+        """The caveats without their sentences."""
+        return frozenset(caveat.reason for caveat in self.caveats)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return FIELDS, for JSON."""
+        return {name: getattr(self, name) for name in FIELDS}
 
 
 class Predictor:
@@ -112,25 +117,25 @@ class Predictor:
             if chosen
             else _mean_point([n.operating_point for n in networks])
         )
-        caveats = ()
+        reasons = ()
         if not self.has_threshold:
-            caveats = (NO_THRESHOLD,) if single else (NO_COMMON_THRESHOLD,)
-            if not single and not all(one.settings for one in networks):
-                caveats += (NO_OWN_THRESHOLD,)
-        # Reservations about every prediction, a sentence each.
-        self.caveats = caveats + tta_caveats(
+            reasons = (Reason.NO_THRESHOLD,) if single else (Reason.NO_COMMON_THRESHOLD,)
+            if not single and not all(network.settings for network in networks):
+                reasons += (Reason.NO_OWN_THRESHOLD,)
+        reasons += tta_reasons(
             tta, self.has_threshold or not single, bool((chosen or {}).get("tta"))
         )
+        self.caveats = tuple(reason.caveat() for reason in reasons)  # about every prediction
 
     @property
     def network(self) -> Network:
         """The only network.
 
         Raises:
-            UserError: this is an ensemble.
+            ModelError: this is an ensemble.
         """
         if self.is_ensemble:
-            raise UserError(f"{self.name} is an ensemble; give one of its members.")
+            raise ModelError(f"{self.name} is an ensemble; give one of its members.")
         return self.networks[0]
 
     @classmethod
@@ -172,9 +177,9 @@ class Predictor:
                     path_or_id[0], revision, device, tta, positive_label, backend, flags
                 )
             if not path_or_id:
-                raise UserError("An ensemble needs one or more models; none is given.")
+                raise SettingError("An ensemble needs one or more models; none is given.")
             if revision is not None:
-                raise UserError(
+                raise SettingError(
                     "A revision applies to one model; give each model its own, as owner/name@v1."
                 )
             members = [
@@ -183,7 +188,7 @@ class Predictor:
             ]
             for one, member in zip(path_or_id, members, strict=True):
                 if member.is_ensemble:
-                    raise UserError(f"{one} is an ensemble itself; give its members instead.")
+                    raise ModelError(f"{one} is an ensemble itself; give its members instead.")
             return cls(*(member.network for member in members), tta=tta)
         if isinstance(path_or_id, str):
             path_or_id = to_hub_id(path_or_id, flags[0])
@@ -226,24 +231,31 @@ class Predictor:
         """Return the calibrated P(pneumonia) of each image, in input order: float64 [N]."""
         return to_probability(self.log_odds(images, batch_size))
 
-    def predict(self, image: Image.Image) -> Prediction:
-        """Return the decision on one image, as `read_xray` returns it."""
-        return self.predict_all([image])[0]
+    def predict(self, source: Source) -> Prediction:
+        """Return the decision on one image: a file's path or bytes, an `Xray` or a PIL image.
+
+        A PIL image has lost what its file says, so that only its pixels and mode are checked.
+
+        Raises:
+            XrayError: the file cannot be read.
+        """
+        return self.predict_all([source])[0]
 
     def predict_all(
-        self, images: Sequence[Image.Image], refuse: bool = True, alone: bool = False
+        self, sources: Sequence[Source], refuse: bool = True, alone: bool = False
     ) -> list[Prediction]:
-        """Return the decision on each image, in input order.
+        """Return the decision on each image, in input order, as `predict` does.
 
         Without `refuse` an image that would be REFUSED gets its probability, and REFER: for
         measurements on images of which a person has said that they are chest X-rays. `alone` is as
         of `Network.score`.
         """
-        log_odds, distances = self._score(images, alone=alone)
+        xrays = [to_xray(source) for source in sources]
+        log_odds, distances = self._score([xray.image for xray in xrays], alone=alone)
         return [
-            self._decide(image, float(probability), float(distance), refuse)
-            for image, probability, distance in zip(
-                images, to_probability(log_odds), distances, strict=True
+            self._decide(xray, float(probability), float(distance), refuse)
+            for xray, probability, distance in zip(
+                xrays, to_probability(log_odds), distances, strict=True
             )
         ]
 
@@ -279,12 +291,12 @@ class Predictor:
             yield from some
 
     def _predict_some(
-        self, decoded: Iterable[Image.Image | XrayError], refuse: bool, alone: bool = False
+        self, decoded: Iterable[Xray | XrayError], refuse: bool, alone: bool = False
     ) -> list[Prediction | XrayError]:
         decoded = list(decoded)
-        readable = [one for one in decoded if not isinstance(one, XrayError)]
+        readable = [found for found in decoded if isinstance(found, Xray)]
         predictions = iter(self.predict_all(readable, refuse, alone))
-        return [one if isinstance(one, XrayError) else next(predictions) for one in decoded]
+        return [next(predictions) if isinstance(found, Xray) else found for found in decoded]
 
     def log_odds_of_images(self, images: Iterable[UndecodedImage]) -> np.ndarray:
         """Return the log odds of each undecoded image, CHUNK of them in memory at a time: [N].
@@ -294,27 +306,22 @@ class Predictor:
         """
         return np.concatenate([self.log_odds(chunk) for chunk in read_or_fail(images)])
 
-    def _decide(
-        self, image: Image.Image, probability: float, distance: float, refuse: bool
-    ) -> Prediction:
+    def _decide(self, xray: Xray, probability: float, distance: float, refuse: bool) -> Prediction:
         point = self.operating_point
-        reasons = list(input_warnings(image))
+        caveats = list(xray.caveats)
         known = None if np.isnan(distance) else distance  # without a gate
         if known is not None and known >= REFUSED_AT:
-            reasons.insert(0, NO_CHEST_XRAY)
+            caveats.insert(0, Reason.NO_CHEST_XRAY.caveat())
             if refuse:
-                return Prediction(None, None, point.threshold, "REFUSED", tuple(reasons), known)
+                return Prediction(None, None, point.threshold, "REFUSED", tuple(caveats), known)
         elif known is not None and known >= 1:
-            reasons.append(UNLIKE)
+            caveats.append(Reason.UNLIKE.caveat())
         label = LABELS[int(probability >= point.threshold)]
         if point.low <= probability < point.high:
-            reasons.append(
-                f"{TOO_CLOSE}: resampling the validation patients moves it between "
-                f"{point.low:.3f} and {point.high:.3f}."
-            )
-        decision = "REFER" if reasons else label
-        warnings = (*reasons, *self.caveats)
-        return Prediction(label, probability, point.threshold, decision, warnings, known)
+            caveats.append(Reason.TOO_CLOSE.caveat(low=point.low, high=point.high))
+        decision = "REFER" if caveats else label
+        caveats += self.caveats
+        return Prediction(label, probability, point.threshold, decision, tuple(caveats), known)
 
 
 def _pair(models: Sequence[Any], labels: str | Sequence[str], flag: str) -> list[tuple[Any, str]]:
@@ -323,7 +330,7 @@ def _pair(models: Sequence[Any], labels: str | Sequence[str], flag: str) -> list
     if len(labels) == 1:
         labels *= len(models)
     if len(labels) != len(models):
-        raise UserError(
+        raise SettingError(
             f"{flag} has {len(labels)} names for {len(models)} models; give one for all of them, "
             f"or one for each."
         )
@@ -344,7 +351,7 @@ def _read_ensemble(folder: Path, name: str) -> dict[str, Any]:
     """Return the contents of `ensemble.json` in `folder`.
 
     Raises:
-        UserError: a damaged file, or a member that is missing or an ensemble itself.
+        ModelError: a damaged file, or a member that is missing or an ensemble itself.
     """
     file = folder / ENSEMBLE_FILE
     settings = read_json(file, otherwise=None)
@@ -357,7 +364,7 @@ def _read_ensemble(folder: Path, name: str) -> dict[str, Any]:
     except (KeyError, TypeError, ValueError):
         sound = False
     if not sound:
-        raise UserError(
+        raise ModelError(
             f"{file} is damaged: it must hold members, threshold, refer_low and refer_high; "
             f"restore it, or give the members as a list."
         )
@@ -365,12 +372,12 @@ def _read_ensemble(folder: Path, name: str) -> dict[str, Any]:
         # Checked by its files: a name without a folder would be looked up on the Hub, and an
         # ensemble could be a member of itself.
         if not (folder / member / "config.json").exists():
-            raise UserError(
+            raise ModelError(
                 f"The member {member} of the ensemble {name} is not a saved model; train it "
                 f"again, or give the other members."
             )
         if (folder / member / ENSEMBLE_FILE).exists():
-            raise UserError(
+            raise ModelError(
                 f"The member {member} of the ensemble {name} is an ensemble itself; "
                 f"{ENSEMBLE_FILE} must name single models."
             )

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from pneumonia_hf.errors import XrayError
-from pneumonia_hf.imaging.read import read_xray
+from pneumonia_hf.imaging.read import open_xray
+from pneumonia_hf.imaging.xray import Xray
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -22,7 +23,7 @@ Item, Result = TypeVar("Item"), TypeVar("Result")
 
 def read_in_chunks(
     images: Iterable[UndecodedImage],
-) -> Iterator[list[Image.Image | XrayError]]:
+) -> Iterator[list[Xray | XrayError]]:
     """Yield the decoded images, CHUNK at a time; the next are decoded meanwhile."""
     from joblib import cpu_count
 
@@ -57,18 +58,18 @@ def read_or_fail(images: Iterable[UndecodedImage]) -> Iterator[list[Image.Image]
         XrayError: an image cannot be read.
     """
     for decoded in read_in_chunks(images):
-        for one in decoded:
-            if isinstance(one, XrayError):
-                raise one
-        yield decoded
+        for found in decoded:
+            if isinstance(found, XrayError):
+                raise found
+        yield [xray.image for xray in decoded]
 
 
-def try_to_read(image: UndecodedImage) -> Image.Image | XrayError:
+def try_to_read(image: UndecodedImage) -> Xray | XrayError:
     """Return the decoded image, or why it cannot be read."""
     name, source = image
     if isinstance(source, XrayError):
         return source
     try:
-        return read_xray(source, name)
+        return open_xray(source, name)
     except XrayError as error:
         return error

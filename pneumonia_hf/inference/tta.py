@@ -5,12 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from pneumonia_hf.reasons import Reason
+
 if TYPE_CHECKING:
     import torch
-
-TTA_ON = "Test-time augmentation is on: the score is the mean over several views of the image."
-TTA_STRANGE = "The threshold was chosen without test-time augmentation."
-TTA_MISSED = "The threshold was chosen with test-time augmentation, which is off."
 
 
 @dataclass(frozen=True)
@@ -48,8 +46,9 @@ def apply_transform(
     return warp(pixel_values - black, matrix) + black  # black is 0 for `warp`
 
 
-def tta_caveats(tta: bool, has_threshold: bool, chosen_with_tta: bool) -> tuple[str, ...]:
+def tta_reasons(tta: bool, has_threshold: bool, chosen_with_tta: bool) -> tuple[Reason, ...]:
     """Return the reservations about test-time augmentation and the threshold."""
     if not tta:
-        return (TTA_MISSED,) if chosen_with_tta else ()
-    return (TTA_ON, TTA_STRANGE) if has_threshold and not chosen_with_tta else (TTA_ON,)
+        return (Reason.TTA_MISSED,) if chosen_with_tta else ()
+    is_strange = has_threshold and not chosen_with_tta
+    return (Reason.TTA_ON, Reason.TTA_STRANGE) if is_strange else (Reason.TTA_ON,)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from pneumonia_hf.errors import UserError
+from pneumonia_hf.errors import ModelError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -51,7 +51,7 @@ def _timm_features(model: PreTrainedModel) -> nn.Module:
         return network.bn2  # feature_info of EfficientNet ends before conv_head
     info = getattr(network, "feature_info", None)
     if not isinstance(info, list) or getattr(network, "output_fmt", "NCHW") not in ("NCHW", None):
-        raise UserError(
+        raise ModelError(
             f"The last feature map of {model.config.architecture} is unknown; "
             f"use the method occlusion."
         )
@@ -258,7 +258,7 @@ def backbone_of(model: PreTrainedModel) -> Backbone:
     `timm`, with its own head and prefix tokens.
 
     Raises:
-        UserError: no entry has this model type.
+        ModelError: no entry has this model type.
     """
     from torch import nn
 
@@ -272,11 +272,11 @@ def backbone_of(model: PreTrainedModel) -> Backbone:
             return backbone
     if config.model_type != "timm_wrapper":
         known = sorted({backbone.model_type for backbone in BACKBONES.values()})
-        raise UserError(f"Unknown model type {config.model_type!r}; choose from {known}.")
+        raise ModelError(f"Unknown model type {config.model_type!r}; choose from {known}.")
     head = model.timm_model.get_classifier()
     names = [name for name, module in model.named_modules() if module is head]
     if not names or not isinstance(head, nn.Linear):
-        raise UserError(
+        raise ModelError(
             f"{config.architecture} does not end in one linear layer; choose another model."
         )
     prefix_tokens = _count_prefix_tokens(model.timm_model)

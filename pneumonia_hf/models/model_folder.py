@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import pneumonia_hf
-from pneumonia_hf.errors import UserError
+from pneumonia_hf.errors import ModelError
 from pneumonia_hf.hub import push_folder
 
 DEFAULT_MODEL = Path(pneumonia_hf.__file__).parent / "default_model"
@@ -47,14 +47,14 @@ def push_model(folder: str | Path, repo_id: str, private: bool = True) -> str:
 
 
 def check_model_folder(folder: Path) -> None:
-    """Raise a UserError unless `folder` holds a saved model."""
+    """Raise a ModelError unless `folder` holds a saved model."""
     if not folder.is_dir():
-        raise UserError(f"The model folder {folder} does not exist; check --model.")
+        raise ModelError(f"The model folder {folder} does not exist; check --model.")
     if (folder / ENSEMBLE_FILE).exists():
-        raise UserError(f"{folder} is an ensemble; give its members one at a time.")
+        raise ModelError(f"{folder} is an ensemble; give its members one at a time.")
     for name in sorted(set(MODEL_FILES) - NOT_IN_EACH):
         if not (folder / name).exists():
-            raise UserError(f"{folder} holds no saved model: {name} is missing.")
+            raise ModelError(f"{folder} holds no saved model: {name} is missing.")
 
 
 def install_model_folder(unfinished: Path, folder: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
-from pneumonia_hf.errors import UserError
+from pneumonia_hf.errors import ModelError
 from pneumonia_hf.hub import find_weights
 from pneumonia_hf.labels import LABELS
 from pneumonia_hf.models.backbones import BACKBONES, backbone_of, head_of
@@ -61,7 +61,7 @@ def load_body(name: str, folder: Path, rates: dict[str, float]) -> PreTrainedMod
     """Return the backbone `name` with the weights in `folder` and a new head.
 
     Raises:
-        UserError: no weights, damaged weights, or weights of another family.
+        ModelError: no weights, damaged weights, or weights of another family.
     """
     import torch
     from transformers import AutoConfig, AutoModelForImageClassification
@@ -76,14 +76,14 @@ def load_body(name: str, folder: Path, rates: dict[str, float]) -> PreTrainedMod
         # A folder of weights must not run code.
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, **label_settings())
         if config.model_type != backbone.model_type:
-            raise UserError(
+            raise ModelError(
                 f"{folder} holds a model of type {config.model_type!r}, "
                 f"but this backbone is of type {backbone.model_type!r}; change one of them."
             )
         if config.model_type == "timm_wrapper":
             is_test_model = config.architecture.startswith("test_")  # timm's tiny models
             if architecture and config.architecture != architecture and not is_test_model:
-                raise UserError(
+                raise ModelError(
                     f"{folder} holds a {config.architecture}, but this backbone is "
                     f"{architecture}; use --backbone timm for it."
                 )
@@ -104,16 +104,16 @@ def load_body(name: str, folder: Path, rates: dict[str, float]) -> PreTrainedMod
                 output_loading_info=True,
                 trust_remote_code=False,
             )
-    except UserError:
+    except ModelError:
         raise
     except Exception as error:
         # Damaged files have no common class of errors; settings or an architecture that this timm
         # does not know raise TypeError or ImportError.
-        raise UserError(f"No usable weights in {folder}: {explain_load_error(error)}") from error
+        raise ModelError(f"No usable weights in {folder}: {explain_load_error(error)}") from error
     head = backbone_of(model).head
     absent = sorted(key for key in loading["missing_keys"] if not key.startswith(head))
     if absent:
-        raise UserError(
+        raise ModelError(
             f"The weights in {folder} lack {len(absent)} tensors of this backbone "
             f"({absent[0]}, ...); give weights of {backbone.hub_id or name}."
         )
@@ -151,18 +151,18 @@ def _load_bare_weights(config: PreTrainedConfig, folder: Path) -> PreTrainedMode
     model = AutoModelForImageClassification.from_config(config).eval()
     files = find_weights(folder)
     if not files:
-        raise UserError(f"No usable weights in {folder}: model.safetensors is missing.")
+        raise ModelError(f"No usable weights in {folder}: model.safetensors is missing.")
     try:
         state = {key: value for file in files for key, value in load_state_dict(file).items()}
     except Exception as error:  # of any class, on damaged files
-        raise UserError(f"No usable weights in {folder}: {explain_load_error(error)}") from error
+        raise ModelError(f"No usable weights in {folder}: {explain_load_error(error)}") from error
     prefix = backbone_of(model).head.removeprefix("timm_model.")
     head = {f"{prefix}.weight", f"{prefix}.bias"}
     body = {key: value.float() for key, value in state.items() if key not in head}
     missing, unexpected = model.timm_model.load_state_dict(body, strict=False)
     wrong = sorted(set(missing) - head) + sorted(unexpected)
     if wrong:
-        raise UserError(
+        raise ModelError(
             f"The weights in {folder} are not those of {config.architecture} ({wrong[0]})."
         )
     return model

@@ -298,7 +298,8 @@ class _Run:
         try:
             trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
         except ValueError as error:
-            if "checkpointing" not in str(error):
+            model = trainer.model
+            if not trainer.args.activation_checkpointing or model.supports_gradient_checkpointing:
                 raise
             raise _explain_refusal(error) from error  # this network does not support it
         finally:

@@ -37,7 +37,7 @@ def test_second_decode_opens_no_image(data, tmp_path, monkeypatch):
     def refuse(*_, **__):
         raise AssertionError("an image was opened")
 
-    monkeypatch.setattr(cache, "read_xray", refuse)
+    monkeypatch.setattr(cache, "open_xray", refuse)
     monkeypatch.setattr(cache.Path, "read_bytes", refuse)
     again = decode_in(tmp_path / "cache", data).pixels
     assert torch.equal(first.pixels(range(85)), again.pixels(range(85)))

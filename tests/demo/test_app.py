@@ -17,7 +17,7 @@ from helpers import ROOT, call, call_script, draw_xray
 from PIL import Image
 from xray_files import make_dicom
 
-from pneumonia_hf import Predictor, read_xray
+from pneumonia_hf import Predictor
 from pneumonia_hf.demo.limits import Limits
 from pneumonia_hf.imaging.read import IMAGE_SUFFIXES
 from pneumonia_hf.inference.attribution_methods import METHODS
@@ -43,7 +43,7 @@ def image(tmp_path_factory):
 
 def test_endpoint_returns_the_prediction_of_the_predictor_and_no_map(client, image, tiny_model):
     result, overlay = client.predict(image=handle_file(image), api_name="/predict")
-    expected = Predictor.from_pretrained(tiny_model).predict(read_xray(image))
+    expected = Predictor.from_pretrained(tiny_model).predict(image)
     assert result["probability"] == pytest.approx(expected.probability, abs=1e-5)
     assert result["threshold"] == expected.threshold
     assert (result["label"], result["decision"]) == (expected.label, expected.decision)
@@ -77,7 +77,7 @@ def test_a_batch_keeps_its_order_and_names_what_cannot_be_read(client, image, tm
     assert "not an image that can be read" in found[1]["error"] and found[1]["decision"] is None
     predictor = Predictor.from_pretrained(tiny_model)
     for one, path in zip((found[0], found[2], found[3]), (image, other, other), strict=True):
-        expected = predictor.predict(read_xray(path)).probability
+        expected = predictor.predict(path).probability
         assert one["error"] is None
         assert one["probability"] == pytest.approx(expected, abs=1e-5)
 
@@ -106,7 +106,7 @@ def test_an_mcp_client_gets_the_same_answer_and_no_address_is_read(app_url, imag
 
     tools, answer, path = asyncio.run(ask())
     assert tools == ["predict", "explain", "model_info"]
-    expected = Predictor.from_pretrained(tiny_model).predict(read_xray(image)).probability
+    expected = Predictor.from_pretrained(tiny_model).predict(image).probability
     assert not answer.isError and f"'probability': {expected:.6f}"[:-1] in answer.content[0].text
     assert path.isError and "root:" not in path.content[0].text
 
@@ -146,7 +146,7 @@ def test_16_bit_image_is_not_clipped_to_white(client, tmp_path, tiny_model):
     path = tmp_path / "deep.png"
     Image.fromarray(values).save(path)
     result, _ = client.predict(handle_file(path), api_name="/predict")
-    expected = Predictor.from_pretrained(tiny_model).predict(read_xray(path))
+    expected = Predictor.from_pretrained(tiny_model).predict(path)
     assert result["probability"] == pytest.approx(expected.probability, abs=1e-5)
 
 

@@ -10,6 +10,7 @@ from PIL import Image
 from pneumonia_hf.demo.limits import BUSY
 from pneumonia_hf.demo.micro_batch import MOST, MicroBatcher
 from pneumonia_hf.errors import UserError
+from pneumonia_hf.imaging.xray import Xray
 from pneumonia_hf.inference.network import COMPUTING
 
 FAULTY = 13  # height
@@ -21,11 +22,15 @@ class Scorer:
     def __init__(self):
         self.sizes = []
 
-    def __call__(self, images):
-        self.sizes.append(len(images))
-        if any(image.height == FAULTY for image in images):
+    def __call__(self, xrays):
+        self.sizes.append(len(xrays))
+        if any(xray.image.height == FAULTY for xray in xrays):
             raise RuntimeError("out of memory")
-        return [image.width for image in images]
+        return [xray.image.width for xray in xrays]
+
+
+def draw(size):
+    return Xray(Image.new("L", size), "L")
 
 
 @pytest.fixture
@@ -37,7 +42,7 @@ def ask(batcher, sizes):
     """Ask for images of these sizes while another computes; return what will be answered."""
     with ThreadPoolExecutor(len(sizes)) as pool:
         with COMPUTING:
-            asked = [pool.submit(batcher.predict, Image.new("L", size), 30) for size in sizes]
+            asked = [pool.submit(batcher.predict, draw(size), 30) for size in sizes]
             deadline = time.monotonic() + 30
             while len(batcher.waiting) < len(sizes) and time.monotonic() < deadline:
                 time.sleep(0.001)
@@ -45,7 +50,7 @@ def ask(batcher, sizes):
 
 
 def test_request_alone_is_scored_alone(batcher):
-    assert batcher.predict(Image.new("L", (7, 5)), 30) == 7
+    assert batcher.predict(draw((7, 5)), 30) == 7
     assert batcher.score.sizes == [1]
 
 
@@ -67,7 +72,7 @@ def test_fault_of_one_image_is_not_that_of_the_others(batcher):
     assert (first.result(30), third.result(30)) == (1, 3)
     with pytest.raises(RuntimeError, match="out of memory"):
         second.result(30)
-    assert batcher.predict(Image.new("L", (7, 5)), 30) == 7
+    assert batcher.predict(draw((7, 5)), 30) == 7
 
 
 def test_request_that_waits_too_long_is_refused_and_leaves_the_line(batcher):
@@ -82,7 +87,7 @@ def test_request_that_waits_too_long_is_refused_and_leaves_the_line(batcher):
         pool.submit(compute)
         assert held.wait(30)
         with pytest.raises(UserError, match=BUSY):
-            batcher.predict(Image.new("L", (7, 5)), 0.01)
+            batcher.predict(draw((7, 5)), 0.01)
         assert not batcher.waiting
         done.set()
     assert batcher.score.sizes == []
@@ -90,7 +95,7 @@ def test_request_that_waits_too_long_is_refused_and_leaves_the_line(batcher):
 
 def test_request_that_is_being_scored_when_its_time_is_over_gets_its_answer(batcher):
     with ThreadPoolExecutor(1) as pool, COMPUTING:
-        asked = pool.submit(batcher.predict, Image.new("L", (7, 5)), 1)
+        asked = pool.submit(batcher.predict, draw((7, 5)), 1)
         while not batcher.waiting:
             time.sleep(0.001)
         taken = batcher.waiting.popleft()  # as the holder of COMPUTING does

@@ -1,23 +1,20 @@
 from helpers import draw_folder, draw_mask
 
-from pneumonia_hf import read_xray
+from pneumonia_hf import open_xray
 from pneumonia_hf.data.folder_source import OtherImage
 from pneumonia_hf.data.load import load_splits
 from pneumonia_hf.evaluation.scores import _predict
 from pneumonia_hf.evaluation.subgroups import score_other_classes
-from pneumonia_hf.imaging.input_checks import input_warnings
 from pneumonia_hf.inference.predictor import Prediction
 
 
 class StubPredictor:
     """A predictor without a network: 0.7 for every image."""
 
-    caveats = ()
-
     def predict_images(self, images, refuse):
         for name, source in images:
-            warnings = input_warnings(read_xray(source, name))
-            yield Prediction("PNEUMONIA", 0.7, 0.5, "REFER" if warnings else "PNEUMONIA", warnings)
+            caveats = open_xray(source, name).caveats
+            yield Prediction("PNEUMONIA", 0.7, 0.5, "REFER" if caveats else "PNEUMONIA", caveats)
 
     def predict_files(self, paths, refuse):
         return self.predict_images(((None, path) for path in paths), refuse)

@@ -1,8 +1,10 @@
 """Damaged X-rays are read to an image or refused with an XrayError: see fuzz_xray.py."""
 
 import pytest
-from fuzz_xray import damage_xray, encode_images, fuzz, summarise
+from damages import damage_xray
+from fuzz_xray import fuzz, summarise
 from helpers import REAL_XRAYS, draw_xray
+from xray_kinds import encode_images
 
 
 @pytest.mark.parametrize("count", [100, pytest.param(2000, marks=pytest.mark.slow)])

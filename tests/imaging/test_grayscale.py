@@ -6,7 +6,8 @@ from xray_files import encode
 
 from pneumonia_hf import read_xray
 from pneumonia_hf.imaging.grayscale import has_two_levels
-from pneumonia_hf.imaging.input_checks import MASK, input_warnings
+from pneumonia_hf.imaging.read import to_xray
+from pneumonia_hf.reasons import Reason
 
 
 @pytest.mark.parametrize("quality", [None, 95, 75, 20])
@@ -18,7 +19,7 @@ def test_mask_has_two_levels_as_png_as_jpeg_and_smoothly_resized(quality, side, 
         mask = mask.resize((side, side), filter) if side else mask
         form = {"form": "JPEG", "quality": quality} if quality else {"form": "PNG"}
         image = read_xray(encode(mask.convert("RGB"), **form))
-        assert has_two_levels(image) and MASK in input_warnings(image)
+        assert has_two_levels(image) and Reason.MASK.value in to_xray(image).warnings
 
 
 def test_mask_of_zeros_and_ones_has_two_levels():

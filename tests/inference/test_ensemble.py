@@ -28,14 +28,9 @@ from pneumonia_hf.evaluation.evaluate import evaluate_predictor
 from pneumonia_hf.evaluation.report import write_report
 from pneumonia_hf.imaging.preprocess import make_processor
 from pneumonia_hf.inference.network import CONFIG_KEY, Network
-from pneumonia_hf.inference.predictor import (
-    NO_COMMON_THRESHOLD,
-    NO_OWN_THRESHOLD,
-    NO_THRESHOLD,
-)
-from pneumonia_hf.inference.tta import TTA_ON, TTA_STRANGE
 from pneumonia_hf.models.backbones import head_of
 from pneumonia_hf.models.model_folder import ENSEMBLE_FILE
+from pneumonia_hf.reasons import Reason
 
 IMAGES = [draw_xray(seed, ill=seed % 2 == 0, size=(70 + 9 * seed, 90)) for seed in range(6)]
 SETTINGS = {
@@ -45,6 +40,10 @@ SETTINGS = {
     "refer_high": 0.6,
     "temperature": 1.5,
 }
+
+
+def reasons_of(predictor: Predictor) -> list[Reason]:
+    return [caveat.reason for caveat in predictor.caveats]
 
 
 def copy_model(model: Path, folder: Path, seed: int | None = None, **settings) -> Path:
@@ -106,7 +105,7 @@ def test_members_of_other_families_and_sizes_use_their_own_preprocessing(ensembl
     expected = (first.log_odds(IMAGES) + other.log_odds(IMAGES)) / 2
     assert np.array_equal(ensemble.log_odds(IMAGES), expected)
     assert ensemble.name == "seed-1 + vit"
-    assert ensemble.caveats == (NO_COMMON_THRESHOLD, NO_OWN_THRESHOLD)
+    assert reasons_of(ensemble) == [Reason.NO_COMMON_THRESHOLD, Reason.NO_OWN_THRESHOLD]
     # The mean of its logit and logit(0.5) = 0 is half of its logit.
     low = ensemble.operating_point.low
     assert np.log(low / (1 - low)) == pytest.approx(np.log(0.1 / 0.9) / 2)
@@ -123,8 +122,8 @@ def test_several_models_use_the_mean_of_their_threshold_logits_and_say_so(ensemb
     # Odds of 1/4 and 9: their geometric mean is 1.5.
     assert predictor.operating_point.threshold == pytest.approx(0.6)
     assert predictor.operating_point.low == pytest.approx(0.25)
-    assert predictor.predict(IMAGES[0]).warnings[-1] == NO_COMMON_THRESHOLD
-    assert NO_THRESHOLD not in predictor.caveats and NO_OWN_THRESHOLD not in predictor.caveats
+    assert predictor.predict(IMAGES[0]).caveats[-1].reason == Reason.NO_COMMON_THRESHOLD
+    assert reasons_of(predictor) == [Reason.NO_COMMON_THRESHOLD]
 
 
 def test_one_model_in_a_list_is_that_model(ensemble_folder):
@@ -157,7 +156,7 @@ def test_ensemble_with_tta_averages_over_views_and_members(ensemble_folder):
     ensemble = Predictor.from_pretrained(ensemble_folder, tta=True)
     expected = np.mean([member.log_odds(IMAGES) for member in members], axis=0) / 1.5
     assert np.array_equal(ensemble.log_odds(IMAGES), expected)
-    assert ensemble.tta and ensemble.caveats == (TTA_ON, TTA_STRANGE)
+    assert ensemble.tta and reasons_of(ensemble) == [Reason.TTA_ON, Reason.TTA_STRANGE]
 
 
 @pytest.mark.parametrize(
@@ -256,8 +255,9 @@ def test_report_names_the_ensemble_and_hashes_the_weights_of_all_members(
     assert report.weights_sha256 == "+".join(digests)
     write_report(report, tmp_path)
     notes = json.loads((tmp_path / "report.json").read_text())["notes"]
-    assert {NO_COMMON_THRESHOLD, TTA_ON, TTA_STRANGE} <= set(notes)
-    assert TTA_ON in (tmp_path / "report.md").read_text()
+    reasons = (Reason.NO_COMMON_THRESHOLD, Reason.TTA_ON, Reason.TTA_STRANGE)
+    assert {reason.value for reason in reasons} <= set(notes)
+    assert Reason.TTA_ON.value in (tmp_path / "report.md").read_text()
 
 
 def test_predict_script_takes_several_models_and_tta(ensemble_folder, tmp_path):
@@ -274,7 +274,7 @@ def test_predict_script_takes_several_models_and_tta(ensemble_folder, tmp_path):
         assert done.returncode == 0, done.stderr
         with table.open() as lines:
             (row,) = csv.DictReader(lines)
-        assert (TTA_ON in row["warnings"]) == ("--tta" in flags)
+        assert (Reason.TTA_ON.value in row["warnings"]) == ("--tta" in flags)
         probability = float(row["probability"])
         log_odds[name] = np.log(probability / (1 - probability))
     assert log_odds["list"] == pytest.approx(1.5 * log_odds["folder"], abs=1e-4)
@@ -290,7 +290,7 @@ def test_evaluate_script_scores_an_ensemble_but_writes_no_card(
     assert done.returncode == 0, done.stderr
     numbers = json.loads((tmp_path / "report" / "report.json").read_text())
     assert (numbers["model"], numbers["threshold"]) == ("run", 0.4)
-    assert TTA_ON in numbers["notes"]
+    assert Reason.TTA_ON.value in numbers["notes"]
     again = [*data, "--overwrite", "--add_to_card", "--model"]
     for flags in ([ensemble_folder], list_members(ensemble_folder)):
         done = call_script("evaluate_model.py", *again, *flags)

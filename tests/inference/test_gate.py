@@ -16,8 +16,8 @@ from pneumonia_hf.errors import UserError
 from pneumonia_hf.evaluation import recalibrate
 from pneumonia_hf.inference.gate import Gate, middle_layer
 from pneumonia_hf.inference.network import Network
-from pneumonia_hf.inference.predictor import NO_CHEST_XRAY, UNLIKE
 from pneumonia_hf.models.model_folder import GATE_FILE, MODEL_FILES
+from pneumonia_hf.reasons import Reason
 
 XRAYS = [draw_xray(seed, ill=seed % 2 == 0) for seed in range(160)]
 RANDOM = np.random.default_rng(0)
@@ -48,13 +48,13 @@ def test_xrays_pass_and_other_images_are_refused_without_a_probability(gated):
     assert all(one.decision != "REFUSED" for one in passed)
     for one in predictor.predict_all(FOREIGN):
         assert (one.decision, one.probability, one.label) == ("REFUSED", None, None)
-        assert one.warnings[0] == NO_CHEST_XRAY and one.distance >= 2
+        assert one.caveats[0].reason == Reason.NO_CHEST_XRAY and one.distance >= 2
 
 
 def test_a_person_who_says_that_it_is_one_gets_the_probability_and_refer(gated):
     predictor = Predictor.from_pretrained(gated)
     (found,) = predictor.predict_all(FOREIGN[:1], refuse=False)
-    assert found.decision == "REFER" and found.warnings[0] == NO_CHEST_XRAY
+    assert found.decision == "REFER" and found.caveats[0].reason == Reason.NO_CHEST_XRAY
     assert found.probability == pytest.approx(predictor.probabilities(FOREIGN[:1])[0], abs=1e-9)
 
 
@@ -67,7 +67,7 @@ def test_an_image_beyond_the_limit_is_referred(gated, limit, decision, monkeypat
     distance = predictor.predict(XRAYS[140]).distance * network.gate.limit
     network.gate = dataclasses.replace(network.gate, limit=distance * limit)
     found = predictor.predict(XRAYS[140])
-    assert found.decision == decision and (UNLIKE in found.warnings) == (limit < 1)
+    assert found.decision == decision and (Reason.UNLIKE in found.reasons) == (limit < 1)
     assert found.probability is not None
 
 
@@ -156,10 +156,12 @@ def test_a_refused_file_has_no_probability_in_table_and_page(gated, tmp_path):
     assert done.returncode == 0
     noise, xray = csv.DictReader((tmp_path / "out.csv").read_text().splitlines())
     assert (noise["decision"], noise["probability"]) == ("REFUSED", "")
-    assert NO_CHEST_XRAY in noise["warnings"] and 0 < float(xray["probability"]) < 1
+    assert Reason.NO_CHEST_XRAY.value in noise["warnings"] and 0 < float(xray["probability"]) < 1
     predictor = Predictor.from_pretrained(gated)
     page = to_html(predictor.predict(FOREIGN[0]), predictor, [], 0.1)
-    assert "REFUSED" in page and NO_CHEST_XRAY in page and "%" not in page.split("99%")[0]
+    assert (
+        "REFUSED" in page and Reason.NO_CHEST_XRAY.value in page and "%" not in page.split("99%")[0]
+    )
     assert "scale" not in page and "Probability" not in page
     assert "Probability" in to_html(predictor.predict(XRAYS[150]), predictor, [], 0.1)
 

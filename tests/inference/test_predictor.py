@@ -8,11 +8,12 @@ from PIL import Image
 from transformers import AutoModelForImageClassification
 from xray_files import make_dicom
 
-from pneumonia_hf import Predictor, XrayError, read_xray
+from pneumonia_hf import Predictor, XrayError, open_xray, read_xray
 from pneumonia_hf.errors import UserError
-from pneumonia_hf.imaging.input_checks import input_warnings
 from pneumonia_hf.imaging.preprocess import make_processor
 from pneumonia_hf.inference.network import Network
+from pneumonia_hf.inference.predictor import FIELDS
+from pneumonia_hf.reasons import Reason
 from pneumonia_hf.statistics.thresholds import OperatingPoint
 
 
@@ -37,13 +38,26 @@ def test_no_images_give_no_probabilities(predictor):
     assert predictor.predict_all([]) == []
 
 
-def test_what_a_dicom_header_says_of_its_image_refers_it(predictor):
+def test_what_a_dicom_header_says_of_its_image_refers_it(predictor, tmp_path):
     values = np.asarray(draw_xray(0, ill=True, size=(200, 200))).astype(np.uint16) * 16
-    image = read_xray(make_dicom(values, ViewPosition="LL", WindowCenter=9, WindowWidth=0))
-    found = predictor.predict_all([image.copy()], refuse=False)[0]
-    assert found.decision == "REFER" and found.probability is not None
-    assert "its view is lateral" in found.warnings[0]
-    assert "window or VOI LUT cannot be applied" in found.warnings[1]
+    data = make_dicom(values, ViewPosition="LL", WindowCenter=9, WindowWidth=0)
+    (tmp_path / "x.dcm").write_bytes(data)
+    for source in (data, open_xray(data), tmp_path / "x.dcm", str(tmp_path / "x.dcm")):
+        found = predictor.predict(source)
+        assert found.decision == "REFER" and found.probability is not None
+        assert "its view is lateral" in found.warnings[0]
+        assert "window or VOI LUT cannot be applied" in found.warnings[1]
+        assert found.reasons == {Reason.VIEW, Reason.WINDOW}
+    plain = predictor.predict(read_xray(data))
+    assert plain.probability == found.probability and plain.reasons == set()
+    with pytest.raises(XrayError, match="not an image"):
+        predictor.predict(b"text")
+
+
+def test_answer_has_the_fields_of_a_prediction_in_order(predictor):
+    found = predictor.predict(Image.new("L", (300, 300), 90)).to_dict()
+    assert list(found) == [*FIELDS]
+    assert found["decision"] == "REFER" and found["warnings"] == (Reason.BLANK.value,)
 
 
 def test_decision_follows_threshold_and_its_range(predictor, monkeypatch):
@@ -83,10 +97,10 @@ def test_coloured_image_is_referred(predictor, tmp_path):
     Image.effect_mandelbrot((200, 200), (-2, -2, 2, 2), 50).convert("L").save(tmp_path / "grey.png")
     photograph = np.random.default_rng(0).integers(0, 255, (200, 200, 3), dtype=np.uint8)
     Image.fromarray(photograph).save(tmp_path / "photo.png")
-    assert predictor.predict(read_xray(tmp_path / "photo.png")).decision == "REFER"
-    assert not any(
-        "coloured" in warning for warning in input_warnings(read_xray(tmp_path / "grey.png"))
-    )
+    for source in (tmp_path / "photo.png", Image.fromarray(photograph)):
+        found = predictor.predict(source)
+        assert found.decision == "REFER" and Reason.COLOURED in found.reasons
+    assert Reason.COLOURED not in predictor.predict(tmp_path / "grey.png").reasons
 
 
 def test_predictions_keep_the_order_of_files_and_errors(predictor, tmp_path):

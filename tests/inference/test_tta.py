@@ -10,13 +10,11 @@ from pneumonia_hf import Predictor
 from pneumonia_hf.imaging.preprocess import make_processor, normalise, resize
 from pneumonia_hf.inference.network import CONFIG_KEY, Network
 from pneumonia_hf.inference.tta import (
-    TTA_MISSED,
-    TTA_ON,
-    TTA_STRANGE,
     TTA_TRANSFORMS,
     TtaTransform,
     apply_transform,
 )
+from pneumonia_hf.reasons import Reason
 
 IMAGES = [draw_xray(seed, ill=seed % 2 == 0, size=(70 + 9 * seed, 90)) for seed in range(12)]
 
@@ -89,9 +87,12 @@ def test_predictions_with_tta_warn_about_it_and_the_threshold(tiny_model):
     predictor = Predictor.from_pretrained(tiny_model, tta=True)
     plain = Predictor.from_pretrained(tiny_model)
     assert predictor.operating_point == plain.operating_point
-    assert predictor.predict(IMAGES[0]).warnings[-2:] == (TTA_ON, TTA_STRANGE)
+    assert predictor.predict(IMAGES[0]).warnings[-2:] == (
+        Reason.TTA_ON.value,
+        Reason.TTA_STRANGE.value,
+    )
     settings = getattr(predictor.network.model.config, CONFIG_KEY)
     setattr(predictor.network.model.config, CONFIG_KEY, settings | {"tta": True})
-    for tta, caveats in ((True, (TTA_ON,)), (False, (TTA_MISSED,))):
+    for tta, reason in ((True, Reason.TTA_ON), (False, Reason.TTA_MISSED)):
         model = Predictor(Network(predictor.network.model, predictor.network.processor), tta=tta)
-        assert model.caveats == caveats
+        assert model.caveats == (reason.caveat(),)
