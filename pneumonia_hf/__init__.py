@@ -25,7 +25,7 @@ _MODULES = {
     "load_xrays": "data.load",
     "push_model": "models.model_folder",
     "read_xray": "imaging.read",
-    "run_recipe": "training.runs",
+    "run_recipe": "training.train",
     "train": "training.train",
 }
 

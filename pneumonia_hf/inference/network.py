@@ -48,11 +48,13 @@ class Network:
         positive_label: str = LABELS[1],
         backend: Backend = "torch",
         label_flag: str = "--positive_label",
+        ranges: Path | None = None,
     ) -> None:
         """Take a model and processor that transformers has loaded, from `path` if any.
 
         `positive_label` is the name of the class of images with pneumonia, in any case; `backend`
-        is what computes scores, of BACKENDS, or `auto`; `label_flag` is for messages.
+        is what computes scores, of BACKENDS, or `auto`; `label_flag` is for messages; `ranges` is
+        the file for the backend int8, by default the one in `path`.
 
         Raises:
             UserError: the model has no such class; a gate of another network.
@@ -63,7 +65,7 @@ class Network:
         self.path = path
         self.gate = gate
         self.backend = backend
-        self.ranges = path / QUANTIZATION_FILE if path else None  # for the backend int8
+        self.ranges = ranges or (path / QUANTIZATION_FILE if path else None)
         if gate and gate.layer not in dict(model.named_modules()):
             raise UserError(
                 f"The input gate of {name} is of another network; fit it with recalibrate.py."

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, field, fields
 from math import inf
-from typing import Literal
+from typing import Any, Literal, Self
 
 import torch
 from joblib import cpu_count
@@ -223,6 +224,13 @@ class XrayTrainingArguments(TrainingArguments):
         if self.precision != "auto":
             return self.precision
         return fast_precision("cpu" if self.use_cpu else None)
+
+    def with_changes(self, **changes: Any) -> Self:
+        """Return a copy with other values, which are not checked again."""
+        changed = copy.copy(self)
+        for name, value in changes.items():
+            setattr(changed, name, value)
+        return changed
 
     def set_threads(self) -> None:
         """Set the number of threads that this process computes with."""

@@ -10,7 +10,7 @@ from pneumonia_hf.errors import UserError
 from pneumonia_hf.training.arguments import XrayTrainingArguments
 
 
-def gather(arguments: XrayTrainingArguments, value: Any) -> list[Any]:
+def gather_from_all(arguments: XrayTrainingArguments, value: Any) -> list[Any]:
     """Return the values of all processes, in all processes."""
     if arguments.world_size == 1:
         return [value]
@@ -19,16 +19,18 @@ def gather(arguments: XrayTrainingArguments, value: Any) -> list[Any]:
     return gather_object([value])
 
 
-def broadcast_from_main(arguments: XrayTrainingArguments, find: Callable[[], Any]) -> Any:
-    """Call `find` in the main process; return its result, or raise its UserError, in all."""
+def broadcast_from_main(
+    arguments: XrayTrainingArguments, function: Callable[..., Any], *values: Any
+) -> Any:
+    """Call `function` in the main process; return its result, or raise its UserError, in all."""
     if arguments.world_size == 1:
-        return find()
+        return function(*values)
     from accelerate.utils import broadcast_object_list
 
     found, message = None, None
     if arguments.process_index == 0:
         try:
-            found = find()
+            found = function(*values)
         except UserError as error:  # the other processes would wait without end
             message = str(error)
     found, message = broadcast_object_list([found, message])

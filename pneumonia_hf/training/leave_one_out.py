@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +17,7 @@ from pneumonia_hf.evaluation.evaluate import EvaluationConfig, evaluate_predicto
 from pneumonia_hf.files import markdown_table, replace_text, write_json
 from pneumonia_hf.inference.predictor import Predictor
 from pneumonia_hf.statistics.intervals import Interval
-from pneumonia_hf.training.runs import run_recipe
+from pneumonia_hf.training.train import run_recipe
 
 if TYPE_CHECKING:
     from pneumonia_hf.training.arguments import XrayTrainingArguments
@@ -70,8 +69,7 @@ def leave_one_site_out(recipe: Recipe, arguments: XrayTrainingArguments) -> list
     folder, found = Path(arguments.output_dir), []
     for source, text in zip(sources, recipe.data.data_dir, strict=True):
         others = [one for one in recipe.data.data_dir if one != text]
-        own = copy.copy(arguments)
-        own.output_dir = str(folder / f"without-{source.name}")
+        own = arguments.with_changes(output_dir=str(folder / f"without-{source.name}"))
         print(f"Without {source.name}: training on {', '.join(others)}.", flush=True)
         model = run_recipe(replace(recipe, data=replace(recipe.data, data_dir=others)), own)
         with cache_in(recipe.data.cache_dir):

@@ -17,7 +17,7 @@ from pneumonia_hf.training.arguments import REFUSED, XrayTrainingArguments
 from pneumonia_hf.training.checkpoints import phase_folder, read_outcome
 from pneumonia_hf.training.counterfactuals import CounterfactualPixels, compute_validation_metrics
 from pneumonia_hf.training.recipe import Recipe
-from pneumonia_hf.training.run_record import FREE, describe_run
+from pneumonia_hf.training.run_state import FREE, describe_run
 
 # A value other than the default for each field that is accepted, and what else it needs.
 WORKERS = {"dataloader_num_workers": 1}

@@ -17,9 +17,9 @@ from transformers import TrainerCallback
 
 from pneumonia_hf.errors import Stopped, UserError
 from pneumonia_hf.models.xray_cnn import XrayCnnConfig
-from pneumonia_hf.training import checkpoints
+from pneumonia_hf.training import averaging, checkpoints
+from pneumonia_hf.training.averaging import AVERAGE_FILE
 from pneumonia_hf.training.checkpoints import (
-    AVERAGE_FILE,
     UNFINISHED,
     install_checkpoint,
     last_checkpoint,
@@ -28,7 +28,7 @@ from pneumonia_hf.training.checkpoints import (
     remove_checkpoint,
     remove_old,
 )
-from pneumonia_hf.training.run_record import lock_run
+from pneumonia_hf.training.run_state import lock_run
 from pneumonia_hf.training.trainer import XrayTrainer
 
 # All options that keep a state between steps.
@@ -447,9 +447,7 @@ def test_checkpoint_that_a_full_disk_truncates_is_removed_and_the_last_one_kept(
 ):
     import errno
 
-    from pneumonia_hf.training import trainer
-
-    save, calls = trainer.save_file, []
+    save, calls = averaging.save_file, []
 
     def save_on_full_disk(*args, **kwargs):
         calls.append(args[1])
@@ -457,7 +455,7 @@ def test_checkpoint_that_a_full_disk_truncates_is_removed_and_the_last_one_kept(
             raise OSError(errno.ENOSPC, "No space left on device")
         save(*args, **kwargs)
 
-    monkeypatch.setattr(trainer, "save_file", save_on_full_disk)
+    monkeypatch.setattr(averaging, "save_file", save_on_full_disk)
     run = tmp_path / "run"
     with pytest.raises(OSError, match="No space left"):
         train_tiny("vit-base", body, xray_folder, run, **STATEFUL)

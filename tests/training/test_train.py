@@ -200,7 +200,7 @@ def test_full_disk_at_the_end_leaves_the_older_model_complete(tmp_path, xray_fol
 )
 def test_manifest_names_the_origin_and_licence_of_the_weights(weights, base_model, licence):
     from pneumonia_hf.models.build import ModelConfig
-    from pneumonia_hf.training.manifest import describe_origin
+    from pneumonia_hf.training.provenance import describe_origin
 
     origin = describe_origin(ModelConfig("dinov2-small", weights))
     assert (origin["base_model"], origin["license"]) == (base_model, licence)
@@ -208,7 +208,7 @@ def test_manifest_names_the_origin_and_licence_of_the_weights(weights, base_mode
 
 def test_a_hub_id_has_the_licence_of_the_same_model_in_a_folder(tmp_path, monkeypatch):
     from pneumonia_hf.models.build import ModelConfig
-    from pneumonia_hf.training.manifest import describe_origin
+    from pneumonia_hf.training.provenance import describe_origin
 
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     download = tmp_path / "models--me--big"

@@ -21,14 +21,13 @@ from pneumonia_hf.evaluation.perturbations import COUNTERFACTUALS
 from pneumonia_hf.models.xray_cnn import XrayCnnConfig
 from pneumonia_hf.training import trainer
 from pneumonia_hf.training.arguments import XrayTrainingArguments
+from pneumonia_hf.training.averaging import AVERAGE_FILE, load_best
 from pneumonia_hf.training.checkpoints import (
-    AVERAGE_FILE,
     list_checkpoints,
     phase_folder,
     read_outcome,
 )
 from pneumonia_hf.training.sampler import BalancedSampler, MergingBatchSampler, draws_balanced
-from pneumonia_hf.training.trainer import load_best
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,156 @@
+"""A run, prepared: its folder is cleared, its images are decoded, its state is written."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pneumonia_hf.audit.run import audit_briefly
+from pneumonia_hf.data.cache import decode_splits
+from pneumonia_hf.data.file_hashes import to_hex
+from pneumonia_hf.errors import UserError
+from pneumonia_hf.evaluation.perturbations import ROBUST
+from pneumonia_hf.training.arguments import XrayTrainingArguments
+from pneumonia_hf.training.checkpoints import CHECKPOINTS, UNFINISHED
+from pneumonia_hf.training.counterfactuals import CounterfactualPixels
+from pneumonia_hf.training.distillation import UNLABELLED, Teacher, load_teacher, load_unlabelled
+from pneumonia_hf.training.distributed import barrier, broadcast_from_main, gather_from_all
+from pneumonia_hf.training.interruption import StopRequest
+from pneumonia_hf.training.phases import Phase, read_phases
+from pneumonia_hf.training.recipe import Recipe
+from pneumonia_hf.training.run_state import clear, create_run_state, describe_run, fingerprint
+
+if TYPE_CHECKING:
+    from transformers import BaseImageProcessor, TrainerCallback
+
+    from pneumonia_hf.data.load import DataConfig
+    from pneumonia_hf.data.pixel_store import XrayPixels
+    from pneumonia_hf.data.table import XrayData
+
+AUDITED: set[tuple] = set()  # fingerprints of the data whose audit this process has printed
+
+
+@dataclass(frozen=True)
+class Images:
+    """The images of a run, decoded."""
+
+    data: XrayData  # without those that cannot be read
+    pixels: dict[str, XrayPixels]  # of each split
+    hashes: dict[str, list[str]]  # of each split, and of UNLABELLED
+    fingerprints: dict[str, str]  # likewise
+    sites: np.ndarray  # number of the source of each training image, [N]
+
+    def with_unlabelled(self, pixels: XrayPixels) -> Images:
+        """Return these images with the hashes of unlabelled ones."""
+        hashes = to_hex(pixels.hashes)
+        return replace(
+            self,
+            hashes=self.hashes | {UNLABELLED: hashes},
+            fingerprints=self.fingerprints | {UNLABELLED: fingerprint(hashes, pixels.labels)},
+        )
+
+
+@dataclass(frozen=True)
+class Run:
+    """All that a run trains with, besides the model."""
+
+    recipe: Recipe
+    arguments: XrayTrainingArguments
+    processor: BaseImageProcessor
+    phases: Sequence[Phase]
+    images: Images
+    validation: XrayPixels | CounterfactualPixels
+    teacher: Teacher | None
+    callbacks: Sequence[TrainerCallback]
+    stop: StopRequest
+    run_id: str
+    started: float  # by the monotonic clock
+
+    @property
+    def folder(self) -> Path:
+        """The folder that becomes the model folder."""
+        return Path(self.arguments.output_dir)
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the process that prints and saves."""
+        return self.arguments.process_index == 0
+
+
+def prepare_run(
+    processor: BaseImageProcessor,
+    data: XrayData,
+    recipe: Recipe,
+    arguments: XrayTrainingArguments,
+    callbacks: Sequence[TrainerCallback],
+    stop: StopRequest,
+) -> Run:
+    """Clear the output folder of an older run, decode and audit the images, write the run state.
+
+    Raises:
+        UserError: as `train`.
+    """
+    started, folder = time.monotonic(), Path(arguments.output_dir)
+    is_main = arguments.process_index == 0
+    phases = read_phases(
+        arguments.phases,
+        arguments.num_train_epochs,
+        arguments.learning_rate,
+        recipe.model.trainable_layer_groups,
+    )
+    if is_main:
+        shutil.rmtree(folder / UNFINISHED, ignore_errors=True)  # of a killed run
+        if arguments.overwrite:
+            clear(folder)  # the old model stays until the new one is saved
+    barrier(arguments)
+    (folder / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
+    images, teacher = decode_images(data, processor, recipe.data), None
+    if arguments.teacher:
+        teacher = load_teacher(arguments.teacher, images.hashes, arguments.teacher_positive_label)
+    if arguments.unlabelled:
+        held_out = {*images.hashes["validation"], *images.hashes["test"]}
+        pixels = load_unlabelled(arguments.unlabelled, processor, recipe.data, held_out)
+        teacher = replace(teacher, unlabelled=pixels, share=arguments.unlabelled_share)
+        images = images.with_unlabelled(pixels)
+        if is_main:
+            print(f"{len(pixels)} unlabelled images are scored by the teacher.", flush=True)
+    _check_same_images(images.fingerprints, arguments)
+    audited = tuple(sorted(images.fingerprints.items()))
+    if is_main and audited not in AUDITED:
+        AUDITED.add(audited)
+        print(audit_briefly(images.data, images.pixels), flush=True)
+    settings = describe_run(recipe, images.fingerprints, arguments)
+    run_id = broadcast_from_main(arguments, create_run_state, folder, settings, arguments.resume)
+    validation = images.pixels["validation"]
+    if arguments.metric_for_best_model == ROBUST:
+        validation = CounterfactualPixels(validation)
+    return Run(
+        recipe, arguments, processor, phases, images, validation, teacher, callbacks, stop,
+        run_id, started,
+    )  # fmt: skip
+
+
+def decode_images(data: XrayData, processor: BaseImageProcessor, config: DataConfig) -> Images:
+    """Return the images of `data` at the model's size; unreadable ones are logged and left out."""
+    data, pixels = decode_splits(data, processor, strict=config.strict)
+    hashes = {name: to_hex(split.hashes) for name, split in pixels.items()}
+    # By their names, so that the numbers do not depend on the order of the sources.
+    _, sites = np.unique(data["train"]["source"][:], return_inverse=True)
+    fingerprints = {name: fingerprint(hashes[name], split.labels) for name, split in pixels.items()}
+    return Images(data, pixels, hashes, fingerprints, sites)
+
+
+def _check_same_images(fingerprints: dict[str, str], arguments: XrayTrainingArguments) -> None:
+    found = gather_from_all(arguments, fingerprints)
+    if different := [number for number, own in enumerate(found) if own != found[0]]:
+        # The processes would wait for each other's batches without end.
+        raise UserError(
+            f"Process {different[0]} has other images than process 0; "
+            f"give all machines the same data."
+        )
