@@ -28,43 +28,33 @@ from pneumonia_hf.training.phases import read_phases
 CRITERIA = {name: metric.greater_is_better for name, metric in METRICS.items()}
 CRITERIA |= {"loss": False, ROBUST: True}
 PLATEAU = "reduce_lr_on_plateau"
-# Arguments of transformers that would break a promise of this project, or do nothing, and why.
-NO_PUSH = "use push_to_hub.py when the model is saved"
 NO_LENGTH = "images have no length"
-LAUNCHER = "use accelerate launch with a file of train_scripts/accelerate"
+# Arguments of transformers that would break a promise of this project, or do nothing, and why.
 REFUSED = {
-    "prediction_loss_only": "validation needs the predictions",
-    "label_names": "the labels are known",
-    "resume_from_checkpoint": "use --resume",
-    "push_to_hub": NO_PUSH,
-    "hub_model_id": NO_PUSH,
-    "hub_strategy": NO_PUSH,
-    "hub_token": NO_PUSH,
-    "hub_private_repo": NO_PUSH,
-    "hub_always_push": NO_PUSH,
-    "hub_revision": NO_PUSH,
-    "save_only_model": "such a checkpoint cannot be resumed",
-    "ignore_data_skip": "a resumed run would train on other images",
-    "enable_jit_checkpoint": "SIGTERM saves a checkpoint in any case",
-    "batch_eval_metrics": "metrics need the whole validation split",
-    "eval_do_concat_batches": "metrics need the whole validation split",
-    "eval_use_gather_object": "it is for outputs other than tensors",
-    "include_for_metrics": "metrics need the predictions only",
-    "dataloader_in_order": "metrics need the images in order",
-    "fp16_full_eval": "validation computes as training does; use --precision",
-    "bf16_full_eval": "validation computes as training does; use --precision",
-    "remove_unused_columns": "it would remove the images",
-    "length_column_name": NO_LENGTH,
-    "include_num_input_tokens_seen": "it is for language models",
-    "use_cache": "it is for language models",
-    "use_liger_kernel": "it is for language models",
-    "liger_kernel_config": "it is for language models",
-    "neftune_noise_alpha": "it is for language models",
-    "accelerator_config": LAUNCHER,
-    "parallelism_config": LAUNCHER,
-    "fsdp": LAUNCHER,
-    "fsdp_config": LAUNCHER,
-    "deepspeed": "use FSDP, train_scripts/accelerate/fsdp.yaml",
+    name: reason
+    for reason, names in {
+        "validation needs the predictions": "prediction_loss_only",
+        "the labels are known": "label_names",
+        "use --resume": "resume_from_checkpoint",
+        "use push_to_hub.py when the model is saved": "push_to_hub hub_model_id hub_strategy "
+        "hub_token hub_private_repo hub_always_push hub_revision",
+        "such a checkpoint cannot be resumed": "save_only_model",
+        "a resumed run would train on other images": "ignore_data_skip",
+        "SIGTERM saves a checkpoint in any case": "enable_jit_checkpoint",
+        "metrics need the whole validation split": "batch_eval_metrics eval_do_concat_batches",
+        "it is for outputs other than tensors": "eval_use_gather_object",
+        "metrics need the predictions only": "include_for_metrics",
+        "metrics need the images in order": "dataloader_in_order",
+        "validation computes as training does; use --precision": "fp16_full_eval bf16_full_eval",
+        "it would remove the images": "remove_unused_columns",
+        NO_LENGTH: "length_column_name",
+        "it is for language models": "include_num_input_tokens_seen use_cache use_liger_kernel "
+        "liger_kernel_config neftune_noise_alpha",
+        "use accelerate launch with a file of train_scripts/accelerate": "accelerator_config "
+        "parallelism_config fsdp fsdp_config",
+        "use FSDP, train_scripts/accelerate/fsdp.yaml": "deepspeed",
+    }.items()
+    for name in names.split()
 }
 
 
@@ -251,12 +241,16 @@ class XrayTrainingArguments(TrainingArguments):
             raise UserError("seeds must be two or more different numbers; for one use --seed.")
 
     def _check_combinations(self) -> None:
-        for one in fields(self):
-            default = one.default if one.default_factory is MISSING else one.default_factory()
+        for argument in fields(self):
+            default = (
+                argument.default
+                if argument.default_factory is MISSING
+                else argument.default_factory()
+            )
             # An AcceleratorConfig is what the Trainer makes of None, where arguments are copied.
             off = (None, default, AcceleratorConfig(), *([] if default is True else [False]))
-            if one.name in REFUSED and getattr(self, one.name) not in off:
-                raise UserError(f"Leave --{one.name} out: {REFUSED[one.name]}.")
+            if argument.name in REFUSED and getattr(self, argument.name) not in off:
+                raise UserError(f"Leave --{argument.name} out: {REFUSED[argument.name]}.")
         if self.train_sampling_strategy not in ("random", "sequential"):
             raise UserError(
                 f"Leave --train_sampling_strategy {self.train_sampling_strategy} out: {NO_LENGTH}."

@@ -90,13 +90,18 @@ class Teacher:
 
 
 def load_teacher(
-    name: str, hashes: dict[str, list[str]], positive_label: str = LABELS[1]
+    name: str,
+    hashes: dict[str, list[str]],
+    positive_label: str = LABELS[1],
+    unlabelled: XrayPixels | None = None,
+    share: float = 0.0,
 ) -> Teacher:
     """Return the teacher `name`, a saved model's folder or Hub id.
 
     Args:
         hashes: of the student's images, by split.
         positive_label: the teacher's class of images with pneumonia.
+        unlabelled, share: of the Teacher.
 
     Raises:
         UserError: no such model; an ensemble; more than two classes; or one that was trained on
@@ -125,7 +130,7 @@ def load_teacher(
                 f"train it on the same splits as the student (the same data and --split_seed)."
             )
     model = network.model.eval().requires_grad_(False)
-    return Teacher(model, network.processor, network.class_index)
+    return Teacher(model, network.processor, network.class_index, unlabelled, share)
 
 
 def load_unlabelled(

@@ -112,11 +112,8 @@ def make_manifest(
 ) -> dict[str, Any]:
     """Return the contents of `run.json`.
 
-    Args:
-        run, outcomes: the run, and how each of its phases ended.
-        seconds: from its last start to the end of training.
-        network: the saved model.
-        validation: what `calibrate` returned.
+    `outcomes` are of the phases, `seconds` those of training since its last start, `network` is
+    the saved model, and `validation` what `calibrate` returned.
     """
     recipe, arguments, images = run.recipe, run.arguments, run.images
     best = choose_outcome(outcomes, arguments)

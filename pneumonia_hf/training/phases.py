@@ -80,7 +80,7 @@ def rate_of_parameters(model: PreTrainedModel, layer_decay: float) -> dict[str, 
         for parameter in group.parameters():
             scale_of.setdefault(id(parameter), layer_decay**depth)
     lowest = layer_decay ** len(groups)
-    return {name: scale_of.get(id(one), lowest) for name, one in model.named_parameters()}
+    return {name: scale_of.get(id(weight), lowest) for name, weight in model.named_parameters()}
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,19 +41,11 @@ class Images:
     """The images of a run, decoded."""
 
     data: XrayData  # without those that cannot be read
-    pixels: dict[str, XrayPixels]  # of each split
-    hashes: dict[str, list[str]]  # of each split, and of UNLABELLED
-    fingerprints: dict[str, str]  # likewise
+    # Of each split, and of UNLABELLED:
+    pixels: dict[str, XrayPixels]
+    hashes: dict[str, list[str]]
+    fingerprints: dict[str, str]
     sites: np.ndarray  # number of the source of each training image, [N]
-
-    def with_unlabelled(self, pixels: XrayPixels) -> Images:
-        """Return these images with the hashes of unlabelled ones."""
-        hashes = to_hex(pixels.hashes)
-        return replace(
-            self,
-            hashes=self.hashes | {UNLABELLED: hashes},
-            fingerprints=self.fingerprints | {UNLABELLED: fingerprint(hashes, pixels.labels)},
-        )
 
 
 @dataclass(frozen=True)
@@ -110,21 +102,27 @@ def prepare_run(
             clear(folder)  # the old model stays until the new one is saved
     barrier(arguments)
     (folder / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
-    images, teacher = decode_images(data, processor, recipe.data), None
+    images = decode_images(data, processor, recipe.data, arguments.unlabelled)
+    teacher = None
     if arguments.teacher:
-        teacher = load_teacher(arguments.teacher, images.hashes, arguments.teacher_positive_label)
-    if arguments.unlabelled:
-        held_out = {*images.hashes["validation"], *images.hashes["test"]}
-        pixels = load_unlabelled(arguments.unlabelled, processor, recipe.data, held_out)
-        teacher = replace(teacher, unlabelled=pixels, share=arguments.unlabelled_share)
-        images = images.with_unlabelled(pixels)
-        if is_main:
-            print(f"{len(pixels)} unlabelled images are scored by the teacher.", flush=True)
+        teacher = load_teacher(
+            arguments.teacher,
+            images.hashes,
+            arguments.teacher_positive_label,
+            images.pixels.get(UNLABELLED),
+            arguments.unlabelled_share,
+        )
+    if is_main and arguments.unlabelled:
+        count = len(images.pixels[UNLABELLED])
+        print(f"{count} unlabelled images are scored by the teacher.", flush=True)
     _check_same_images(images.fingerprints, arguments)
     audited = tuple(sorted(images.fingerprints.items()))
     if is_main and audited not in AUDITED:
         AUDITED.add(audited)
-        print(audit_briefly(images.data, images.pixels), flush=True)
+        print(
+            audit_briefly(images.data, {name: images.pixels[name] for name in images.data}),
+            flush=True,
+        )
     settings = describe_run(recipe, images.fingerprints, arguments)
     run_id = broadcast_from_main(arguments, create_run_state, folder, settings, arguments.resume)
     validation = images.pixels["validation"]
@@ -136,14 +134,26 @@ def prepare_run(
     )  # fmt: skip
 
 
-def decode_images(data: XrayData, processor: BaseImageProcessor, config: DataConfig) -> Images:
-    """Return the images of `data` at the model's size; unreadable ones are logged and left out."""
+def decode_images(
+    data: XrayData,
+    processor: BaseImageProcessor,
+    config: DataConfig,
+    unlabelled: Sequence[str] | None,
+) -> Images:
+    """Return all images at the model's size; unreadable ones are logged and left out.
+
+    `unlabelled` are folders of further images, of which those of validation and test are left out.
+    """
     data, pixels = decode_splits(data, processor, strict=config.strict)
     hashes = {name: to_hex(split.hashes) for name, split in pixels.items()}
+    if unlabelled:
+        held_out = {*hashes["validation"], *hashes["test"]}
+        pixels[UNLABELLED] = load_unlabelled(unlabelled, processor, config, held_out)
+        hashes[UNLABELLED] = to_hex(pixels[UNLABELLED].hashes)
     # By their names, so that the numbers do not depend on the order of the sources.
     _, sites = np.unique(data["train"]["source"][:], return_inverse=True)
-    fingerprints = {name: fingerprint(hashes[name], split.labels) for name, split in pixels.items()}
-    return Images(data, pixels, hashes, fingerprints, sites)
+    prints = {name: fingerprint(hashes[name], split.labels) for name, split in pixels.items()}
+    return Images(data, pixels, hashes, prints, sites)
 
 
 def _check_same_images(fingerprints: dict[str, str], arguments: XrayTrainingArguments) -> None:

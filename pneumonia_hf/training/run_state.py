@@ -50,13 +50,13 @@ def check_output_folder(arguments: XrayTrainingArguments) -> None:
     if arguments.overwrite:
         return
     has_run = has_progress(folder)
-    if has_run and arguments.resume:
-        if _is_older(folder):
-            raise UserError(
-                f"The run in {folder} is of version 0.4 or older, whose checkpoints have another "
-                f"layout; give --overwrite to start again."
-            )
+    if has_run and arguments.resume and not _is_older(folder):
         return
+    if has_run and arguments.resume:
+        raise UserError(
+            f"The run in {folder} is of version 0.4 or older, whose checkpoints have another "
+            f"layout; give --overwrite to start again."
+        )
     held = sorted(name for name in (*MODEL_FILES, ENSEMBLE_FILE) if (folder / name).exists())
     if held and not (arguments.resume and arguments.seeds and held == [ENSEMBLE_FILE]):
         what = "a saved model" if "model.safetensors" in held else " and ".join(held)
