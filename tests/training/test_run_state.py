@@ -1,9 +1,10 @@
 import json
+import os
 
 import pytest
 
 from pneumonia_hf.errors import UserError
-from pneumonia_hf.training.run_state import create_run_state
+from pneumonia_hf.training.run_state import create_run_state, lock_run
 
 
 @pytest.fixture
@@ -32,3 +33,22 @@ def test_more_epochs_for_a_complete_run_are_refused_with_the_command_that_trains
     (folder / "run.json").write_text(json.dumps({"run_id": record["run_id"]}))
     with pytest.raises(UserError, match=changed + f"train its model .* --weights {folder} and"):
         create_run_state(folder, made_of, resume=True)
+
+
+def test_disk_without_locks_is_reported_and_other_errors_are_raised(tmp_path, monkeypatch, caplog):
+    import errno
+
+    import filelock
+
+    def fail_with(number: int) -> None:
+        def acquire(self, *args, **kwargs):
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr(filelock.FileLock, "acquire", acquire)
+
+    fail_with(errno.ENOLCK)
+    with lock_run(tmp_path / "run"):
+        assert "has no locks" in caplog.text
+    fail_with(errno.ENOSPC)
+    with pytest.raises(OSError, match="No space"), lock_run(tmp_path / "run"):
+        pass
