@@ -15,7 +15,7 @@ from PIL import Image
 from pneumonia_hf.errors import UserError
 from pneumonia_hf.imaging.preprocess import to_pixel_values
 from pneumonia_hf.inference.backends import Backend, Scorer, make_scorer
-from pneumonia_hf.inference.gate import Gate, describe
+from pneumonia_hf.inference.gate import Gate, capture_features
 from pneumonia_hf.inference.tta import TTA_TRANSFORMS, apply_transform
 from pneumonia_hf.labels import LABELS
 from pneumonia_hf.models.model_folder import QUANTIZATION_FILE
@@ -202,10 +202,15 @@ class Network:
             return make_scorer(self.model, images, layer, self.backend, self.ranges)
 
     def features(self, images: Sequence[Image.Image], layer: str) -> np.ndarray:
-        """Return what the gate knows of each image: float64 [N, F], as of `describe`."""
+        """Return what the gate knows of each image: float64 [N, F], as of
+        `capture_features`."""
         import torch
 
-        with COMPUTING, torch.inference_mode(), describe(self.model, layer, stop=True) as found:
+        with (
+            COMPUTING,
+            torch.inference_mode(),
+            capture_features(self.model, layer, stop=True) as found,
+        ):
             self.model(pixel_values=self.pixel_values(images))
         return found[0]
 

@@ -13,6 +13,7 @@ from pneumonia_hf.models.pretrained import label_settings, load_body, timm_confi
 if TYPE_CHECKING:
     from transformers import BaseImageProcessor, PreTrainedModel
 
+DEFAULT_BACKBONE = "dinov2-small"  # of --backbone; docs/architecture.md names the main models
 NO_WEIGHTS = "none"  # as ModelConfig.weights: initialise all weights at random
 
 
@@ -21,7 +22,7 @@ class ModelConfig:
     """Which network is trained, from which weights, and how much of it."""
 
     backbone: str = field(
-        default="dinov2-small", metadata={"help": f"One of {', '.join(BACKBONES)}."}
+        default=DEFAULT_BACKBONE, metadata={"help": f"One of {', '.join(BACKBONES)}."}
     )
     weights: str | None = field(
         default=None,
@@ -126,7 +127,7 @@ def _find_rates(config: ModelConfig) -> dict[str, float]:
     requested = {name: getattr(config, name) for name in ("drop_path", "dropout")}
     requested = {name: rate for name, rate in requested.items() if rate is not None}
     for name in requested.keys() - names.keys():
-        able = sorted(key for key, one in BACKBONES.items() if name in one.regularisers)
+        able = sorted(key for key, other in BACKBONES.items() if name in other.regularisers)
         raise UserError(f"{config.backbone} has no {name}; these have: {', '.join(able)}.")
     return {names[name]: rate for name, rate in requested.items()}
 

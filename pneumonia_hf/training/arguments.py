@@ -22,7 +22,7 @@ from pneumonia_hf.errors import UserError
 from pneumonia_hf.evaluation.perturbations import ROBUST
 from pneumonia_hf.models.backbones import fast_precision
 from pneumonia_hf.statistics.metrics import METRICS
-from pneumonia_hf.training.phases import read_phases
+from pneumonia_hf.training.phases import Phase, read_phase
 
 # The metrics by which the best checkpoint can be chosen, and whether greater is better.
 CRITERIA = {name: metric.greater_is_better for name, metric in METRICS.items()}
@@ -189,7 +189,7 @@ class XrayTrainingArguments(TrainingArguments):
         check_choices(self)
         self._check_ranges()
         self._check_combinations()
-        read_phases(self.phases, self.num_train_epochs, self.learning_rate)  # for its errors
+        self.read_phases()  # for its errors
         if not torch.accelerator.is_available():
             self.use_cpu = True  # transformers refuses bf16 on a CPU that was not asked for
             self.dataloader_pin_memory = False
@@ -214,6 +214,24 @@ class XrayTrainingArguments(TrainingArguments):
         if self.precision != "auto":
             return self.precision
         return fast_precision("cpu" if self.use_cpu else None)
+
+    def read_phases(self, trainable_layer_groups: int | None = None) -> list[Phase]:
+        """Return the training phases in order; where `phases` is not given, it is one.
+
+        Raises:
+            UserError: a phase that is not PART:EPOCHS:RATE; phases and `trainable_layer_groups`.
+        """
+        if self.phases is None:
+            return [Phase(trainable_layer_groups, self.num_train_epochs, self.learning_rate)]
+        if trainable_layer_groups is not None:
+            raise UserError(
+                "--phases and --trainable_layer_groups exclude each other; leave one out."
+            )
+        if not self.phases:
+            raise UserError(
+                "--phases is empty; leave it out, or give such as head:1:1e-3 all:5:3e-5."
+            )
+        return [read_phase(text) for text in self.phases]
 
     def with_changes(self, **changes: Any) -> Self:
         """Return a copy with other values, which are not checked again."""

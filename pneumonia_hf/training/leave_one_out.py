@@ -68,7 +68,7 @@ def leave_one_site_out(recipe: Recipe, arguments: XrayTrainingArguments) -> list
         raise UserError("Leaving out sites runs in one process; start it with python.")
     folder, found = Path(arguments.output_dir), []
     for source, text in zip(sources, recipe.data.data_dir, strict=True):
-        others = [one for one in recipe.data.data_dir if one != text]
+        others = [other for other in recipe.data.data_dir if other != text]
         own = arguments.with_changes(output_dir=str(folder / f"without-{source.name}"))
         print(f"Without {source.name}: training on {', '.join(others)}.", flush=True)
         model = run_recipe(replace(recipe, data=replace(recipe.data, data_dir=others)), own)

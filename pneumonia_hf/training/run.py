@@ -22,7 +22,7 @@ from pneumonia_hf.training.counterfactuals import CounterfactualPixels
 from pneumonia_hf.training.distillation import UNLABELLED, Teacher, load_teacher, load_unlabelled
 from pneumonia_hf.training.distributed import barrier, broadcast_from_main, gather_from_all
 from pneumonia_hf.training.interruption import StopRequest
-from pneumonia_hf.training.phases import Phase, read_phases
+from pneumonia_hf.training.phases import Phase
 from pneumonia_hf.training.recipe import Recipe
 from pneumonia_hf.training.run_state import clear, create_run_state, describe_run, fingerprint
 
@@ -90,12 +90,7 @@ def prepare_run(
     """
     started, folder = time.monotonic(), Path(arguments.output_dir)
     is_main = arguments.process_index == 0
-    phases = read_phases(
-        arguments.phases,
-        arguments.num_train_epochs,
-        arguments.learning_rate,
-        recipe.model.trainable_layer_groups,
-    )
+    phases = arguments.read_phases(recipe.model.trainable_layer_groups)
     if is_main:
         shutil.rmtree(folder / UNFINISHED, ignore_errors=True)  # of a killed run
         if arguments.overwrite:

@@ -85,10 +85,10 @@ def summarise_seeds(
     ensemble = {"members": names, **found.settings, **found.remarks, "metrics": found.metrics}
     ensemble["version"] = __version__
     if with_copies:
-        areas = [auroc(np.asarray(labels), one, 0) for one in scores]
+        areas = [auroc(np.asarray(labels), kind, 0) for kind in scores]
         ensemble["metrics"][ROBUST] = {"value": float(np.mean(areas)), "low": None, "high": None}
     columns = [name for name in seeds[0] if name not in ("member", "seed")]
-    spread = {key: _spread([one[key] for one in seeds]) for key in columns}
+    spread = {key: _spread([seed[key] for seed in seeds]) for key in columns}
     summary = without_nan({"seeds": seeds, "spread": spread, "ensemble": ensemble})
     # ensemble.json comes last: it makes the folder a model.
     replace_text(folder / SEEDS_TABLE, _to_markdown(summary))

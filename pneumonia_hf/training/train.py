@@ -47,7 +47,7 @@ from pneumonia_hf.training.distributed import (
 from pneumonia_hf.training.finalize import finalize
 from pneumonia_hf.training.interruption import SaveAndStop, catch_sigterm
 from pneumonia_hf.training.losses import XrayLoss
-from pneumonia_hf.training.phases import Outcome, Phase, rate_of_parameters
+from pneumonia_hf.training.phases import Outcome, Phase
 from pneumonia_hf.training.recipe import Recipe
 from pneumonia_hf.training.run import Run, prepare_run
 from pneumonia_hf.training.run_state import check_output_folder, clear, is_complete, lock_run
@@ -236,7 +236,6 @@ def _make_trainer(run: Run, model: PreTrainedModel, number: int, phase: Phase) -
         eval_dataset=run.validation,
         data_collator=take_batch,
         recipe=run.recipe,
-        rates=rate_of_parameters(model, arguments.layer_decay),
         teacher=run.teacher,
         compute_loss_func=XrayLoss(
             train.labels, arguments, draws_balanced(arguments.imbalance, sites)

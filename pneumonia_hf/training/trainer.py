@@ -31,6 +31,7 @@ from pneumonia_hf.training.checkpoints import (
 )
 from pneumonia_hf.training.distributed import is_sharded
 from pneumonia_hf.training.losses import Targets
+from pneumonia_hf.training.phases import rate_of_parameters
 from pneumonia_hf.training.sampler import (
     BalancedSampler,
     MergingBatchSampler,
@@ -59,7 +60,6 @@ class XrayTrainer(OpenTrainer):
         self,
         *args,
         recipe: Recipe,
-        rates: dict[str, float],
         sites: np.ndarray,
         teacher: Teacher | None = None,
         **kw,
@@ -68,7 +68,6 @@ class XrayTrainer(OpenTrainer):
 
         Args:
             recipe: its `augment` and `model.channels_last` are used.
-            rates: factor on the learning rate of each parameter, by name.
             sites: number of the source of each training image, [N].
             teacher: the model to distil.
         """
@@ -76,7 +75,7 @@ class XrayTrainer(OpenTrainer):
         if is_sharded():
             self._prepare_sharding()
         self.recipe = recipe
-        self.rates = rates
+        self.rates = rate_of_parameters(self.model, self.args.layer_decay)
         self.sites = sites
         self.teacher = teacher
         self.mix = _make_mix(self.args)
@@ -173,7 +172,7 @@ class XrayTrainer(OpenTrainer):
         """
         args, size = self.args, self.processing_class.size
         has_more = self.teacher is not None and self.teacher.unlabelled is not None
-        norms = [one for one in _batch_norms(self.model) if one not in self.frozen_norms]
+        norms = [norm for norm in _batch_norms(self.model) if norm not in self.frozen_norms]
         if has_more or is_sharded() or not (norms and needs_two_images(self.model, norms, size)):
             return super().get_train_dataloader()
         if args.train_batch_size == 1:
@@ -374,7 +373,7 @@ class _TrainingCallback(TrainerCallback):
 
 def _batch_norms(model: nn.Module) -> list[nn.Module]:
     kinds = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm
-    return [one for one in model.modules() if isinstance(one, kinds)]
+    return [module for module in model.modules() if isinstance(module, kinds)]
 
 
 def _make_mix(arguments: XrayTrainingArguments):

@@ -9,7 +9,7 @@ from helpers import (
 )
 
 from pneumonia_hf import Predictor
-from pneumonia_hf.inference.gate import describe, middle_layer
+from pneumonia_hf.inference.gate import capture_features, middle_layer
 from pneumonia_hf.inference.network import Network
 from pneumonia_hf.models.backbones import (
     BACKBONES,
@@ -31,10 +31,10 @@ def test_the_layer_of_the_gate_is_called_and_its_hook_removed(tiny):
     found = network.features(images, layer)
     assert found.shape[0] == 3 and np.isfinite(found).all() and np.ptp(found, axis=0).max() > 0
     pixel_values = network.pixel_values(images)
-    with torch.inference_mode(), describe(model, layer) as seen:
+    with torch.inference_mode(), capture_features(model, layer) as seen:
         network.log_odds_of(pixel_values)
     assert np.array_equal(*seen, found)
-    with describe(model, layer) as seen:
+    with capture_features(model, layer) as seen:
         pass
     with torch.inference_mode():
         network.log_odds_of(pixel_values[:1])

@@ -159,8 +159,11 @@ def test_field_that_would_break_a_promise_is_refused_before_training(name):
 
 
 def test_arguments_can_be_copied_with_changes():
-    arguments = XrayTrainingArguments(output_dir="unused")
-    assert replace(arguments, weight_decay=0.1).weight_decay == 0.1
+    arguments = XrayTrainingArguments(output_dir="unused", precision="bf16")
+    assert replace(arguments, weight_decay=0.1, bf16=False).weight_decay == 0.1
+    changed = arguments.with_changes(seed=5, output_dir="other")
+    assert (changed.seed, changed.output_dir, changed.bf16) == (5, "other", True)
+    assert (arguments.seed, arguments.output_dir) == (13, "unused")
 
 
 def test_backend_of_several_processes_is_refused_for_one(monkeypatch):

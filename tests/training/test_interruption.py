@@ -9,12 +9,13 @@ import time
 import pytest
 from helpers import ROOT, save_tiny_body, train_tiny
 
-from pneumonia_hf.errors import UserError
+from pneumonia_hf.errors import Stopped, UserError
 from pneumonia_hf.training.checkpoints import (
     last_checkpoint,
     list_checkpoints,
     phase_folder,
 )
+from pneumonia_hf.training.interruption import catch_sigterm
 from pneumonia_hf.training.run_state import lock_run
 
 
@@ -44,6 +45,20 @@ def start_long_run(body, data, folder, *more, command=PYTHON) -> subprocess.Pope
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.05)
     return process
+
+
+def test_sigterm_ends_a_run_at_once_or_where_it_may_wait_is_kept_for_the_next_step():
+    with pytest.raises(Stopped, match="--resume"), catch_sigterm() as stop:
+        with stop.waiting():
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert stop.has_come  # and the training goes on to its checkpoint
+        assert not stop.may_wait
+        raise Stopped("saved; give the same command with --resume")
+    reached = []
+    with pytest.raises(Stopped, match="Stopped by SIGTERM"), catch_sigterm():
+        os.kill(os.getpid(), signal.SIGTERM)
+        reached.append("the next line")
+    assert not reached
 
 
 @pytest.mark.slow
