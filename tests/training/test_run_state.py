@@ -17,22 +17,22 @@ def folder(tmp_path):
 
 
 def test_refused_resume_says_what_was_and_what_is(folder):
-    made_of = {"processes": 2, "num_train_epochs": 2, "train images": "cd"}
+    settings = {"processes": 2, "num_train_epochs": 2, "train images": "cd"}
     with pytest.raises(UserError, match=r"other processes \(1, now 2\), train images; resume it"):
-        create_run_state(folder, made_of, resume=True)
+        create_run_state(folder, settings, resume=True)
 
 
 def test_more_epochs_for_a_complete_run_are_refused_with_the_command_that_trains_further(folder):
-    made_of = {"processes": 1, "num_train_epochs": 5, "train images": "ab"}
+    settings = {"processes": 1, "num_train_epochs": 5, "train images": "ab"}
     changed = r"num_train_epochs \(2, now 5\); resume it with the original command, "
     with pytest.raises(UserError, match=changed + "or give --overwrite"):
-        create_run_state(folder, made_of, resume=True)
+        create_run_state(folder, settings, resume=True)
     record = json.loads((folder / "checkpoints" / "recipe.json").read_text())
     for name in ("config.json", "model.safetensors"):
         (folder / name).touch()
     (folder / "run.json").write_text(json.dumps({"run_id": record["run_id"]}))
     with pytest.raises(UserError, match=changed + f"train its model .* --weights {folder} and"):
-        create_run_state(folder, made_of, resume=True)
+        create_run_state(folder, settings, resume=True)
 
 
 def test_disk_without_locks_is_reported_and_other_errors_are_raised(tmp_path, monkeypatch, caplog):
