@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from accelerate import PartialState
+from accelerate.utils import gather_object
 
 from pneumonia_hf.audit.run import audit_briefly
 from pneumonia_hf.data.cache import decode_splits
@@ -20,7 +22,7 @@ from pneumonia_hf.training.arguments import XrayTrainingArguments
 from pneumonia_hf.training.checkpoints import CHECKPOINTS, UNFINISHED
 from pneumonia_hf.training.counterfactuals import CounterfactualPixels
 from pneumonia_hf.training.distillation import UNLABELLED, Teacher, load_teacher, load_unlabelled
-from pneumonia_hf.training.distributed import barrier, broadcast_from_main, gather_from_all
+from pneumonia_hf.training.distributed import broadcast_from_main
 from pneumonia_hf.training.interruption import StopRequest
 from pneumonia_hf.training.phases import Phase
 from pneumonia_hf.training.recipe import Recipe
@@ -83,11 +85,7 @@ def prepare_run(
     callbacks: Sequence[TrainerCallback],
     stop: StopRequest,
 ) -> Run:
-    """Clear the output folder of an older run, decode and audit the images, write the run state.
-
-    Raises:
-        UserError: as `train`.
-    """
+    """Clear the output folder of an older run, decode and audit the images, write the run state."""
     started, folder = time.monotonic(), Path(arguments.output_dir)
     is_main = arguments.process_index == 0
     phases = arguments.read_phases(recipe.model.trainable_layer_groups)
@@ -95,7 +93,7 @@ def prepare_run(
         shutil.rmtree(folder / UNFINISHED, ignore_errors=True)  # of a killed run
         if arguments.overwrite:
             clear(folder)  # the old model stays until the new one is saved
-    barrier(arguments)
+    PartialState().wait_for_everyone()
     (folder / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
     images = decode_images(data, processor, recipe.data, arguments.unlabelled)
     teacher = None
@@ -110,7 +108,7 @@ def prepare_run(
     if is_main and arguments.unlabelled:
         count = len(images.pixels[UNLABELLED])
         print(f"{count} unlabelled images are scored by the teacher.", flush=True)
-    _check_same_images(images.fingerprints, arguments)
+    _check_same_images(images.fingerprints)
     audited = tuple(sorted(images.fingerprints.items()))
     if is_main and audited not in AUDITED:
         AUDITED.add(audited)
@@ -119,7 +117,7 @@ def prepare_run(
             flush=True,
         )
     settings = describe_run(recipe, images.fingerprints, arguments)
-    run_id = broadcast_from_main(arguments, create_run_state, folder, settings, arguments.resume)
+    run_id = broadcast_from_main(create_run_state, folder, settings, arguments.resume)
     validation = images.pixels["validation"]
     if arguments.metric_for_best_model == ROBUST:
         validation = CounterfactualPixels(validation)
@@ -151,8 +149,8 @@ def decode_images(
     return Images(data, pixels, hashes, prints, sites)
 
 
-def _check_same_images(fingerprints: dict[str, str], arguments: XrayTrainingArguments) -> None:
-    found = gather_from_all(arguments, fingerprints)
+def _check_same_images(fingerprints: dict[str, str]) -> None:
+    found = gather_object([fingerprints])  # of all processes
     if different := [number for number, own in enumerate(found) if own != found[0]]:
         # The processes would wait for each other's batches without end.
         raise UserError(

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
 from torch import Tensor
 from transformers import (
     AutoModelForImageClassification,
@@ -39,11 +41,7 @@ from pneumonia_hf.training.checkpoints import (
     read_outcome,
 )
 from pneumonia_hf.training.counterfactuals import compute_validation_metrics
-from pneumonia_hf.training.distributed import (
-    barrier,
-    broadcast_from_main,
-    gather_from_all,
-)
+from pneumonia_hf.training.distributed import broadcast_from_main
 from pneumonia_hf.training.finalize import finalize
 from pneumonia_hf.training.interruption import SaveAndStop, catch_sigterm
 from pneumonia_hf.training.losses import XrayLoss
@@ -70,7 +68,7 @@ def run_recipe(
     Raises:
         UserError: as `train`, `load_xrays` and `build_model`.
     """
-    broadcast_from_main(arguments, check_output_folder, arguments)
+    broadcast_from_main(check_output_folder, arguments)
     data = load_xrays(recipe.data)
 
     def train_once(arguments: XrayTrainingArguments) -> Path:
@@ -104,7 +102,7 @@ def run_recipe(
                 resamples=arguments.bootstrap_resamples,
                 threshold_resamples=arguments.threshold_resamples,
             )
-    barrier(arguments)
+    PartialState().wait_for_everyone()
     return folder
 
 
@@ -135,11 +133,9 @@ def train(
     uninterrupted one; a complete run stays as it is.
 
     Args:
-        model, processor: as `build_model` returns them.
-        data: as `load_xrays` returns it.
+        model, processor, data: as `build_model` and `load_xrays` return them.
         recipe: written into the run manifest; its `augment` is applied.
-        arguments: of the Trainer; `output_dir` is the folder to make.
-        callbacks: further callbacks for the Trainer.
+        arguments, callbacks: of the Trainer; `output_dir` is the folder to make.
 
     Raises:
         UserError: a class without readable images, an output folder in use, a loss of NaN, a
@@ -150,12 +146,12 @@ def train(
     if arguments.use_cpu:
         keep_freed_memory()
     # In the main process only: the others might see what it has just created.
-    broadcast_from_main(arguments, check_output_folder, arguments)
+    broadcast_from_main(check_output_folder, arguments)
     with cache_in(recipe.data.cache_dir), catch_sigterm() as stop, ExitStack() as locks:
         # An ExitStack, since only the main process holds the lock.
-        broadcast_from_main(arguments, locks.enter_context, lock_run(Path(arguments.output_dir)))
+        broadcast_from_main(locks.enter_context, lock_run(Path(arguments.output_dir)))
         run = prepare_run(processor, data, recipe, arguments, callbacks, stop)
-        if broadcast_from_main(arguments, is_complete, run.folder, run.run_id):
+        if broadcast_from_main(is_complete, run.folder, run.run_id):
             if run.is_main:
                 print(f"The run in {run.folder} is complete already.")
             return run.folder
@@ -166,7 +162,7 @@ def train(
                 model = _load_best_of(run, model, number, outcomes[-1])
         if run.is_main:
             finalize(run, outcomes)
-        barrier(arguments)
+        PartialState().wait_for_everyone()
     return run.folder
 
 
@@ -175,7 +171,7 @@ def _run_phase(run: Run, model: PreTrainedModel, number: int, phase: Phase) -> O
     folder = phase_folder(run.folder, number)
 
     def find(read: Callable[[Path], Any]) -> Any:
-        return broadcast_from_main(run.arguments, read, folder) if run.arguments.resume else None
+        return broadcast_from_main(read, folder) if run.arguments.resume else None
 
     if (outcome := find(read_outcome)) is not None:
         return outcome
@@ -195,9 +191,10 @@ def _run_phase(run: Run, model: PreTrainedModel, number: int, phase: Phase) -> O
         with run.stop.waiting():
             trainer.train_from(checkpoint)
     except ValueError as error:
-        if "checkpointing" not in str(error):
+        asked = trainer.args.activation_checkpointing
+        if not asked or trainer.model.supports_gradient_checkpointing:
             raise
-        raise _explain_refusal(error) from error  # this network does not support it
+        raise _explain_refusal(error) from error
     outcome = _outcome_of(trainer, run.arguments)
     if run.is_main:
         write_json(folder / OUTCOME_FILE, asdict(outcome))
@@ -274,7 +271,7 @@ def _load_best_of(
         best = load_best(checkpoint)
     else:
         # The other processes may not see the disk of the main one.
-        weights = broadcast_from_main(run.arguments, lambda: load_best(checkpoint).state_dict())
+        weights = broadcast_from_main(lambda: load_best(checkpoint).state_dict())
         best = AutoModelForImageClassification.from_config(model.config)
         best.load_state_dict(weights, strict=True)
     grow_drop_path(best)
@@ -286,7 +283,7 @@ def _check_reachable(checkpoint: Path, arguments: XrayTrainingArguments) -> None
     if arguments.world_size > 1:
         names.append(f"rng_state_{arguments.process_index}.pth")
     is_here = all((checkpoint / name).exists() for name in names)
-    if not all(gather_from_all(arguments, is_here)):
+    if not all(gather_object([is_here])):
         raise UserError(
             f"{checkpoint} is incomplete on some machine; put --output_dir on a disk that all "
             f"machines share, or copy the folder of machine 0 to each of the others."
