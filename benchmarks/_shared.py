@@ -136,7 +136,7 @@ def describe_machine() -> str:
     """Return the hardware and the version of torch."""
     import torch
 
-    from pneumonia_hf.training.manifest import describe_hardware
+    from pneumonia_hf.training.provenance import describe_hardware
 
     return f"{describe_hardware()}, torch {torch.__version__}"
 

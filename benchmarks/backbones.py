@@ -24,7 +24,7 @@ def main() -> None:
     from pneumonia_hf.errors import UserError
     from pneumonia_hf.models.backbones import BACKBONES, fast_precision
     from pneumonia_hf.reporting.page import markdown_table
-    from pneumonia_hf.training.manifest import describe_hardware
+    from pneumonia_hf.training.provenance import describe_hardware
 
     known = sorted(set(BACKBONES) - {"timm"})  # which has no size of its own
     parser = make_parser(__doc__)

@@ -125,7 +125,6 @@ def make_trainer(model, folder: Path, options, work: Path, channels_last: bool, 
     from pneumonia_hf.models.build import ModelConfig
     from pneumonia_hf.training.arguments import XrayTrainingArguments
     from pneumonia_hf.training.losses import XrayLoss
-    from pneumonia_hf.training.phases import rate_of_parameters
     from pneumonia_hf.training.recipe import Recipe
     from pneumonia_hf.training.train import take_batch
     from pneumonia_hf.training.trainer import XrayTrainer
@@ -153,7 +152,6 @@ def make_trainer(model, folder: Path, options, work: Path, channels_last: bool, 
         train_dataset=images,
         data_collator=take_batch,
         recipe=Recipe(DataConfig([str(folder)]), ModelConfig(channels_last=channels_last)),
-        rates=rate_of_parameters(model, arguments.layer_decay),
         compute_loss_func=XrayLoss(images.labels, arguments),
         sites=np.zeros(len(images)),
     )

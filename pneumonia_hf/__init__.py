@@ -31,7 +31,7 @@ _MODULES = {
     "open_xray": "imaging.read",
     "push_model": "models.model_folder",
     "read_xray": "imaging.read",
-    "run_recipe": "training.runs",
+    "run_recipe": "training.train",
     "train": "training.train",
 }
 

@@ -9,7 +9,7 @@ import os
 import sys
 from argparse import ArgumentError, ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
-from dataclasses import Field, fields
+from dataclasses import Field, field, fields
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
@@ -36,6 +36,11 @@ CAUSES = {
 }
 # Flags and recipe keys of earlier versions, which are still read.
 OLD_NAMES = {"stages": "phases", "trainable_stages": "trainable_layer_groups"}
+
+
+def flag(default: Any, help_text: str, **more: Any) -> Any:
+    """Return a field of a settings dataclass; `more` is for `ArgumentParser.add_argument`."""
+    return field(default=default, metadata={"help": help_text, **more})
 
 
 def run_script(main: Callable[[], int | None]) -> None:

@@ -103,6 +103,20 @@ TINY_SIZES = dict.fromkeys(TINY_CONFIGS, 64) | {
 }
 
 
+def noise(name: str, batch: int = 4) -> torch.Tensor:
+    """Return `pixel_values` of noise at the tiny size of a family."""
+    size = TINY_SIZES[name]
+    return torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(1))
+
+
+def training_loss(model, pixel_values: torch.Tensor) -> torch.Tensor:
+    """Return the loss of a model in training mode, with labels in turn."""
+    model.train()
+    torch.manual_seed(1)
+    labels = torch.arange(len(pixel_values)) % 2
+    return model(pixel_values=pixel_values, labels=labels).loss
+
+
 def draw_xray(seed: int, ill: bool, size: tuple[int, int] = (80, 64)) -> Image.Image:
     """Draw two dark lungs on gray; an ill one has a white cloud in a lung."""
     generator = np.random.default_rng(seed)

@@ -163,7 +163,7 @@ def test_committed_reports_follow_the_schema_and_hold_no_image():
 def test_manifest_names_the_commit_of_this_code():
     import subprocess
 
-    from pneumonia_hf.training.manifest import find_commit
+    from pneumonia_hf.training.provenance import find_commit
 
     if not (ROOT / ".git").exists():
         assert find_commit() is None

@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pneumonia_hf.cli import check_inputs, parse_recipe
+from pneumonia_hf.cli import check_inputs, flag, parse_recipe
 from pneumonia_hf.errors import UserError, XrayError
 
 
@@ -21,11 +21,9 @@ class PreviewArguments:
 
     data_dir: list[str] = field(metadata={"help": "Sources of X-rays, as for training."})
     output: str = field(metadata={"help": "PNG file to write."})
-    image_size: int = field(default=224, metadata={"help": "Side of the model's input in pixels."})
-    seed: int = field(
-        default=13, metadata={"help": "Seed of the choice of images and the augmentation."}
-    )
-    overwrite: bool = field(default=False, metadata={"help": "Replace an older sheet."})
+    image_size: int = flag(224, "Side of the model's input in pixels.")
+    seed: int = flag(13, "Seed of the choice of images and the augmentation.")
+    overwrite: bool = flag(False, "Replace an older sheet.")
 
     def __post_init__(self) -> None:
         from pneumonia_hf.data.sources import parse_source

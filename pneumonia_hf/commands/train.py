@@ -13,7 +13,7 @@ def main() -> None:
 
     recipe, arguments = parse_run(description=__doc__)
 
-    from pneumonia_hf.training.runs import run_recipe  # imports torch
+    from pneumonia_hf.training.train import run_recipe  # imports torch
 
     folder = run_recipe(recipe, arguments)
     if arguments.process_index == 0:

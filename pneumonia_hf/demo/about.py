@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from pneumonia_hf.demo.answers import name_model
-from pneumonia_hf.files import read_json
 from pneumonia_hf.models.model_card import find_misfit
-from pneumonia_hf.models.model_folder import RUN_FILE
+from pneumonia_hf.models.run_manifest import read_manifest
 from pneumonia_hf.reporting.numbers import read_interval, to_text
 from pneumonia_hf.reporting.page import markdown_table
 
@@ -39,8 +38,7 @@ def describe_model(engine: Engine) -> str:
     from pneumonia_hf import __version__
 
     predictor = engine.predictor
-    run = read_json(predictor.path / RUN_FILE, {}) if predictor.path else {}
-    backbone = run.get("model", {}).get("backbone")
+    backbone = read_manifest(predictor.path).backbone
     parts = [LIMITS]
     name = f"{name_model(predictor)}{f' ({backbone})' if backbone else ''}"
     parts.append(f"## Measured\n\n**Model:** {name}")

@@ -22,7 +22,8 @@ from pneumonia_hf.inference.attribution import AttributionMap, attribute, method
 from pneumonia_hf.inference.network import COMPUTING
 from pneumonia_hf.inference.predictor import Prediction, Predictor
 from pneumonia_hf.labels import LABELS
-from pneumonia_hf.models.model_folder import REPORTS_FILE, RUN_FILE
+from pneumonia_hf.models.model_folder import REPORTS_FILE
+from pneumonia_hf.models.run_manifest import read_manifest
 
 NO_MAP = "none"  # of the attribution methods
 NO_FILE = "Upload a chest X-ray first."
@@ -258,10 +259,9 @@ class Engine:
         from pneumonia_hf.demo.answers import name_model
 
         point = self.predictor.operating_point
-        run = read_json(self.predictor.path / RUN_FILE, {}) if self.predictor.path else {}
         return {
             "model": name_model(self.predictor),
-            "backbone": run.get("model", {}).get("backbone"),
+            "backbone": read_manifest(self.predictor.path).backbone,
             "version": __version__,
             "labels": list(LABELS),
             "threshold": point.threshold,

@@ -11,9 +11,8 @@ from pneumonia_hf.data.folder_source import OtherImage
 from pneumonia_hf.data.load import load_splits, read_image_list
 from pneumonia_hf.data.table import ALL
 from pneumonia_hf.errors import UserError
-from pneumonia_hf.files import read_json
 from pneumonia_hf.inference.predictor import Predictor
-from pneumonia_hf.models.model_folder import RUN_FILE
+from pneumonia_hf.models.run_manifest import read_manifest
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -90,11 +89,8 @@ def choose_split(
 
 def hashes_by_member(predictor: Predictor, split: str) -> list[set[str]]:
     """Return the image hashes of a split of each member's training run; empty if unknown."""
-    runs = (
-        read_json(member.path / RUN_FILE, otherwise={}) if member.path else {}
-        for member in predictor.networks
-    )
-    return [set(run.get("hashes", {}).get(split, ())) for run in runs]
+    manifests = (read_manifest(member.path) for member in predictor.networks)
+    return [set(manifest.hashes.get(split, ())) for manifest in manifests]
 
 
 def list_used(predictor: Predictor) -> set[str]:

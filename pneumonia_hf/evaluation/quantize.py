@@ -70,9 +70,9 @@ def quantize(
         measure_ranges(network.model, batches, network.gate and network.gate.layer, unfinished)
         (label,) = [positive_label] if isinstance(positive_label, str) else positive_label
         int8 = Network(
-            network.model, network.processor, network.name, folder, network.gate, label, "int8"
-        )
-        int8.ranges = unfinished
+            network.model, network.processor, network.name, folder, network.gate, label, "int8",
+            ranges=unfinished,
+        )  # fmt: skip
         after = _score(Predictor(int8), validation)
         cost = _compare(before, after, np.asarray(validation["label"][:]))
         if not cost.auroc - cost.auroc_int8 < MOST_LOST:  # NaN is refused too

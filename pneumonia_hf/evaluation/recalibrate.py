@@ -16,7 +16,7 @@ from pneumonia_hf.data.sources import open_images
 from pneumonia_hf.errors import UserError
 from pneumonia_hf.evaluation.perturbations import COUNTERFACTUALS, ROBUST, perturb
 from pneumonia_hf.evaluation.sections.robustness import score, shrink
-from pneumonia_hf.files import read_json, write_json
+from pneumonia_hf.files import write_json
 from pneumonia_hf.imaging.read import read_xray
 from pneumonia_hf.inference.attribution import measure_references
 from pneumonia_hf.inference.gate import LEAST_IMAGES, MOST_IMAGES, Gate, middle_layer
@@ -27,6 +27,7 @@ from pneumonia_hf.labels import LABELS
 from pneumonia_hf.models.backbones import head_of
 from pneumonia_hf.models.model_card import write_card
 from pneumonia_hf.models.model_folder import RUN_FILE, check_model_folder, install_model_folder
+from pneumonia_hf.models.run_manifest import read_manifest
 from pneumonia_hf.statistics.calibration import (
     RESAMPLES,
     THRESHOLD_RESAMPLES,
@@ -136,8 +137,8 @@ def find_own_splits(folder: Path, data_dir: Sequence[str]) -> tuple[Dataset, Dat
     from datasets import concatenate_datasets
 
     check_model_folder(folder)
-    hashes_of = read_json(folder / RUN_FILE, otherwise={})["hashes"]
-    own = set(hashes_of["validation"])
+    hashes_of = read_manifest(folder).hashes
+    own = hashes_of["validation"]
     data = concatenate_datasets(list(load_splits(data_dir).values()))
     hashes = to_hex(hash_images(data))
     if missing := len(own - set(hashes)):
@@ -147,7 +148,7 @@ def find_own_splits(folder: Path, data_dir: Sequence[str]) -> tuple[Dataset, Dat
         )
     train, validation = (
         data.select([row for row, one in enumerate(hashes) if one in wanted])
-        for wanted in (set(hashes_of["train"]), own)
+        for wanted in (hashes_of["train"], own)
     )
     return train, validation
 
@@ -168,7 +169,8 @@ def recalibrate(
     import torch
 
     check_model_folder(folder)
-    run = read_json(folder / RUN_FILE, otherwise={})
+    manifest = read_manifest(folder)
+    run = manifest.content
     predictor = Predictor.from_pretrained(folder, positive_label=positive_label)
     old = getattr(predictor.network.model.config, CONFIG_KEY)
     # The prior on the temperature is for the network as it was trained.
@@ -176,7 +178,7 @@ def recalibrate(
     with torch.no_grad():
         for parameter in (head.weight, head.bias):
             parameter *= old["temperature"]
-    with_copies = run["training"].get("metric_for_best_model") == ROBUST
+    with_copies = manifest.training.metric_for_best_model == ROBUST
     required = old.get("required_sensitivity")
     new = calibrate(predictor, validation, required, with_copies=with_copies)
     setattr(predictor.network.model.config, CONFIG_KEY, new["config"])

@@ -46,7 +46,7 @@ class Gate:
 
     @classmethod
     def fit(cls, layer: str, train: np.ndarray, groups: np.ndarray, validation: np.ndarray) -> Gate:
-        """Fit to features as `describe` returns them.
+        """Fit to features as `capture_features` returns them.
 
         Args:
             layer: dotted name of the module they come from.
@@ -152,7 +152,9 @@ class _Found(Exception):
 
 
 @contextmanager
-def describe(model: PreTrainedModel, layer: str, stop: bool = False) -> Iterator[list[np.ndarray]]:
+def capture_features(
+    model: PreTrainedModel, layer: str, stop: bool = False
+) -> Iterator[list[np.ndarray]]:
     """Collect the features of all images that the model scores within the context.
 
     For each forward pass a float64 array [N, 2C] is appended: mean and standard deviation of each

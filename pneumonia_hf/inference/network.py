@@ -15,7 +15,7 @@ from pneumonia_hf.compat.torch import stamp_weights
 from pneumonia_hf.errors import ModelError
 from pneumonia_hf.imaging.preprocess import to_pixel_values
 from pneumonia_hf.inference.backends import Backend, Scorer, make_scorer
-from pneumonia_hf.inference.gate import Gate, describe
+from pneumonia_hf.inference.gate import Gate, capture_features
 from pneumonia_hf.inference.tta import TTA_TRANSFORMS, apply_transform
 from pneumonia_hf.labels import LABELS
 from pneumonia_hf.models.model_folder import QUANTIZATION_FILE
@@ -52,11 +52,13 @@ class Network:
         positive_label: str = LABELS[1],
         backend: Backend = "torch",
         label_flag: str = "--positive_label",
+        ranges: Path | None = None,
     ) -> None:
         """Take a model and processor that transformers has loaded, from `path` if any.
 
         `positive_label` is the name of the class of images with pneumonia, in any case; `backend`
-        is what computes scores, of BACKENDS, or `auto`; `label_flag` is for messages.
+        is what computes scores, of BACKENDS, or `auto`; `label_flag` is for messages; `ranges` is
+        the file for the backend int8, by default the one in `path`.
 
         Raises:
             ModelError: the model has no such class; a gate of another network.
@@ -67,7 +69,7 @@ class Network:
         self.path = path
         self.gate = gate
         self.backend = backend
-        self.ranges = path / QUANTIZATION_FILE if path else None  # for the backend int8
+        self.ranges = ranges or (path / QUANTIZATION_FILE if path else None)
         self._made: tuple[PreTrainedModel, tuple, Scorer] | None = None
         if gate and gate.layer not in dict(model.named_modules()):
             raise ModelError(
@@ -212,10 +214,15 @@ class Network:
             return make_scorer(self.model, images, layer, self.backend, self.ranges)
 
     def features(self, images: Sequence[Image.Image], layer: str) -> np.ndarray:
-        """Return what the gate knows of each image: float64 [N, F], as of `describe`."""
+        """Return what the gate knows of each image: float64 [N, F], as of
+        `capture_features`."""
         import torch
 
-        with COMPUTING, torch.inference_mode(), describe(self.model, layer, stop=True) as found:
+        with (
+            COMPUTING,
+            torch.inference_mode(),
+            capture_features(self.model, layer, stop=True) as found,
+        ):
             self.model(pixel_values=self.pixel_values(images))
         return found[0]
 

@@ -108,14 +108,14 @@ def _join_norms(groups: Iterable[nn.Module]) -> list[nn.Module]:
     joined: list[list[nn.Module]] = []
     leading: list[nn.Module] = []
     for group in groups:
-        owners = [one for one in group.modules() if list(one.parameters(recurse=False))]
-        is_norm = bool(owners) and all("Norm" in type(one).__name__ for one in owners)
+        owners = [module for module in group.modules() if list(module.parameters(recurse=False))]
+        is_norm = bool(owners) and all("Norm" in type(owner).__name__ for owner in owners)
         if not is_norm:
             joined.append([*leading, group])
             leading = []
         else:
             (joined[-1] if joined else leading).append(group)
-    return [one[0] if len(one) == 1 else nn.ModuleList(one) for one in joined]
+    return [group[0] if len(group) == 1 else nn.ModuleList(group) for group in joined]
 
 
 DROP_PATH = {"drop_path": "drop_path_rate"}  # in transformers and timm

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from pneumonia_hf.cli import flag
 from pneumonia_hf.errors import UserError
 from pneumonia_hf.hub import to_hub_id
 from pneumonia_hf.models.backbones import BACKBONES, Backbone, freeze, grow_drop_path
@@ -13,6 +14,7 @@ from pneumonia_hf.models.pretrained import label_settings, load_body, timm_confi
 if TYPE_CHECKING:
     from transformers import BaseImageProcessor, PreTrainedModel
 
+DEFAULT_BACKBONE = "dinov2-small"  # of --backbone; docs/architecture.md names the main models
 NO_WEIGHTS = "none"  # as ModelConfig.weights: initialise all weights at random
 
 
@@ -20,43 +22,30 @@ NO_WEIGHTS = "none"  # as ModelConfig.weights: initialise all weights at random
 class ModelConfig:
     """Which network is trained, from which weights, and how much of it."""
 
-    backbone: str = field(
-        default="dinov2-small", metadata={"help": f"One of {', '.join(BACKBONES)}."}
+    backbone: str = flag(DEFAULT_BACKBONE, f"One of {', '.join(BACKBONES)}.")
+    weights: str | None = flag(
+        None,
+        "Pretrained weights: a local folder or a Hub id with an optional @revision; "
+        "none: randomly initialised. Default: the backbone's own Hub id, if it has one.",
     )
-    weights: str | None = field(
-        default=None,
-        metadata={
-            "help": "Pretrained weights: a local folder or a Hub id with an optional @revision; "
-            "none: randomly initialised. Default: the backbone's own Hub id, if it has one."
-        },
+    image_size: int | None = flag(None, "Pixels per side; default: 224 or the weights' own size.")
+    trainable_layer_groups: int | None = flag(
+        None, "Train only the last N layer groups and the head (0: the head alone)."
     )
-    image_size: int | None = field(
-        default=None, metadata={"help": "Pixels per side; default: 224 or the weights' own size."}
+    channels_last: bool | None = flag(
+        None,
+        "Keep tensors as [N, H, W, C] in memory, which is faster for convolutions. "
+        "By default on for the families that gain by it.",
+        nargs="?",
+        const=True,
     )
-    trainable_layer_groups: int | None = field(
-        default=None,
-        metadata={"help": "Train only the last N layer groups and the head (0: the head alone)."},
+    drop_path: float | None = flag(
+        None,
+        "Stochastic depth: share of the images that skip a block in training, growing "
+        "with the depth to this rate. Default: the family's own.",
     )
-    channels_last: bool | None = field(
-        default=None,
-        metadata={
-            "help": "Keep tensors as [N, H, W, C] in memory, which is faster for convolutions. "
-            "By default on for the families that gain by it.",
-            # The flag may be given without a value.
-            "nargs": "?",
-            "const": True,
-        },
-    )
-    drop_path: float | None = field(
-        default=None,
-        metadata={
-            "help": "Stochastic depth: share of the images that skip a block in training, growing "
-            "with the depth to this rate. Default: the family's own."
-        },
-    )
-    dropout: float | None = field(
-        default=None,
-        metadata={"help": "Dropout rate of the head's input. Default: the family's own."},
+    dropout: float | None = flag(
+        None, "Dropout rate of the head's input. Default: the family's own."
     )
 
     def __post_init__(self) -> None:
@@ -126,7 +115,7 @@ def _find_rates(config: ModelConfig) -> dict[str, float]:
     requested = {name: getattr(config, name) for name in ("drop_path", "dropout")}
     requested = {name: rate for name, rate in requested.items() if rate is not None}
     for name in requested.keys() - names.keys():
-        able = sorted(key for key, one in BACKBONES.items() if name in one.regularisers)
+        able = sorted(key for key, other in BACKBONES.items() if name in other.regularisers)
         raise UserError(f"{config.backbone} has no {name}; these have: {', '.join(able)}.")
     return {names[name]: rate for name, rate in requested.items()}
 

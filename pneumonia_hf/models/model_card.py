@@ -10,6 +10,7 @@ from pneumonia_hf.data.patients import describe_patients
 from pneumonia_hf.errors import UserError
 from pneumonia_hf.files import read_json, replace_text, write_json
 from pneumonia_hf.models.model_folder import CARD_FILE, REPORTS_FILE, RUN_FILE
+from pneumonia_hf.models.run_manifest import read_manifest
 from pneumonia_hf.reporting.numbers import read_interval, to_text
 
 if TYPE_CHECKING:
@@ -49,9 +50,9 @@ def make_card(folder: Path) -> ModelCard:
     """Return the model card; every number in it comes from the folder's files."""
     from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-    run = read_json(folder / RUN_FILE, otherwise=None)
+    manifest = read_manifest(folder)
     reports = read_json(folder / REPORTS_FILE, otherwise=[])
-    if run is None:
+    if not manifest.content:
         raise UserError(f"{folder} holds no saved model: {RUN_FILE} is missing.")
     results = [
         EvalResult(
@@ -68,11 +69,11 @@ def make_card(folder: Path) -> ModelCard:
         if metric["value"] is not None
     ]
     data = ModelCardData(
-        license=run["model"]["license"],
+        license=manifest.license,
         library_name="transformers",
         pipeline_tag="image-classification",
         tags=["chest-x-ray", "pneumonia", "medical-imaging", "image-classification"],
-        base_model=run["model"]["base_model"],
+        base_model=manifest.base_model,
         metrics=["accuracy", "roc_auc", "f1", "precision", "recall"],
         model_name="pneumonia-hf",
         eval_results=results or None,
@@ -80,7 +81,7 @@ def make_card(folder: Path) -> ModelCard:
     return ModelCard.from_template(
         data,
         template_path=str(CARD_TEMPLATE),
-        run=run,
+        run=manifest.content,
         reports=reports,
         to_text=lambda numbers: to_text(read_interval(numbers)),
         count_patients=describe_patients,

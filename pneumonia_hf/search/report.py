@@ -15,7 +15,7 @@ from optuna.trial import FrozenTrial, TrialState
 from pneumonia_hf.files import replace_text, unfinished_file
 from pneumonia_hf.training.arguments import XrayTrainingArguments
 from pneumonia_hf.training.recipe import Recipe
-from pneumonia_hf.training.run_record import FREE
+from pneumonia_hf.training.run_state import FREE
 
 TABLE_FILE, PAGE_FILE, FIGURE_FILE, BEST_FILE = "trials.csv", "search.md", "search.png", "best.yaml"
 OUTPUTS = (TABLE_FILE, PAGE_FILE, FIGURE_FILE, BEST_FILE)

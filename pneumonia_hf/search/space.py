@@ -24,7 +24,7 @@ from pneumonia_hf.models.build import ModelConfig
 from pneumonia_hf.training.arguments import XrayTrainingArguments
 from pneumonia_hf.training.augment import AugmentConfig
 from pneumonia_hf.training.recipe import Recipe
-from pneumonia_hf.training.run_record import FREE
+from pneumonia_hf.training.run_state import FREE
 
 # Not searchable: it does not change the weights, or it changes what is compared.
 FIXED = FREE | {

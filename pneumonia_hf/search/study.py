@@ -33,16 +33,16 @@ from pneumonia_hf.data.file_hashes import hash_images, to_hex
 from pneumonia_hf.data.load import load_xrays
 from pneumonia_hf.data.pixel_store import cache_in
 from pneumonia_hf.errors import UserError
-from pneumonia_hf.files import hold_lock, read_json
-from pneumonia_hf.models.model_folder import RUN_FILE
+from pneumonia_hf.files import hold_lock
+from pneumonia_hf.models.run_manifest import read_manifest
 from pneumonia_hf.search.report import OUTPUTS, choose_best, trial_folder, write_report
 from pneumonia_hf.search.space import apply_values, read_ranges
-from pneumonia_hf.training import run_record
+from pneumonia_hf.training import run_state
 from pneumonia_hf.training.arguments import XrayTrainingArguments
 from pneumonia_hf.training.checkpoints import CHECKPOINTS, read_outcome
-from pneumonia_hf.training.interruption import heed_sigterm
+from pneumonia_hf.training.interruption import catch_sigterm
 from pneumonia_hf.training.recipe import Recipe
-from pneumonia_hf.training.runs import run_recipe
+from pneumonia_hf.training.train import run_recipe
 
 STUDY_NAME = "search"
 MAX_FAILED = 3  # so many trials, all failed: the recipe is wrong, not the values
@@ -103,26 +103,26 @@ def search_recipe(recipe: Recipe, arguments: XrayTrainingArguments, config: Sear
             raise UserError(f"A search {message}")
     ranges = read_ranges(Path(config.ranges), recipe, arguments)
     folder = Path(arguments.output_dir)
-    run_record.check_output_folder(arguments)
+    run_state.check_output_folder(arguments)
     if (folder / "config.json").exists():
         raise UserError(f"{folder} holds a model; choose another --output_dir for the search.")
     data = load_xrays(recipe.data)
     with cache_in(recipe.data.cache_dir):
         fingerprints = {
-            name: run_record.fingerprint(to_hex(hash_images(data[name])), data[name]["label"][:])
+            name: run_state.fingerprint(to_hex(hash_images(data[name])), data[name]["label"][:])
             for name in ("train", "validation")
         }
-    made_of = run_record.describe_run(recipe, fingerprints, arguments) | {"pruner": config.pruner}
+    made_of = run_state.describe_run(recipe, fingerprints, arguments) | {"pruner": config.pruner}
     made_of |= {name: f"searched, {distribution_to_json(ranges[name])}" for name in ranges}
     folder.mkdir(parents=True, exist_ok=True)
     busy = f"Another search runs in {folder}; wait for it, or choose another --output_dir."
-    with heed_sigterm(), hold_lock(folder / ".lock", busy):
-        if arguments.overwrite and (folder / run_record.STUDY_FILE).exists():
-            run_record.clear(folder)
+    with catch_sigterm(), hold_lock(folder / ".lock", busy):
+        if arguments.overwrite and (folder / run_state.STUDY_FILE).exists():
+            run_state.clear(folder)
             shutil.rmtree(trial_folder(folder, 0).parent, ignore_errors=True)
-            for name in (*OUTPUTS, run_record.STUDY_FILE):  # last the study: it marks a search
+            for name in (*OUTPUTS, run_state.STUDY_FILE):  # last the study: it marks a search
                 (folder / name).unlink(missing_ok=True)
-        run_record.create_run_record(folder, made_of, arguments.resume)
+        run_state.create_run_state(folder, made_of, arguments.resume)
         direction = "maximize" if arguments.greater_is_better else "minimize"
         with _open_study(folder, direction=direction, pruner=PRUNERS[config.pruner]) as study:
             return _Search(study, ranges, recipe, arguments, config).run()
@@ -136,7 +136,7 @@ def _open_study(folder: Path, **options: Any) -> Iterator[optuna.Study]:
     need not wait until a heartbeat is missed.
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # it would log each trial a second time
-    path, storage = folder / run_record.STUDY_FILE, None
+    path, storage = folder / run_state.STUDY_FILE, None
     # A file: address, because in a plain one ? and % have a meaning.
     url = URL.create("sqlite", database=path.absolute().as_uri(), query={"uri": "true"})
     # Without a pool of connections: one would stay open where the storage cannot be made.
@@ -232,10 +232,10 @@ class _Search:
         own = {"output_dir": str(folder), "resume": True, "overwrite": False, "run_name": name}
         recipe, arguments = apply_values(trial.params, self.recipe, self.arguments, **own)
         run_recipe(recipe, arguments, [_Evaluations(trial)])
-        training = read_json(folder / RUN_FILE, otherwise={})["training"]
-        metric, value = arguments.metric_for_best_model, training["best_validation_metric"]
+        training = read_manifest(folder).training
+        metric, value = arguments.metric_for_best_model, training.best_validation_metric
         if not arguments.load_best_model_at_end:  # the saved model is the last one
-            value = training["history"][-1][f"eval_{metric}"]
+            value = training.history[-1][f"eval_{metric}"]
         if value is None or not math.isfinite(value):
             raise UserError(f"{metric} is not defined on the validation split.")
         return value

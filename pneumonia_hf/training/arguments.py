@@ -2,68 +2,58 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, field, fields
 from math import inf
-from typing import Literal
+from typing import Any, Literal, Self
 
 import torch
 from joblib import cpu_count
 from transformers import TrainingArguments
-from transformers.hf_argparser import HfArg
 from transformers.trainer_pt_utils import AcceleratorConfig
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
-from pneumonia_hf.cli import check_choices
+from pneumonia_hf.cli import check_choices, flag
 from pneumonia_hf.compat.transformers import use_one_gpu
 from pneumonia_hf.errors import UserError
 from pneumonia_hf.evaluation.perturbations import ROBUST
 from pneumonia_hf.models.backbones import fast_precision
 from pneumonia_hf.statistics.metrics import METRICS
-from pneumonia_hf.training.phases import read_phases
+from pneumonia_hf.training.phases import Phase, read_phase
 
 # The metrics by which the best checkpoint can be chosen, and whether greater is better.
 CRITERIA = {name: metric.greater_is_better for name, metric in METRICS.items()}
 CRITERIA |= {"loss": False, ROBUST: True}
 PLATEAU = "reduce_lr_on_plateau"
-# Arguments of transformers that would break a promise of this project, or do nothing, and why.
-NO_PUSH = "use push_to_hub.py when the model is saved"
 NO_LENGTH = "images have no length"
-LAUNCHER = "use accelerate launch with a file of train_scripts/accelerate"
+# Arguments of transformers that would break a promise of this project, or do nothing, and why.
 REFUSED = {
-    "prediction_loss_only": "validation needs the predictions",
-    "label_names": "the labels are known",
-    "resume_from_checkpoint": "use --resume",
-    "push_to_hub": NO_PUSH,
-    "hub_model_id": NO_PUSH,
-    "hub_strategy": NO_PUSH,
-    "hub_token": NO_PUSH,
-    "hub_private_repo": NO_PUSH,
-    "hub_always_push": NO_PUSH,
-    "hub_revision": NO_PUSH,
-    "save_only_model": "such a checkpoint cannot be resumed",
-    "ignore_data_skip": "a resumed run would train on other images",
-    "enable_jit_checkpoint": "SIGTERM saves a checkpoint in any case",
-    "batch_eval_metrics": "metrics need the whole validation split",
-    "eval_do_concat_batches": "metrics need the whole validation split",
-    "eval_use_gather_object": "it is for outputs other than tensors",
-    "include_for_metrics": "metrics need the predictions only",
-    "dataloader_in_order": "metrics need the images in order",
-    "fp16_full_eval": "validation computes as training does; use --precision",
-    "bf16_full_eval": "validation computes as training does; use --precision",
-    "remove_unused_columns": "it would remove the images",
-    "length_column_name": NO_LENGTH,
-    "include_num_input_tokens_seen": "it is for language models",
-    "use_cache": "it is for language models",
-    "use_liger_kernel": "it is for language models",
-    "liger_kernel_config": "it is for language models",
-    "neftune_noise_alpha": "it is for language models",
-    "accelerator_config": LAUNCHER,
-    "parallelism_config": LAUNCHER,
-    "fsdp": LAUNCHER,
-    "fsdp_config": LAUNCHER,
-    "deepspeed": "use FSDP, train_scripts/accelerate/fsdp.yaml",
+    name: reason
+    for reason, names in {
+        "validation needs the predictions": "prediction_loss_only",
+        "the labels are known": "label_names",
+        "use --resume": "resume_from_checkpoint",
+        "use push_to_hub.py when the model is saved": "push_to_hub hub_model_id hub_strategy "
+        "hub_token hub_private_repo hub_always_push hub_revision",
+        "such a checkpoint cannot be resumed": "save_only_model",
+        "a resumed run would train on other images": "ignore_data_skip",
+        "SIGTERM saves a checkpoint in any case": "enable_jit_checkpoint",
+        "metrics need the whole validation split": "batch_eval_metrics eval_do_concat_batches",
+        "it is for outputs other than tensors": "eval_use_gather_object",
+        "metrics need the predictions only": "include_for_metrics",
+        "metrics need the images in order": "dataloader_in_order",
+        "validation computes as training does; use --precision": "fp16_full_eval bf16_full_eval",
+        "it would remove the images": "remove_unused_columns",
+        NO_LENGTH: "length_column_name",
+        "it is for language models": "include_num_input_tokens_seen use_cache use_liger_kernel "
+        "liger_kernel_config neftune_noise_alpha",
+        "use accelerate launch with a file of train_scripts/accelerate": "accelerator_config "
+        "parallelism_config fsdp fsdp_config",
+        "use FSDP, train_scripts/accelerate/fsdp.yaml": "deepspeed",
+    }.items()
+    for name in names.split()
 }
 
 
@@ -71,124 +61,103 @@ REFUSED = {
 class XrayTrainingArguments(TrainingArguments):
     """TrainingArguments with defaults for this task, and further arguments."""
 
-    output_dir: str | None = HfArg(default=None, help="Folder that becomes the model folder.")
+    output_dir: str | None = flag(None, "Folder that becomes the model folder.")
     per_device_train_batch_size: int = 16
     per_device_eval_batch_size: int = 32
     num_train_epochs: float = 10
     learning_rate: float = 1e-4
     weight_decay: float = 0.05
-    warmup_steps: float = HfArg(
-        default=0.1, help="Warm-up: a number of steps, or below 1 a share of all steps."
-    )
-    lr_scheduler_type: str = HfArg(
-        default="cosine", help=f"cosine, linear, constant, {PLATEAU} or another of transformers'."
+    warmup_steps: float = flag(0.1, "Warm-up: a number of steps, or below 1 a share of all steps.")
+    lr_scheduler_type: str = flag(
+        "cosine", f"cosine, linear, constant, {PLATEAU} or another of transformers'."
     )
     max_grad_norm: float = 1.0
     eval_strategy: str = "epoch"
     save_strategy: str = "epoch"
     save_total_limit: int | None = 2
-    load_best_model_at_end: bool = HfArg(
-        default=True, help="Save the best checkpoint, not the last one."
-    )
-    metric_for_best_model: Literal[*CRITERIA] = HfArg(
-        default=ROBUST,
-        help="Validation metric that the best checkpoint is chosen by; robust_auroc: the mean "
+    load_best_model_at_end: bool = flag(True, "Save the best checkpoint, not the last one.")
+    metric_for_best_model: Literal[*CRITERIA] = flag(
+        ROBUST,
+        "Validation metric that the best checkpoint is chosen by; robust_auroc: the mean "
         "AUROC of the plain images and of copies with another frame, markers and gray levels.",
     )
-    greater_is_better: bool | None = HfArg(
-        default=None, help="Follows from --metric_for_best_model."
-    )
+    greater_is_better: bool | None = flag(None, "Follows from --metric_for_best_model.")
     logging_steps: float = 20
     logging_nan_inf_filter: bool = False  # a NaN stops the run instead
     report_to: list[str] = field(
         default_factory=lambda: ["tensorboard"],
         metadata={"help": "Trackers: tensorboard, trackio, ...; or none."},
     )
-    project: str = HfArg(default="pneumonia-hf", help="trackio: the project of the run.")
+    project: str = flag("pneumonia-hf", "trackio: the project of the run.")
     remove_unused_columns: bool | None = False  # else the Trainer drops the images
     seed: int = 13
-    seeds: list[int] | None = field(
-        default=None,
-        metadata={"help": "Train once with each of these seeds, and make an ensemble of them."},
+    seeds: list[int] | None = flag(
+        None, "Train once with each of these seeds, and make an ensemble of them."
     )
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = HfArg(
-        default="auto", help="auto: bf16 where the hardware computes it, else fp32."
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = flag(
+        "auto", "auto: bf16 where the hardware computes it, else fp32."
     )
-    phases: list[str] | None = field(
-        default=None,
-        metadata={
-            "help": "Training phases, each PART:EPOCHS:RATE with PART head, lastN (layer groups) "
-            "or all, such as: head:1:1e-3 last2:2:1e-4 all:5:3e-5. They replace num_train_epochs, "
-            "learning_rate and trainable_layer_groups."
-        },
+    phases: list[str] | None = flag(
+        None,
+        "Training phases, each PART:EPOCHS:RATE with PART head, lastN (layer groups) "
+        "or all, such as: head:1:1e-3 last2:2:1e-4 all:5:3e-5. They replace num_train_epochs, "
+        "learning_rate and trainable_layer_groups.",
     )
-    layer_decay: float = HfArg(
-        default=1.0, help="Learning rate of each layer group, relative to that of the next one."
+    layer_decay: float = flag(
+        1.0, "Learning rate of each layer group, relative to that of the next one."
     )
-    imbalance: Literal["weights", "sampler", "focal", "none"] = HfArg(
-        default="weights",
-        help="How classes are balanced: weights (in the loss), sampler (as many images of each), "
+    imbalance: Literal["weights", "sampler", "focal", "none"] = flag(
+        "weights",
+        "How classes are balanced: weights (in the loss), sampler (as many images of each), "
         "focal (weights and focal loss), none. With several sources by a sampler, in each.",
     )
-    focal_gamma: float = HfArg(
-        default=2.0, help="Focal loss: the exponent that reduces the weight of easy images."
+    focal_gamma: float = flag(
+        2.0, "Focal loss: the exponent that reduces the weight of easy images."
     )
-    mixup: float = HfArg(default=0.0, help="Mixup: alpha of the Beta distribution; 0 is off.")
-    cutmix: float = HfArg(default=0.0, help="CutMix: alpha of the Beta distribution; 0 is off.")
-    ema_decay: float = HfArg(
-        default=0.0, help="Exponential moving average of the weights: its decay; 0 is off."
+    mixup: float = flag(0.0, "Mixup: alpha of the Beta distribution; 0 is off.")
+    cutmix: float = flag(0.0, "CutMix: alpha of the Beta distribution; 0 is off.")
+    ema_decay: float = flag(0.0, "Exponential moving average of the weights: its decay; 0 is off.")
+    average_from: float = flag(
+        0.0, "Equal mean of the weights from this share of each phase on; 0 is off."
     )
-    average_from: float = HfArg(
-        default=0.0, help="Equal mean of the weights from this share of each phase on; 0 is off."
+    teacher: str | None = flag(
+        None, "Saved model to distil into the trained one: a folder or a Hub id."
     )
-    teacher: str | None = HfArg(
-        default=None, help="Saved model to distil into the trained one: a folder or a Hub id."
+    teacher_positive_label: str = flag(
+        "PNEUMONIA", "Name of the teacher's class of images with pneumonia."
     )
-    teacher_positive_label: str = HfArg(
-        default="PNEUMONIA", help="Name of the teacher's class of images with pneumonia."
+    distil_weight: float = flag(0.5, "Distillation: share of the teacher's loss, 0..1.")
+    distil_temperature: float = flag(2.0, "Distillation: temperature of both networks.")
+    unlabelled: list[str] | None = flag(
+        None,
+        "Distillation: folders of further X-rays, whose subfolders say nothing; the "
+        "student learns the teacher's scores of them.",
     )
-    distil_weight: float = HfArg(
-        default=0.5, help="Distillation: share of the teacher's loss, 0..1."
+    unlabelled_share: float = flag(
+        0.5, "Unlabelled images in a step, as a share of the labelled ones."
     )
-    distil_temperature: float = HfArg(
-        default=2.0, help="Distillation: temperature of both networks."
+    plateau_patience: int = flag(
+        1, f"{PLATEAU}: evaluations without improvement before the rate falls."
     )
-    unlabelled: list[str] | None = field(
-        default=None,
-        metadata={
-            "help": "Distillation: folders of further X-rays, whose subfolders say nothing; the "
-            "student learns the teacher's scores of them."
-        },
+    plateau_factor: float = flag(0.3, f"{PLATEAU}: factor on the rate.")
+    early_stopping_patience: int = flag(
+        3, "Stop after this many evaluations without improvement; 0: off."
     )
-    unlabelled_share: float = HfArg(
-        default=0.5, help="Unlabelled images in a step, as a share of the labelled ones."
+    cpu_threads: int | None = flag(
+        None, "Threads per process; by default all cores, divided between processes."
     )
-    plateau_patience: int = HfArg(
-        default=1, help=f"{PLATEAU}: evaluations without improvement before the rate falls."
+    required_sensitivity: float | None = flag(
+        None, "Lower the threshold until sensitivity is at least this."
     )
-    plateau_factor: float = HfArg(default=0.3, help=f"{PLATEAU}: factor on the rate.")
-    early_stopping_patience: int = HfArg(
-        default=3, help="Stop after this many evaluations without improvement; 0: off."
-    )
-    cpu_threads: int | None = HfArg(
-        default=None, help="Threads per process; by default all cores, divided between processes."
-    )
-    required_sensitivity: float | None = HfArg(
-        default=None, help="Lower the threshold until sensitivity is at least this."
-    )
-    attribution_images: int = HfArg(
-        default=8,
-        help="Validation pneumonias on which the scale of attribution maps is measured; "
+    attribution_images: int = flag(
+        8,
+        "Validation pneumonias on which the scale of attribution maps is measured; "
         "0: each map is scaled to its own maximum.",
     )
-    overwrite: bool = HfArg(default=False, help="Replace the model in the output folder.")
-    resume: bool = HfArg(default=False, help="Continue from the last checkpoint, if there is one.")
-    bootstrap_resamples: int = HfArg(
-        default=300, help="Resamples for the intervals of validation metrics."
-    )
-    threshold_resamples: int = HfArg(
-        default=500, help="Resamples in which the threshold is chosen."
-    )
+    overwrite: bool = flag(False, "Replace the model in the output folder.")
+    resume: bool = flag(False, "Continue from the last checkpoint, if there is one.")
+    bootstrap_resamples: int = flag(300, "Resamples for the intervals of validation metrics.")
+    threshold_resamples: int = flag(500, "Resamples in which the threshold is chosen.")
 
     def __post_init__(self) -> None:
         if self.output_dir is None:
@@ -198,7 +167,7 @@ class XrayTrainingArguments(TrainingArguments):
         check_choices(self)
         self._check_ranges()
         self._check_combinations()
-        read_phases(self.phases, self.num_train_epochs, self.learning_rate)  # for its errors
+        self.read_phases()  # for its errors
         if not torch.accelerator.is_available():
             self.use_cpu = True  # transformers refuses bf16 on a CPU that was not asked for
             self.dataloader_pin_memory = False
@@ -224,6 +193,31 @@ class XrayTrainingArguments(TrainingArguments):
             return self.precision
         return fast_precision("cpu" if self.use_cpu else None)
 
+    def read_phases(self, trainable_layer_groups: int | None = None) -> list[Phase]:
+        """Return the training phases in order; where `phases` is not given, it is one.
+
+        Raises:
+            UserError: a phase that is not PART:EPOCHS:RATE; phases and `trainable_layer_groups`.
+        """
+        if self.phases is None:
+            return [Phase(trainable_layer_groups, self.num_train_epochs, self.learning_rate)]
+        if trainable_layer_groups is not None:
+            raise UserError(
+                "--phases and --trainable_layer_groups exclude each other; leave one out."
+            )
+        if not self.phases:
+            raise UserError(
+                "--phases is empty; leave it out, or give such as head:1:1e-3 all:5:3e-5."
+            )
+        return [read_phase(text) for text in self.phases]
+
+    def with_changes(self, **changes: Any) -> Self:
+        """Return a copy with other values, which are not checked again."""
+        changed = copy.copy(self)
+        for name, value in changes.items():
+            setattr(changed, name, value)
+        return changed
+
     def set_threads(self) -> None:
         """Set the number of threads that this process computes with."""
         # accelerate launch gives each process one thread, which leaves the other cores idle.
@@ -243,12 +237,16 @@ class XrayTrainingArguments(TrainingArguments):
             raise UserError("seeds must be two or more different numbers; for one use --seed.")
 
     def _check_combinations(self) -> None:
-        for one in fields(self):
-            default = one.default if one.default_factory is MISSING else one.default_factory()
+        for argument in fields(self):
+            default = (
+                argument.default
+                if argument.default_factory is MISSING
+                else argument.default_factory()
+            )
             # An AcceleratorConfig is what the Trainer makes of None, where arguments are copied.
             off = (None, default, AcceleratorConfig(), *([] if default is True else [False]))
-            if one.name in REFUSED and getattr(self, one.name) not in off:
-                raise UserError(f"Leave --{one.name} out: {REFUSED[one.name]}.")
+            if argument.name in REFUSED and getattr(self, argument.name) not in off:
+                raise UserError(f"Leave --{argument.name} out: {REFUSED[argument.name]}.")
         if self.train_sampling_strategy not in ("random", "sequential"):
             raise UserError(
                 f"Leave --train_sampling_strategy {self.train_sampling_strategy} out: {NO_LENGTH}."

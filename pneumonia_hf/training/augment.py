@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import reduce
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -26,18 +26,16 @@ if TYPE_CHECKING:
 def augment(pixels: Tensor, config: AugmentConfig) -> Tensor:
     """Return `pixels` with small random changes that do not change the diagnosis.
 
-    Rotation, zoom and translation (the patient's position), histogram, brightness, contrast and
-    gamma (exposure), blur and noise (the detector), CLAHE and JPEG (later processing), and erasing
-    of a rectangle (markers, tubes). Mirroring is off by default: the heart lies on one side.
+    Random numbers come from torch's default generators of the CPU and (noise only) of the pixels'
+    device, which the Trainer seeds and saves in its checkpoints. An operation of strength 0 draws
+    none.
 
     Args:
         pixels: gray images of 0..255, [N, 1, H, W], uint8 or float.
         config: the strength of each operation.
 
     Returns:
-        float32 [N, 1, H, W] in 0..255. Random numbers come from torch's default generators of
-        the CPU and (noise only) of the pixels' device, which the Trainer seeds and saves in its
-        checkpoints. An operation of strength 0 draws none.
+        float32 [N, 1, H, W] in 0..255.
     """
     return _apply(pixels, config.strengths())
 
@@ -45,10 +43,9 @@ def augment(pixels: Tensor, config: AugmentConfig) -> Tensor:
 def _apply(pixels: Tensor, strengths: dict[str, float], always: bool = False) -> Tensor:
     """Apply the operations of these strengths, each to its share of the images or `always`."""
     pixels = pixels.to(torch.float32, copy=True)  # it is written into
-    moves = {name: strengths[name] for name in MOVES if name in strengths}
-    if moves:
+    if moves := {name: strengths[name] for name in MOVES if name in strengths}:
         rows = _draw_rows(pixels, 1 if always else MOVED_SHARE)
-        pixels = _replace(pixels, rows, lambda drawn: _move(drawn, moves))
+        pixels = _replace(pixels, rows, _move, moves)
     for name, change in CHANGES.items():
         if name in strengths:
             rows = _draw_rows(pixels, 1 if always else change.share)
@@ -62,7 +59,7 @@ def _draw_rows(pixels: Tensor, share: float) -> Tensor:
     return (torch.rand(len(pixels)) < share).nonzero().flatten()
 
 
-def _replace(pixels: Tensor, rows: Tensor, function: Callable, *arguments: float) -> Tensor:
+def _replace(pixels: Tensor, rows: Tensor, function: Callable, *arguments: Any) -> Tensor:
     """Apply `function` to the images in `rows` and write the results into `pixels`."""
     if len(rows) == 0:
         return pixels
@@ -112,7 +109,7 @@ def crop(pixels: Tensor, strength: float) -> Tensor:
     """Return enlargements of windows of 60% to 100% of each side, stretched by up to 15%."""
     window = _draw(pixels, 1 / (1 + 0.67 * strength), 1)
     stretch = _draw(pixels, -0.075 * strength, 0.075 * strength)
-    shares = [(window * one.exp()).clamp(0.2, 1.1) for one in (stretch, -stretch)]
+    shares = [(window * x.exp()).clamp(0.2, 1.1) for x in (stretch, -stretch)]
     # The window lies anywhere within the image.
     centres = (
         _draw(pixels, -side / 2, side / 2) * (1 - share).clamp_min(0)
@@ -162,9 +159,8 @@ def hide_frame(pixels: Tensor, strength: float) -> Tensor:
     field = transforms.enlarge(field, pixels.shape[-2:])
     shares = transforms.send((torch.tensor([[0], [2], [3]]) == kind).float(), pixels)
     shares = shares[..., None, None, None]  # [3, N, 1, 1, 1]
-    outside.mul_(shares[0]).addcmul_(shares[1], field).addcmul_(
-        shares[2], transforms.smooth(pixels)
-    )
+    outside.mul_(shares[0]).addcmul_(shares[1], field)
+    outside.addcmul_(shares[2], transforms.smooth(pixels))
     return transforms.replace_frame(pixels, outside, margins)
 
 
@@ -184,6 +180,12 @@ def _print_marker(pixels: Tensor, strength: float) -> Tensor:
     places = torch.empty(len(pixels), 2).uniform_(-0.95, 0.95)
     sizes, grays = _draw(pixels, 0.03, min(0.2 * strength, 0.5)), _draw(pixels, 127.5, 255)
     return transforms.stamp_glyphs(pixels, which, places, sizes, grays)
+
+
+def compress(pixels: Tensor, strength: float) -> Tensor:
+    """Compress as JPEG with a quality of 90 to 30."""
+    quality = _draw(pixels, 100 - 70 * strength, 100 - 10 * strength).clamp_min(5)
+    return transforms.compress(pixels, quality)
 
 
 def erase(pixels: Tensor, strength: float) -> Tensor:
@@ -224,15 +226,8 @@ CHANGES: dict[str, Change] = {
     "noise": Change(lambda pixels, x: transforms.add_noise(pixels, 0.03 * 255 * x), 0.2),
     "frame": Change(hide_frame, 0.7),
     "marker": Change(print_markers, 0.5),
-    "clahe": Change(
-        lambda pixels, x: transforms.equalise(pixels, _draw(pixels, 1, 1 + 2 * x)), 0.1
-    ),
-    "jpeg": Change(
-        lambda pixels, x: transforms.compress(
-            pixels, _draw(pixels, 100 - 70 * x, 100 - 10 * x).clamp_min(5)
-        ),
-        0.1,
-    ),
+    "clahe": Change(lambda rows, x: transforms.equalise(rows, _draw(rows, 1, 1 + 2 * x)), 0.1),
+    "jpeg": Change(compress, 0.1),
     "erasing": Change(erase, 0.2),
 }
 AUGMENTATIONS = MOVES | CHANGES
@@ -265,8 +260,8 @@ def draw_preview(pixels: Tensor, config: AugmentConfig, columns: int = 6, seed: 
             # The others are donors of frames and histograms.
             batch = torch.cat([copies, pixels.cpu()])
             changed = _apply(batch, changes, always=changes is not strengths)[: columns - 1]
-        for axes, one in zip(grid[row], [image, *changed], strict=True):
-            axes.imshow(one[0].numpy(), cmap="gray", vmin=0, vmax=255)
+        for axes, shown in zip(grid[row], [image, *changed], strict=True):
+            axes.imshow(shown[0].numpy(), cmap="gray", vmin=0, vmax=255)
             axes.set(xticks=[], yticks=[])
         grid[row, 0].set_ylabel(title)
     grid[0, 0].set_title("unchanged")

@@ -1,6 +1,6 @@
 """Checkpoints: written to a temporary folder, flushed, renamed. One that exists is complete.
 
-OUTPUT/checkpoints/recipe.json       the run record, which must not change when a run is resumed
+OUTPUT/checkpoints/recipe.json       the run state, which must not change when a run is resumed
 OUTPUT/checkpoints/phase-1/          the Trainer's folder of a training phase
     checkpoint-93/                   the Trainer's checkpoint
     .unfinished/                     a checkpoint that is being written or removed
@@ -27,8 +27,6 @@ CHECKPOINTS = "checkpoints"  # folder inside the output folder
 UNFINISHED = ".unfinished"
 OUTCOME_FILE = "outcome.json"
 STATE_FILE = "trainer_state.json"
-AVERAGE_FILE = "average.safetensors"  # the averaged weights, where a run averages them
-AVERAGED_STEPS = "averaged_steps"  # in its metadata
 
 
 def phase_folder(output: Path, number: int) -> Path:

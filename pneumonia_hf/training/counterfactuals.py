@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -39,10 +39,6 @@ class CounterfactualPixels:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        batch = self.__getitems__([index])
-        return {"pixel_values": batch["pixel_values"][0], "labels": int(batch["labels"][0])}
-
     def __getitems__(self, indices: Sequence[int]) -> dict[str, Tensor]:
         """Return a whole batch, as torch's loaders request it."""
         import torch
@@ -64,12 +60,11 @@ class CounterfactualPixels:
         plain, copies = np.split(probabilities, [len(self.plain)])
         areas = {"plain": auroc(self.plain.labels, plain, 0.5)}
         labels = self.plain.labels[self.rows]
-        for (name, level), one in zip(
-            COUNTERFACTUALS, copies.reshape(len(COUNTERFACTUALS), -1), strict=True
-        ):
-            areas[f"{name}_{level:g}"] = auroc(labels, one, 0.5)
-        scores = {f"auroc_{name}": value for name, value in areas.items() if name != "plain"}
-        return scores | {ROBUST: float(np.mean(list(areas.values())))}
+        by_kind = copies.reshape(len(COUNTERFACTUALS), -1)
+        for (name, level), scores in zip(COUNTERFACTUALS, by_kind, strict=True):
+            areas[f"{name}_{level:g}"] = auroc(labels, scores, 0.5)
+        found = {f"auroc_{name}": value for name, value in areas.items() if name != "plain"}
+        return found | {ROBUST: float(np.mean(list(areas.values())))}
 
 
 def compute_validation_metrics(
@@ -94,9 +89,8 @@ def compute_validation_metrics(
     copies = {}
     if isinstance(validation, CounterfactualPixels):
         copies = validation.score(to_probability(log_odds))
-        labels, log_odds = (one[: len(validation.plain)] for one in (labels, log_odds))
+        labels, log_odds = (of[: len(validation.plain)] for of in (labels, log_odds))
     losses = np.logaddexp(0, np.where(labels == 1, -log_odds, log_odds))
     metrics = compute_with_evaluate(labels, to_probability(log_odds), threshold=0.5)
-    return (
-        metrics | copies | {"loss": float(np.mean(losses * weigh_classes(labels).numpy()[labels]))}
-    )
+    weights = weigh_classes(labels).numpy()[labels]
+    return metrics | copies | {"loss": float(np.mean(losses * weights))}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,24 +17,25 @@ from pneumonia_hf.data.load import DataConfig, read_image_list
 from pneumonia_hf.data.pixel_store import XrayPixels
 from pneumonia_hf.data.table import Listing, RowTable
 from pneumonia_hf.errors import UserError
-from pneumonia_hf.files import expand, read_json
+from pneumonia_hf.files import expand
 from pneumonia_hf.imaging.preprocess import normalise
 from pneumonia_hf.inference.batch import find_inputs
 from pneumonia_hf.inference.predictor import Predictor
 from pneumonia_hf.labels import LABELS
 from pneumonia_hf.models.backbones import fast_precision
-from pneumonia_hf.models.model_folder import RUN_FILE
+from pneumonia_hf.models.run_manifest import read_manifest
 from pneumonia_hf.training.losses import Targets
 
 if TYPE_CHECKING:
     from collections.abc import Sequence, Set
 
-    from transformers import BaseImageProcessor
+    from transformers import BaseImageProcessor, PreTrainedModel
 
 logger = logging.getLogger(__name__)
-UNLABELLED = "unlabelled"  # key of their hashes in RUN_FILE, beside those of the splits
+UNLABELLED = "unlabelled"  # key of their hashes in the run manifest, beside those of the splits
 
 
+@dataclass(frozen=True)
 class Teacher:
     """A saved model that scores the batches that the student is trained on.
 
@@ -42,29 +43,17 @@ class Teacher:
     teacher's scores alone.
     """
 
-    def __init__(self, predictor: Predictor) -> None:
-        """Take a predictor, and freeze its parameters.
-
-        Raises:
-            UserError: an ensemble, or a model with more than two classes.
-        """
-        network = predictor.network
-        self.model = network.model.eval().requires_grad_(False)
-        self.processor = network.processor
-        self.pneumonia = network.class_index
-        if self.model.config.num_labels != 2:
-            raise UserError(
-                f"{predictor.name} has {self.model.config.num_labels} classes; "
-                f"a teacher must have two, NORMAL and PNEUMONIA."
-            )
-        self.unlabelled: XrayPixels | None = None
-        self.unlabelled_share = 0.0  # of the number of labelled images in a batch
+    model: PreTrainedModel  # frozen, with two classes
+    processor: BaseImageProcessor
+    pneumonia: int  # index of its class of images with pneumonia
+    unlabelled: XrayPixels | None = None
+    share: float = 0.0  # of unlabelled images, of the number of labelled ones in a batch
 
     def add_unlabelled(self, pixels: Tensor) -> Tensor:
         """Return a batch, [N, 1, H, W], followed by its share of `unlabelled`, drawn at random."""
         if self.unlabelled is None:
             return pixels
-        count = max(1, round(self.unlabelled_share * len(pixels)))
+        count = max(1, round(self.share * len(pixels)))
         # From torch's default generator, which a checkpoint saves.
         rows = torch.randint(len(self.unlabelled), (count,))
         return torch.cat([pixels, self.unlabelled.pixels(rows.numpy()).to(pixels)])
@@ -101,36 +90,47 @@ class Teacher:
 
 
 def load_teacher(
-    name: str, hashes: dict[str, list[str]], positive_label: str = LABELS[1]
+    name: str,
+    hashes: dict[str, list[str]],
+    positive_label: str = LABELS[1],
+    unlabelled: XrayPixels | None = None,
+    share: float = 0.0,
 ) -> Teacher:
     """Return the teacher `name`, a saved model's folder or Hub id.
 
     Args:
         hashes: of the student's images, by split.
         positive_label: the teacher's class of images with pneumonia.
+        unlabelled, share: of the Teacher.
 
     Raises:
-        UserError: no such model, or one that was trained on the student's validation or test
-            images: the student would learn of them through it.
+        UserError: no such model; an ensemble; more than two classes; or one that was trained on
+            the student's validation or test images, which the student would learn through it.
     """
     predictor = Predictor.from_pretrained(
         name, positive_label=positive_label, flags=("--teacher", "--teacher_positive_label")
     )
-    splits = read_json((predictor.path or Path(name)) / RUN_FILE, otherwise={}).get("hashes", {})
-    if not splits:
+    network = predictor.network
+    if (classes := network.model.config.num_labels) != 2:
+        raise UserError(
+            f"{network.name} has {classes} classes; a teacher must have two, NORMAL and PNEUMONIA."
+        )
+    known = read_manifest(network.path).hashes
+    if not known:
         logger.warning(
             f"The teacher {name} does not list its training images: if validation or test images "
             f"are among them, the student's metrics are optimistically biased."
         )
-    trained_on, chosen_on = (set(splits.get(split, [])) for split in ("train", "validation"))
+    trained_on, chosen_on = (known.get(split, frozenset()) for split in ("train", "validation"))
     # Teacher and student may be chosen on the same validation images.
-    for split, known in (("validation", trained_on), ("test", trained_on | chosen_on)):
-        if seen := known & set(hashes.get(split, [])):
+    for split, used in (("validation", trained_on), ("test", trained_on | chosen_on)):
+        if seen := used & set(hashes.get(split, [])):
             raise UserError(
                 f"The teacher {name} was made with {len(seen)} images of the {split} split; "
                 f"train it on the same splits as the student (the same data and --split_seed)."
             )
-    return Teacher(predictor)
+    model = network.model.eval().requires_grad_(False)
+    return Teacher(model, network.processor, network.class_index, unlabelled, share)
 
 
 def load_unlabelled(

@@ -1,4 +1,4 @@
-"""Several processes: broadcast, gather, wait."""
+"""Several processes: what the main one alone does, and whether a model is sharded."""
 
 from __future__ import annotations
 
@@ -6,43 +6,26 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+
 from pneumonia_hf.errors import UserError
-from pneumonia_hf.training.arguments import XrayTrainingArguments
 
 
-def gather(arguments: XrayTrainingArguments, value: Any) -> list[Any]:
-    """Return the values of all processes, in all processes."""
-    if arguments.world_size == 1:
-        return [value]
-    from accelerate.utils import gather_object
-
-    return gather_object([value])
-
-
-def broadcast_from_main(arguments: XrayTrainingArguments, find: Callable[[], Any]) -> Any:
-    """Call `find` in the main process; return its result, or raise its UserError, in all."""
-    if arguments.world_size == 1:
-        return find()
-    from accelerate.utils import broadcast_object_list
-
+def broadcast_from_main(function: Callable[..., Any], *values: Any) -> Any:
+    """Call `function` in the main process; return its result, or raise its UserError, in all."""
+    if PartialState().num_processes == 1:
+        return function(*values)
     found, message = None, None
-    if arguments.process_index == 0:
+    if PartialState().is_main_process:
         try:
-            found = find()
+            found = function(*values)
         except UserError as error:  # the other processes would wait without end
             message = str(error)
     found, message = broadcast_object_list([found, message])
     if message is not None:
         raise UserError(message)
     return found
-
-
-def barrier(arguments: XrayTrainingArguments) -> None:
-    """Wait until all processes have arrived here."""
-    if arguments.world_size > 1:
-        from accelerate import PartialState
-
-        PartialState().wait_for_everyone()
 
 
 def is_sharded() -> bool:

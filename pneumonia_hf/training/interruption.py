@@ -21,10 +21,10 @@ AGAIN = "give the same command with --resume to continue."
 
 
 @dataclass
-class Notice:
+class StopRequest:
     """Whether this process was asked to end, and whether it may first save a checkpoint."""
 
-    given: bool = False
+    received: bool = False
     may_wait: bool = False
     # accelerate's launcher of one process: SIGTERM ends it and is not passed on.
     launcher: int | None = None
@@ -32,42 +32,51 @@ class Notice:
     @property
     def has_come(self) -> bool:
         """Whether SIGTERM came here, or has ended the launcher."""
-        return self.given or (self.launcher is not None and os.getppid() != self.launcher)
+        return self.received or (self.launcher is not None and os.getppid() != self.launcher)
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Let the training inside save a checkpoint before it ends."""
+        self.may_wait = True
+        try:
+            yield
+        finally:
+            self.may_wait = False
 
 
 @contextmanager
-def heed_sigterm() -> Iterator[Notice]:
-    """Raise `Stopped` after SIGTERM: at once, or while `may_wait` is set, after a checkpoint.
+def catch_sigterm() -> Iterator[StopRequest]:
+    """Raise `Stopped` after SIGTERM: at once, or where `may_wait` is set, after a checkpoint.
 
     transformers' own way (`enable_jit_checkpoint`) waits three seconds first, may save within an
     accumulated step, and does not agree between processes.
     """
-    notice = Notice(launcher=os.getppid() if LAUNCHED in os.environ else None)
+    request = StopRequest(launcher=os.getppid() if LAUNCHED in os.environ else None)
     if threading.current_thread() is not threading.main_thread():
-        yield notice  # Python handles signals in the main thread only
+        yield request  # Python handles signals in the main thread only
         return
 
     def receive(*_: object) -> None:
-        notice.given = True
-        if not notice.may_wait:
+        request.received = True
+        if not request.may_wait:
             raise Stopped(f"Stopped by SIGTERM; {AGAIN}")
 
     before = signal.signal(signal.SIGTERM, receive)
     try:
-        yield notice
+        yield request
     finally:
         signal.signal(signal.SIGTERM, before)
-        if notice.given and sys.exception() is None:
+        if request.received and sys.exception() is None:
             raise Stopped(f"Stopped by SIGTERM; {AGAIN}")  # it came too late for a checkpoint
-        if notice.given and not isinstance(sys.exception(), Stopped) and callable(before):
+        if request.received and not isinstance(sys.exception(), Stopped) and callable(before):
             signal.raise_signal(signal.SIGTERM)  # for the search around this run
 
 
 class SaveAndStop(TrainerCallback):
     """Save a checkpoint at the end of the step in which SIGTERM came, and stop."""
 
-    def __init__(self, notice: Notice) -> None:
-        self.notice = notice
+    def __init__(self, request: StopRequest) -> None:
+        self.request = request
         self.agreed = False
 
     def on_step_end(self, args, state, control, **kwargs):
@@ -89,9 +98,9 @@ class SaveAndStop(TrainerCallback):
     def _agree(self, args, step: int) -> bool:
         """Return whether any process was asked to end: all have to save at the same step."""
         if args.world_size == 1:
-            return self.notice.has_come
+            return self.request.has_come
         if step % STEPS_TO_AGREE:
             return False
-        given = torch.tensor(float(self.notice.has_come), device=args.device)
+        given = torch.tensor(float(self.request.has_come), device=args.device)
         torch.distributed.all_reduce(given, op=torch.distributed.ReduceOp.MAX)
         return bool(given.item())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,7 +20,7 @@ from pneumonia_hf.inference.predictor import Predictor
 from pneumonia_hf.reporting.numbers import to_text
 from pneumonia_hf.reporting.page import Page, Section, Table, to_markdown
 from pneumonia_hf.statistics.intervals import Interval
-from pneumonia_hf.training.runs import run_recipe
+from pneumonia_hf.training.train import run_recipe
 
 if TYPE_CHECKING:
     from pneumonia_hf.training.arguments import XrayTrainingArguments
@@ -67,9 +66,8 @@ def leave_one_site_out(recipe: Recipe, arguments: XrayTrainingArguments) -> list
         raise UserError("Leaving out sites runs in one process; start it with python.")
     folder, found = Path(arguments.output_dir), []
     for source, text in zip(sources, recipe.data.data_dir, strict=True):
-        others = [one for one in recipe.data.data_dir if one != text]
-        own = copy.copy(arguments)
-        own.output_dir = str(folder / f"without-{source.name}")
+        others = [other for other in recipe.data.data_dir if other != text]
+        own = arguments.with_changes(output_dir=str(folder / f"without-{source.name}"))
         print(f"Without {source.name}: training on {', '.join(others)}.", flush=True)
         model = run_recipe(replace(recipe, data=replace(recipe.data, data_dir=others)), own)
         with cache_in(recipe.data.cache_dir):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -30,31 +29,8 @@ class Phase:
         return f"last{self.trainable_layer_groups}" if self.trainable_layer_groups else "head"
 
 
-def read_phases(
-    texts: Sequence[str] | None,
-    epochs: float,
-    learning_rate: float,
-    trainable_layer_groups: int | None = None,
-) -> list[Phase]:
-    """Return the training phases of a run, in order.
-
-    Args:
-        texts: each phase as PART:EPOCHS:RATE; None: one phase, of the other arguments.
-        epochs, learning_rate, trainable_layer_groups: of this one phase.
-
-    Raises:
-        UserError: a phase in another form, or both `texts` and `trainable_layer_groups`.
-    """
-    if texts is None:
-        return [Phase(trainable_layer_groups, epochs, learning_rate)]
-    if trainable_layer_groups is not None:
-        raise UserError("--phases and --trainable_layer_groups exclude each other; leave one out.")
-    if not texts:
-        raise UserError("--phases is empty; leave it out, or give such as head:1:1e-3 all:5:3e-5.")
-    return [_read_phase(text) for text in texts]
-
-
-def _read_phase(text: str) -> Phase:
+def read_phase(text: str) -> Phase:
+    """Return the phase that PART:EPOCHS:RATE stands for, or raise a UserError."""
     found = re.fullmatch(r"(head|all|last([1-9]\d*)):([^:]+):([^:]+)", str(text))
     try:
         epochs, rate = float(found[3]), float(found[4])
@@ -80,7 +56,7 @@ def rate_of_parameters(model: PreTrainedModel, layer_decay: float) -> dict[str, 
         for parameter in group.parameters():
             scale_of.setdefault(id(parameter), layer_decay**depth)
     lowest = layer_decay ** len(groups)
-    return {name: scale_of.get(id(one), lowest) for name, one in model.named_parameters()}
+    return {name: scale_of.get(id(weight), lowest) for name, weight in model.named_parameters()}
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 
 from pneumonia_hf.cli import check_inputs, parse_recipe
 from pneumonia_hf.data.load import DataConfig
@@ -45,10 +45,9 @@ class AugmentConfig:
     augment_erasing: float = _strength("1: a rectangle of 0.02 to 0.08 of the image.")
 
     def __post_init__(self) -> None:
-        for one in fields(self):
-            value = getattr(self, one.name)
+        for name, value in vars(self).items():
             if not (math.isfinite(value) and value >= 0):
-                raise UserError(f"{one.name} is {value}; give 0 (off), 1 (usual) or more.")
+                raise UserError(f"{name} is {value}; give 0 (off), 1 (usual) or more.")
         if self.augment_flip > 1:
             raise UserError(
                 f"augment_flip is {self.augment_flip}; 1 mirrors half of the images, give 0..1."
@@ -57,9 +56,9 @@ class AugmentConfig:
     def strengths(self) -> dict[str, float]:
         """Return the strength of each operation that is on, by name."""
         found = {
-            one.name.removeprefix("augment_"): self.augment_strength * getattr(self, one.name)
-            for one in fields(self)
-            if one.name != "augment_strength"
+            name.removeprefix("augment_"): self.augment_strength * value
+            for name, value in vars(self).items()
+            if name != "augment_strength"
         }
         return {name: strength for name, strength in found.items() if strength > 0}
 
@@ -91,5 +90,5 @@ def parse_run(
     kinds = [DataConfig, ModelConfig, AugmentConfig, XrayTrainingArguments, *more]
     data, model, augment, *others = parse_recipe(kinds, arguments, description=description)
     sources = map(parse_source, data.data_dir)
-    check_inputs(data_folders=[one.where for one in sources if one.is_folder])
+    check_inputs(data_folders=[source.where for source in sources if source.is_folder])
     return (Recipe(data, model, augment), *others)

@@ -13,9 +13,10 @@ from pneumonia_hf.data.file_hashes import hash_images, to_hex
 from pneumonia_hf.errors import UserError
 from pneumonia_hf.evaluation.perturbations import ROBUST
 from pneumonia_hf.evaluation.recalibrate import score_validation
-from pneumonia_hf.files import read_json, replace_text, without_nan, write_json
+from pneumonia_hf.files import replace_text, without_nan, write_json
 from pneumonia_hf.inference.predictor import Predictor
-from pneumonia_hf.models.model_folder import ENSEMBLE_FILE, RUN_FILE, check_model_folder
+from pneumonia_hf.models.model_folder import ENSEMBLE_FILE, check_model_folder
+from pneumonia_hf.models.run_manifest import RunManifest, read_manifest
 from pneumonia_hf.reporting.numbers import read_interval, to_text
 from pneumonia_hf.reporting.page import Page, Section, Table, to_markdown
 from pneumonia_hf.statistics.calibration import calibrate_scores
@@ -66,10 +67,12 @@ def summarise_seeds(
     names = [_name_in(folder, Path(member)) for member in members]
     for name in names:
         check_model_folder(folder / name)
-    runs = [read_json(folder / name / RUN_FILE, otherwise={}) for name in names]
-    validation = _select_common(names, runs, validation)
-    with_copies = all(run["training"].get("metric_for_best_model") == ROBUST for run in runs)
-    seeds = [_summarise_run(name, run, with_copies) for name, run in zip(names, runs, strict=True)]
+    manifests = {name: read_manifest(folder / name) for name in names}
+    validation = _select_common(manifests, validation)
+    with_copies = all(
+        manifest.training.metric_for_best_model == ROBUST for manifest in manifests.values()
+    )
+    seeds = [_summarise_run(name, manifests[name], with_copies) for name in names]
     predictor = Predictor.from_pretrained([folder / name for name in names])
     labels = validation["label"][:]
     scores = score_validation(predictor, validation, with_copies)
@@ -84,10 +87,10 @@ def summarise_seeds(
     ensemble = {"members": names, **found.settings, **found.remarks, "metrics": found.metrics}
     ensemble["version"] = __version__
     if with_copies:
-        areas = [auroc(np.asarray(labels), one, 0) for one in scores]
+        areas = [auroc(np.asarray(labels), kind, 0) for kind in scores]
         ensemble["metrics"][ROBUST] = {"value": float(np.mean(areas)), "low": None, "high": None}
     columns = [name for name in seeds[0] if name not in ("member", "seed")]
-    spread = {key: _spread([one[key] for one in seeds]) for key in columns}
+    spread = {key: _spread([seed[key] for seed in seeds]) for key in columns}
     summary = without_nan({"seeds": seeds, "spread": spread, "ensemble": ensemble})
     # ensemble.json comes last: it makes the folder a model.
     replace_text(folder / SEEDS_TABLE, _to_markdown(summary))
@@ -96,13 +99,13 @@ def summarise_seeds(
     return summary
 
 
-def _summarise_run(name: str, run: dict[str, Any], with_copies: bool) -> dict[str, Any]:
-    found = run["validation"]
-    values = {metric: found["metrics"][metric]["value"] for metric in SUMMARISED}
+def _summarise_run(name: str, manifest: RunManifest, with_copies: bool) -> dict[str, Any]:
+    found = manifest.validation
+    values = {metric: found.metrics[metric]["value"] for metric in SUMMARISED}
     if with_copies:
-        values[ROBUST] = float(np.mean([values["auroc"], *found["copies_auroc"].values()]))
-    threshold = {"threshold": found["config"]["threshold"]}
-    return {"member": name, "seed": run["training"]["seed"]} | values | threshold
+        values[ROBUST] = float(np.mean([values["auroc"], *found.copies_auroc.values()]))
+    seed = {"member": name, "seed": manifest.training.seed}
+    return seed | values | {"threshold": found.threshold}
 
 
 def _name_in(folder: Path, member: Path) -> str:
@@ -112,27 +115,26 @@ def _name_in(folder: Path, member: Path) -> str:
         raise UserError(f"{member} does not lie in {folder}, as members must.") from error
 
 
-def _select_common(
-    names: Sequence[str], runs: Sequence[dict[str, Any]], validation: Dataset
-) -> Dataset:
+def _select_common(manifests: dict[str, RunManifest], validation: Dataset) -> Dataset:
     """Return the images of `validation` that all runs were chosen on.
 
     Members may have been trained on others, which would bias the ensemble optimistically.
     """
-    common = set(runs[0]["hashes"]["validation"])
+    chosen_on = {name: of.hashes.get("validation", frozenset()) for name, of in manifests.items()}
+    first, common = next(iter(chosen_on.items()))
     hashes = to_hex(hash_images(validation))
-    for name, run in zip(names, runs, strict=True):
-        if set(run["hashes"]["validation"]) != common:
+    for name, own in chosen_on.items():
+        if own != common:
             raise UserError(
-                f"{names[0]} and {name} were chosen on different validation images; "
+                f"{first} and {name} were chosen on different validation images; "
                 f"train all seeds on the same data with the same --split_seed."
             )
-    if not common <= set(hashes):
+    if not common or not common <= set(hashes):
         raise UserError(
-            f"{names[0]} was chosen on other validation images than those given now; "
+            f"{first} was chosen on other validation images than those given now; "
             f"train it again on this data."
         )
-    return validation.select([row for row, one in enumerate(hashes) if one in common])
+    return validation.select([row for row, digest in enumerate(hashes) if digest in common])
 
 
 def _spread(values: Sequence[float | None]) -> dict[str, float | None]:

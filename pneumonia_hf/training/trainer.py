@@ -8,13 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader, Sampler
-from transformers import AutoModelForImageClassification, TrainerCallback
+from transformers import AutoModelForImageClassification, TrainerCallback, TrainerState
 
 from pneumonia_hf.compat.transformers import OpenTrainer, shard_embeddings_with_parent
 from pneumonia_hf.errors import UserError
@@ -22,9 +20,9 @@ from pneumonia_hf.imaging.preprocess import normalise
 from pneumonia_hf.labels import LABELS
 from pneumonia_hf.training.arguments import PLATEAU, XrayTrainingArguments
 from pneumonia_hf.training.augment import augment
+from pneumonia_hf.training.averaging import load_average, make_average, save_average
 from pneumonia_hf.training.checkpoints import (
-    AVERAGE_FILE,
-    AVERAGED_STEPS,
+    STATE_FILE,
     UNFINISHED,
     best_beside,
     install_checkpoint,
@@ -33,6 +31,7 @@ from pneumonia_hf.training.checkpoints import (
 )
 from pneumonia_hf.training.distributed import is_sharded
 from pneumonia_hf.training.losses import Targets
+from pneumonia_hf.training.phases import rate_of_parameters
 from pneumonia_hf.training.sampler import (
     BalancedSampler,
     MergingBatchSampler,
@@ -61,7 +60,6 @@ class XrayTrainer(OpenTrainer):
         self,
         *args,
         recipe: Recipe,
-        rates: dict[str, float],
         sites: np.ndarray,
         teacher: Teacher | None = None,
         **kw,
@@ -70,7 +68,6 @@ class XrayTrainer(OpenTrainer):
 
         Args:
             recipe: its `augment` and `model.channels_last` are used.
-            rates: factor on the learning rate of each parameter, by name.
             sites: number of the source of each training image, [N].
             teacher: the model to distil.
         """
@@ -78,7 +75,7 @@ class XrayTrainer(OpenTrainer):
         if is_sharded():
             self._prepare_sharding()
         self.recipe = recipe
-        self.rates = rates
+        self.rates = rate_of_parameters(self.model, self.args.layer_decay)
         self.sites = sites
         self.teacher = teacher
         self.mix = _make_mix(self.args)
@@ -90,7 +87,7 @@ class XrayTrainer(OpenTrainer):
             if (own := list(module.parameters()))
             and not any(parameter.requires_grad for parameter in own)
         ]
-        self.add_callback(_Companion(self))
+        self.add_callback(_TrainingCallback(self))
 
     def _prepare_sharding(self) -> None:
         if not self.is_fsdp_enabled:  # accelerate would silently train unsharded
@@ -101,6 +98,34 @@ class XrayTrainer(OpenTrainer):
         # A checkpoint must be a model folder: the saved model is made from it.
         self.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
         shard_embeddings_with_parent(self.model)
+
+    # ---- The run
+
+    def check(self) -> None:
+        """Make optimizer, schedule and loader once, for their errors.
+
+        Raises:
+            ImportError, RuntimeError, ValueError, TypeError, KeyError: of the libraries.
+            UserError: as `get_train_dataloader`.
+        """
+        if not is_sharded():
+            self.create_optimizer_and_scheduler(num_training_steps=10)
+            self.optimizer = self.lr_scheduler = None
+        if not len(self.get_train_dataloader()):
+            raise ValueError("dataloader_drop_last leaves no whole batch")
+
+    def train_from(self, checkpoint: Path | None) -> None:
+        """Train from `checkpoint`, if there is one and it is not the last of the phase."""
+        if checkpoint is not None:
+            state = TrainerState.load_from_json(str(checkpoint / STATE_FILE))
+            is_last = state.global_step >= state.max_steps
+            if is_last or is_exhausted(state.log_history, self.args):
+                state.best_model_checkpoint = best_beside(checkpoint)
+                self.state = state
+                return
+            # It is in the log already, and early stopping would count another one.
+            self.args.eval_on_start = False
+        self.train(resume_from_checkpoint=checkpoint and str(checkpoint))
 
     # ---- The batch
 
@@ -147,7 +172,7 @@ class XrayTrainer(OpenTrainer):
         """
         args, size = self.args, self.processing_class.size
         has_more = self.teacher is not None and self.teacher.unlabelled is not None
-        norms = [one for one in _batch_norms(self.model) if one not in self.frozen_norms]
+        norms = [norm for norm in _batch_norms(self.model) if norm not in self.frozen_norms]
         if has_more or is_sharded() or not (norms and needs_two_images(self.model, norms, size)):
             return super().get_train_dataloader()
         if args.train_batch_size == 1:
@@ -239,22 +264,8 @@ class XrayTrainer(OpenTrainer):
         if self.state.global_step + 1 <= self.args.average_from * self.state.max_steps:
             return
         if self.average is None:
-            self.average = self._make_average()
+            self.average = make_average(self.model, self.args.ema_decay)
         self.average.update_parameters(self.model)
-
-    def _make_average(self) -> AveragedModel:
-        def move(averaged: list[Tensor], live: list[Tensor], count: Tensor) -> None:
-            # All steps alike, or a decay that begins low, so that the first soon count little.
-            decay = int(count) / (1 + int(count))
-            if self.args.ema_decay:
-                decay = min(self.args.ema_decay, (1 + int(count)) / (10 + int(count)))
-            for mean, one in zip(averaged, live, strict=True):
-                if mean.is_floating_point():
-                    mean.lerp_(one, 1 - decay)
-                else:  # batch norm's counter
-                    mean.copy_(one)
-
-        return AveragedModel(self.model, multi_avg_fn=torch.no_grad()(move), use_buffers=True)
 
     def evaluate(self, *args, **kwargs) -> dict[str, float]:
         """Evaluate with the averaged weights, if there are any."""
@@ -272,7 +283,7 @@ class XrayTrainer(OpenTrainer):
         """Save a checkpoint in a temporary folder, rename it, then remove older ones."""
         folder, name = Path(self.args.output_dir), f"checkpoint-{self.state.global_step}"
         staged = folder / UNFINISHED / name
-        if not all(torch.isfinite(one).all() for one in self.model.parameters()):
+        if not all(torch.isfinite(weight).all() for weight in self.model.parameters()):
             raise UserError(DIVERGED)
         if self.args.should_save:
             shutil.rmtree(staged, ignore_errors=True)  # of a killed run
@@ -282,10 +293,7 @@ class XrayTrainer(OpenTrainer):
         try:
             super().save_checkpoint(model, trial)
             if self.average is not None and self.args.should_save:
-                weights = self.average.module.state_dict()
-                plain = {name: value.contiguous() for name, value in weights.items()}
-                count = str(int(self.average.n_averaged))
-                save_file(plain, staged / AVERAGE_FILE, {"format": "pt", AVERAGED_STEPS: count})
+                save_average(self.average, staged)
         except Exception:  # safetensors, torch and the system each raise their own
             if self.args.should_save:
                 shutil.rmtree(staged, ignore_errors=True)  # a disk may be full
@@ -320,24 +328,10 @@ class XrayTrainer(OpenTrainer):
         module = model.module if hasattr(model, "module") else model  # DDP wraps it
         saved = AutoModelForImageClassification.from_pretrained(folder, dtype=torch.float32)
         module.load_state_dict(saved.state_dict(), strict=True)
-        average = Path(folder) / AVERAGE_FILE
-        if average.exists():
-            self.average = self._make_average()
-            self.average.module.load_state_dict(load_file(average), strict=True)
-            with safe_open(average, "pt") as file:
-                self.average.n_averaged.fill_(int(file.metadata()[AVERAGED_STEPS]))
+        self.average = load_average(self.model, self.args.ema_decay, Path(folder))
 
 
-def load_best(checkpoint: Path) -> nn.Module:
-    """Return the model of a checkpoint with the weights that were evaluated."""
-    model = AutoModelForImageClassification.from_pretrained(checkpoint, dtype=torch.float32)
-    average = checkpoint / AVERAGE_FILE
-    if average.exists():
-        model.load_state_dict(load_file(average), strict=True)
-    return model
-
-
-class _Companion(TrainerCallback):
+class _TrainingCallback(TrainerCallback):
     """What the Trainer has no method for."""
 
     def __init__(self, trainer: XrayTrainer) -> None:
@@ -379,7 +373,7 @@ class _Companion(TrainerCallback):
 
 def _batch_norms(model: nn.Module) -> list[nn.Module]:
     kinds = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm
-    return [one for one in model.modules() if isinstance(one, kinds)]
+    return [module for module in model.modules() if isinstance(module, kinds)]
 
 
 def _make_mix(arguments: XrayTrainingArguments):

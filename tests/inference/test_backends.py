@@ -10,7 +10,7 @@ from helpers import TINY_SIZES, draw_xray, save_tiny_body
 from pneumonia_hf.errors import UserError, XrayError
 from pneumonia_hf.inference import backends
 from pneumonia_hf.inference.backends import Scorer, make_scorer, measure_ranges
-from pneumonia_hf.inference.gate import Gate, describe, middle_layer
+from pneumonia_hf.inference.gate import Gate, capture_features, middle_layer
 from pneumonia_hf.inference.network import Network
 from pneumonia_hf.inference.predictor import Predictor
 from pneumonia_hf.models.build import ModelConfig, build_model
@@ -45,7 +45,7 @@ def test_scores_and_gate_features_are_those_of_the_model(built, backend):
     model, processor = built
     layer = middle_layer(model)
     pixel_values = Network(model, processor).pixel_values(images_of(7))
-    with torch.inference_mode(), describe(model, layer) as seen:
+    with torch.inference_mode(), capture_features(model, layer) as seen:
         expected = model(pixel_values=pixel_values).logits.numpy()
     scorer = make_scorer(model, pixel_values[:2], layer, backend)
     for rows in (slice(0, 1), slice(1, 7)):  # another batch than the one it was made with

@@ -17,7 +17,7 @@ from pneumonia_hf.training.arguments import REFUSED, XrayTrainingArguments
 from pneumonia_hf.training.checkpoints import phase_folder, read_outcome
 from pneumonia_hf.training.counterfactuals import CounterfactualPixels, compute_validation_metrics
 from pneumonia_hf.training.recipe import Recipe
-from pneumonia_hf.training.run_record import FREE, describe_run
+from pneumonia_hf.training.run_state import FREE, describe_run
 
 # A value other than the default for each field that is accepted, and what else it needs.
 WORKERS = {"dataloader_num_workers": 1}
@@ -159,8 +159,11 @@ def test_field_that_would_break_a_promise_is_refused_before_training(name):
 
 
 def test_arguments_can_be_copied_with_changes():
-    arguments = XrayTrainingArguments(output_dir="unused")
-    assert replace(arguments, weight_decay=0.1).weight_decay == 0.1
+    arguments = XrayTrainingArguments(output_dir="unused", precision="bf16")
+    assert replace(arguments, weight_decay=0.1, bf16=False).weight_decay == 0.1
+    changed = arguments.with_changes(seed=5, output_dir="other")
+    assert (changed.seed, changed.output_dir, changed.bf16) == (5, "other", True)
+    assert (arguments.seed, arguments.output_dir) == (13, "unused")
 
 
 def test_backend_of_several_processes_is_refused_for_one(monkeypatch):

@@ -2,18 +2,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import fields
-from traceback import walk_stack
 
 import numpy as np
 import pytest
 import torch
-from helpers import assert_one_sentence, call_script, draw_xray
-from PIL import Image
+from helpers import draw_xray
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
 
-from pneumonia_hf.errors import UserError
 from pneumonia_hf.evaluation.perturbations import PERTURBATIONS, Context
 from pneumonia_hf.training import augment as module
 from pneumonia_hf.training.augment import (
@@ -366,100 +361,6 @@ def test_a_pneumonia_stays_visible():
     assert light[1] > light[0] + 0.5 * (ill.float().mean() - well.float().mean())
 
 
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {"augment_strength": -1.0},
-        {"augment_noise": -0.1},
-        {"augment_jpeg": float("nan")},
-        {"augment_blur": float("inf")},
-        {"augment_flip": 1.5},
-    ],
-)
-def test_an_invalid_strength_is_reported_in_a_sentence(wrong):
-    with pytest.raises(UserError, match=f"{next(iter(wrong))} is .*give 0"):
-        AugmentConfig(**wrong)
-
-
-class OnGpu(Tensor):
-    """A tensor that acts as if on a GPU: its device is called meta, its numbers are real."""
-
-    @staticmethod
-    def __new__(cls, held: Tensor):
-        return Tensor._make_wrapper_subclass(
-            cls, held.shape, held.stride(), dtype=held.dtype, device="meta"
-        )
-
-    def __init__(self, held: Tensor) -> None:
-        self.held = held
-
-    @classmethod
-    def __torch_dispatch__(cls, operation, types, arguments=(), options=None):
-        raise AssertionError(f"{operation} beside the mode")
-
-
-class NeverWaiting(TorchDispatchMode):
-    """Refuse what would make the CPU wait for such a GPU, and count the kernels."""
-
-    # Ours and kornia's: on CUDA they copy without waiting.
-    senders = frozenset({"send", "_to_device_nonblocking"})
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.kernels = 0
-
-    def __torch_dispatch__(self, operation, types, arguments=(), options=None):
-        options = dict(options or {})
-        name = operation.name().removeprefix("aten::").partition(".")[0]
-        given = [one for one in tree_leaves((arguments, options)) if isinstance(one, Tensor)]
-        there = [one for one in given if isinstance(one, OnGpu)]
-        to_gpu = str(options.get("device")) == "meta"
-        if there:
-            assert name not in ("_local_scalar_dense", "nonzero", "equal"), f"{name} waits"
-            masks = name.startswith("index") and any(one.dtype == torch.bool for one in there)
-            assert not masks, f"{name} with a mask waits"
-            assert to_gpu or options.get("device") is None, f"{name} brings numbers back"
-            # Also what torch.tensor([...], device=...) makes, which copies from the CPU and waits.
-            strange = [one for one in given if one.dim() and not isinstance(one, OnGpu)]
-            assert not strange, f"{name} mixes devices, or takes numbers that were waited for"
-        elif name == "_to_copy" and to_gpu:
-            callers = {frame.f_code.co_name for frame, _ in walk_stack(None)}
-            assert callers & self.senders, "a copy to the GPU waits"
-        if options.get("device") is not None:
-            options["device"] = torch.device("cpu")
-        arguments_held, options_held = tree_map(
-            lambda one: one.held if isinstance(one, OnGpu) else one, (arguments, options)
-        )
-        result = operation(*arguments_held, **options_held)
-        if not there and not to_gpu:
-            return result
-        self.kernels += 1
-        if name.endswith("_"):  # in place
-            return arguments[0]
-        return tree_map(lambda one: OnGpu(one) if isinstance(one, Tensor) else one, result)
-
-
-@every_operation
-def test_the_cpu_never_waits_for_a_gpu(name, pixels):
-    torch.manual_seed(0)
-    expected = augment(pixels, alone(name))
-    torch.manual_seed(0)
-    with NeverWaiting() as mode:
-        changed = augment(OnGpu(pixels), alone(name))
-    assert isinstance(changed, OnGpu)
-    assert torch.equal(changed.held, expected)
-    assert mode.kernels > 0
-
-
-def test_the_number_of_kernels_does_not_depend_on_the_number_of_images():
-    kernels = {}
-    for count in (16, 64):
-        with NeverWaiting() as mode:
-            module._apply(OnGpu(draw_batch(count)), AugmentConfig().strengths(), always=True)
-        kernels[count] = mode.kernels
-    assert kernels[16] == kernels[64]
-
-
 def test_the_preview_has_a_row_for_each_operation_and_one_for_all_together(pixels):
     figure = draw_preview(pixels[:2], AugmentConfig(augment_blur=2.0), columns=4)
     assert len(figure.axes) == (len(AUGMENTATIONS) - 2 + 1) * 4  # flip and histogram are off
@@ -476,40 +377,3 @@ def test_the_preview_does_not_change_the_random_state(pixels):
     before = torch.get_rng_state()
     draw_preview(pixels[:1], AugmentConfig(), columns=2)
     assert torch.equal(torch.get_rng_state(), before)
-
-
-def test_the_script_writes_a_sheet_and_replaces_one_only_with_overwrite(xray_folder, tmp_path):
-    sheet, recipe = tmp_path / "new" / "sheet.png", tmp_path / "recipe.yaml"
-    # A recipe for training, with keys that the sheet does not use.
-    recipe.write_text("augment_noise: 2\nseed: 5\nbackbone: vit-base\nnum_train_epochs: 6\n")
-    flags = ["--data_dir", xray_folder, "--output", sheet, "--image_size", 32]
-    flags += [
-        word
-        for name in sorted(AUGMENTATIONS)
-        if name != "noise"
-        for word in (f"--augment_{name}", 0)
-    ]
-    done = call_script("preview_augmentation.py", *flags, "--config", recipe)
-    assert done.returncode == 0, done.stderr
-    assert str(sheet) in done.stdout
-    with Image.open(sheet) as image:
-        assert image.format == "PNG" and min(image.size) > 200
-    first = sheet.read_bytes()
-    assert_one_sentence(call_script("preview_augmentation.py", *flags), "exists", "--overwrite")
-    done = call_script("preview_augmentation.py", *flags, "--config", recipe, "--overwrite")
-    assert done.returncode == 0 and sheet.read_bytes() == first
-
-
-def test_the_script_lists_every_strength():
-    done = call_script("preview_augmentation.py", "--help")
-    assert done.returncode == 0
-    assert all(f"--augment_{name}" in done.stdout for name in ("strength", *AUGMENTATIONS))
-
-
-@pytest.mark.parametrize(
-    "output, words", [("sheet.jpg", ".png"), ("folder.png", "is a folder"), ("", ".png")]
-)
-def test_the_script_reports_an_invalid_output_in_a_sentence(tmp_path, output, words):
-    (tmp_path / "folder.png").mkdir()
-    flags = ["--data_dir", tmp_path, "--output", tmp_path / output]
-    assert_one_sentence(call_script("preview_augmentation.py", *flags), words)

@@ -10,17 +10,12 @@ from pneumonia_hf.models.backbones import backbone_of, head_of
 from pneumonia_hf.models.build import ModelConfig, build_model
 from pneumonia_hf.training.arguments import XrayTrainingArguments
 from pneumonia_hf.training.checkpoints import list_checkpoints, phase_folder
-from pneumonia_hf.training.phases import Phase, rate_of_parameters, read_phases
+from pneumonia_hf.training.phases import Phase, rate_of_parameters
 
 
 def read(phases, trainable_layer_groups=None, **changes):
     arguments = XrayTrainingArguments(output_dir="unused", phases=phases, **changes)
-    return read_phases(
-        arguments.phases,
-        arguments.num_train_epochs,
-        arguments.learning_rate,
-        trainable_layer_groups,
-    )
+    return arguments.read_phases(trainable_layer_groups)
 
 
 def test_phases_are_read_in_order():

@@ -6,29 +6,19 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
-import torch
 from helpers import ROOT, TINY_CONFIGS, TINY_SIZES, draw_folder, save_tiny_body, train_tiny
-from safetensors.torch import load_file
 from same_bits import assert_same_last_checkpoint, assert_same_model
 from transformers import TrainerCallback
 
-from pneumonia_hf.errors import Stopped, UserError
+from pneumonia_hf.errors import Stopped
 from pneumonia_hf.models.xray_cnn import XrayCnnConfig
-from pneumonia_hf.training import checkpoints
 from pneumonia_hf.training.checkpoints import (
-    AVERAGE_FILE,
-    UNFINISHED,
-    install_checkpoint,
     last_checkpoint,
     list_checkpoints,
     phase_folder,
-    remove_checkpoint,
-    remove_old,
 )
-from pneumonia_hf.training.run_record import lock_run
 from pneumonia_hf.training.trainer import XrayTrainer
 
 # All options that keep a state between steps.
@@ -323,164 +313,6 @@ def test_killed_processes_are_resumed_to_the_same_bits(tmp_path):
     assert best and int(best[0]) > 9, done.stdout  # later than the first
 
 
-PYTHON = [sys.executable]
-LAUNCHER = [sys.executable, "-m", "accelerate.commands.launch", "--quiet"]
-
-
-def start_long_run(body, data, folder, *more, command=PYTHON) -> subprocess.Popen:
-    """Start a run of minutes in a process of its own, and wait until it has a checkpoint."""
-    flags = ["--backbone", "vit-base", "--weights", body, "--data_dir", data]
-    flags += ["--output_dir", folder, "--num_train_epochs", 400, "--precision", "fp32"]
-    flags += ["--early_stopping_patience", 0, "--cpu_threads", 1, "--report_to", "none", *more]
-    process = subprocess.Popen(
-        [*command, "train_scripts/train.py", *map(str, flags)],
-        cwd=ROOT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    deadline = time.monotonic() + 120
-    while not list(phase_folder(folder, 1).glob("checkpoint-*")):
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.05)
-    return process
-
-
-@pytest.mark.slow
-def test_process_saves_a_checkpoint_and_exits_after_sigterm(tmp_path, body, xray_folder):
-    process = start_long_run(body, xray_folder, tmp_path / "run")
-    try:
-        process.terminate()
-        _, err = process.communicate(timeout=60)
-    finally:
-        process.kill()
-    assert process.returncode == 143
-    assert "Traceback" not in err
-    assert "Stopped by SIGTERM, with a checkpoint of step" in err
-    assert last_checkpoint(phase_folder(tmp_path / "run", 1)) is not None
-
-
-@pytest.mark.slow
-def test_run_saves_a_checkpoint_and_ends_after_sigterm_to_its_launcher(tmp_path, body, xray_folder):
-    """accelerate's launcher of one process ends and does not pass the signal on."""
-    process = start_long_run(body, xray_folder, tmp_path / "run", command=LAUNCHER)
-    process.terminate()
-    _, err = process.communicate(timeout=60)  # until the run has ended
-    assert "Stopped by SIGTERM, with a checkpoint of step" in err
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not os.path.exists("/proc/self/task"), reason="finds workers in /proc")
-def test_killed_data_loader_worker_is_reported_in_one_sentence(tmp_path, body, xray_folder):
-    more = ["--dataloader_num_workers", 1]
-    process = start_long_run(body, xray_folder, tmp_path / "run", *more)
-    children = f"/proc/{process.pid}/task/{process.pid}/children"
-    try:
-        while process.poll() is None:
-            with open(children) as file:
-                for child in file.read().split():
-                    with open(f"/proc/{child}/cmdline") as command:
-                        if "train.py" in command.read():  # a fork, not the resource tracker
-                            os.kill(int(child), signal.SIGKILL)
-            time.sleep(0.01)
-        _, err = process.communicate(timeout=60)
-    except (FileNotFoundError, ProcessLookupError):  # it has ended
-        _, err = process.communicate(timeout=60)
-    finally:
-        process.kill()
-    assert process.returncode == 2, err[-2000:]
-    assert "Traceback" not in err
-    assert "lower --dataloader_num_workers" in err
-    assert last_checkpoint(phase_folder(tmp_path / "run", 1)) is not None
-
-
-def make_checkpoint(folder, step: int):
-    checkpoint = folder / f"checkpoint-{step}"
-    checkpoint.mkdir(parents=True)
-    (checkpoint / "file").write_text("x")
-    return checkpoint
-
-
-def test_checkpoint_exists_only_when_it_is_complete(tmp_path, monkeypatch):
-    make_checkpoint(tmp_path / UNFINISHED, 5)
-    assert last_checkpoint(tmp_path) is None
-    flushed = []
-    monkeypatch.setattr(checkpoints, "flush_to_disk", flushed.extend)
-    install_checkpoint(tmp_path, "checkpoint-5")
-    assert [path.name for path in flushed] == ["file"]
-    assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-5"
-    assert (tmp_path / "checkpoint-5" / "file").read_text() == "x"
-    install_checkpoint(tmp_path, "checkpoint-5")  # done by another process
-    assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-5"
-
-
-def test_kill_while_a_checkpoint_is_removed_leaves_nothing_that_looks_complete(
-    tmp_path, monkeypatch
-):
-    checkpoint = make_checkpoint(tmp_path, 5)
-    (checkpoint / "another").write_text("y")
-
-    def remove_half(folder, **_):
-        if folder.exists():
-            (folder / "file").unlink()
-
-    monkeypatch.setattr(checkpoints.shutil, "rmtree", remove_half)
-    remove_checkpoint(checkpoint)
-    assert list_checkpoints(tmp_path) == []
-    monkeypatch.undo()
-    assert list(tmp_path.rglob("another"))  # what is left does not look like a checkpoint
-
-
-def test_old_checkpoints_are_removed_but_the_best_and_the_newest_kept(tmp_path):
-    for step in (5, 10, 15, 20):
-        make_checkpoint(tmp_path, step)
-    best = str(tmp_path / "checkpoint-5")
-    remove_old(tmp_path, keep=3, best=best)
-    steps = [path.name for path in list_checkpoints(tmp_path)]
-    assert steps == ["checkpoint-5", "checkpoint-15", "checkpoint-20"]
-    remove_old(tmp_path, keep=1, best=best)
-    assert [path.name for path in list_checkpoints(tmp_path)] == ["checkpoint-5", "checkpoint-20"]
-
-
-def test_checkpoint_that_a_full_disk_truncates_is_removed_and_the_last_one_kept(
-    tmp_path, body, xray_folder, monkeypatch
-):
-    import errno
-
-    from pneumonia_hf.training import trainer
-
-    save, calls = trainer.save_file, []
-
-    def save_on_full_disk(*args, **kwargs):
-        calls.append(args[1])
-        if len(calls) == 2:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        save(*args, **kwargs)
-
-    monkeypatch.setattr(trainer, "save_file", save_on_full_disk)
-    run = tmp_path / "run"
-    with pytest.raises(OSError, match="No space left"):
-        train_tiny("vit-base", body, xray_folder, run, **STATEFUL)
-    assert [path.name for path in phase_folder(run, 1).glob("checkpoint-*")] == ["checkpoint-5"]
-    assert (phase_folder(run, 1) / "checkpoint-5" / AVERAGE_FILE).exists()
-    assert not list((phase_folder(run, 1) / UNFINISHED).iterdir())
-
-
-def test_nan_stops_the_run_and_keeps_the_checkpoint_before_it(tmp_path, body, xray_folder):
-    run = tmp_path / "run"
-
-    class Poison(TrainerCallback):
-        def on_step_end(self, args, state, control, model=None, **kwargs):
-            if state.global_step == 7:
-                next(model.parameters()).data.fill_(float("nan"))
-
-    with pytest.raises(UserError, match="diverged"):
-        train_with(Poison(), body, xray_folder, run, num_train_epochs=3, logging_steps=1)
-    assert [path.name for path in list_checkpoints(phase_folder(run, 1))] == ["checkpoint-5"]
-    state = load_file(phase_folder(run, 1) / "checkpoint-5" / "model.safetensors")
-    assert all(torch.isfinite(value).all() for value in state.values())
-
-
 @pytest.mark.slow
 def test_checkpoint_of_the_last_step_of_an_epoch_has_its_evaluation(tmp_path, body, xray_folder):
     """Saved by steps, evaluated by epochs: the learning rate depends on the evaluation."""
@@ -499,57 +331,3 @@ def test_checkpoint_of_the_last_step_of_an_epoch_has_its_evaluation(tmp_path, bo
         train_with(Cut(7, kill), body, xray_folder, tmp_path / "run", **changes)
     train_tiny("vit-base", body, xray_folder, tmp_path / "run", resume=True, **changes)
     assert_resumed_like(whole, tmp_path / "run", after=7)
-
-
-def test_run_is_refused_while_the_lock_of_its_folder_is_held(tmp_path, body, xray_folder):
-    with lock_run(tmp_path / "run"), pytest.raises(UserError, match="Another process is training"):
-        train_tiny("vit-base", body, xray_folder, tmp_path / "run")
-    assert not list_checkpoints(phase_folder(tmp_path / "run", 1))
-
-
-@pytest.mark.slow
-def test_second_run_in_the_same_folder_is_refused(tmp_path, body, xray_folder):
-    process = start_long_run(body, xray_folder, tmp_path / "run")
-    try:
-        with pytest.raises(UserError, match="Another process is training"):
-            train_tiny("vit-base", body, xray_folder, tmp_path / "run", resume=True)
-    finally:
-        process.kill()
-        process.communicate()
-
-
-def test_disk_without_locks_is_reported_and_other_errors_are_raised(tmp_path, monkeypatch, caplog):
-    import errno
-
-    import filelock
-
-    def fail_with(number: int) -> None:
-        def acquire(self, *args, **kwargs):
-            raise OSError(number, os.strerror(number))
-
-        monkeypatch.setattr(filelock.FileLock, "acquire", acquire)
-
-    fail_with(errno.ENOLCK)
-    with lock_run(tmp_path / "run"):
-        assert "has no locks" in caplog.text
-    fail_with(errno.ENOSPC)
-    with pytest.raises(OSError, match="No space"), lock_run(tmp_path / "run"):
-        pass
-
-
-def test_incomplete_weights_on_a_full_disk_are_removed(tmp_path, body, xray_folder, monkeypatch):
-    from safetensors import SafetensorError
-    from transformers import PreTrainedModel
-
-    save = PreTrainedModel.save_pretrained
-
-    def save_on_full_disk(self, target, **kwargs):
-        save(self, target, **kwargs)
-        if "checkpoint-10" in str(target):
-            raise SafetensorError("Error while serializing: I/O error: No space left on device")
-
-    monkeypatch.setattr(PreTrainedModel, "save_pretrained", save_on_full_disk)
-    with pytest.raises(SafetensorError):
-        train_tiny("vit-base", body, xray_folder, tmp_path / "run")
-    phase = phase_folder(tmp_path / "run", 1)
-    assert [path.name for path in phase.glob("checkpoint-*")] == ["checkpoint-5"]

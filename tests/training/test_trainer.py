@@ -4,31 +4,21 @@ import numpy as np
 import pytest
 import torch
 from helpers import (
-    TINY_CONFIGS,
-    TINY_SIZES,
     assert_one_sentence,
     call_script,
-    draw_folder,
     save_tiny_body,
     train_tiny,
 )
 from safetensors.torch import load_file
-from torch.utils.data import SequentialSampler
-from transformers import AutoModelForImageClassification, TrainerCallback
+from transformers import TrainerCallback
 
-from pneumonia_hf.errors import UserError
 from pneumonia_hf.evaluation.perturbations import COUNTERFACTUALS
-from pneumonia_hf.models.xray_cnn import XrayCnnConfig
-from pneumonia_hf.training import trainer
 from pneumonia_hf.training.arguments import XrayTrainingArguments
 from pneumonia_hf.training.checkpoints import (
-    AVERAGE_FILE,
     list_checkpoints,
     phase_folder,
     read_outcome,
 )
-from pneumonia_hf.training.sampler import BalancedSampler, MergingBatchSampler, draws_balanced
-from pneumonia_hf.training.trainer import load_best
 
 
 @pytest.fixture(scope="module")
@@ -64,158 +54,6 @@ def test_trainers_validation_scores_are_those_of_the_predictor(
     served = Predictor.from_pretrained(folder).log_odds_of_images(open_images(validation))
     difference = 1 / (1 + np.exp(-of_best / temperature)) - 1 / (1 + np.exp(-served))
     assert np.abs(difference).max() < 1e-5
-
-
-@pytest.mark.parametrize("channels_last", [False, True])
-def test_averaged_weights_are_evaluated_and_saved(tmp_path, xray_folder, body, channels_last):
-    folder = train_tiny("convnextv2-tiny", body, xray_folder, tmp_path / "run",
-                        num_train_epochs=2, ema_decay=0.9, learning_rate=1e-2,
-                        channels_last=channels_last)  # fmt: skip
-    outcome = read_outcome(phase_folder(folder, 1))
-    checkpoint = phase_folder(folder, 1) / outcome.checkpoint
-    average = load_file(checkpoint / AVERAGE_FILE)
-    raw = AutoModelForImageClassification.from_pretrained(checkpoint).state_dict()
-    saved = AutoModelForImageClassification.from_pretrained(folder).state_dict()
-    body_names = [name for name in average if not name.startswith("classifier")]
-    assert all(torch.equal(saved[name], average[name]) for name in body_names)
-    assert not all(torch.equal(saved[name], raw[name]) for name in body_names)
-    loaded = load_best(checkpoint).state_dict()
-    assert all(torch.equal(loaded[name], average[name]) for name in average)
-
-
-@pytest.mark.parametrize("changes", [{"ema_decay": 0.3}, {"average_from": 0.5}])
-def test_average_follows_its_formula(tmp_path, xray_folder, body, changes):
-    seen = []
-
-    class Look(TrainerCallback):
-        def on_step_end(self, args, state, control, model=None, **kwargs):
-            seen.append(model.classifier.weight.detach().clone())
-
-    folder = train_tiny("convnextv2-tiny", body, xray_folder, tmp_path / "run",
-                        callbacks=[Look()], num_train_epochs=1, **changes)  # fmt: skip
-    average = seen[0]
-    for step, weight in enumerate(seen[1:], start=1):
-        decay = min(0.3, (1 + step) / (10 + step))
-        average = decay * average + (1 - decay) * weight
-    if "average_from" in changes:
-        assert len(seen) >= 4
-        average = torch.stack(seen[len(seen) // 2 :]).mean(dim=0)
-    saved = load_file(list_checkpoints(phase_folder(folder, 1))[-1] / AVERAGE_FILE)
-    torch.testing.assert_close(saved["classifier.weight"], average)
-
-
-def test_balanced_sampler_draws_both_classes_equally_and_differently_each_epoch():
-    labels = np.array([0] * 100 + [1] * 900)
-    sampler = BalancedSampler(labels, np.zeros(1000), seed=1)
-    first = list(sampler)
-    assert len(first) == 1000 == len(sampler)
-    assert 0.45 < np.mean(labels[first]) < 0.55
-    assert len(set(first)) > 450  # nearly all images of the rare class
-    assert list(sampler) == first
-    sampler.set_epoch(1)
-    second = list(sampler)
-    assert second != first
-    again = BalancedSampler(labels, np.zeros(1000), seed=1)
-    again.set_epoch(1)
-    assert list(again) == second
-
-
-def test_sampler_balances_the_classes_within_each_site_so_that_the_site_never_tells_the_class():
-    # 900 of the first site, mostly ill; 100 of the second, mostly healthy: roots 30 and 10.
-    sites = np.array([0] * 900 + [1] * 100)
-    labels = np.array([0] * 100 + [1] * 800 + [0] * 90 + [1] * 10)
-    sampler = BalancedSampler(labels, sites, seed=1)
-    drawn = []
-    for epoch in range(20):
-        sampler.set_epoch(epoch)
-        drawn += list(sampler)
-    assert np.mean(sites[drawn] == 1) == pytest.approx(10 / 40, abs=0.01)
-    for site in (0, 1):
-        of_site = [row for row in drawn if sites[row] == site]
-        assert np.mean(labels[of_site]) == pytest.approx(0.5, abs=0.02)
-
-
-@pytest.mark.parametrize(("images", "size", "sizes"), [
-    (17, 16, [17]), (33, 16, [16, 17]), (32, 16, [16, 16]), (18, 16, [16, 2]), (3, 2, [3]),
-    (2, 16, [2]),
-])  # fmt: skip
-def test_last_batch_of_one_image_joins_the_one_before(images, size, sizes):
-    batches = MergingBatchSampler(SequentialSampler(range(images)), size)
-    assert [len(batch) for batch in batches] == sizes
-    assert len(batches) == len(sizes)
-    assert [row for batch in batches for row in batch] == list(range(images))
-
-
-@pytest.fixture(scope="module")
-def odd(tmp_path_factory):
-    """Images of which fourteen are for training."""
-    return draw_folder(tmp_path_factory.mktemp("odd") / "data", patients=10)
-
-
-@pytest.mark.parametrize(
-    "name", ["xray-cnn", pytest.param("efficientnet-b0", marks=pytest.mark.slow)]
-)
-def test_every_epoch_trains_on_all_images_where_one_is_left_for_the_last_batch(
-    tmp_path, odd, name, monkeypatch
-):
-    monkeypatch.setitem(TINY_CONFIGS, "xray-cnn", XrayCnnConfig(widths=[8] * 5, depths=[1] * 5))
-    size = 16 if name == "xray-cnn" else 32  # at which the deepest map is 1 x 1
-    monkeypatch.setitem(TINY_SIZES, name, size)
-    seen = []
-    monkeypatch.setattr(trainer, "augment", lambda pixels, _: seen.append(len(pixels)) or pixels)
-    settings = {"num_train_epochs": 1, "attribution_images": 0, "bootstrap_resamples": 2,
-                "threshold_resamples": 2}  # fmt: skip
-    body = save_tiny_body(name, tmp_path / "body")
-    train_tiny(name, body, odd, tmp_path / "run", per_device_train_batch_size=13, **settings)
-    assert seen == [14]
-    with pytest.raises(UserError, match="per_device_train_batch_size to 2 or more"):
-        train_tiny(name, body, odd, tmp_path / "one", per_device_train_batch_size=1, **settings)
-    assert not list((tmp_path / "one").glob("checkpoints/phase-*/checkpoint-*"))
-    seen.clear()
-    monkeypatch.setitem(TINY_SIZES, name, 2 * size)  # a deepest map of 2 x 2
-    train_tiny(name, body, odd, tmp_path / "two", per_device_train_batch_size=13, **settings)
-    assert seen == [13, 1]
-
-
-def test_several_sites_are_balanced_by_drawing_and_not_in_the_loss_too():
-    one, two = np.zeros(4), np.array([0, 0, 1, 1])
-    cases = {(i, len(np.unique(s))): draws_balanced(i, s)
-             for i in ("weights", "sampler", "focal", "none") for s in (one, two)}  # fmt: skip
-    assert {case for case, drawn in cases.items() if drawn} == {
-        ("sampler", 1),
-        ("sampler", 2),
-        ("weights", 2),
-        ("focal", 2),
-    }
-
-
-@pytest.mark.slow
-def test_training_on_two_sites_draws_balanced_and_does_not_weigh_the_loss(
-    tmp_path, xray_folder, monkeypatch
-):
-    from pneumonia_hf.training import train as training
-
-    made = []
-    for name in ("XrayLoss", "XrayTrainer"):
-        original = getattr(training, name)
-        monkeypatch.setattr(
-            training,
-            name,
-            lambda *a, original=original, **k: made.append(original(*a, **k)) or made[-1],
-        )
-    other = draw_folder(tmp_path / "other", patients=20, seed=7000)
-    flags = ["--backbone", "xray-cnn", "--image_size", 64, "--max_steps", 1, "--report_to", "none"]
-    flags += ["--weights", "none", "--attribution_images", 0, "--cpu_threads", 1]
-    flags += ["--bootstrap_resamples", 20, "--threshold_resamples", 20]
-    flags += ["--metric_for_best_model", "auroc"]
-    for sources in ([f"a={xray_folder}"], [f"a={xray_folder}", f"b={other}"]):
-        run = tmp_path / f"run-{len(sources)}"
-        done = call_script("train.py", *flags, "--data_dir", *sources, "--output_dir", run)
-        assert done.returncode == 0, done.stderr[-2000:]
-    of_one, one, of_two, two = made
-    assert len(set(of_one.weights.tolist())) == 2 and of_two.weights.tolist() == [1, 1]
-    assert not isinstance(one.sampler, BalancedSampler)
-    assert isinstance(two.sampler, BalancedSampler) and len(two.sampler.rows) == 4
 
 
 def test_checkpoint_is_chosen_by_plain_images_and_copies_together(tmp_path, xray_folder, body):

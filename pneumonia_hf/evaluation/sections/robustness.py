@@ -21,10 +21,9 @@ from pneumonia_hf.evaluation.perturbations import (
 )
 from pneumonia_hf.evaluation.sections.drawing import COLOUR
 from pneumonia_hf.evaluation.steps import Steps
-from pneumonia_hf.files import read_json
 from pneumonia_hf.imaging.preprocess import resize
 from pneumonia_hf.imaging.read import read_xray
-from pneumonia_hf.models.model_folder import RUN_FILE
+from pneumonia_hf.models.run_manifest import read_manifest
 from pneumonia_hf.reporting.numbers import to_text
 from pneumonia_hf.reporting.page import Figure, Section, Table
 from pneumonia_hf.statistics.intervals import Interval, draw_patients, percentile_interval
@@ -166,13 +165,12 @@ def read_training(predictor: Predictor) -> tuple[set[str | None], bool]:
     operations: set[str | None] = set()
     selected = False
     for network in predictor.networks:
-        run = read_json(network.path / RUN_FILE, {}) if network.path else {}
-        strengths = run.get("augmentation") or {}
+        manifest = read_manifest(network.path)
+        strengths = manifest.augmentation
         if strengths.get("augment_strength"):
             names = (name for name, strength in strengths.items() if strength)
             operations |= {name.removeprefix("augment_") for name in names}
-        chosen_by = run.get("training", {}).get("metric_for_best_model") or ""
-        selected |= chosen_by.removeprefix("eval_") == ROBUST
+        selected |= manifest.training.metric_for_best_model == ROBUST
     return operations, selected
 
 

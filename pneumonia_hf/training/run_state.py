@@ -1,4 +1,4 @@
-"""The run record: what determines the weights of a run, and must not change when it resumes."""
+"""The run state: what determines the weights of a run, and must not change when it resumes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from uuid import uuid4
 from pneumonia_hf import __version__
 from pneumonia_hf.errors import UserError
 from pneumonia_hf.files import hold_lock, read_json, write_json
-from pneumonia_hf.models.model_folder import ENSEMBLE_FILE, MODEL_FILES, RUN_FILE
+from pneumonia_hf.models.model_folder import ENSEMBLE_FILE, MODEL_FILES
+from pneumonia_hf.models.run_manifest import read_manifest
 from pneumonia_hf.training.checkpoints import CHECKPOINTS, list_checkpoints
 from pneumonia_hf.training.distributed import is_sharded
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from pneumonia_hf.training.arguments import XrayTrainingArguments
     from pneumonia_hf.training.recipe import Recipe
 
-RECIPE_FILE = "recipe.json"
+RUN_STATE_FILE = "recipe.json"  # named so by earlier versions, whose runs are still recognised
 LOCK_FILE = ".lock"
 STUDY_FILE = "study.db"  # of a search, in its output folder
 # Arguments that do not affect the weights of a run, and may differ when it is resumed.
@@ -49,13 +50,13 @@ def check_output_folder(arguments: XrayTrainingArguments) -> None:
     if arguments.overwrite:
         return
     has_run = has_progress(folder)
-    if has_run and arguments.resume:
-        if _is_older(folder):
-            raise UserError(
-                f"The run in {folder} is of version 0.4 or older, whose checkpoints have another "
-                f"layout; give --overwrite to start again."
-            )
+    if has_run and arguments.resume and not _is_older(folder):
         return
+    if has_run and arguments.resume:
+        raise UserError(
+            f"The run in {folder} is of version 0.4 or older, whose checkpoints have another "
+            f"layout; give --overwrite to start again."
+        )
     held = sorted(name for name in (*MODEL_FILES, ENSEMBLE_FILE) if (folder / name).exists())
     if held and not (arguments.resume and arguments.seeds and held == [ENSEMBLE_FILE]):
         what = "a saved model" if "model.safetensors" in held else " and ".join(held)
@@ -83,8 +84,8 @@ def _is_older(output: Path) -> bool:
 
 
 def clear(output: Path) -> None:
-    """Remove the checkpoints of an older run; its record first, so that it cannot be resumed."""
-    (output / CHECKPOINTS / RECIPE_FILE).unlink(missing_ok=True)
+    """Remove the checkpoints of an older run; its state first, so that it cannot be resumed."""
+    (output / CHECKPOINTS / RUN_STATE_FILE).unlink(missing_ok=True)
     for path in (output / CHECKPOINTS).glob("*"):
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
@@ -113,72 +114,77 @@ def describe_run(
     recipe: Recipe, fingerprints: dict[str, str], arguments: XrayTrainingArguments
 ) -> dict[str, Any]:
     """Return all that determines the weights of a run; `fingerprints` are those of its splits."""
-    made_of = asdict(recipe.model) | asdict(recipe.augment)
-    made_of |= {
+    settings = {
         name: value
         for name, value in arguments.to_dict().items()
         if isinstance(value, str | int | float | bool | list | dict | None)
         and name not in FREE
         and not name.startswith(("hub_", "push_", "_"))
     }
-    made_of["precision"] = arguments.computed_precision
-    made_of |= {f"{name} images": content for name, content in fingerprints.items()}
-    # Another minor version may train differently with the same settings.
-    version = ".".join(__version__.split(".")[:2])
-    return made_of | {
-        "version of pneumonia_hf": version,
-        "processes": arguments.world_size,
-        "FSDP": is_sharded(),
-    }
+    return (
+        asdict(recipe.model)
+        | asdict(recipe.augment)
+        | settings
+        | {"precision": arguments.computed_precision}
+        | {f"{name} images": content for name, content in fingerprints.items()}
+        | {
+            # Another minor version may train differently with the same settings.
+            "version of pneumonia_hf": ".".join(__version__.split(".")[:2]),
+            "processes": arguments.world_size,
+            "FSDP": is_sharded(),
+        }
+    )
 
 
 def fingerprint(hashes: Sequence[str], labels: Sequence[int]) -> str:
     """Return the SHA-256 of a split: of the hashes and labels of its images, in order."""
-    lines = "".join(f"{one} {label}\n" for one, label in zip(hashes, labels, strict=True))
+    pairs = zip(hashes, labels, strict=True)
+    lines = "".join(f"{digest} {label}\n" for digest, label in pairs)
     return hashlib.sha256(lines.encode()).hexdigest()
 
 
-def create_run_record(output: Path, made_of: dict[str, Any], resume: bool) -> dict[str, Any]:
-    """Write the record of a run beside its checkpoints and return it.
+def create_run_state(output: Path, settings: dict[str, Any], resume: bool) -> str:
+    """Write the state of a run beside its checkpoints and return its `run_id`.
 
-    A resumed run keeps its record, and with it its `run_id`.
+    `settings` are as `describe_run` returns them. A resumed run keeps its state.
 
     Raises:
         UserError: a resumed run was started with other settings.
     """
-    path = output / CHECKPOINTS / RECIPE_FILE
+    path = output / CHECKPOINTS / RUN_STATE_FILE
     before = read_json(path, otherwise=None) if resume and has_progress(output) else None
     if before is None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        record = {"made_of": made_of, "run_id": uuid4().hex}
-        write_json(path, record)
-        return record
-    was = before.get("made_of", {})
-    names = sorted({*was, *made_of})
-    if different := [name for name in names if was.get(name) != made_of.get(name)]:
-        changes = (_describe_change(name, was.get(name), made_of.get(name)) for name in different)
-        # Checkpoints of a complete run lead to its end only; its weights begin another one.
-        more = (
-            f"train its model further with --weights {output} and another --output_dir, "
-            if is_complete(output, before.get("run_id", ""))
-            else ""
-        )
-        raise UserError(
-            f"The run in {output} was begun with other {', '.join(changes)}; "
-            f"resume it with the original command, {more}or give --overwrite to start again."
-        )
-    return before
+        run_id = uuid4().hex
+        write_json(path, {"made_of": settings, "run_id": run_id})
+        return run_id
+    old, run_id = before.get("made_of", {}), before.get("run_id", "")
+    names = sorted({*old, *settings})
+    changed = [name for name in names if old.get(name) != settings.get(name)]
+    if not changed:
+        return run_id
+    changes = (_describe_change(name, old.get(name), settings.get(name)) for name in changed)
+    # Checkpoints of a complete run lead to its end only; its weights begin another one.
+    more = (
+        f"train its model further with --weights {output} and another --output_dir, "
+        if is_complete(output, run_id)
+        else ""
+    )
+    raise UserError(
+        f"The run in {output} was begun with other {', '.join(changes)}; "
+        f"resume it with the original command, {more}or give --overwrite to start again."
+    )
 
 
-def _describe_change(name: str, was: Any, now: Any) -> str:
-    """Return the name of a setting, with both values unless they are long."""
-    if name.endswith(" images"):  # fingerprints say nothing to a person
+def _describe_change(name: str, old: Any, new: Any) -> str:
+    """Return the name of a setting, with both values unless they are fingerprints."""
+    if name.endswith(" images"):
         return name
-    was, now = (json.dumps(value, sort_keys=True) for value in (was, now))
-    return f"{name} ({was}, now {now})"
+    old, new = (json.dumps(value, sort_keys=True) for value in (old, new))
+    return f"{name} ({old}, now {new})"
 
 
 def is_complete(output: Path, run_id: str) -> bool:
     """Return whether `output` holds the saved model of the run `run_id`."""
     has_model = all((output / name).exists() for name in ("config.json", "model.safetensors"))
-    return has_model and read_json(output / RUN_FILE, otherwise={}).get("run_id") == run_id
+    return has_model and read_manifest(output).run_id == run_id
