@@ -46,7 +46,7 @@ def written(report, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def by_hand() -> Evaluation:
-    """Eight images at a threshold of 0.5; the fourth and the fifth are wrong.
+    """Eight images at a threshold of 0.5, of which the third to the fifth are on the wrong side.
 
     Three are referred: the fifth and the sixth by the range of the threshold, the first by the
     gate.
@@ -56,8 +56,8 @@ def by_hand() -> Evaluation:
     names = {"file": [f"f{n}" for n in range(8)], "patient": [f"p{n}" for n in range(8)]}
     scores = Scores(
         Dataset.from_dict(names),
-        np.repeat([0, 1], 4),
-        np.array([0.1, 0.2, 0.3, 0.7, 0.4, 0.6, 0.8, 0.9]),
+        np.repeat([0, 1], [3, 5]),
+        np.array([0.1, 0.3, 0.7, 0.2, 0.4, 0.6, 0.8, 0.9]),
         np.where(gated, 1.5, 0.5),
         np.where(in_range | gated, "REFER", "as scored"),
         {IN_RANGE: in_range, "gate": gated},

@@ -5,15 +5,15 @@ import pytest
 
 
 def test_counts_are_at_the_threshold_and_include_referred_images(by_hand):
-    assert by_hand.positive.tolist() == [False] * 3 + [True, False] + [True] * 3
+    assert by_hand.positive.tolist() == [False, False, True, False, False, True, True, True]
     assert by_hand.confusion == {
-        "true_positive": 3, "false_negative": 1, "false_positive": 1, "true_negative": 3,
+        "true_positive": 3, "false_negative": 2, "false_positive": 1, "true_negative": 2,
     }  # fmt: skip
-    assert by_hand.prevalence == 0.5
-    assert by_hand.metrics["accuracy"].value == pytest.approx(6 / 8)
+    assert by_hand.prevalence == 5 / 8
+    assert by_hand.metrics["accuracy"].value == pytest.approx(5 / 8)
     assert by_hand.referral.referred == 3
-    # The fourth is the only one of the five others that is wrong.
-    assert by_hand.referral.error_of_kept.value == pytest.approx(1 / 5)
+    # Of the five others, the third and the fourth are wrong.
+    assert by_hand.referral.error_of_kept.value == pytest.approx(2 / 5)
     assert by_hand.unreadable == ("torn.png: it is torn", "x.png: it is empty")
 
 
