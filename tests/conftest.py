@@ -96,12 +96,26 @@ DUPLICATES = ("efficientnet-b3", "efficientnet-lite0")
 LONG = ("integration", "demo", "training", "search", "models")
 
 
+# Files that share a fixture of many seconds go to one worker, so that it is made once.
+SHARED = {
+    "app_url": ("/demo/", "/test_docs.py"),
+    "clean_findings": ("/audit/test_run.py", "/audit/test_shortcuts.py"),
+    "report": (
+        "/evaluation/test_report.py",
+        "/sections/test_calibration.py",
+        "/sections/test_checklist.py",
+        "/sections/test_published.py",
+    ),
+}
+
+
 class FileScheduling(LoadFileScheduling):
-    """Whole files go to one worker, and those that need the app to the same one."""
+    """Whole files go to one worker, and those that share a fixture of SHARED to the same one."""
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.partition("::")[0]
-        return "app" if "/demo/" in file or file.endswith("test_docs.py") else file
+        shared = (name for name, parts in SHARED.items() if any(part in file for part in parts))
+        return next(shared, file)
 
 
 def pytest_xdist_make_scheduler(config, log) -> FileScheduling:
@@ -151,6 +165,36 @@ def xray_folder(tmp_path_factory) -> Path:
     from helpers import draw_folder
 
     return draw_folder(tmp_path_factory.mktemp("xrays") / "data", patients=24, images=2)
+
+
+@pytest.fixture(scope="session")
+def clean(tmp_path_factory) -> Path:
+    """Three splits of X-rays in which an audit finds no fault."""
+    from helpers import draw_xrays
+
+    folder = tmp_path_factory.mktemp("clean")
+    for number, split in enumerate(("train", "val", "test")):
+        draw_xrays(folder / split, start=100 * number)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def adults(tmp_path_factory) -> Path:
+    """A data set with a third class, and a metadata.csv of views and patients."""
+    from helpers import draw_folder, draw_xray
+
+    folder = draw_folder(tmp_path_factory.mktemp("adults"), patients=12, seed=7000)
+    (folder / "OTHER").mkdir()
+    for number in range(5):
+        draw_xray(8000 + number, ill=bool(number % 2)).save(folder / "OTHER" / f"x{number}.png")
+    (folder / "OTHER" / "torn.png").write_bytes(b"\x89PNG broken")
+    rows = ["file_name,patient_id,view"]
+    for number, path in enumerate(sorted(folder.rglob("*.png"))):
+        name = path.relative_to(folder).as_posix()
+        view = "AP" if number % 3 else "PA"
+        rows.append(f"{name},adult {number // 2},{'' if number == 0 else view}")
+    (folder / "metadata.csv").write_text("\n".join(rows))
+    return folder
 
 
 @pytest.fixture(scope="session", params=sorted(BACKBONES))

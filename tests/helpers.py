@@ -159,6 +159,25 @@ def draw_folder(folder: Path, patients: int, images: int = 1, seed: int = 0) -> 
     return folder
 
 
+def draw_xrays(folder, patients: int = 12, start: int = 0) -> None:
+    """Write images that differ as real X-rays do."""
+    for label, name in enumerate(("NORMAL", "PNEUMONIA")):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for patient in range(start, start + patients):
+            image = draw_textured_xray(1000 * label + patient, ill=bool(label))
+            file = f"person{patient}_virus_0.png" if label else f"IM-{patient:04}-0000.png"
+            image.save(folder / name / file)
+
+
+def draw_textured_xray(seed: int, ill: bool) -> Image.Image:
+    """Draw an X-ray with its own texture, so that no two are similar."""
+    generator = np.random.default_rng(seed)
+    coarse = generator.uniform(60, 200, (9, 9)).astype(np.uint8)
+    texture = Image.fromarray(coarse).resize((160, 140), Image.Resampling.BICUBIC)
+    lungs = draw_xray(seed, ill, (160, 140))
+    return Image.blend(lungs, texture, 0.5)
+
+
 def _settle_batch_norms(model: torch.nn.Module, size: int) -> None:
     """Give batch norms the statistics of noise: those of a drawn model let nearly nothing through.
 

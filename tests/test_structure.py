@@ -37,6 +37,12 @@ BOUNDARIES = {
     "statsmodels": [],
 }
 MOST_LINES = 400
+# A module with functions or classes and more lines than these has a test file of its own name.
+FEW_LINES = 60
+# Those without, and why.
+TESTED_ELSEWHERE = {
+    "commands.preview": "with the augmentation that it draws: tests/training/test_augment.py",
+}
 
 
 def list_modules() -> dict[str, Path]:
@@ -149,6 +155,30 @@ def test_statistics_know_arrays_only():
 def test_modules_are_short():
     for name, path in list_modules().items():
         assert len(path.read_text(encoding="utf-8").splitlines()) <= MOST_LINES, name
+
+
+def has_test_file(name: str) -> bool:
+    """Return whether tests/ has the file of a module's tests."""
+    *folders, module = name.split(".")
+    return Path(ROOT, "tests", *folders, f"test_{module}.py").exists()
+
+
+def has_logic(path: Path) -> bool:
+    """Return whether a module defines functions or classes in more than a few lines."""
+    text = path.read_text(encoding="utf-8")
+    kinds = ast.FunctionDef | ast.ClassDef
+    is_long = len(text.splitlines()) > FEW_LINES
+    return is_long and any(isinstance(node, kinds) for node in ast.parse(text).body)
+
+
+def test_each_module_with_logic_has_a_test_file_of_its_name():
+    lacking = {
+        name
+        for name, path in list_modules().items()
+        if name.split(".")[0] not in "imaging inference data training models search compat".split()
+        if not has_test_file(name) and has_logic(path)
+    }
+    assert lacking == set(TESTED_ELSEWHERE)
 
 
 def test_public_names_exist_and_importing_the_package_imports_nothing_heavy():

@@ -1,8 +1,13 @@
+import json
+import shutil
+
+import pytest
 from helpers import draw_folder, draw_mask
 
-from pneumonia_hf import open_xray
+from pneumonia_hf import EvaluationConfig, Predictor, evaluate_predictor, open_xray
 from pneumonia_hf.data.folder_source import OtherImage
 from pneumonia_hf.data.load import load_splits
+from pneumonia_hf.errors import UserError
 from pneumonia_hf.evaluation.scores import _predict
 from pneumonia_hf.evaluation.subgroups import score_other_classes
 from pneumonia_hf.inference.predictor import Prediction
@@ -38,3 +43,38 @@ def test_masks_are_in_no_measurement_and_are_listed(tmp_path):
     assert unreadable == (
         "person9_virus_0.png: The image has only two gray levels, as a mask has.",
     )
+
+
+def test_one_class_alone_is_an_error(predictor, xray_folder):
+    data = load_splits(xray_folder)["all"].select(range(5))
+    with pytest.raises(UserError, match="no readable PNEUMONIA"):
+        evaluate_predictor(predictor, data)
+
+
+def test_unreadable_image_is_an_error_in_a_strict_evaluation(predictor, tmp_path):
+    folder = draw_folder(tmp_path / "data", patients=3)
+    (folder / "NORMAL" / "broken.jpeg").write_text("text")
+    with pytest.raises(UserError, match=r"1 of 7 files cannot be read.*broken.jpeg"):
+        evaluate_predictor(
+            predictor, load_splits(folder)["all"], config=EvaluationConfig(strict=True)
+        )
+
+
+def test_scores_of_another_gate_config_or_label_are_not_taken_up(tiny_model, tmp_path):
+
+    from pneumonia_hf.evaluation.scores import identify
+
+    model = shutil.copytree(
+        tiny_model, tmp_path / "model", ignore=shutil.ignore_patterns("checkpoints")
+    )
+    data = load_splits(draw_folder(tmp_path / "data", patients=4))["all"]
+    keys = [identify(Predictor.from_pretrained(model), data)]
+    keys.append(identify(Predictor.from_pretrained(model), data))
+    assert keys[0] == keys[1]
+    flipped = data.map(lambda row: {"label": 1 - row["label"]})
+    assert identify(Predictor.from_pretrained(model), flipped) != keys[0]
+    processor = json.loads((model / "preprocessor_config.json").read_text())
+    (model / "preprocessor_config.json").write_text(
+        json.dumps(processor | {"image_mean": [0.4] * 3})
+    )
+    assert identify(Predictor.from_pretrained(model), data) != keys[0]

@@ -29,7 +29,7 @@ from pneumonia_hf import Predictor
 from pneumonia_hf.cli import check_inputs
 from pneumonia_hf.errors import UserError
 from pneumonia_hf.evaluation.scores import hash_weights
-from pneumonia_hf.hub import fetch_folder, public_name, to_hub_id
+from pneumonia_hf.hub import fetch_folder, to_hub_id
 from pneumonia_hf.models.backbones import backbone_of
 from pneumonia_hf.models.build import ModelConfig, build_model
 from pneumonia_hf.models.model_card import make_card
@@ -212,10 +212,6 @@ def test_card_has_the_measured_numbers_and_no_local_path(tiny_model, xray_folder
     assert "None" not in text.split("---")[1]
 
 
-def test_local_folder_is_returned_unchanged(tmp_path):
-    assert fetch_folder(tmp_path) == tmp_path
-
-
 def publish_pickled(hub, model, repo_id: str, shards: int = 1, weights=None) -> None:
     """Put a model folder on the Hub as older ones are there, with pickled weights."""
     weights = weights or load_file(model / "model.safetensors")
@@ -322,10 +318,3 @@ def test_training_starts_from_pickled_weights_on_the_hub(
     assert done.returncode == 0, done.stderr[-2000:]
     run = json.loads((tmp_path / "run" / "run.json").read_text())
     assert (run["model"]["base_model"], run["model"]["license"]) == ("me/old", "other")
-
-
-def test_public_name_hides_a_local_path_and_keeps_the_owner_of_a_hub_id(tmp_path):
-    (tmp_path / "big").mkdir()
-    assert public_name(str(tmp_path / "big")) == "big"
-    assert public_name(str(tmp_path / "gone")) == "gone"
-    assert public_name("me/big@v1") == "me/big@v1"

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from pneumonia_hf.statistics.calibration import fit_temperature
 from pneumonia_hf.statistics.intervals import draw_patients
 from pneumonia_hf.statistics.log_odds import to_logit, to_probability
 from pneumonia_hf.statistics.metrics import compute_metrics
@@ -130,3 +131,26 @@ def test_net_benefit_equals_counts_by_hand():
     assert curve.model[at] == pytest.approx(0.3 - 0.2 / 4)
     assert curve.everyone[at] == pytest.approx(0.4 - 0.6 / 4)
     assert curve.everyone[int(np.flatnonzero(RISKS == 0.4)[0])] == pytest.approx(0)
+
+
+def test_threshold_is_the_best_for_the_worst_kind_of_copies():
+    # A threshold of 0.2..0.5 separates the plain images, and calls all copies positive. One of
+    # 0.6..0.8 separates the copies, and misses two of the 20 plain pneumonias.
+    labels, patients = [0] * 20 + [1] * 20, range(40)
+    plain = [0.2] * 20 + [0.5] * 2 + [0.8] * 18
+    copies = [0.6] * 20 + [0.8] * 20
+    alone = choose_threshold(labels, plain, patients, resamples=20)
+    both = choose_threshold(labels, np.array([plain, copies]), patients, resamples=20)
+    assert 0.2 < alone.threshold < 0.5
+    assert 0.6 < both.threshold < 0.8
+
+
+def test_one_kind_of_copies_changes_nothing():
+    generator = np.random.default_rng(1)
+    labels = generator.integers(0, 2, 200)
+    log_odds = generator.normal(2 * labels - 1, 2)
+    probabilities = 1 / (1 + np.exp(-log_odds))
+    one = choose_threshold(labels, probabilities, range(200), 0.9)
+    assert one == choose_threshold(labels, np.stack([probabilities] * 3), range(200), 0.9)
+    alone, three = (fit_temperature(labels, x) for x in (log_odds, np.stack([log_odds] * 3)))
+    assert alone.value == pytest.approx(three.value)

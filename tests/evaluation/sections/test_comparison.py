@@ -1,6 +1,9 @@
+import json
+
 import numpy as np
 import pytest
 from datasets import Dataset
+from helpers import call_script, draw_folder
 
 from pneumonia_hf.errors import UserError
 from pneumonia_hf.evaluation.context import Site
@@ -79,3 +82,14 @@ def test_two_sites_are_resampled_independently():
     home = draw(0.5, 1)
     drop = measure_site(at("twin"), home, 0.5, 200, home).drop
     assert drop.value == 0 and drop.low < -0.01 and drop.high > 0.01
+
+
+def test_a_comparison_averages_over_views_for_both_models(tiny_model, tmp_path):
+    folder = draw_folder(tmp_path / "data", patients=6)
+    done = call_script(
+        "evaluate_model.py", "--model", tiny_model, "--data_dir", folder, "--quick", "--tta",
+        "--compare", tiny_model, "--output_dir", tmp_path / "report",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    numbers = json.loads((tmp_path / "report" / "report.json").read_text())
+    assert numbers["comparison"]["differences"]["brier_balanced"]["value"] == 0

@@ -1,7 +1,10 @@
 """Which images are examples."""
 
 import numpy as np
+import pytest
 from datasets import Dataset
+from helpers import call_script, draw_folder
+from PIL import Image
 
 from pneumonia_hf.evaluation.scores import Scores
 from pneumonia_hf.evaluation.sections.examples import choose_examples
@@ -24,3 +27,19 @@ def test_examples_are_the_surest_right_and_wrong_the_least_sure_and_the_referred
         "least sure": ["f6", "f7"],
         "referred, far from the threshold": ["f7", "f6"],
     }
+
+
+@pytest.mark.slow
+def test_a_sheet_of_examples_is_made_only_on_request(tiny_model, tmp_path):
+    folder = draw_folder(tmp_path / "data", patients=6)
+    flags = ["--model", tiny_model, "--data_dir", folder, "--quick", "--output_dir"]
+    plain = call_script("evaluate_model.py", *flags, tmp_path / "plain")
+    assert plain.returncode == 0, plain.stderr
+    assert not (tmp_path / "plain" / "examples.png").exists()
+    assert "image/png" not in (tmp_path / "plain" / "report.html").read_text()
+    done = call_script("evaluate_model.py", *flags, tmp_path / "shown", "--with_images")
+    assert done.returncode == 0, done.stderr
+    page = (tmp_path / "shown" / "report.html").read_text()
+    assert page.count("data:image/png") == 1 and "holds X-rays of patients" in page
+    with Image.open(tmp_path / "shown" / "examples.png") as sheet:
+        assert np.asarray(sheet.convert("L")).std() > 20

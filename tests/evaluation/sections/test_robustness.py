@@ -1,17 +1,19 @@
 """What perturbed copies show of models whose behaviour is known."""
 
 import json
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from helpers import draw_pixels
+from helpers import call_script, draw_pixels
 from PIL import Image
 
+from pneumonia_hf import Predictor
 from pneumonia_hf.evaluation.perturbations import COUNTERFACTUALS, PERTURBATIONS, perturb
 from pneumonia_hf.evaluation.sections.robustness import measure_robustness
 from pneumonia_hf.imaging.preprocess import make_processor
-from pneumonia_hf.statistics.calibration import choose_threshold, fit_temperature
+from pneumonia_hf.reporting.numbers import read_interval, to_text
 from pneumonia_hf.statistics.metrics import auroc
 
 SIDE = 64
@@ -110,24 +112,39 @@ def test_scores_of_copies_equal_those_by_hand():
     assert crop.auroc.value == pytest.approx(expected)
 
 
-def test_threshold_is_the_best_for_the_worst_kind_of_copies():
-    # A threshold of 0.2..0.5 separates the plain images, and calls all copies positive. One of
-    # 0.6..0.8 separates the copies, and misses two of the 20 plain pneumonias.
-    labels, patients = [0] * 20 + [1] * 20, range(40)
-    plain = [0.2] * 20 + [0.5] * 2 + [0.8] * 18
-    copies = [0.6] * 20 + [0.8] * 20
-    alone = choose_threshold(labels, plain, patients, resamples=20)
-    both = choose_threshold(labels, np.array([plain, copies]), patients, resamples=20)
-    assert 0.2 < alone.threshold < 0.5
-    assert 0.6 < both.threshold < 0.8
+@pytest.mark.slow
+def test_robustness_is_in_report_card_and_app(tiny_model, xray_folder, tmp_path):
+    from pneumonia_hf.demo.about import describe_model
+    from pneumonia_hf.demo.engine import Engine
+    from pneumonia_hf.demo.limits import Limits
 
-
-def test_one_kind_of_copies_changes_nothing():
-    generator = np.random.default_rng(1)
-    labels = generator.integers(0, 2, 200)
-    log_odds = generator.normal(2 * labels - 1, 2)
-    probabilities = 1 / (1 + np.exp(-log_odds))
-    one = choose_threshold(labels, probabilities, range(200), 0.9)
-    assert one == choose_threshold(labels, np.stack([probabilities] * 3), range(200), 0.9)
-    alone, three = (fit_temperature(labels, x) for x in (log_odds, np.stack([log_odds] * 3)))
-    assert alone.value == pytest.approx(three.value)
+    model = tmp_path / "model"
+    shutil.copytree(tiny_model, model, ignore=shutil.ignore_patterns("checkpoints"))
+    flags = [
+        "--model",
+        model,
+        "--data_dir",
+        xray_folder,
+        "--split",
+        "test",
+        "--add_to_card",
+        "--quick",
+    ]
+    done = call_script(
+        "evaluate_model.py", *flags, "--robustness", 12, "--output_dir", tmp_path / "report"
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "report" / "report.json").read_text())
+    found = report["robustness"]
+    assert found["images"] == 12
+    gap, worst = found["shortcut_gap"], found["worst"]
+    areas = {(one["name"], one["level"]): one["auroc"]["value"] for one in found["results"]}
+    assert gap["value"] == pytest.approx(areas["plain", 0] - areas["frame_swap", 0.2])
+    assert worst["auroc"] == min(value for (name, _), value in areas.items() if name != "plain")
+    text = (tmp_path / "report" / "report.md").read_text()
+    lost = f"Shortcut gap {to_text(read_interval(gap))}"
+    assert f"**{lost}" in text and "| frame swap | 0.2 share" in text
+    card = " ".join((model / "README.md").read_text().split())
+    assert lost in card and f"AUROC {worst['auroc']:.3f}" in card
+    shown = describe_model(Engine(Predictor.from_pretrained(model), Limits()))
+    assert f"| {gap['value']:.3f} | {worst['auroc']:.3f} (" in shown
