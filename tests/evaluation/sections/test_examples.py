@@ -30,6 +30,7 @@ def test_examples_are_the_surest_right_and_wrong_the_least_sure_and_the_referred
 
 
 @pytest.mark.slow
+@pytest.mark.figures
 def test_a_sheet_of_examples_is_made_only_on_request(tiny_model, tmp_path):
     folder = draw_folder(tmp_path / "data", patients=6)
     flags = ["--model", tiny_model, "--data_dir", folder, "--quick", "--output_dir"]
