@@ -228,10 +228,8 @@ def test_own_test_split_is_common_to_all_members(broken, xray_folder):
     (broken / "seed-2" / "run.json").write_text(json.dumps(other))
     _, data = choose_split(xray_folder, "test", predictor)
     assert len(data) == len(run["hashes"]["test"]) - 1
-    assert (
-        evaluate_predictor(predictor, data, config=EvaluationConfig(resamples=50)).seen_in_training
-        == 0
-    )
+    config = EvaluationConfig(resamples=50)
+    assert evaluate_predictor(predictor, data, config=config).evaluation.seen["train"] == 0
     report = evaluate_predictor(
         predictor, load_splits(xray_folder)["all"], config=EvaluationConfig(resamples=50)
     )
@@ -249,10 +247,10 @@ def test_report_names_the_ensemble_and_hashes_the_weights_of_all_members(
     report = evaluate_predictor(
         predictor, data, "drawn", name, config=EvaluationConfig(resamples=50)
     )
-    assert report.model == "seed-1 + seed-2" and report.tta
+    assert report.numbers["model"] == "seed-1 + seed-2" and report.numbers["tta"]
     files = [member / "model.safetensors" for member in list_members(ensemble_folder)]
     digests = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
-    assert report.weights_sha256 == "+".join(digests)
+    assert report.numbers["weights_sha256"] == "+".join(digests)
     write_report(report, tmp_path)
     notes = json.loads((tmp_path / "report.json").read_text())["notes"]
     reasons = (Reason.NO_COMMON_THRESHOLD, Reason.TTA_ON, Reason.TTA_STRANGE)

@@ -24,7 +24,7 @@ PLAIN = Summary("All is well.", [("AUROC", "0.81 (0.72 to 0.90)")], ["It is smal
 
 
 def make_page(*sections: Section, title: str = "A title", summary: Summary = PLAIN) -> Page:
-    return Page(title, summary, sections)
+    return Page(title, sections, summary)
 
 
 def draw() -> Drawing:
