@@ -79,8 +79,7 @@ def serve(uploads: Path) -> None:
     predictor.predict(Image.new("L", (64, 64)))  # the first visitor does not wait for set-up
     demo = build_demo(predictor, limits)
     delete_regularly(uploads, limits.kept_seconds)
-    gc.collect()  # what was garbage must not be kept
-    gc.freeze()
+    gc.collect()  # all that is new is walked through now, and not in the first request
     gc.enable()
     try:
         demo.launch(**launch_options(limits, login), mcp_server=True)
@@ -91,8 +90,6 @@ def serve(uploads: Path) -> None:
             f"Port {port} is in use; choose another: make demo PORT=8000, "
             f"or GRADIO_SERVER_PORT=8000 python app.py."
         ) from error
-    finally:
-        gc.unfreeze()  # or libraries report at the exit that their objects are left
 
 
 if __name__ == "__main__":

@@ -175,7 +175,6 @@ def test_each_module_with_logic_has_a_test_file_of_its_name():
     lacking = {
         name
         for name, path in list_modules().items()
-        if name.split(".")[0] not in "imaging inference data training models search compat".split()
         if not has_test_file(name) and has_logic(path)
     }
     assert lacking == set(TESTED_ELSEWHERE)

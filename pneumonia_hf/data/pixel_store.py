@@ -3,7 +3,8 @@
 A store is a folder for one version of the decoding code and one image size. `pixels.bin` holds
 the images one after another, uint8, and `facts.bin` a record of FACTS for each. Pixels are
 written before their record, and an image exists once its record does: a killed process leaves
-only bytes that the next one overwrites. One process writes at a time; the others wait.
+only bytes that the next one overwrites. One process writes at a time; the others wait. Records
+are appended: a manifest in JSON would be written anew with each 64 images.
 """
 
 from __future__ import annotations

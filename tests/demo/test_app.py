@@ -109,10 +109,11 @@ def test_an_error_of_a_setting_names_its_variable(monkeypatch, tmp_path):
 def test_garbage_is_collected_while_the_app_serves(tmp_path):
     program = (
         "import gc, gradio, app\n"
-        "show = lambda *_, **options: print(gc.isenabled(), gc.get_freeze_count())\n"
-        "gradio.Blocks.launch = show\n"
+        "count = lambda: gc.get_stats()[2]['collections']\n"
+        "before = count()\n"
+        "gradio.Blocks.launch = lambda *_, **options: print(gc.isenabled(), count() - before)\n"
         "app.main()\n"
-        "show()\n"
+        "print(gc.isenabled())\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", program], env=os.environ | {"GRADIO_TEMP_DIR": str(tmp_path)},
@@ -120,6 +121,6 @@ def test_garbage_is_collected_while_the_app_serves(tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     during, after = (line.split() for line in done.stdout.splitlines()[-2:])
-    assert during[0] == "True" and int(during[1]) > 10**5
-    assert after == ["True", "0"]
+    assert during[0] == after[0] == "True"
+    assert int(during[1]) > 0  # once before it serves, so that no request waits for it
     assert not list(tmp_path.glob("xrays-*"))  # the folder of uploads

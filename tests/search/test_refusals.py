@@ -1,5 +1,6 @@
 """What a search refuses, in a sentence, and what it leaves untouched."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -27,6 +28,18 @@ def test_search_of_something_else_is_not_resumed(tmp_path, xray_folder, monkeypa
     }.items():
         with pytest.raises(UserError, match=words):
             start_search(tmp_path, **({"recipe": recipe} | changes), n_trials=2, resume=True)
+    assert runs == ["000"]
+
+
+def test_search_of_an_older_version_is_not_resumed(tmp_path, xray_folder, monkeypatch):
+    runs = fake_runs(monkeypatch)
+    start_search(tmp_path, make_recipe("none", xray_folder), n_trials=1)
+    path = tmp_path / "search/checkpoints/recipe.json"
+    record = json.loads(path.read_text())
+    record["made_of"]["version of pneumonia_hf"] = "0.5"
+    path.write_text(json.dumps(record))
+    with pytest.raises(UserError, match=r'other version of pneumonia_hf \("0.5", now'):
+        start_search(tmp_path, make_recipe("none", xray_folder), n_trials=2, resume=True)
     assert runs == ["000"]
 
 
