@@ -8,6 +8,7 @@ import subprocess
 import sys
 import urllib.request
 import zipfile
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from xray_files import make_dicom
 
 from pneumonia_hf import Predictor
 from pneumonia_hf.demo.limits import Limits
+from pneumonia_hf.errors import SettingError
 from pneumonia_hf.imaging.read import IMAGE_SUFFIXES
 from pneumonia_hf.inference.attribution_methods import METHODS
 
@@ -329,6 +331,24 @@ def test_wrong_calls_get_a_sentence_and_leave_no_traceback(app_url, client, imag
     found = ask(app_url, "explain", {"data": [file, None]})
     assert found.startswith("event: complete") and '"method": "gradcam"' in found
     assert "Traceback" not in log.read_bytes()[before:].decode(errors="replace")
+
+
+@pytest.mark.parametrize("error", [OSError("Cannot find empty port"), OSError(13, "Denied")])
+def test_port_in_use_is_one_sentence_and_other_errors_are_not(monkeypatch, tmp_path, error):
+    import app
+    from pneumonia_hf.demo import app as demo
+    from pneumonia_hf.demo import uploads
+
+    def launch(**_):
+        raise error
+
+    monkeypatch.setenv("GRADIO_SERVER_PORT", "7999")
+    monkeypatch.setattr(Predictor, "from_pretrained", lambda *_, **__: Mock())
+    monkeypatch.setattr(demo, "build_demo", lambda *_: Mock(launch=launch))
+    monkeypatch.setattr(uploads, "delete_regularly", lambda *_: None)
+    expected = OSError if error.errno else SettingError
+    with pytest.raises(expected, match="Denied" if error.errno else "Port 7999 is in use"):
+        app.serve(tmp_path)
 
 
 @pytest.mark.slow
