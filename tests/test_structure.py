@@ -173,9 +173,7 @@ def has_logic(path: Path) -> bool:
 
 def test_each_module_with_logic_has_a_test_file_of_its_name():
     lacking = {
-        name
-        for name, path in list_modules().items()
-        if not has_test_file(name) and has_logic(path)
+        name for name, path in list_modules().items() if not has_test_file(name) and has_logic(path)
     }
     assert lacking == set(TESTED_ELSEWHERE)
 

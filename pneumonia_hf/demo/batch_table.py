@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING
 from pneumonia_hf.demo.answers import DECISIONS, to_percent
 from pneumonia_hf.demo.engine import ATTENTION
 from pneumonia_hf.demo.images import thumbnail
+from pneumonia_hf.inference.batch import COLUMNS, list_cells
 
 if TYPE_CHECKING:
     from pneumonia_hf.demo.engine import BatchRow
-
-COLUMNS = ("file", "probability", "threshold", "decision", "warnings")
 
 
 def sort_rows(rows: Sequence[BatchRow]) -> list[BatchRow]:
@@ -64,14 +63,7 @@ def to_csv(rows: Sequence[BatchRow]) -> str:
     table = csv.writer(buffer, lineterminator="\n")
     table.writerow(COLUMNS)
     for row in sort_rows(rows):
-        found = row.prediction
-        name = _without_formula(row.file)
-        if found is None:
-            table.writerow([name, "", "", "", row.fault])
-            continue
-        shown = "" if found.probability is None else repr(found.probability)
-        warnings = " ".join(found.warnings)
-        table.writerow([name, shown, repr(found.threshold), found.decision, warnings])
+        table.writerow([_without_formula(row.file), *list_cells(row.prediction or row.fault)])
     return buffer.getvalue()
 
 

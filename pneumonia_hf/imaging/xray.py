@@ -36,17 +36,16 @@ class Xray:
     @cached_property
     def caveats(self) -> tuple[Caveat, ...]:
         """The reasons why this may not be a chest X-ray, or not as a workstation shows it."""
-        found = list(self.header_caveats)
-        size = dict(zip(("width", "height"), self.image.size, strict=True))
+        found, (width, height) = list(self.header_caveats), self.image.size
         if self.coloured:
             found.append(Reason.COLOURED.caveat())
         if self.modality not in RADIOGRAPHY:
             meaning = f" ({MODALITIES[self.modality]})" if self.modality in MODALITIES else ""
             found.append(Reason.MODALITY.caveat(modality=self.modality + meaning))
-        if min(self.image.size) < SMALLEST_SIDE:
-            found.append(Reason.SMALL.caveat(**size))
-        if max(self.image.size) > LONGEST_SHAPE * min(self.image.size):
-            found.append(Reason.LONG.caveat(**size))
+        if min(width, height) < SMALLEST_SIDE:
+            found.append(Reason.SMALL.caveat(width=width, height=height))
+        if max(width, height) > LONGEST_SHAPE * min(width, height):
+            found.append(Reason.LONG.caveat(width=width, height=height))
         if ImageStat.Stat(self.image).stddev[0] < LEAST_SPREAD:  # from the histogram: no copy
             found.append(Reason.BLANK.caveat())
         if has_two_levels(self.image):

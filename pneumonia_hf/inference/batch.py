@@ -14,7 +14,7 @@ from pneumonia_hf.errors import UserError, XrayError
 from pneumonia_hf.imaging.read import is_image_file
 
 if TYPE_CHECKING:
-    from pneumonia_hf.inference.predictor import Predictor
+    from pneumonia_hf.inference.predictor import Prediction, Predictor
 
 COLUMNS = ("file", "probability", "threshold", "decision", "warnings")
 
@@ -63,16 +63,19 @@ def write_predictions(predictor: Predictor, paths: Sequence[Path], output: str) 
     with _open_table(output) as file:
         table = csv.writer(file, lineterminator="\n")
         table.writerow(COLUMNS)
-        for path, one in zip(paths, predictor.predict_files(paths), strict=True):
-            if isinstance(one, XrayError):
-                failed += 1
-                table.writerow([path, "", "", "", str(one)])
-                continue
-            # All digits: rounded to eight decimals, the highest scores would tie.
-            shown = "" if one.probability is None else repr(one.probability)
-            numbers = (shown, repr(one.threshold))
-            table.writerow([path, *numbers, one.decision, " ".join(one.warnings)])
+        for path, found in zip(paths, predictor.predict_files(paths), strict=True):
+            failed += isinstance(found, XrayError)
+            table.writerow([path, *list_cells(found)])
     return failed
+
+
+def list_cells(found: Prediction | XrayError | str) -> list[str]:
+    """Return the cells beside a file's name: of its prediction, or why it cannot be read."""
+    if isinstance(found, XrayError | str):
+        return ["", "", "", str(found)]
+    # All digits: rounded to eight decimals, the highest scores would tie.
+    shown = "" if found.probability is None else repr(found.probability)
+    return [shown, repr(found.threshold), found.decision, " ".join(found.warnings)]
 
 
 @contextmanager

@@ -307,14 +307,13 @@ class Predictor:
         return np.concatenate([self.log_odds(chunk) for chunk in read_or_fail(images)])
 
     def _decide(self, xray: Xray, probability: float, distance: float, refuse: bool) -> Prediction:
-        point = self.operating_point
-        caveats = list(xray.caveats)
+        point, caveats = self.operating_point, list(xray.caveats)
         known = None if np.isnan(distance) else distance  # without a gate
-        if known is not None and known >= REFUSED_AT:
+        if distance >= REFUSED_AT:  # NaN is not
             caveats.insert(0, Reason.NO_CHEST_XRAY.caveat())
             if refuse:
                 return Prediction(None, None, point.threshold, "REFUSED", tuple(caveats), known)
-        elif known is not None and known >= 1:
+        elif distance >= 1:
             caveats.append(Reason.UNLIKE.caveat())
         label = LABELS[int(probability >= point.threshold)]
         if point.low <= probability < point.high:

@@ -5,12 +5,14 @@ import re
 import subprocess
 import sys
 import urllib.request
+from unittest.mock import Mock
 
 import pytest
 from helpers import ROOT
 
 from pneumonia_hf import Predictor
 from pneumonia_hf.demo.limits import Limits
+from pneumonia_hf.errors import SettingError
 
 
 def test_page_states_its_limits_and_loads_nothing_from_other_servers(app_url):
@@ -103,6 +105,24 @@ def test_an_error_of_a_setting_names_its_variable(monkeypatch, tmp_path):
                 app.serve(tmp_path)
         assert next(iter(variables)) in str(found.value), found.value
         assert "--" not in str(found.value) and "\n" not in str(found.value)
+
+
+@pytest.mark.parametrize("error", [OSError("Cannot find empty port"), OSError(13, "Denied")])
+def test_port_in_use_is_one_sentence_and_other_errors_are_not(monkeypatch, tmp_path, error):
+    import app
+    from pneumonia_hf.demo import app as demo
+    from pneumonia_hf.demo import uploads
+
+    def launch(**_):
+        raise error
+
+    monkeypatch.setenv("GRADIO_SERVER_PORT", "7999")
+    monkeypatch.setattr(Predictor, "from_pretrained", lambda *_, **__: Mock())
+    monkeypatch.setattr(demo, "build_demo", lambda *_: Mock(launch=launch))
+    monkeypatch.setattr(uploads, "delete_regularly", lambda *_: None)
+    expected = OSError if error.errno else SettingError
+    with pytest.raises(expected, match="Denied" if error.errno else "Port 7999 is in use"):
+        app.serve(tmp_path)
 
 
 @pytest.mark.slow
