@@ -41,14 +41,13 @@ MOST_LINES = 400
 FEW_LINES = 60
 # Those without, and why.
 TESTED_ELSEWHERE = {
-    "commands.preview": "with the augmentation that it draws: tests/training/test_augment.py",
     "data.issues": "by each source that finds one: tests/data/",
     "data.splits": "through load_splits: tests/data/test_load.py",
     "data.table": "by each source that fills one: tests/data/",
     "inference.batch": "through the command: tests/commands/test_predict.py",
     "inference.read_ahead": "through the predictor: tests/inference/test_predictor.py",
     "models.model_folder": "by all that save and load: tests/training/test_train.py",
-    "reasons": "by all that doubt an image: tests/imaging/test_xray.py, tests/evaluation/test_scores.py",
+    "reasons": "by all that doubt an image, such as tests/imaging/test_xray.py",
     "training.counterfactuals": "through training: tests/training/test_trainer.py",
     "training.curves": "through training: tests/training/test_train.py",
     "training.finalize": "through training: tests/training/test_train.py",
