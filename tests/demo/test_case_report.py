@@ -8,9 +8,10 @@ from PIL import Image
 
 from pneumonia_hf.demo.case_report import NOTICE, list_facts, to_html, to_pdf
 from pneumonia_hf.inference.predictor import Prediction
+from pneumonia_hf.reasons import Caveat, Reason
 from pneumonia_hf.statistics.thresholds import OperatingPoint
 
-PREDICTION = Prediction("PNEUMONIA", 0.7, 0.5, "PNEUMONIA", ("<odd>",))
+PREDICTION = Prediction("PNEUMONIA", 0.7, 0.5, "PNEUMONIA", (Caveat(Reason.UNLIKE, "<odd>"),))
 IMAGE = Image.linear_gradient("L")
 MAP = np.linspace(0, 1, 256 * 256).reshape(256, 256)
 
@@ -33,7 +34,7 @@ def test_the_page_shows_the_map_only_if_there_is_one(engine):
 
 
 def test_a_refused_image_has_no_probability(engine):
-    refused = Prediction(None, None, 0.5, "REFUSED", ("It is a cat.",))
+    refused = Prediction(None, None, 0.5, "REFUSED", (Caveat(Reason.NO_CHEST_XRAY, "A cat."),))
     names = [name for name, _ in list_facts(engine, refused, None)]
     assert names == ["Decision", "Reservation", "Model"]
 
