@@ -6,13 +6,14 @@ from PIL import Image
 
 from pneumonia_hf.demo.batch_table import COLUMNS, to_csv, to_table
 from pneumonia_hf.demo.engine import BatchRow
+from pneumonia_hf.imaging.xray import Xray
 from pneumonia_hf.inference.predictor import Prediction
 from pneumonia_hf.reasons import Caveat, Reason
 
 
 def make_row(file: str, decision: str, probability: float | None) -> BatchRow:
     prediction = Prediction(decision, probability, 0.5, decision, (Caveat(Reason.UNLIKE, "<odd>"),))
-    return BatchRow(file, prediction, "", Image.new("L", (200, 100)))
+    return BatchRow(file, prediction, "", Xray(Image.new("L", (200, 100)), "L"))
 
 
 ROWS = [
