@@ -51,7 +51,7 @@ def run_checks(xrays: Xrays) -> dict[str, Finding]:
     return {name: check(xrays) for name, check in CHECKS.items()}
 
 
-def gather(
+def join_splits(
     data: XrayData, images: dict[str, XrayPixels], features: FeatureConfig | None = None
 ) -> Xrays:
     """Return all splits of a data set as one, for the checks."""
@@ -87,7 +87,7 @@ def audit_sources(
     listed = load_splits(data_dir, strict, may_lack=True)
     with cache_in(cache_dir):
         splits, images = decode_splits(listed, processor, strict=strict, may_lack=True)
-        xrays = gather(splits, images, features)
+        xrays = join_splits(splits, images, features)
         return run_checks(xrays), xrays
 
 
@@ -101,7 +101,7 @@ def audit_images(data: Dataset, quick: bool = False) -> dict[str, Finding]:
     processor = make_processor(SIZE, (0.5,) * 3, (0.5,) * 3)
     splits = {"test": data}
     listed = XrayData(splits, tuple(find_both_labels(splits)))
-    xrays = gather(*decode_splits(listed, processor, may_lack=True))
+    xrays = join_splits(*decode_splits(listed, processor, may_lack=True))
     skipped = {"near_duplicates"} if quick else set()
     return {name: CHECKS[name](xrays) for name in TEST_CHECKS if name not in skipped}
 
@@ -111,7 +111,7 @@ def audit_briefly(data: XrayData, images: dict[str, XrayPixels]) -> str:
 
     The check of label suspects is left out: it takes a network's features, and minutes.
     """
-    findings = run_checks(gather(data, images))
+    findings = run_checks(join_splits(data, images))
     del findings["label_suspects"]
     counts = ", ".join(f"{name} {len(split)}" for name, split in data.items())
     lines = [f"Audit of the data ({counts}):"]

@@ -9,7 +9,7 @@ import numpy as np
 from pneumonia_hf.audit.dataset import Finding, Xrays
 from pneumonia_hf.audit.label_errors import MOST_ROWS, cross_validate, has_enough_groups
 from pneumonia_hf.data.ages import to_number
-from pneumonia_hf.data.table import OWN_COLUMNS, column
+from pneumonia_hf.data.table import NO_METADATA, column
 from pneumonia_hf.statistics.intervals import draw_patients, percentile_interval
 from pneumonia_hf.statistics.metrics import auroc
 
@@ -48,7 +48,7 @@ def check_shortcuts(xrays: Xrays) -> Finding:
 
 def _read_extras(xrays: Xrays) -> dict[str, np.ndarray]:
     """Return the columns that may be shortcuts: metadata, and the source if there are several."""
-    names = (name for name in xrays.data.column_names if name not in {*OWN_COLUMNS} - {"source"})
+    names = (name for name in xrays.data.column_names if name not in NO_METADATA)
     columns = {name: column(xrays.data, name).to_pandas().to_numpy() for name in names}
     if len(set(columns.get("source", ()))) < 2:
         columns.pop("source", None)

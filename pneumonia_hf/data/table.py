@@ -32,6 +32,7 @@ SPLIT_NAMES = {
 }
 ALL = "all"  # the only split of a source without splits
 OWN_COLUMNS = ("image", "label", "patient", "file", "source")
+NO_METADATA = {*OWN_COLUMNS} - {"source"}
 RESERVED = {*OWN_COLUMNS, "path", "bytes", ""}  # further columns get another name
 
 

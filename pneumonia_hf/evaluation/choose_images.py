@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 USED = ("train", "validation", "unlabelled")  # splits that a model was trained or chosen on
-SPLITS = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
+SPLIT_OF_NAME = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
 
 
 def select_listed(
@@ -66,9 +66,9 @@ def choose_split(
             choices = " or ".join(sorted(splits))
             raise UserError(f"{where} has no test folder; choose a split: --split {choices}.")
         return name, splits[name]
-    if split not in SPLITS:
-        raise UserError(f"Unknown split {split!r}; choose from {sorted(set(SPLITS))}.")
-    name = SPLITS[split]
+    if split not in SPLIT_OF_NAME:
+        raise UserError(f"Unknown split {split!r}; choose from {sorted(set(SPLIT_OF_NAME))}.")
+    name = SPLIT_OF_NAME[split]
     if name in splits:
         return name, splits[name]
     own = set.intersection(*hashes_by_member(predictor, name))

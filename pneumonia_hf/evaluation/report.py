@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pneumonia_hf.data.table import NO_METADATA
 from pneumonia_hf.evaluation.context import Evaluation
-from pneumonia_hf.evaluation.subgroups import OWN_COLUMNS
 from pneumonia_hf.labels import LABELS
 from pneumonia_hf.reporting.page import Page
 from pneumonia_hf.reporting.write import write_page
@@ -72,7 +72,7 @@ def write_predictions(evaluation: Evaluation, folder: Path) -> None:
         "gate_distance": [*scores.distances.tolist(), *(None for _ in others)],
     }
     for name in scores.rows.column_names:
-        if name not in OWN_COLUMNS | columns.keys():
+        if name not in NO_METADATA | columns.keys():
             columns[name] = [*map(_to_cell, scores.rows[name][:]), *(None for _ in others)]
     with (folder / "predictions.csv").open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file, lineterminator="\n")

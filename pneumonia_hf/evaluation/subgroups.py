@@ -12,6 +12,7 @@ import numpy as np
 
 from pneumonia_hf.data.ages import to_number
 from pneumonia_hf.data.folder_source import OtherImage
+from pneumonia_hf.data.table import NO_METADATA
 from pneumonia_hf.errors import UserError
 from pneumonia_hf.evaluation.scores import explain_left_out
 from pneumonia_hf.inference.predictor import Prediction, Predictor
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 
 SUBGROUP_METRICS = ("auroc", "sensitivity", "specificity")
 NOT_GIVEN = "not given"
-OWN_COLUMNS = {"image", "label", "patient", "file"}  # of every data set, no metadata
 AGES = (6, 18, 40, 60, 80)  # first years of all age bands but the youngest
 MOST_VALUES = 12  # of a column of text: more are names or remarks
 FEWEST = 5  # images of a class, below which a group has no metric
@@ -148,7 +148,7 @@ def list_groups(data: Dataset, names: Sequence[str]) -> dict[str, list[str | Non
     Raises:
         UserError: an unknown column, or one that makes no groups.
     """
-    known = [name for name in data.column_names if name not in OWN_COLUMNS]
+    known = [name for name in data.column_names if name not in NO_METADATA]
     if missing := [name for name in names if name not in known]:
         raise UserError(
             f"The data has no column {missing[0]!r} for --subgroups; it has {', '.join(known)}."

@@ -13,6 +13,7 @@ from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 from optuna.trial import FrozenTrial, TrialState
 
 from pneumonia_hf.files import replace_text, unfinished_file
+from pneumonia_hf.reporting.page import Page, Section, to_markdown
 from pneumonia_hf.training.arguments import XrayTrainingArguments
 from pneumonia_hf.training.recipe import Recipe
 from pneumonia_hf.training.run_state import FREE
@@ -22,30 +23,19 @@ OUTPUTS = (TABLE_FILE, PAGE_FILE, FIGURE_FILE, BEST_FILE)
 MIN_TRIALS = 10  # complete trials, below which importances are mostly noise
 # Arguments that do not change the weights, are secret, or follow from other arguments.
 NOT_IN_RECIPE = FREE | {"hub_token", "greater_is_better"}
-PAGE = """# A search of {trials} trials
-
-Research software, not a medical device.
-
-{summary}
-
-All values are of the validation split. The best of them is optimistically biased (the winner's
-curse): the more trials and the fewer patients, the more of its lead is chance. Each trial was
-trained once, with seed {seed}. Train the best one with several seeds before you trust a small lead,
-and score it once on the test split, which the search did not use.
-
-```
-{table}
-```
-
-The value of a pruned trial is its last one; seconds count from the last start of a trial.
-
-{errors}
-## Ranges and importances
-
-{ranges}
-The importance is the share in the variance of the values, by fANOVA: known from {enough} complete
-trials on, and rough with few.
-"""
+MEANING = (
+    "All values are of the validation split. The best of them is optimistically biased (the "
+    "winner's curse): the more trials and the fewer patients, the more of its lead is chance. Each "
+    "trial was trained once, with seed {seed}. Train the best one with several seeds before you "
+    "trust a small lead, and score it once on the test split, which the search did not use."
+)
+LAST_VALUE = (
+    "The value of a pruned trial is its last one; seconds count from the last start of a trial."
+)
+IMPORTANCE = (
+    "The importance is the share in the variance of the values, by fANOVA: known from "
+    f"{MIN_TRIALS} complete trials on, and rough with few."
+)
 
 
 def trial_folder(output: Path, number: int) -> Path:
@@ -90,15 +80,22 @@ def write_report(
     table = frame.drop(columns="error", errors="ignore")
     table = table.to_string(index=False, float_format="{:.4g}".format, na_rep="-")
     failed = frame[["number", "error"]].dropna().to_numpy() if "error" in frame else []
-    errors = "".join(f"- Trial {number} failed: {error}\n" for number, error in failed)
+    errors = "\n".join(f"- Trial {number} failed: {error}" for number, error in failed)
     shares = {name: f"{share:.2f}" for name, share in importance.items()}
-    ranges = "".join(
-        f"- {name}: {distribution}, importance {shares.get(name, 'unknown')}\n"
+    ranges = "\n".join(
+        f"- {name}: {distribution}, importance {shares.get(name, 'unknown')}"
         for name, distribution in study.get_trials(deepcopy=False)[0].distributions.items()
     )
-    parts = {"summary": summary, "table": table, "errors": errors, "ranges": ranges}
-    numbers = {"trials": len(frame), "seed": arguments.seed, "enough": MIN_TRIALS}
-    replace_text(folder / PAGE_FILE, PAGE.format(**parts, **numbers))
+    trials = (
+        summary,
+        MEANING.format(seed=arguments.seed),
+        f"```\n{table}\n```",
+        LAST_VALUE,
+        errors,
+    )
+    sections = [Section("", trials), Section("Ranges and importances", (ranges, IMPORTANCE))]
+    page = to_markdown(Page(f"A search of {len(frame)} trials", sections))
+    replace_text(folder / PAGE_FILE, page)
 
 
 def measure_importance(study: optuna.Study) -> dict[str, float]:
