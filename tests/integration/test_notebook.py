@@ -16,6 +16,7 @@ from PIL import Image
 
 from pneumonia_hf.audit.run import CHECKS
 from pneumonia_hf.models.model_folder import CURVES_FILE, MODEL_FILES, NOT_IN_EACH, REPORTS_FILE
+from pneumonia_hf.reporting.numbers import read_interval, to_text
 
 EXPECTED_FILES = set(MODEL_FILES) - NOT_IN_EACH | {REPORTS_FILE, CURVES_FILE}
 NOTEBOOK = ROOT / "train_scripts" / "quickstart.ipynb"
@@ -143,8 +144,7 @@ def test_numbers_shown_are_those_of_the_report_and_the_card(executed):
     area = report["metrics"]["auroc"]
     shown = text_of(notebook, "score")
     # Fewer than five drawn patients of a class: an area without an interval.
-    ends = "" if area["low"] is None else f"{area['low']:.4f} to {area['high']:.4f}"
-    assert f"| AUROC | {area['value']:.4f} | {ends} |" in shown
+    assert f"| AUROC | {to_text(read_interval(area))} |" in shown
     (kept,) = json.loads((folder / "model" / "reports.json").read_text())
     assert kept["metrics"] == report["metrics"]
 

@@ -23,7 +23,7 @@ def test_report_describes_each_trial_and_warns_of_the_bias(tmp_path, xray_folder
         assert float(row["learning_rate"]) == trial.params["learning_rate"]
         assert row["imbalance"] == trial.params["imbalance"] and int(row["seconds"]) >= 0
     page = (tmp_path / "search/search.md").read_text()
-    assert "winner's\ncurse" in page and "validation" in page and "2 COMPLETE" in page
+    assert "winner's curse" in page and "validation" in page and "2 COMPLETE" in page
     assert f"{float(rows[best]['learning_rate']):.4g}" in page
     assert "- learning_rate: FloatDistribution(high=0.01, log=True, low=0.0001" in page
     with Image.open(tmp_path / "search/search.png") as figure:

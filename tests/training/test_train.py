@@ -247,13 +247,13 @@ def test_each_image_is_read_once_however_many_epochs(tmp_path, monkeypatch):
     data = draw_folder(tmp_path / "data", patients=24, seed=777)  # in no cache yet
     opened = {"cache": 0, "read_ahead": 0}
     for module in (cache, read_ahead):
-        name, read = module.__name__.split(".")[-1], module.read_xray
+        name, read = module.__name__.split(".")[-1], module.open_xray
 
         def count(*arguments, name=name, read=read):
             opened[name] += 1
             return read(*arguments)
 
-        monkeypatch.setattr(module, "read_xray", count)
+        monkeypatch.setattr(module, "open_xray", count)
     body = save_tiny_body("convnextv2-tiny", tmp_path / "body")
     folder = train_tiny("convnextv2-tiny", body, data, tmp_path / "run", num_train_epochs=3)
     splits = json.loads((folder / "run.json").read_text())["data"]["parts"]
