@@ -352,13 +352,13 @@ def test_labels_of_the_test_split_change_nothing(tmp_path, body, monkeypatch):
     from pneumonia_hf.inference import read_ahead
 
     values, scored = [], []
-    opened = read_ahead.read_xray
+    opened = read_ahead.open_xray
 
     def note(source, *others):
         scored.append(source)
         return opened(source, *others)
 
-    monkeypatch.setattr(read_ahead, "read_xray", note)
+    monkeypatch.setattr(read_ahead, "open_xray", note)
     for name in ("right", "wrong"):
         data = tmp_path / name / "data"
         for seed, split in enumerate(("train", "val", "test")):
