@@ -33,6 +33,22 @@ def built(request, tmp_path_factory):
     return model.eval(), processor
 
 
+@pytest.fixture(scope="module", autouse=True)
+def exported_once():
+    """Keep the export of each network and layer: it takes most of the time of these tests."""
+    export, kept = backends.export_network, {}
+
+    def export_or_take(model, images, layer=None, class_index=None):
+        key = id(model), images.shape[1:], layer, class_index
+        if key not in kept:
+            kept[key] = model, export(model, images, layer, class_index)  # so that the id stays its
+        return kept[key][1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(backends, "export_network", export_or_take)
+        yield
+
+
 def images_of(count: int):
     return [draw_xray(seed, ill=bool(seed % 2), size=(90, 70)) for seed in range(count)]
 
@@ -55,7 +71,6 @@ def test_scores_and_gate_features_are_those_of_the_model(built, backend):
     assert make_scorer(model, pixel_values[:2], None, backend)(pixel_values)[1] is None
 
 
-@pytest.mark.slow
 def test_a_predictor_gives_the_same_decision_by_every_backend(built):
     model, processor = built
     plain = Network(model, processor)
