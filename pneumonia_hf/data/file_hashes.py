@@ -76,6 +76,9 @@ def to_hex(hashes: Iterable[int]) -> list[str]:
     return [f"{int(content):016x}" for content in hashes]
 
 
+DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+
+
 class HashCache:
     """Hashes of files by path, size and times, in an SQLite database.
 
@@ -91,10 +94,14 @@ class HashCache:
     def _connect(self) -> sqlite3.Connection:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         base = sqlite3.connect(self.path, timeout=30)
-        base.execute(
-            "CREATE TABLE IF NOT EXISTS files (path TEXT PRIMARY KEY, size INTEGER, "
-            "modified INTEGER, changed INTEGER, content TEXT) WITHOUT ROWID"
-        )
+        try:
+            base.execute(
+                "CREATE TABLE IF NOT EXISTS files (path TEXT PRIMARY KEY, size INTEGER, "
+                "modified INTEGER, changed INTEGER, content TEXT) WITHOUT ROWID"
+            )
+        except sqlite3.Error:  # damaged, or locked for too long
+            base.close()
+            raise
         return base
 
     def get(self, data: Dataset) -> np.ndarray:
@@ -128,5 +135,5 @@ class HashCache:
 
     def _handle(self, error: Exception) -> None:
         logger.debug("The cache of file hashes is not used: %s", error)
-        if isinstance(error, sqlite3.DatabaseError) and "malformed" in str(error):
+        if getattr(error, "sqlite_errorcode", None) in DAMAGED:
             self.path.unlink(missing_ok=True)

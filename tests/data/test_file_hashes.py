@@ -1,6 +1,9 @@
 """Hashes of files that did not change are known without reading them."""
 
+import sqlite3
+
 import numpy as np
+import pytest
 from cached_xrays import decode_in, settle
 from xray_files import make_tar
 
@@ -25,12 +28,23 @@ def test_unchanged_shards_are_not_streamed_again(tmp_path, monkeypatch):
     assert streams and not set(first.hashes.tolist()) & set(other.hashes.tolist())
 
 
-def test_damaged_hash_cache_is_ignored(data, tmp_path):
-    place = tmp_path / "cache"
+def test_damaged_hash_cache_is_ignored_closed_and_made_anew(data, tmp_path, monkeypatch):
+    place, connect, opened = tmp_path / "cache", sqlite3.connect, []
     first = decode_in(place, data).pixels
     (place / "hashes.sqlite").write_bytes(b"not a database" * 100)
+
+    def note(*arguments, **options):
+        opened.append(connect(*arguments, **options))
+        return opened[-1]
+
+    monkeypatch.setattr(sqlite3, "connect", note)
     again = decode_in(place, data).pixels
     assert np.array_equal(first.rows, again.rows)
+    assert opened
+    for base in opened:
+        with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+            base.execute("SELECT 1")
+    assert (place / "hashes.sqlite").read_bytes().startswith(b"SQLite format 3")
 
 
 def test_hashes_survive_hexadecimal(data):
