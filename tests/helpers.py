@@ -319,6 +319,11 @@ def train_tiny(
         return train(model, processor, data, recipe, arguments, callbacks)
 
 
+def quick_flags(model: Path, data: Path, output: Path) -> list[object]:
+    """Return the flags of evaluate_model.py for a quick report."""
+    return ["--model", model, "--data_dir", data, "--output_dir", output, "--quick"]
+
+
 def call(url: str, body: bytes | None = None, headers: dict[str, str] | None = None):
     """Return status, headers and body of a request."""
     request = urllib.request.Request(url, body, headers or {})

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 TILE = 128  # pixels of a thumbnail
 COLUMNS = 6
-AUDIT_FILES = ("audit.json", "audit.md")
+AUDIT_FILES = ("audit.json", "audit.md", "audit.html")
 THUMBNAILS = "thumbnails"
 COLOURS = ("#1f5fa8", "#c0392b")  # of the classes
 

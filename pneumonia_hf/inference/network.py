@@ -38,8 +38,8 @@ REFERENCES_KEY = "attribution_references"  # among our settings
 class Network:
     """One model with its processor: images -> log odds of pneumonia.
 
-    Scores come from a copy of the weights, which is made with the first one: batch norms are
-    folded there, or the network is exported. For weights that changed, make another Network.
+    Scores come from a copy of the weights, in which batch norms are folded, or from an export; it
+    is made with the first score, and again when the weights have changed.
     """
 
     def __init__(
@@ -193,11 +193,7 @@ class Network:
 
     @property
     def _scorer(self) -> Scorer:
-        """What computes logits and the gate's features; made when the first image is scored.
-
-        It holds a copy of the weights, folded or exported, and is made again when they have
-        changed since.
-        """
+        """What computes logits and the gate's features."""
         stamp = stamp_weights(self.model)
         if self._made is None or self._made[0] is not self.model or self._made[1] != stamp:
             self._made = (self.model, stamp, self._make_scorer())
@@ -214,8 +210,7 @@ class Network:
             return make_scorer(self.model, images, layer, self.backend, self.ranges)
 
     def features(self, images: Sequence[Image.Image], layer: str) -> np.ndarray:
-        """Return what the gate knows of each image: float64 [N, F], as of
-        `capture_features`."""
+        """Return what the gate knows of each image: float64 [N, F], of `capture_features`."""
         import torch
 
         with (

@@ -65,7 +65,7 @@ def write_page(
         # The JSON file comes last: with it, the report is complete.
         for file in sorted(made, key=lambda file: file.suffix == ".json"):
             place = folder / file.relative_to(unfinished)
-            place.parent.mkdir(exist_ok=True)
+            place.parent.mkdir(parents=True, exist_ok=True)
             os.replace(file, place)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)

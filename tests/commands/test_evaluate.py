@@ -3,7 +3,7 @@
 import json
 import shutil
 
-from helpers import assert_one_sentence, call_script, draw_folder
+from helpers import assert_one_sentence, call_script, draw_folder, quick_flags
 
 from pneumonia_hf import Predictor
 
@@ -11,15 +11,7 @@ from pneumonia_hf import Predictor
 def test_script_writes_the_report_and_the_card(tiny_model, xray_folder, tmp_path):
     model = tmp_path / "model"
     shutil.copytree(tiny_model, model, ignore=shutil.ignore_patterns("checkpoints"))
-    flags = [
-        "--model",
-        model,
-        "--data_dir",
-        xray_folder,
-        "--output_dir",
-        tmp_path / "report",
-        "--quick",
-    ]
+    flags = quick_flags(model, xray_folder, tmp_path / "report")
     done = call_script("evaluate_model.py", *flags, "--split", "test", "--add_to_card")
     assert done.returncode == 0, done.stderr
     numbers = json.loads((tmp_path / "report" / "report.json").read_text())
@@ -34,15 +26,7 @@ def test_unreadable_files_are_listed_in_the_report_and_in_no_metric(tiny_model, 
 
     folder = draw_folder(tmp_path / "data", patients=6)
     (folder / "NORMAL" / "IM-0002-0000.png").write_bytes(b"\x89PNG broken")
-    flags = [
-        "--model",
-        tiny_model,
-        "--data_dir",
-        folder,
-        "--output_dir",
-        tmp_path / "report",
-        "--quick",
-    ]
+    flags = quick_flags(tiny_model, folder, tmp_path / "report")
     strict = call_script("evaluate_model.py", *flags, "--strict")
     assert_one_sentence(strict, "IM-0002-0000.png", "repair or remove")
     done = call_script("evaluate_model.py", *flags)
@@ -55,15 +39,7 @@ def test_unreadable_files_are_listed_in_the_report_and_in_no_metric(tiny_model, 
 
 
 def test_missing_columns_and_folders_are_one_sentence(tiny_model, adults, tmp_path):
-    flags = [
-        "--model",
-        tiny_model,
-        "--data_dir",
-        adults,
-        "--output_dir",
-        tmp_path / "report",
-        "--quick",
-    ]
+    flags = quick_flags(tiny_model, adults, tmp_path / "report")
     done = call_script("evaluate_model.py", *flags, "--subgroups", "side")
     assert_one_sentence(done, "no column 'side'", "view")
     done = call_script("evaluate_model.py", *flags, "--other_classes", "OTHERS")

@@ -6,7 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
-from helpers import assert_one_sentence, call_script, draw_folder
+from helpers import assert_one_sentence, call_script, draw_folder, quick_flags
 
 from pneumonia_hf.data.file_hashes import hash_images, to_hex
 from pneumonia_hf.data.load import load_splits
@@ -52,15 +52,7 @@ def test_only_listed_images_are_scored_also_of_other_classes(tiny_model, adults,
     other = hashlib.sha256((adults / "OTHER" / "x1.png").read_bytes()).hexdigest()[:16]
     listed = tmp_path / "listed.txt"
     listed.write_text("\n".join([*(hashes[row] for row in rows), other]))
-    flags = [
-        "--model",
-        tiny_model,
-        "--data_dir",
-        adults,
-        "--output_dir",
-        tmp_path / "report",
-        "--quick",
-    ]
+    flags = quick_flags(tiny_model, adults, tmp_path / "report")
     done = call_script("evaluate_model.py", *flags, "--images", listed, "--other_classes", "OTHER")
     assert done.returncode == 0, done.stderr
     report = json.loads((tmp_path / "report" / "report.json").read_text())

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from helpers import call_script, draw_pixels
+from helpers import call_script, draw_pixels, quick_flags
 from PIL import Image
 
 from pneumonia_hf import Predictor
@@ -120,19 +120,9 @@ def test_robustness_is_in_report_card_and_app(tiny_model, xray_folder, tmp_path)
 
     model = tmp_path / "model"
     shutil.copytree(tiny_model, model, ignore=shutil.ignore_patterns("checkpoints"))
-    flags = [
-        "--model",
-        model,
-        "--data_dir",
-        xray_folder,
-        "--split",
-        "test",
-        "--add_to_card",
-        "--quick",
-    ]
-    done = call_script(
-        "evaluate_model.py", *flags, "--robustness", 12, "--output_dir", tmp_path / "report"
-    )
+    flags = quick_flags(model, xray_folder, tmp_path / "report")
+    flags += ["--split", "test", "--add_to_card", "--robustness", 12]
+    done = call_script("evaluate_model.py", *flags)
     assert done.returncode == 0, done.stderr
     report = json.loads((tmp_path / "report" / "report.json").read_text())
     found = report["robustness"]

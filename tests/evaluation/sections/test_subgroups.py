@@ -4,7 +4,7 @@ import csv
 import json
 
 import pytest
-from helpers import call_script
+from helpers import call_script, quick_flags
 from sklearn.metrics import roc_auc_score
 
 from pneumonia_hf import Predictor
@@ -12,15 +12,7 @@ from pneumonia_hf.data.load import load_splits
 
 
 def test_subgroups_and_other_classes_are_reported_separately(tiny_model, adults, tmp_path):
-    flags = [
-        "--model",
-        tiny_model,
-        "--data_dir",
-        adults,
-        "--output_dir",
-        tmp_path / "report",
-        "--quick",
-    ]
+    flags = quick_flags(tiny_model, adults, tmp_path / "report")
     done = call_script(
         "evaluate_model.py", *flags, "--subgroups", "view", "--other_classes", "OTHER"
     )
