@@ -38,7 +38,7 @@ def describe(found: CalibrationQuality, evaluation: Evaluation) -> Section:
         Table(
             ["images", "Brier score", "log loss", "calibration error"],
             [
-                [row.name, *(f"{value:.4f}" for value in (row.brier, row.log_loss, row.ece))]
+                [row.name, *(f"{value:.3f}" for value in (row.brier, row.log_loss, row.ece))]
                 for row in found.losses
             ],
         ),

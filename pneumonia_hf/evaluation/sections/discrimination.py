@@ -29,7 +29,7 @@ def measure(evaluation: Evaluation, numbers: Mapping[str, Any]) -> Section:
 
     counts = evaluation.confusion
     by_class = classification_report(
-        evaluation.labels, evaluation.positive.astype(int), target_names=LABELS, digits=4,
+        evaluation.labels, evaluation.positive.astype(int), target_names=LABELS, digits=3,
         zero_division=np.nan,
     )  # fmt: skip
     body = (

@@ -67,7 +67,7 @@ def measure(evaluation: Evaluation, numbers: Mapping[str, Any]) -> Section:
         ),
         f"If the surest images, farthest from the threshold, are answered first, the mean error "
         f"over all shares of answered images (AURC, Geifman and El-Yaniv 2017) is "
-        f"{to_text(curve.aurc)}, {curve.excess:.4f} above that of a perfect order.",
+        f"{to_text(curve.aurc)}, {curve.excess:.3f} above that of a perfect order.",
         Figure("risk_coverage", lambda: draw_risk_coverage(curve, evaluation)),
     )  # fmt: skip
     return Section(
@@ -89,13 +89,13 @@ def measure(evaluation: Evaluation, numbers: Mapping[str, Any]) -> Section:
 
 
 def _to_error(error: float) -> str:
-    return "-" if math.isnan(error) else f"{error:.4f}"
+    return "-" if math.isnan(error) else f"{error:.3f}"
 
 
 def draw_risk_coverage(curve: RiskCoverage, evaluation: Evaluation) -> Drawing:
     """Return the error of the surest images by their share, and the point of REFER."""
     figure, axes = make_axes()
-    label = f"surest images first (AURC {curve.aurc.value:.4f})"
+    label = f"surest images first (AURC {curve.aurc.value:.3f})"
     axes.plot(curve.coverage, curve.risk, color=COLOUR, label=label)
     referral = evaluation.referral
     kept = 1 - referral.referred / len(evaluation.labels)
