@@ -178,7 +178,7 @@ def draw_textured_xray(seed: int, ill: bool) -> Image.Image:
     return Image.blend(lungs, texture, 0.5)
 
 
-def _settle_batch_norms(model: torch.nn.Module, size: int) -> None:
+def settle_batch_norms(model: torch.nn.Module, size: int) -> None:
     """Give batch norms the statistics of noise: those of a drawn model let nearly nothing through.
 
     MobileViT's weights are even drawn around 0, so that all images look alike to it.
@@ -206,7 +206,7 @@ def save_tiny_body(name: str, folder: Path) -> Path:
         model = AutoModelForImageClassification.from_config(config)
     else:
         model = AutoModel.from_config(config)
-    _settle_batch_norms(model, TINY_SIZES[name])
+    settle_batch_norms(model, TINY_SIZES[name])
     model.save_pretrained(folder)
     return folder
 

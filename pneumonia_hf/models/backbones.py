@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 HALF = (0.5, 0.5, 0.5)
+# Classes of timm whose linear head reads the mean of the last feature map.
+TIMM_AVERAGING = {"DenseNet", "EfficientNet", "ResNet"}
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,10 @@ class Backbone:
     # From the input upwards, in the order of freezing. With the head they hold each parameter
     # once; no group has normalisation layers only.
     layer_groups: Callable[[PreTrainedModel], list[nn.Module]]
+    # The layer whose output the head reads as its mean over positions, where there is one; see
+    # models/activation_map.py.
+    averaged_layer: Callable[[PreTrainedModel], nn.Module | None] = lambda model: None
+    normalises_mean: bool = False  # `layernorm` lies between that mean and the head
     head: str = "classifier"  # dotted name of the last linear layer
     license: str = "apache-2.0"  # of the pretrained weights and of models trained from them
     mean: tuple[float, ...] = IMAGENET_MEAN
@@ -56,6 +62,15 @@ def _timm_features(model: PreTrainedModel) -> nn.Module:
             f"use the method occlusion."
         )
     return network.get_submodule(info[-1]["module"])
+
+
+def _timm_averaged_layer(model: PreTrainedModel) -> nn.Module | None:
+    """Return the layer whose mean over positions a timm model's head reads, if any."""
+    network = model.timm_model
+    pooling = getattr(getattr(network, "global_pool", None), "pool_type", None)
+    if type(network).__name__ not in TIMM_AVERAGING or pooling != "avg":
+        return None
+    return _timm_features(model)
 
 
 def _count_prefix_tokens(network: nn.Module) -> int | None:
@@ -130,6 +145,7 @@ def _timm(hub_id: str | None, classifier: str, **others) -> Backbone:
         model_type="timm_wrapper",
         head=f"timm_model.{classifier}",
         features=_timm_features,
+        averaged_layer=_timm_averaged_layer,
         layer_groups=_timm_layer_groups,
         config={"architecture": architecture} if architecture else {},
         channels_last=hub_id is not None,  # all that are named here are convolutional
@@ -164,6 +180,7 @@ BACKBONES = {
         # The head reads the class token and the mean of the patches. On 20 X-rays, the Grad-CAM
         # of a fine-tuned model agrees with occlusion at 0.03 to 0.26 (Spearman) in seven layers.
         features=None,
+        averaged_layer=lambda model: model.dinov2.layernorm,
         layer_groups=_layer_groups_of("encoder.layer"),
         prefix_tokens=1,
         config={"hidden_size": 384, "num_attention_heads": 6, "image_size": 518, "patch_size": 14},
@@ -173,6 +190,7 @@ BACKBONES = {
         hub_id="microsoft/swin-tiny-patch4-window7-224",
         model_type="swin",
         features=lambda model: model.swin.layernorm,
+        averaged_layer=lambda model: model.swin.layernorm,
         layer_groups=_layer_groups_of("encoder.layers"),
         license="mit",  # by github.com/microsoft/Swin-Transformer; the Hub's card says Apache-2.0
         prefix_tokens=0,
@@ -182,6 +200,8 @@ BACKBONES = {
         hub_id="facebook/convnext-tiny-224",
         model_type="convnext",
         features=lambda model: model.convnext.encoder.stages[-1],
+        averaged_layer=lambda model: model.convnext.encoder.stages[-1],
+        normalises_mean=True,
         layer_groups=_layer_groups_of("encoder.stages"),
         regularisers=DROP_PATH,
     ),
@@ -189,6 +209,8 @@ BACKBONES = {
         hub_id="facebook/convnextv2-tiny-22k-224",
         model_type="convnextv2",
         features=lambda model: model.convnextv2.encoder.stages[-1],
+        averaged_layer=lambda model: model.convnextv2.encoder.stages[-1],
+        normalises_mean=True,
         layer_groups=_layer_groups_of("encoder.stages"),
         # By github.com/facebookresearch/ConvNeXt-V2; the Hub's card says Apache-2.0.
         license="cc-by-nc-4.0",
@@ -198,6 +220,7 @@ BACKBONES = {
         hub_id="apple/mobilevit-small",
         model_type="mobilevit",
         features=lambda model: model.mobilevit.conv_1x1_exp,
+        averaged_layer=lambda model: model.mobilevit.conv_1x1_exp,
         layer_groups=lambda model: [
             model.mobilevit.conv_stem,
             *model.mobilevit.encoder.layer,
@@ -225,6 +248,7 @@ BACKBONES = {
         hub_id=None,
         model_type="xray_cnn",
         features=lambda model: model.blocks[-1],
+        averaged_layer=lambda model: model.blocks[-1],
         layer_groups=lambda model: list(model.blocks),
         # Measured on 200 X-rays of the Kermany set, rounded.
         mean=HALF,
