@@ -2,7 +2,7 @@ from copy import deepcopy
 
 import pytest
 import torch
-from helpers import TINY_CONFIGS, TINY_SIZES, settle_batch_norms, noise
+from helpers import TINY_CONFIGS, TINY_SIZES, noise, settle_batch_norms
 from transformers import AutoModelForImageClassification, TimmWrapperConfig
 
 from pneumonia_hf.errors import ModelError
