@@ -31,7 +31,8 @@ SYSTEM_FILES = {"thumbs.db", "desktop.ini", "__macosx"}
 def list_one_vs_rest(where: str) -> Listing:
     """List a folder as `list_folder` does, with the images of all other classes as NORMAL.
 
-    That is for folders of images that are abnormal without pneumonia.
+    That is for folders of images that are abnormal without pneumonia. The column `class` has the
+    name of each image's own class.
     """
     return list_folder(where, one_vs_rest=True)
 
@@ -216,7 +217,7 @@ class _Lister:
         label_of = {one: self.label_of_folder(one) for one in entries if one.name not in masks}
         class_folders = [entry for entry, label in label_of.items() if label is not None]
 
-        def add(path: Path, label: int, must_be_listed: bool) -> None:
+        def add(path: Path, label: int, name: str, must_be_listed: bool) -> None:
             row = dict(self.rows.get(str(path), {}))
             if str(path) in self.rows:
                 self.found.add(str(path))
@@ -226,6 +227,8 @@ class _Lister:
             if text is not None and self.parse_label(text) != label:
                 reason = f"its folder says {LABELS[label]}, which is used; metadata.csv says {text}"
                 self._report("metadata_other_label", path, reason)
+            if self.one_vs_rest:
+                row["class"] = name.upper()
             patient = row.pop("patient_id", None)
             patient = patient or find_patient(path.relative_to(folder).as_posix(), prefix)
             table.add(str(path), self.relative(path), label, patient, row)
@@ -234,7 +237,7 @@ class _Lister:
             must_be_listed = self.read_metadata(class_folder) or has_metadata
             for path in self.walk(class_folder):
                 if self.is_usable(path):
-                    add(path, label_of[class_folder], must_be_listed)
+                    add(path, label_of[class_folder], class_folder.name, must_be_listed)
         for path in self.walk(folder, skip=set(class_folders)):
             text = self.rows.get(str(path), {}).get("label")
             label = self.parse_label(text)
@@ -244,7 +247,7 @@ class _Lister:
                 if label is None:
                     self._report("unknown_label", path, f"metadata.csv says {text!r}")
                 else:
-                    add(path, label, True)
+                    add(path, label, text, True)
         return table.finish(self.listing)
 
     def _report(self, kind: str, path: Path, reason: str) -> None:

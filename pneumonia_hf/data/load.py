@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -48,16 +49,23 @@ class DataConfig:
     test_fraction: float = field(
         default=0.15, metadata={"help": "Share of the images for testing, in whole patients."}
     )
-    test_images: str | None = field(
+    hospitals: list[str] | None = field(
         default=None,
         metadata={
-            "help": "File with hashes of images, 16 digits of their SHA-256 a line: they are the "
+            "help": "Sources of one hospital, each NAME=SOURCE,SOURCE,...; by default each source "
+            "is a hospital of its own. What must hold at an unseen hospital leaves all of it out."
+        },
+    )
+    test_images: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Files with hashes of images, 16 digits of their SHA-256 a line: they are the "
             "test split of their source, and no other image of their patients is trained on."
         },
     )
-    exclude_images: str | None = field(
+    exclude_images: list[str] | None = field(
         default=None,
-        metadata={"help": "File with hashes of images, as for --test_images, that no split gets."},
+        metadata={"help": "Files with hashes of images, as for --test_images, that no split gets."},
     )
     smallest_validation: int = field(
         default=100,
@@ -77,8 +85,9 @@ class DataConfig:
     )
 
     def __post_init__(self) -> None:
-        if isinstance(self.data_dir, str | Path):
-            self.data_dir = [str(self.data_dir)]
+        for name in ("data_dir", "test_images", "exclude_images"):
+            if isinstance(value := getattr(self, name), str | Path):
+                setattr(self, name, [str(value)])
         for name in ("validation_fraction", "test_fraction"):
             if not 0 < getattr(self, name) <= 0.5:
                 raise UserError(f"{name} is {getattr(self, name)}; give a share in 0..0.5.")
@@ -97,14 +106,16 @@ def load_xrays(config: DataConfig) -> XrayData:
     Splits that a source lacks are split off its train split, grouped by patient and stratified
     by class. The columns are `image`, a path or address (`Image(decode=False)`; `open_images`
     reads it), `label`, 0 for NORMAL and 1 for PNEUMONIA, `patient`, a unique name, `file`, the
-    image's name, `source`, the source's name, and the further columns of metadata.csv as text.
-    Data issues are logged and are in the result's `issues`.
+    image's name, `source` and `hospital`, the source's name and that of its hospital, and the
+    further columns of metadata.csv as text. Data issues are logged and are in the result's `issues`.
 
     Raises:
-        UserError: a source is missing, has only one class, or is too small to be split; with
-            `config.strict`, any file or row is not a readable, labelled X-ray.
+        UserError: a source is missing, has only one class, or is too small to be split; an unknown
+            source in `hospitals`; with `config.strict`, any file or row is not a readable,
+            labelled X-ray.
     """
-    listed = zip(_list_sources(config.data_dir), config.data_dir, strict=True)
+    hospitals = _read_hospitals(config)
+    listed = zip(_list_sources(config.data_dir, hospitals=hospitals), config.data_dir, strict=True)
     with cache_in(config.cache_dir):
         splits = _join([_add_splits(own, config, text) for own, text in listed], SPLITS)
     _check_classes(splits, config.data_dir)
@@ -132,7 +143,25 @@ def load_splits(
     return splits
 
 
-def _list_sources(texts: Sequence[str], may_lack: bool = False) -> list[XrayData]:
+def _read_hospitals(config: DataConfig) -> dict[str, str]:
+    """Return the hospital of each source that `config.hospitals` names."""
+    found = {}
+    known = {parse_source(text).name for text in config.data_dir}
+    for text in config.hospitals or []:
+        hospital, equals, sources = text.partition("=")
+        for source in sources.split(","):
+            if not equals or source not in known:
+                raise UserError(
+                    f"--hospitals {text} must be NAME=SOURCE,SOURCE with the sources "
+                    f"{', '.join(sorted(known))}."
+                )
+            found[source] = hospital
+    return found
+
+
+def _list_sources(
+    texts: Sequence[str], may_lack: bool = False, hospitals: Mapping[str, str] = MappingProxyType({})
+) -> list[XrayData]:
     """Return the own splits of every source, with unique patient names."""
     sources = [parse_source(text) for text in texts]
     names = [source.name for source in sources]
@@ -143,7 +172,7 @@ def _list_sources(texts: Sequence[str], may_lack: bool = False) -> list[XrayData
     listed = []
     for source in sources:
         listing = SOURCES[source.kind].list(source.where)
-        splits = {name: _add_source(d, source, several) for name, d in listing.splits.items()}
+        splits = {name: _add_source(d, source, hospitals, several) for name, d in listing.splits.items()}
         for name, data in splits.items():
             _check_one_source(source, name, data, may_lack or several)
         issues = [*listing.issues, *find_both_labels(listing.splits)]
@@ -156,8 +185,10 @@ def _list_sources(texts: Sequence[str], may_lack: bool = False) -> list[XrayData
     return listed
 
 
-def _add_source(data: Dataset, source: Source, several: bool) -> Dataset:
-    """Add the column `source`; among several sources, prefix patients and files with its name."""
+def _add_source(
+    data: Dataset, source: Source, hospitals: Mapping[str, str], several: bool
+) -> Dataset:
+    """Add `source` and `hospital`; among several sources, prefix patients and files."""
     import pyarrow as pa
     import pyarrow.compute as pc
     from datasets import Value
@@ -167,9 +198,11 @@ def _add_source(data: Dataset, source: Source, several: bool) -> Dataset:
         for name in ("patient", "file"):
             prefixed = pc.binary_join_element_wise(source.name, table[name], ":")
             table = table.set_column(table.column_names.index(name), name, prefixed)
-    names = pa.DictionaryArray.from_arrays(pa.array(np.zeros(len(data), np.int8)), [source.name])
-    table = table.append_column("source", names.cast(pa.string()))
-    features["source"] = Value("string")
+    hospital = hospitals.get(source.name, source.name)
+    for name, value in (("source", source.name), ("hospital", hospital)):
+        cells = pa.DictionaryArray.from_arrays(pa.array(np.zeros(len(data), np.int8)), [value])
+        table = table.append_column(name, cells.cast(pa.string()))
+        features[name] = Value("string")
     return to_dataset(table.replace_schema_metadata(None), features)
 
 
@@ -272,9 +305,14 @@ def _split_listed(train: Dataset, config: DataConfig) -> tuple[Dataset, Dataset]
     return train.select(np.flatnonzero(~is_tested)), train.select(np.flatnonzero(is_listed))
 
 
-def _find_listed(data: Dataset, path: str) -> np.ndarray:
+def _find_listed(data: Dataset, paths: Sequence[str]) -> np.ndarray:
     """Return whether each image is in a list of images: bool [N]."""
-    return np.isin(to_hex(hash_images(data)), list(read_image_list(path)))
+    return np.isin(to_hex(hash_images(data)), list(read_image_lists(paths)))
+
+
+def read_image_lists(paths: Sequence[str]) -> set[str]:
+    """Return the hashes of several lists of images, as `read_image_list` does."""
+    return set().union(*map(read_image_list, paths))
 
 
 def read_image_list(path: str | Path) -> set[str]:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 SPLIT_TOLERANCE = 0.01  # between the requested share of the images and the actual one
+STRATIFYING = ("class", "view")  # columns, where a source has them
 SPLIT_DRAWS = 200  # random orders of the patients to try
 
 
@@ -23,7 +24,8 @@ def split_by_patient(
     """Divide `data` into two splits without a common patient; the second has the `fraction`.
 
     Patients are drawn in random order until they have their share of the images, stratified by
-    their labels (NORMAL only, PNEUMONIA only, both), so that the classes keep their shares.
+    their labels (NORMAL only, PNEUMONIA only, both) and by STRATIFYING of their first image, so
+    that the classes keep their shares.
 
     `fraction`, above 0 and below 1, is a share of the images, and `tolerance` its largest error.
 
@@ -37,10 +39,11 @@ def split_by_patient(
     patients = ranks.astype(np.int64) - 1
     images = np.zeros((patients.max(initial=-1) + 1, len(LABELS)), np.int64)  # of each patient
     np.add.at(images, (patients, labels), 1)
+    strata = _find_strata(data, patients, images)
     generator = np.random.default_rng(seed)
     best, best_error = None, np.inf
     for _ in range(SPLIT_DRAWS):  # with few patients, one draw rarely meets the share
-        drawn = _draw_patients(images, fraction, generator)
+        drawn = _draw_patients(images, strata, fraction, generator)
         counts = images[drawn].sum(axis=0), images[~drawn].sum(axis=0)
         if any(np.any((count == 0) & (images.sum(axis=0) > 0)) for count in counts):
             continue
@@ -67,12 +70,22 @@ def split_by_patient(
     return take(data, np.flatnonzero(~second)), take(data, np.flatnonzero(second))
 
 
+def _find_strata(data: Dataset, patients: np.ndarray, images: np.ndarray) -> np.ndarray:
+    """Return the stratum of each patient: int [P]."""
+    _, first = np.unique(patients, return_index=True)
+    keys = [(images > 0) @ (1 << np.arange(images.shape[1]))]
+    for name in STRATIFYING:
+        if name in data.column_names:
+            cells = np.array([cell or "" for cell in data[name][:]])
+            keys.append(np.unique(cells, return_inverse=True)[1][first])
+    return np.unique(np.stack(keys), axis=1, return_inverse=True)[1]
+
+
 def _draw_patients(
-    images: np.ndarray, fraction: float, generator: np.random.Generator
+    images: np.ndarray, strata: np.ndarray, fraction: float, generator: np.random.Generator
 ) -> np.ndarray:
     """Draw patients at random until they have `fraction` of the images: bool [P]."""
     drawn = np.zeros(len(images), bool)
-    strata = (images > 0) @ (1 << np.arange(images.shape[1]))
     missing = 0.0  # images that earlier strata fell short of
     for stratum in np.unique(strata):
         rows = generator.permutation(np.flatnonzero(strata == stratum))

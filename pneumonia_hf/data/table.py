@@ -31,8 +31,8 @@ SPLIT_NAMES = {
     "testing": "test",
 }
 ALL = "all"  # the only split of a source without splits
-OWN_COLUMNS = ("image", "label", "patient", "file", "source")
-NO_METADATA = {*OWN_COLUMNS} - {"source"}
+OWN_COLUMNS = ("image", "label", "patient", "file", "source", "hospital")
+NO_METADATA = {*OWN_COLUMNS, "boxes"} - {"source"}
 RESERVED = {*OWN_COLUMNS, "path", "bytes", ""}  # further columns get another name
 
 

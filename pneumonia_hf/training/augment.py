@@ -31,11 +31,12 @@ def augment(pixels: Tensor, config: AugmentConfig) -> Tensor:
     none.
 
     Args:
-        pixels: gray images of 0..255, [N, 1, H, W], uint8 or float.
+        pixels: gray images of 0..255, [N, 1, H, W], uint8 or float. Further channels, such as a
+            mask, are moved along with the image, and not changed otherwise.
         config: the strength of each operation.
 
     Returns:
-        float32 [N, 1, H, W] in 0..255.
+        float32 of the same shape in 0..255.
     """
     return _apply(pixels, config.strengths())
 
@@ -49,7 +50,10 @@ def _apply(pixels: Tensor, strengths: dict[str, float], always: bool = False) ->
     for name, change in CHANGES.items():
         if name in strengths:
             rows = _draw_rows(pixels, 1 if always else change.share)
-            pixels = _replace(pixels, rows, change.function, strengths[name])
+            channels = pixels.shape[1] if change.moves else 1
+            changed = _replace(pixels[:, :channels], rows, change.function, strengths[name])
+            rest = pixels[:, channels:]
+            pixels = torch.cat([changed, rest], dim=1) if rest.shape[1] else changed
     return pixels
 
 
@@ -205,6 +209,7 @@ class Change:
 
     function: Callable[[Tensor, float], Tensor]
     share: float
+    moves: bool = False  # it moves what is in the image, and a mask with it
 
 
 MOVED_SHARE = 0.9  # the network also sees images that no interpolation has blurred
@@ -217,7 +222,7 @@ MOVES: dict[str, Callable[[Tensor, float], Tensor]] = {
 }
 # In the order of the causes: exposure, detector, software, storage.
 CHANGES: dict[str, Change] = {
-    "flip": Change(lambda pixels, x: transforms.mirror(pixels, _draw(pixels, 0, 1) < x), 0.5),
+    "flip": Change(lambda pixels, x: transforms.mirror(pixels, _draw(pixels, 0, 1) < x), 0.5, True),
     "histogram": Change(borrow_histogram, 0.4),
     "brightness": Change(_around(transforms.change_brightness, 0, 0.15 * 255, 0.5 * 255), 0.5),
     "contrast": Change(_around(transforms.change_contrast, 1, 0.25, 0.75), 0.5),

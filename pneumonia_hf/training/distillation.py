@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from pneumonia_hf.data.cache import decode
 from pneumonia_hf.data.file_hashes import to_hex
 from pneumonia_hf.data.issues import log_issues
-from pneumonia_hf.data.load import DataConfig, read_image_list
+from pneumonia_hf.data.load import DataConfig, read_image_lists
 from pneumonia_hf.data.pixel_store import XrayPixels
 from pneumonia_hf.data.table import Listing, RowTable
 from pneumonia_hf.errors import UserError
@@ -160,9 +160,8 @@ def load_unlabelled(
             table.add(str(file), f"{path.name}/{file.relative_to(path).as_posix()}", 0, str(file))
     decoded = decode(table.finish(Listing({})), processor, "unlabelled")
     log_issues(decoded.issues, config.strict)
-    pixels, left_out = decoded.pixels, set(held_out)
-    for path in filter(None, (config.exclude_images, config.test_images)):
-        left_out |= read_image_list(path)
+    lists = [*(config.exclude_images or []), *(config.test_images or [])]
+    pixels, left_out = decoded.pixels, held_out | read_image_lists(lists)
     kept = ~np.isin(to_hex(pixels.hashes), list(left_out))
     if not kept.any():
         raise UserError("No --unlabelled image is left to train on; name another folder.")

@@ -135,7 +135,7 @@ def make_manifest(
             "data_dir": " + ".join(parse_source(text).name for text in recipe.data.data_dir),
             "cache_dir": None,
             **{
-                name: (path := getattr(recipe.data, name)) and public_name(path)
+                name: [public_name(path) for path in getattr(recipe.data, name) or []]
                 for name in ("test_images", "exclude_images")
             },
             UNLABELLED: {

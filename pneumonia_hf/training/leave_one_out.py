@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pneumonia_hf.data.file_hashes import hash_images, to_hex
-from pneumonia_hf.data.load import load_splits, read_image_list
+from pneumonia_hf.data.load import load_splits, read_image_lists
 from pneumonia_hf.data.pixel_store import cache_in
 from pneumonia_hf.data.sources import parse_source
 from pneumonia_hf.errors import UserError
@@ -83,7 +83,7 @@ def _score(model: Path, site: str, text: str, others: list[str], recipe: Recipe)
 
     data = concatenate_datasets(list(load_splits([text]).values()))
     if lists := _unscored(recipe):
-        listed = sorted(set.union(*map(read_image_list, lists)))
+        listed = sorted(read_image_lists(lists))
         hashes = to_hex(hash_images(data))
         data = data.select(np.flatnonzero(~np.isin(hashes, listed)))
     report = evaluate_predictor(
@@ -101,7 +101,7 @@ def _score(model: Path, site: str, text: str, others: list[str], recipe: Recipe)
 
 def _unscored(recipe: Recipe) -> list[str]:
     """Return the lists of images that are not scored."""
-    return [path for path in (recipe.data.test_images, recipe.data.exclude_images) if path]
+    return [*(recipe.data.test_images or []), *(recipe.data.exclude_images or [])]
 
 
 def _to_page(found: list[LeftOut], unscored: list[str]) -> Page:
