@@ -107,7 +107,8 @@ def load_xrays(config: DataConfig) -> XrayData:
     by class. The columns are `image`, a path or address (`Image(decode=False)`; `open_images`
     reads it), `label`, 0 for NORMAL and 1 for PNEUMONIA, `patient`, a unique name, `file`, the
     image's name, `source` and `hospital`, the source's name and that of its hospital, and the
-    further columns of metadata.csv as text. Data issues are logged and are in the result's `issues`.
+    further columns of metadata.csv as text. Data issues are logged and are in the result's
+    `issues`.
 
     Raises:
         UserError: a source is missing, has only one class, or is too small to be split; an unknown
@@ -160,7 +161,9 @@ def _read_hospitals(config: DataConfig) -> dict[str, str]:
 
 
 def _list_sources(
-    texts: Sequence[str], may_lack: bool = False, hospitals: Mapping[str, str] = MappingProxyType({})
+    texts: Sequence[str],
+    may_lack: bool = False,
+    hospitals: Mapping[str, str] = MappingProxyType({}),
 ) -> list[XrayData]:
     """Return the own splits of every source, with unique patient names."""
     sources = [parse_source(text) for text in texts]
@@ -172,7 +175,9 @@ def _list_sources(
     listed = []
     for source in sources:
         listing = SOURCES[source.kind].list(source.where)
-        splits = {name: _add_source(d, source, hospitals, several) for name, d in listing.splits.items()}
+        splits = {
+            name: _add_source(d, source, hospitals, several) for name, d in listing.splits.items()
+        }
         for name, data in splits.items():
             _check_one_source(source, name, data, may_lack or several)
         issues = [*listing.issues, *find_both_labels(listing.splits)]

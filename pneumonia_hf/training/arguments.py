@@ -111,6 +111,16 @@ class XrayTrainingArguments(TrainingArguments):
         "How classes are balanced: weights (in the loss), sampler (as many images of each), "
         "focal (weights and focal loss), none. With several sources by a sampler, in each.",
     )
+    balance: list[str] | None = flag(
+        None,
+        "Columns of metadata, such as view, whose values are drawn alike often in both classes of "
+        "each source, by a sampler.",
+    )
+    box_weight: float = flag(
+        0.0,
+        "Weight of the loss that compares the class activation map with radiologists' boxes, the "
+        "column `boxes` of metadata; 0: off.",
+    )
     focal_gamma: float = flag(
         2.0, "Focal loss: the exponent that reduces the weight of easy images."
     )
@@ -255,6 +265,8 @@ class XrayTrainingArguments(TrainingArguments):
             raise UserError("--ddp_backend is for several processes; leave it out for one.")
         if self.ema_decay and self.average_from:
             raise UserError("--ema_decay and --average_from are two averages; leave one out.")
+        if self.box_weight and (self.mixup or self.cutmix):
+            raise UserError("--box_weight needs whole images; leave --mixup and --cutmix out.")
         if self.unlabelled and not (self.teacher and self.distil_weight):
             raise UserError("--unlabelled images have no labels: give a --teacher to score them.")
         if self.lr_scheduler_type == "greedy":
@@ -275,7 +287,7 @@ class XrayTrainingArguments(TrainingArguments):
 RANGES: tuple[tuple[Callable[[float], bool], str, str], ...] = (
     (lambda value: value >= 0, "0 or more",
      "learning_rate weight_decay mixup cutmix focal_gamma dataloader_num_workers max_grad_norm "
-     "adam_epsilon early_stopping_patience plateau_patience attribution_images"),
+     "adam_epsilon box_weight early_stopping_patience plateau_patience attribution_images"),
     (lambda value: 0 <= value < 1, "0 or more and less than 1",
      "adam_beta1 adam_beta2 label_smoothing_factor ema_decay average_from"),
     (lambda value: 0 < value <= 1, "a share in 0..1", "layer_decay required_sensitivity"),

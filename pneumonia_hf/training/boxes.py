@@ -12,7 +12,6 @@ from pneumonia_hf.data.boxes import BOXES, draw_boxes
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from torch import Tensor
 
     from pneumonia_hf.data.pixel_store import XrayPixels
 

@@ -14,11 +14,14 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 
 from pneumonia_hf.audit.run import audit_briefly
+from pneumonia_hf.data.boxes import BOXES
 from pneumonia_hf.data.cache import decode_splits
 from pneumonia_hf.data.file_hashes import to_hex
+from pneumonia_hf.data.table import NO_METADATA
 from pneumonia_hf.errors import UserError
 from pneumonia_hf.evaluation.perturbations import ROBUST
 from pneumonia_hf.training.arguments import XrayTrainingArguments
+from pneumonia_hf.training.boxes import BoxedPixels, add_boxes
 from pneumonia_hf.training.checkpoints import CHECKPOINTS, UNFINISHED
 from pneumonia_hf.training.counterfactuals import CounterfactualPixels
 from pneumonia_hf.training.distillation import UNLABELLED, Teacher, load_teacher, load_unlabelled
@@ -29,6 +32,7 @@ from pneumonia_hf.training.recipe import Recipe
 from pneumonia_hf.training.run_state import clear, create_run_state, describe_run, fingerprint
 
 if TYPE_CHECKING:
+    from datasets import Dataset
     from transformers import BaseImageProcessor, TrainerCallback
 
     from pneumonia_hf.data.load import DataConfig
@@ -48,6 +52,8 @@ class Images:
     hashes: dict[str, list[str]]
     fingerprints: dict[str, str]
     sites: np.ndarray  # number of the source of each training image, [N]
+    cells: np.ndarray | None  # number of the values of `arguments.balance` of each, [N]
+    boxed: BoxedPixels | None  # the training images with their boxes, if there are any
 
 
 @dataclass(frozen=True)
@@ -95,7 +101,7 @@ def prepare_run(
             clear(folder)  # the old model stays until the new one is saved
     PartialState().wait_for_everyone()
     (folder / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
-    images = decode_images(data, processor, recipe.data, arguments.unlabelled)
+    images = decode_images(data, processor, recipe.data, arguments)
     teacher = None
     if arguments.teacher:
         teacher = load_teacher(
@@ -131,22 +137,45 @@ def decode_images(
     data: XrayData,
     processor: BaseImageProcessor,
     config: DataConfig,
-    unlabelled: Sequence[str] | None,
+    arguments: XrayTrainingArguments,
 ) -> Images:
     """Return all images at the model's size; unreadable ones are logged and left out.
 
-    `unlabelled` are folders of further images, of which those of validation and test are left out.
+    Of the unlabelled images of `arguments`, those of validation and test are left out.
+
+    Raises:
+        UserError: no image has a box, or the column to balance by.
     """
     data, pixels = decode_splits(data, processor, strict=config.strict)
     hashes = {name: to_hex(split.hashes) for name, split in pixels.items()}
-    if unlabelled:
+    if arguments.unlabelled:
         held_out = {*hashes["validation"], *hashes["test"]}
-        pixels[UNLABELLED] = load_unlabelled(unlabelled, processor, config, held_out)
+        pixels[UNLABELLED] = load_unlabelled(arguments.unlabelled, processor, config, held_out)
         hashes[UNLABELLED] = to_hex(pixels[UNLABELLED].hashes)
     # By their names, so that the numbers do not depend on the order of the sources.
     _, sites = np.unique(data["train"]["source"][:], return_inverse=True)
     prints = {name: fingerprint(hashes[name], split.labels) for name, split in pixels.items()}
-    return Images(data, pixels, hashes, prints, sites)
+    cells = number_cells(data["train"], arguments.balance) if arguments.balance else None
+    boxed = None
+    if arguments.box_weight and (boxed := add_boxes(pixels["train"], data["train"])) is None:
+        raise UserError(
+            f"No training image has a box; give a metadata.csv with the column {BOXES}, or leave "
+            f"--box_weight out."
+        )
+    return Images(data, pixels, hashes, prints, sites, cells, boxed)
+
+
+def number_cells(data: Dataset, names: Sequence[str]) -> np.ndarray:
+    """Return a number for the values of the columns `names` in each row: [N].
+
+    Raises:
+        UserError: no source has such a column.
+    """
+    if missing := [name for name in names if name not in data.column_names]:
+        has = ", ".join(sorted({*data.column_names} - NO_METADATA))
+        raise UserError(f"No source has the column {missing[0]} for --balance (they have {has}).")
+    values = np.array([[cell or "" for cell in data[name][:]] for name in names])
+    return np.unique(values, axis=1, return_inverse=True)[1]
 
 
 def _check_same_images(fingerprints: dict[str, str]) -> None:

@@ -1,22 +1,31 @@
-"""Samplers: the classes of each site equally often, and no batch of a single image."""
+"""Samplers: the classes of each source equally often, and no batch of a single image."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import nn
 from torch.utils.data import BatchSampler, Sampler
 
+if TYPE_CHECKING:
+    from pneumonia_hf.training.arguments import XrayTrainingArguments
 
-def draws_balanced(imbalance: str, sites: np.ndarray) -> bool:
+
+def draws_balanced(arguments: XrayTrainingArguments, sites: np.ndarray) -> bool:
     """Return whether a sampler balances the classes, within each site, and not the loss."""
-    return imbalance == "sampler" or (imbalance != "none" and len(np.unique(sites)) > 1)
+    if arguments.imbalance == "sampler" or arguments.balance:
+        return True
+    return arguments.imbalance != "none" and len(np.unique(sites)) > 1
 
 
 class BalancedSampler(Sampler[int]):
     """Draw the classes of each site equally often, with replacement.
+
+    With `cells`, such as the views, each class of a site is drawn with the cells in the shares that
+    they have in the site: so they do not tell the class.
 
     A site is drawn in proportion to the square root of the number of its images: a small one is
     seen more often than its share, and yet not so often that single images are learned by heart.
@@ -25,16 +34,22 @@ class BalancedSampler(Sampler[int]):
     within an epoch.
     """
 
-    def __init__(self, labels: np.ndarray, sites: np.ndarray, seed: int) -> None:
-        """Take the label and the site, a number, of each image: [N]."""
+    def __init__(
+        self, labels: np.ndarray, sites: np.ndarray, seed: int, cells: np.ndarray | None = None
+    ) -> None:
+        """Take the label, the site and the cell, numbers, of each image: [N]."""
+        cells = np.zeros(len(labels), int) if cells is None else cells
         self.rows, shares = [], []
         for site in np.unique(sites):
-            classes = np.unique(labels[sites == site])
+            inside = sites == site
+            classes = np.unique(labels[inside])
             for label in classes:
-                self.rows.append(
-                    torch.from_numpy(np.flatnonzero((sites == site) & (labels == label)))
-                )
-                shares.append(np.sqrt(np.sum(sites == site)) / len(classes))
+                of_class = inside & (labels == label)
+                present = np.unique(cells[of_class])
+                counts = np.array([np.sum(inside & (cells == cell)) for cell in present])
+                for cell, share in zip(present, counts / counts.sum(), strict=True):
+                    self.rows.append(torch.from_numpy(np.flatnonzero(of_class & (cells == cell))))
+                    shares.append(np.sqrt(inside.sum()) / len(classes) * share)
         self.shares = torch.tensor(shares, dtype=torch.float64)
         self.seed = seed
         self.epoch = 0

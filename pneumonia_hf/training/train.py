@@ -224,20 +224,19 @@ def _make_trainer(run: Run, model: PreTrainedModel, number: int, phase: Phase) -
     )
     if "trackio" in arguments.report_to:
         keep_dashboard_closed(arguments.project, arguments.trackio_space_id)
-    train, sites = run.images.pixels["train"], run.images.sites
+    images, balanced = run.images, draws_balanced(run.arguments, run.images.sites)
     return XrayTrainer(
         model=model,
         args=arguments,
         processing_class=run.processor,
-        train_dataset=train,
+        train_dataset=images.boxed or images.pixels["train"],
         eval_dataset=run.validation,
         data_collator=take_batch,
         recipe=run.recipe,
         teacher=run.teacher,
-        compute_loss_func=XrayLoss(
-            train.labels, arguments, draws_balanced(arguments.imbalance, sites)
-        ),
-        sites=sites,
+        compute_loss_func=XrayLoss(images.pixels["train"].labels, arguments, balanced),
+        sites=images.sites,
+        cells=images.cells,
         compute_metrics=partial(compute_validation_metrics, validation=run.validation),
         callbacks=[*run.callbacks, SaveAndStop(run.stop)],
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,15 +13,22 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader, Sampler
-from transformers import AutoModelForImageClassification, TrainerCallback, TrainerState
+from transformers import AutoModelForImageClassification, TrainerState
 
 from pneumonia_hf.compat.transformers import OpenTrainer, shard_embeddings_with_parent
 from pneumonia_hf.errors import UserError
 from pneumonia_hf.imaging.preprocess import normalise
 from pneumonia_hf.labels import LABELS
+from pneumonia_hf.models.activation_map import (
+    collect_features,
+    supports_activation_map,
+    to_activation_map,
+)
 from pneumonia_hf.training.arguments import PLATEAU, XrayTrainingArguments
 from pneumonia_hf.training.augment import augment
 from pneumonia_hf.training.averaging import load_average, make_average, save_average
+from pneumonia_hf.training.boxes import KNOWN, MASKS
+from pneumonia_hf.training.callback import TrainingCallback
 from pneumonia_hf.training.checkpoints import (
     STATE_FILE,
     UNFINISHED,
@@ -30,7 +38,7 @@ from pneumonia_hf.training.checkpoints import (
     remove_old,
 )
 from pneumonia_hf.training.distributed import is_sharded
-from pneumonia_hf.training.losses import Targets
+from pneumonia_hf.training.losses import BoxTargets, Targets
 from pneumonia_hf.training.phases import rate_of_parameters
 from pneumonia_hf.training.sampler import (
     BalancedSampler,
@@ -61,6 +69,7 @@ class XrayTrainer(OpenTrainer):
         *args,
         recipe: Recipe,
         sites: np.ndarray,
+        cells: np.ndarray | None = None,
         teacher: Teacher | None = None,
         **kw,
     ) -> None:
@@ -69,17 +78,24 @@ class XrayTrainer(OpenTrainer):
         Args:
             recipe: its `augment` and `model.channels_last` are used.
             sites: number of the source of each training image, [N].
+            cells: number of the cell of each for the BalancedSampler, [N].
             teacher: the model to distil.
         """
         super().__init__(*args, **kw)
+        if self.args.box_weight and not supports_activation_map(self.model):
+            raise UserError(
+                f"--box_weight needs a network whose head reads the mean over all positions, which "
+                f"{self.model.config.model_type} does not; leave it out."
+            )
         if is_sharded():
             self._prepare_sharding()
         self.recipe = recipe
         self.rates = rate_of_parameters(self.model, self.args.layer_decay)
-        self.sites = sites
+        self.sites, self.cells = sites, cells
         self.teacher = teacher
         self.mix = _make_mix(self.args)
         self.sampler: Sampler | None = None
+        self.features: list[Tensor] = []  # of the forward pass, if the loss needs them
         self.average: AveragedModel | None = None
         self.frozen_norms = [
             module
@@ -87,12 +103,12 @@ class XrayTrainer(OpenTrainer):
             if (own := list(module.parameters()))
             and not any(parameter.requires_grad for parameter in own)
         ]
-        self.add_callback(_TrainingCallback(self))
+        self.add_callback(TrainingCallback(self))
 
     def _prepare_sharding(self) -> None:
         if not self.is_fsdp_enabled:  # accelerate would silently train unsharded
             raise UserError("FSDP needs GPUs; use another file of train_scripts/accelerate.")
-        for name in ("ema_decay", "average_from"):
+        for name in ("ema_decay", "average_from", "box_weight"):
             if getattr(self.args, name):
                 raise UserError(f"--{name} does not work with FSDP; leave one of them out.")
         # A checkpoint must be a model folder: the saved model is made from it.
@@ -133,14 +149,22 @@ class XrayTrainer(OpenTrainer):
         """Augment and mix (in training) and normalise the batch, on its device."""
         inputs = super().prepare_batch(inputs)
         pixels = inputs["pixel_values"]
+        masks, known = (inputs.pop(key, None) for key in (MASKS, KNOWN))
         if self.model.training:
             for norm in self.frozen_norms:
                 norm.eval()  # else the running statistics of frozen layers would change
             if self.teacher:
                 pixels = self.teacher.add_unlabelled(pixels)
-            pixels = augment(pixels, self.recipe.augment)
+            if masks is not None:
+                count = len(pixels) - len(masks)  # unlabelled ones, without a box
+                masks = torch.cat([masks, masks.new_zeros(count, *masks.shape[1:])])
+                known = torch.cat([known, known.new_zeros(count)])
+                pixels = torch.cat([pixels, masks.to(pixels)], dim=1)
+            pixels, masks = augment(pixels, self.recipe.augment).split([1, pixels.shape[1] - 1], 1)
             if self.mix or self.teacher:
                 pixels, inputs["labels"] = self._make_targets(pixels, inputs["labels"])
+            if known is not None:
+                inputs["labels"] = self._add_boxes(inputs["labels"], masks / 255, known)
         pixel_values = normalise(pixels, self.processing_class)
         if self.recipe.model.channels_last:
             pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
@@ -155,11 +179,30 @@ class XrayTrainer(OpenTrainer):
         targets = self.teacher.make_targets(pixels, classes) if self.teacher else Targets(classes)
         return pixels, targets
 
+    def _add_boxes(self, labels: Tensor | Targets, masks: Tensor, known: Tensor) -> Targets:
+        if not isinstance(labels, Targets):
+            labels = Targets(nn.functional.one_hot(labels, len(LABELS)).float())
+
+        def read_map() -> Tensor:
+            features = self.features[-1].float()
+            found = to_activation_map(self.model, features, masks.shape[-2:])
+            logits = found.values + found.rest[..., None, None]
+            return logits[:, 1] - logits[:, 0]
+
+        return replace(labels, boxes=BoxTargets(masks, known, read_map))
+
+    def compute_loss(self, model, inputs, *args, **kwargs):
+        """Compute the loss of a batch, with the activation map for the loss of the boxes."""
+        if not (isinstance(labels := inputs.get("labels"), Targets) and labels.boxes):
+            return super().compute_loss(model, inputs, *args, **kwargs)
+        with collect_features(self.model) as self.features:
+            return super().compute_loss(model, inputs, *args, **kwargs)
+
     def make_train_sampler(self, train_dataset=None) -> Sampler | None:
         """Return the order of the training images, drawn alike from each site if it must be."""
-        if draws_balanced(self.args.imbalance, self.sites):
+        if draws_balanced(self.args, self.sites):
             seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-            self.sampler = BalancedSampler(self.train_dataset.labels, self.sites, seed)
+            self.sampler = BalancedSampler(self.train_dataset.labels, self.sites, seed, self.cells)
         else:
             self.sampler = super().make_train_sampler(train_dataset)
         return self.sampler
@@ -329,46 +372,6 @@ class XrayTrainer(OpenTrainer):
         saved = AutoModelForImageClassification.from_pretrained(folder, dtype=torch.float32)
         module.load_state_dict(saved.state_dict(), strict=True)
         self.average = load_average(self.model, self.args.ema_decay, Path(folder))
-
-
-class _TrainingCallback(TrainerCallback):
-    """What the Trainer has no method for."""
-
-    def __init__(self, trainer: XrayTrainer) -> None:
-        self.trainer = trainer
-        self.is_due = False  # a checkpoint, after the next evaluation
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        if args.world_size > 1 and state.global_step == 0:
-            # Else all processes would draw the same augmentation. A resumed run restores each
-            # process' own state.
-            torch.manual_seed(args.seed + args.process_index)
-
-    def on_optimizer_step(self, args, state, control, **kwargs):
-        if args.ema_decay or args.average_from:
-            self.trainer.update_average()
-
-    def on_epoch_begin(self, args, state, control, **kwargs):
-        if isinstance(self.trainer.sampler, BalancedSampler):
-            # accelerate does not call it when several processes resume within an epoch.
-            self.trainer.sampler.set_epoch(int(state.epoch or 0))
-
-    def on_step_end(self, args, state, control, **kwargs):
-        if state.epoch % 1 == 0 or state.global_step >= state.max_steps:
-            # After the evaluation at the end of the epoch, which belongs to the checkpoint.
-            self.is_due = self.is_due or control.should_save
-            control.should_save = False
-
-    def on_epoch_end(self, args, state, control, **kwargs):
-        # Every run ends with a checkpoint, whatever the strategy.
-        if self.is_due or state.global_step >= state.max_steps:
-            control.should_save = True
-        self.is_due = False
-
-    def on_evaluate(self, args, state, control, **kwargs):
-        if is_exhausted(state.log_history, args):
-            control.should_training_stop = True
-            control.should_save = True
 
 
 def _batch_norms(model: nn.Module) -> list[nn.Module]:

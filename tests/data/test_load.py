@@ -67,6 +67,47 @@ def test_excluded_images_are_in_no_split(xray_folder, tmp_path):
     assert sorted(files) == sorted(set(data["file"][:]) - excluded)
 
 
+def test_several_lists_of_images_are_one(xray_folder, tmp_path):
+    hashes = to_hex(hash_images(load_splits(xray_folder)["all"]))
+    paths = [tmp_path / name for name in ("a.txt", "b.txt")]
+    for path, some in zip(paths, (hashes[:9], hashes[9:20]), strict=True):
+        path.write_text("\n".join(some))
+    config = DataConfig(str(xray_folder), exclude_images=[str(path) for path in paths])
+    assert sum(map(len, load_xrays(config).values())) == len(hashes) - 20
+
+
+def test_sources_of_one_hospital_are_named_so(tmp_path):
+    sources = [
+        f"{name}={draw_folder(tmp_path / name, patients=10, seed=start)}"
+        for name, start in (("a", 0), ("b", 4000), ("c", 8000))
+    ]
+    data = load_xrays(DataConfig(sources, hospitals=["north=a,c"]))["train"]
+    pairs = {*zip(data["source"][:], data["hospital"][:], strict=True)}
+    assert pairs == {("a", "north"), ("b", "b"), ("c", "north")}
+    for wrong in ("north=a,d", "north", "a,c"):
+        with pytest.raises(UserError, match=r"NAME=SOURCE,SOURCE with the sources a, b, c\."):
+            load_xrays(DataConfig(sources, hospitals=[wrong]))
+
+
+def test_splits_keep_the_shares_of_the_views_and_of_the_classes_in_one_vs_rest(tmp_path):
+    folder = draw_folder(tmp_path / "data", patients=40)
+    (folder / "OTHER").mkdir()
+    for number in range(20):  # from NORMAL
+        (folder / "NORMAL" / f"IM-{number:04}-0000.png").rename(folder / f"OTHER/o{number}.png")
+    files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.png"))
+    views = ["AP" if number % 10 == 0 else "PA" for number in range(len(files))]
+    rows = [f"{file},p{n},{view}" for n, (file, view) in enumerate(zip(files, views, strict=True))]
+    (folder / "metadata.csv").write_text("\n".join(["file_name,patient_id,view", *rows]))
+    for seed in range(5):
+        config = DataConfig(
+            f"one_vs_rest:{folder}", validation_fraction=0.2, test_fraction=0.2, split_seed=seed
+        )
+        data = load_xrays(config)["validation"]
+        assert 3 <= data["class"][:].count("OTHER") <= 5
+        assert data["view"][:].count("AP") in (1, 2)
+        assert {"NORMAL", "OTHER", "PNEUMONIA"} == set(data["class"][:])
+
+
 @pytest.mark.parametrize("flag", ["test_images", "exclude_images"])
 @pytest.mark.parametrize("text", ["", "# nothing\n", "no hash\n", None])
 def test_list_of_images_that_is_none_is_reported(xray_folder, tmp_path, text, flag):

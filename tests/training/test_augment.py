@@ -377,3 +377,22 @@ def test_the_preview_does_not_change_the_random_state(pixels):
     before = torch.get_rng_state()
     draw_preview(pixels[:1], AugmentConfig(), columns=2)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(
+    "name", ["flip", "rotation", "crop", "zoom", "translation", "blur", "frame"]
+)
+def test_a_mask_is_moved_with_its_image_and_not_changed_otherwise(name):
+    image = torch.zeros(24, 1, 64, 64)
+    image[..., 10:30, 36:60] = 200
+    mask = (image > 0) * 255.0
+    torch.manual_seed(5)
+    changed = augment(torch.cat([image, mask], 1), alone(name))
+    torch.manual_seed(5)
+    assert torch.equal(changed[:, :1], augment(image, alone(name)))
+    moved = changed[:, 1:]
+    if name in ("blur", "frame"):
+        assert torch.equal(moved, mask)
+    else:
+        torch.testing.assert_close(moved / 255, changed[:, :1] / 200)
+        assert differ(moved, mask).any()

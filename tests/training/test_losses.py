@@ -8,7 +8,14 @@ from sklearn.utils.class_weight import compute_class_weight
 from torch.nn import functional
 from torchvision.ops import sigmoid_focal_loss
 
-from pneumonia_hf.training.losses import Targets, XrayLoss, weigh_classes
+from pneumonia_hf.training.losses import (
+    BOX_BALANCE,
+    BOX_OFFSET,
+    BoxTargets,
+    Targets,
+    XrayLoss,
+    weigh_classes,
+)
 
 LABELS = np.array([0] * 10 + [1] * 30)
 BATCH = torch.tensor([0, 1, 1, 1, 0, 1])
@@ -24,6 +31,7 @@ def make_loss(**changes) -> XrayLoss:
         "teacher": None,
         "distil_weight": 0.5,
         "distil_temperature": 2.0,
+        "box_weight": 0.0,
     }
     return XrayLoss(LABELS, SimpleNamespace(**settings | changes))
 
@@ -127,3 +135,24 @@ def test_focal_loss_of_a_confident_image_has_a_gradient():
     loss = make_loss(imbalance="focal", focal_gamma=0.5)
     loss(SimpleNamespace(logits=logits), torch.tensor([1])).backward()
     assert torch.isfinite(logits.grad).all()
+
+
+def test_loss_of_the_boxes_is_that_of_the_positions_of_known_images():
+    generator = torch.Generator().manual_seed(3)
+    found = torch.randn(3, 2, 2, generator=generator)
+    masks = torch.zeros(3, 1, 4, 4)
+    masks[0, 0, :2, :3] = 1  # the upper left position, and half of the upper right one
+    known = torch.tensor([True, True, False])
+    shares = torch.tensor([[[1, 0.5], [0, 0]], [[0, 0], [0, 0]], [[0, 0], [0, 0]]])
+    logits = torch.zeros(3, 2)
+    classes = functional.one_hot(torch.tensor([1, 0, 1]), 2).float()
+    targets = Targets(classes, boxes=BoxTargets(masks, known, lambda: found))
+    losses = functional.binary_cross_entropy_with_logits(
+        found - BOX_OFFSET, shares, reduction="none"
+    )
+    losses[0, 0, 0] *= BOX_BALANCE
+    expected = math.log(2) + 0.7 * (losses[0].mean() + losses[1].mean()) / 3
+    loss = make_loss(box_weight=0.7)
+    assert loss(outputs_of(*logits.tolist()), targets).item() == pytest.approx(expected.item())
+    of_images = make_loss(box_weight=0.0)(outputs_of(*logits.tolist()), targets)
+    assert of_images.item() == pytest.approx(math.log(2))

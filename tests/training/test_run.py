@@ -6,12 +6,13 @@ from helpers import draw_folder
 
 from pneumonia_hf.data.load import DataConfig, load_xrays
 from pneumonia_hf.data.pixel_store import cache_in
+from pneumonia_hf.errors import UserError
 from pneumonia_hf.imaging.preprocess import make_processor
 from pneumonia_hf.models.build import ModelConfig
 from pneumonia_hf.training.arguments import XrayTrainingArguments
 from pneumonia_hf.training.interruption import StopRequest
 from pneumonia_hf.training.recipe import Recipe
-from pneumonia_hf.training.run import Run, prepare_run
+from pneumonia_hf.training.run import Run, number_cells, prepare_run
 
 PROCESSOR = make_processor(32, (0.5,) * 3, (0.5,) * 3)
 
@@ -42,6 +43,17 @@ def test_prepared_run_is_complete_and_is_not_changed(tmp_path, recipe):
     assert set(vars(run)) == {field.name for field in fields(run)}
     with pytest.raises(FrozenInstanceError):
         run.run_id = "another"
+
+
+def test_columns_to_balance_by_are_numbered_together():
+    from datasets import Dataset
+
+    columns = {"view": ["AP", "PA", None, "AP"], "sex": ["F", "F", "F", "M"]}
+    data = Dataset.from_dict(columns | {"label": [0] * 4})
+    assert len(set(number_cells(data, ["view"])[[0, 3]])) == 1
+    assert len(set(number_cells(data, ["view", "sex"]))) == 4
+    with pytest.raises(UserError, match=r"the column age for --balance \(they have sex, view\)"):
+        number_cells(data, ["view", "age"])
 
 
 def test_making_a_run_prints_and_writes_nothing(tmp_path, recipe, capsys):

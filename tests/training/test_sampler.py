@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from helpers import (
@@ -91,7 +93,7 @@ def test_every_epoch_trains_on_all_images_where_one_is_left_for_the_last_batch(
 
 def test_several_sites_are_balanced_by_drawing_and_not_in_the_loss_too():
     one, two = np.zeros(4), np.array([0, 0, 1, 1])
-    cases = {(i, len(np.unique(s))): draws_balanced(i, s)
+    cases = {(i, len(np.unique(s))): draws_balanced(SimpleNamespace(imbalance=i, balance=None), s)
              for i in ("weights", "sampler", "focal", "none") for s in (one, two)}  # fmt: skip
     assert {case for case, drawn in cases.items() if drawn} == {
         ("sampler", 1),
@@ -99,6 +101,25 @@ def test_several_sites_are_balanced_by_drawing_and_not_in_the_loss_too():
         ("weights", 2),
         ("focal", 2),
     }
+    assert draws_balanced(SimpleNamespace(imbalance="none", balance=["view"]), one)
+
+
+def test_sampler_draws_both_classes_of_a_site_with_the_same_mix_of_cells():
+    # Of the first site, the cell goes with the class; the second has one cell a class.
+    sites = np.repeat([0, 1], [400, 100])
+    labels = np.r_[np.repeat([0, 1], 200), np.repeat([0, 1], 50)]
+    cells = np.r_[np.repeat([0, 1], [180, 20]), np.repeat([0, 1], [40, 160]), labels[400:]]
+    sampler = BalancedSampler(labels, sites, seed=1, cells=cells)
+    drawn = []
+    for epoch in range(40):
+        sampler.set_epoch(epoch)
+        drawn += list(sampler)
+    drawn = np.array(drawn)
+    for label in (0, 1):
+        of_first = drawn[(sites[drawn] == 0) & (labels[drawn] == label)]
+        assert np.mean(cells[of_first]) == pytest.approx(180 / 400, abs=0.02)
+    assert np.mean(labels[drawn]) == pytest.approx(0.5, abs=0.02)
+    assert np.mean(sites[drawn] == 1) == pytest.approx(10 / 30, abs=0.02)
 
 
 @pytest.mark.slow
