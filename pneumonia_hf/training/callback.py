@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
-from transformers import TrainerCallback
+from transformers import Trainer, TrainerCallback
 
 from pneumonia_hf.training.checkpoints import is_exhausted
 from pneumonia_hf.training.sampler import BalancedSampler
-
-if TYPE_CHECKING:
-    from pneumonia_hf.training.trainer import XrayTrainer
 
 
 class TrainingCallback(TrainerCallback):
     """Seeds, averaged weights, the sampler's epoch, and when a checkpoint is due."""
 
-    def __init__(self, trainer: XrayTrainer) -> None:
+    def __init__(self, trainer: Trainer) -> None:
+        """Take an XrayTrainer, which imports this module."""
         self.trainer = trainer
         self.is_due = False  # a checkpoint, after the next evaluation
 

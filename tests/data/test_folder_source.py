@@ -254,7 +254,7 @@ def test_column_of_metadata_never_replaces_one_of_ours(tmp_path, name):
     assert sorted(image["path"] for image in data["image"]) == [str(folder / n) for n in names]
     assert sorted(data["file"][:]) == names and set(data["source"][:]) == {"data"}
     assert set(data["label"][:]) == {0, 1} and set(data["age"][:]) == {"3"}
-    assert len(data.features) == 7
+    assert len(data.features) == 8
 
 
 def test_labels_of_metadata_may_be_numbers_and_cells_may_be_padded(tmp_path):

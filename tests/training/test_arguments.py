@@ -29,6 +29,7 @@ ACCEPTED = {
     "per_device_eval_batch_size": {"per_device_eval_batch_size": 2},
     "num_train_epochs": {"num_train_epochs": 0.5},
     "max_steps": {"max_steps": 1},
+    "balance": {"balance": ["source"]},
     "learning_rate": {"learning_rate": 1e-5},
     "lr_scheduler_type": {"lr_scheduler_type": "linear"},
     "lr_scheduler_kwargs": {
@@ -127,7 +128,7 @@ ACCEPTED = {
 }  # fmt: skip
 # Fields with tests of their own: seeds are runs, a teacher is a saved model, and so on.
 ELSEWHERE = {"seeds", "teacher", "teacher_positive_label", "distil_weight", "distil_temperature",
-             "unlabelled", "unlabelled_share", "bf16", "fp16", "ddp_backend"}  # fmt: skip
+             "unlabelled", "unlabelled_share", "bf16", "fp16", "ddp_backend", "box_weight"}  # fmt: skip
 # A value other than the default for each field that is refused, where True is none.
 REFUSED_VALUES = {
     "eval_do_concat_batches": False,

@@ -140,7 +140,8 @@ def test_loss_of_an_unlabelled_image_is_the_teachers_alone():
     from pneumonia_hf.training.losses import XrayLoss
 
     settings = {"imbalance": "weights", "teacher": "x", "distil_weight": 0.5,
-                "distil_temperature": 1.0, "label_smoothing_factor": 0.1}  # fmt: skip
+                "distil_temperature": 1.0, "label_smoothing_factor": 0.1,
+                "box_weight": 0.0}  # fmt: skip
     loss = XrayLoss(np.array([0, 0, 0, 1]), SimpleNamespace(**settings))
     logits, theirs = torch.tensor([[0.3, 1.2]]), torch.tensor([[2.0, -1.0]])
     found = loss(SimpleNamespace(logits=logits), Targets(torch.zeros(1, 2), theirs))
