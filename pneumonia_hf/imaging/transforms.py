@@ -25,6 +25,7 @@ from torch.nn import functional
 SOFT_EDGE = 0.04  # width of the transition at a frame, as a share of the side
 # Side letters, views and labels as they are printed or exposed on films; and plain blocks.
 TEXTS = ("R", "L", "R", "L", "AP", "PA", "PORTABLE", "ERECT", "SUPINE", "12:45", "kV 70", "#", "■")
+SHARPENED = 0.02  # standard deviation of the Gaussian of an unsharp mask, as a share of the side
 GLYPH_SIDE = 48  # pixels of a drawn text
 # The luminance table of the JPEG standard (ITU-T T.81, table K.1), used as it is at quality 50.
 JPEG_TABLE = (
@@ -194,6 +195,13 @@ def blur(pixels: Tensor, sigma: float | Tensor, reach: int) -> Tensor:
         blurred = functional.conv2d(groups, kernel.view(count, 1, *shape), groups=count)
         pixels = blurred.view_as(pixels)
     return pixels
+
+
+def sharpen(pixels: Tensor, amount: float | Tensor) -> Tensor:
+    """Add `amount` times the difference from a blurred copy (unsharp mask), as consoles do."""
+    sigma = SHARPENED * min(pixels.shape[-2:])
+    detail = pixels - blur(pixels, sigma, math.ceil(3 * sigma))
+    return detail.mul_(_spread(amount, pixels)).add_(pixels)
 
 
 def add_noise(

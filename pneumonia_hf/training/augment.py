@@ -145,6 +145,13 @@ def blur(pixels: Tensor, strength: float) -> Tensor:
     return transforms.blur(pixels, _draw(pixels, 0.1, widest), math.ceil(3 * widest))
 
 
+def lower_resolution(pixels: Tensor, strength: float) -> Tensor:
+    """Reduce to 40% to 100% of the pixels of each side, the same for all, and enlarge again."""
+    # One share a call: hospitals differ in resolution, and images of several sizes are no batch.
+    share = float(_draw(pixels[:1], max(0.1, 1 - 0.6 * strength), 1))
+    return transforms.lower_resolution(pixels, share)
+
+
 def hide_frame(pixels: Tensor, strength: float) -> Tensor:
     """Replace up to 30% of each side, with a soft edge, by what says nothing about the class.
 
@@ -227,6 +234,10 @@ CHANGES: dict[str, Change] = {
     "brightness": Change(_around(transforms.change_brightness, 0, 0.15 * 255, 0.5 * 255), 0.5),
     "contrast": Change(_around(transforms.change_contrast, 1, 0.25, 0.75), 0.5),
     "gamma": Change(_around(transforms.change_gamma, 1, 0.35, 0.75), 0.5),
+    "sharpness": Change(
+        lambda pixels, x: transforms.sharpen(pixels, _draw(pixels, 0, 1.2 * x)), 0.2
+    ),
+    "resolution": Change(lower_resolution, 0.2),
     "blur": Change(blur, 0.2),
     "noise": Change(lambda pixels, x: transforms.add_noise(pixels, 0.03 * 255 * x), 0.2),
     "frame": Change(hide_frame, 0.7),

@@ -36,6 +36,8 @@ class AugmentConfig:
     augment_brightness: float = _strength("1: up to 38 of 255 gray levels.")
     augment_contrast: float = _strength("1: up to a quarter more or less.")
     augment_gamma: float = _strength("1: gamma of 0.65 to 1.35.")
+    augment_sharpness: float = _strength("1: an unsharp mask of up to 1.2.")
+    augment_resolution: float = _strength("1: reduced to 0.4 to 1 of the pixels of each side.")
     augment_blur: float = _strength("1: a Gaussian of up to 1.6 pixels.")
     augment_noise: float = _strength("1: a standard deviation of 7.6 of 255 gray levels.")
     augment_frame: float = _strength("1: up to 0.3 of each side is replaced, in 7 of 10 images.")

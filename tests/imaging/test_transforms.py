@@ -19,6 +19,7 @@ IDENTITIES = {
     ),
     "crop": lambda pixels: transforms.crop(pixels, 1),
     "lower_resolution": lambda pixels: transforms.lower_resolution(pixels, 1),
+    "sharpen": lambda pixels: transforms.sharpen(pixels, 0),
     "mirror": lambda pixels: transforms.mirror(pixels, NONE.bool()),
     "change_brightness": lambda pixels: transforms.change_brightness(pixels, NONE),
     "change_contrast": lambda pixels: transforms.change_contrast(pixels, torch.ones(6)),

@@ -128,7 +128,8 @@ ACCEPTED = {
 }  # fmt: skip
 # Fields with tests of their own: seeds are runs, a teacher is a saved model, and so on.
 ELSEWHERE = {"seeds", "teacher", "teacher_positive_label", "distil_weight", "distil_temperature",
-             "unlabelled", "unlabelled_share", "bf16", "fp16", "ddp_backend", "box_weight"}  # fmt: skip
+             "unlabelled", "unlabelled_share", "bf16", "fp16", "ddp_backend",
+             "box_weight"}  # fmt: skip
 # A value other than the default for each field that is refused, where True is none.
 REFUSED_VALUES = {
     "eval_do_concat_batches": False,
