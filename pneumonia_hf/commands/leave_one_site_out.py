@@ -1,4 +1,4 @@
-"""Train on all sources but one and score that one, for each in turn.
+"""Train on the sources of all hospitals but one and score those of that one, for each in turn.
 
 pneumonia-hf leave_one_site_out --config train_scripts/configs/efficientnet-lite0.yaml \
     --data_dir children=DATA adults=EXTERNAL --output_dir runs/sites
@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 def main() -> None:
-    """Read recipe and flags, train and score for each source, and print the table."""
+    """Read recipe and flags, train and score for each hospital, and print the table."""
     from pneumonia_hf.training.recipe import parse_run
 
     recipe, arguments = parse_run(description=__doc__)

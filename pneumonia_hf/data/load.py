@@ -115,7 +115,7 @@ def load_xrays(config: DataConfig) -> XrayData:
             source in `hospitals`; with `config.strict`, any file or row is not a readable,
             labelled X-ray.
     """
-    hospitals = _read_hospitals(config)
+    hospitals = read_hospitals(config)
     listed = zip(_list_sources(config.data_dir, hospitals=hospitals), config.data_dir, strict=True)
     with cache_in(config.cache_dir):
         splits = _join([_add_splits(own, config, text) for own, text in listed], SPLITS)
@@ -144,7 +144,7 @@ def load_splits(
     return splits
 
 
-def _read_hospitals(config: DataConfig) -> dict[str, str]:
+def read_hospitals(config: DataConfig) -> dict[str, str]:
     """Return the hospital of each source that `config.hospitals` names."""
     found = {}
     known = {parse_source(text).name for text in config.data_dir}

@@ -1,4 +1,4 @@
-"""Leave one site out: train on all sources but one, and score that one, for each in turn."""
+"""Leave one site out: train on all hospitals but one, and score that one, for each in turn."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pneumonia_hf.data.file_hashes import hash_images, to_hex
-from pneumonia_hf.data.load import load_splits, read_image_lists
+from pneumonia_hf.data.load import load_splits, read_hospitals, read_image_lists
 from pneumonia_hf.data.pixel_store import cache_in
 from pneumonia_hf.data.sources import parse_source
 from pneumonia_hf.errors import UserError
@@ -49,39 +49,54 @@ class LeftOut:
 
 
 def leave_one_site_out(recipe: Recipe, arguments: XrayTrainingArguments) -> list[LeftOut]:
-    """Train once for each source, without it, and score all of its images; write a table.
+    """Train once for each hospital, without its sources, and score all their images; write a table.
 
-    Each run is in its own folder, `without-SITE/`. With `arguments.resume` complete runs stay as
-    they are. Images of `test_images` and `exclude_images` are neither trained on nor scored.
+    A source that `hospitals` of the recipe does not name is a hospital of its own. Each run is in
+    its own folder, `without-SITE/`. With `arguments.resume` complete runs stay as they are. Images
+    of `test_images` and `exclude_images` are neither trained on nor scored.
 
     Raises:
-        UserError: one source only; a teacher, which may know the site; or as `run_recipe`.
+        UserError: one hospital only; a teacher, which may know the site; or as `run_recipe`.
     """
-    sources = [parse_source(text) for text in recipe.data.data_dir]
+    sources: dict[str, list[str]] = {}
+    hospital_of = read_hospitals(recipe.data)
+    for text in recipe.data.data_dir:
+        name = parse_source(text).name
+        sources.setdefault(hospital_of.get(name, name), []).append(text)
     if len(sources) < 2:
-        raise UserError("Give two sources or more, such as --data_dir children=A adults=B.")
+        raise UserError(
+            "Give sources of two hospitals or more, such as --data_dir children=A adults=B."
+        )
     if arguments.teacher:
         raise UserError("Leave --teacher out: it may have seen the site that is left out.")
     if arguments.world_size > 1:
         raise UserError("Leaving out sites runs in one process; start it with python.")
     folder, found = Path(arguments.output_dir), []
-    for source, text in zip(sources, recipe.data.data_dir, strict=True):
-        others = [other for other in recipe.data.data_dir if other != text]
-        own = arguments.with_changes(output_dir=str(folder / f"without-{source.name}"))
-        print(f"Without {source.name}: training on {', '.join(others)}.", flush=True)
-        model = run_recipe(replace(recipe, data=replace(recipe.data, data_dir=others)), own)
+    for site, own_sources in sources.items():
+        others = [text for text in recipe.data.data_dir if text not in own_sources]
+        hospitals = [
+            f"{name}={','.join(parse_source(text).name for text in texts)}"
+            for name, texts in sources.items()
+            if name != site
+        ]
+        data = replace(recipe.data, data_dir=others, hospitals=hospitals)
+        own = arguments.with_changes(output_dir=str(folder / f"without-{site}"))
+        print(f"Without {site}: training on {', '.join(others)}.", flush=True)
+        model = run_recipe(replace(recipe, data=data), own)
         with cache_in(recipe.data.cache_dir):
-            found.append(_score(model, source.name, text, others, recipe))
+            found.append(_score(model, site, own_sources, others, recipe))
         write_json(folder / NUMBERS_FILE, [asdict(one) for one in found])
         page = _to_page(found, _unscored(recipe))
         replace_text(folder / TABLE_FILE, to_markdown(page))
     return found
 
 
-def _score(model: Path, site: str, text: str, others: list[str], recipe: Recipe) -> LeftOut:
+def _score(
+    model: Path, site: str, sources: list[str], others: list[str], recipe: Recipe
+) -> LeftOut:
     from datasets import concatenate_datasets
 
-    data = concatenate_datasets(list(load_splits([text]).values()))
+    data = concatenate_datasets(list(load_splits(sources).values()))
     if lists := _unscored(recipe):
         listed = sorted(read_image_lists(lists))
         hashes = to_hex(hash_images(data))

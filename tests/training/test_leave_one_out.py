@@ -9,7 +9,13 @@ from sklearn.metrics import roc_auc_score
 
 from pneumonia_hf import Predictor
 from pneumonia_hf.data.file_hashes import hash_images, to_hex
-from pneumonia_hf.data.load import load_splits
+from pneumonia_hf.data.load import DataConfig, load_splits
+from pneumonia_hf.models.build import ModelConfig
+from pneumonia_hf.statistics.intervals import Interval
+from pneumonia_hf.training import leave_one_out as module
+from pneumonia_hf.training.arguments import XrayTrainingArguments
+from pneumonia_hf.training.leave_one_out import LeftOut, leave_one_site_out
+from pneumonia_hf.training.recipe import Recipe
 
 
 @pytest.mark.slow
@@ -36,8 +42,8 @@ def test_each_site_is_scored_by_a_model_that_has_not_seen_it(tmp_path):
     assert [row["images"] for row in found] == [32 - 4, 34 - 2]
     for row, other in zip(found, (two, one), strict=True):
         text = (tmp_path / "runs" / row["model"] / "run.json").read_text()
-        assert str(tmp_path) not in text and '"test_images": "listed.txt"' in text
         run = json.loads(text)
+        assert str(tmp_path) not in text and run["data"]["test_images"] == ["listed.txt"]
         used = {h for split in run["hashes"].values() for h in split}
         assert used and not used & set(excluded)
         assert used <= set(to_hex(hash_images(load_splits(other)["all"])))
@@ -55,9 +61,31 @@ def test_each_site_is_scored_by_a_model_that_has_not_seen_it(tmp_path):
     assert again.stdout.count("is complete already") == 2
 
 
-def test_one_source_is_refused(tmp_path, xray_folder):
+def test_all_sources_of_a_hospital_are_left_out_together(tmp_path, monkeypatch):
+    calls = []
+    scored = LeftOut("", (), 1, Interval(0.5), Interval(0.5), Interval(0.5), 0.5, "")
+    monkeypatch.setattr(
+        module, "run_recipe", lambda recipe, arguments: calls.append((recipe.data, arguments))
+    )
+    monkeypatch.setattr(
+        module, "_score", lambda *found: (calls[-1][0].data_dir and calls.append(found)) or scored
+    )
+    data = DataConfig(["a=A", "b=B", "c=C", "d=D"], hospitals=["north=a,c"])
+    arguments = XrayTrainingArguments(output_dir=str(tmp_path))
+    leave_one_site_out(Recipe(data, ModelConfig("xray-cnn")), arguments)
+    runs, scores = calls[::2], calls[1::2]
+    assert [sorted(run.data_dir) for run, _ in runs] == [
+        ["b=B", "d=D"], ["a=A", "c=C", "d=D"], ["a=A", "b=B", "c=C"],
+    ]  # fmt: skip
+    assert [found[1:3] for found in scores] == [
+        ("north", ["a=A", "c=C"]), ("b", ["b=B"]), ("d", ["d=D"])
+    ]  # fmt: skip
+    assert "north=a,c" in runs[1][0].hospitals and "north=a,c" not in runs[0][0].hospitals
+
+
+def test_one_hospital_is_refused(tmp_path, xray_folder):
     flags = ["--data_dir", xray_folder, "--output_dir", tmp_path / "runs"]
-    assert_one_sentence(call_script("leave_one_site_out.py", *flags), "two sources or more")
+    assert_one_sentence(call_script("leave_one_site_out.py", *flags), "two hospitals or more")
 
 
 def test_a_teacher_is_refused(tmp_path, xray_folder):
