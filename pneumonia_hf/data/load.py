@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 SPLITS = ("train", "validation", "test")
+IMAGE_LISTS = ("test_images", "validation_images", "exclude_images")
 
 
 @dataclass
@@ -63,6 +64,10 @@ class DataConfig:
             "test split of their source, and no other image of their patients is trained on."
         },
     )
+    validation_images: list[str] | None = field(
+        default=None,
+        metadata={"help": "Files with hashes of images, as for --test_images, for validation."},
+    )
     exclude_images: list[str] | None = field(
         default=None,
         metadata={"help": "Files with hashes of images, as for --test_images, that no split gets."},
@@ -85,7 +90,7 @@ class DataConfig:
     )
 
     def __post_init__(self) -> None:
-        for name in ("data_dir", "test_images", "exclude_images"):
+        for name in ("data_dir", *IMAGE_LISTS):
             if isinstance(value := getattr(self, name), str | Path):
                 setattr(self, name, [str(value)])
         for name in ("validation_fraction", "test_fraction"):
@@ -281,9 +286,10 @@ def _add_splits(splits: XrayData, config: DataConfig, source: str) -> XrayData:
             len(validation),
         )
         train = concatenate_datasets([train, own.pop("validation")])
-    if "test" not in own and config.test_images:
-        train, listed = _split_listed(train, config)
-        own |= {"test": listed} if len(listed) else {}
+    for name, lists in (("test", config.test_images), ("validation", config.validation_images)):
+        if name not in own and lists:
+            train, listed = _split_listed(train, lists)
+            own |= {name: listed} if len(listed) else {}
     # Both fractions are of all images, but the second split is taken from the rest.
     count = len(train)
     if "test" not in own:
@@ -297,14 +303,15 @@ def _add_splits(splits: XrayData, config: DataConfig, source: str) -> XrayData:
             SPLIT_TOLERANCE * of_rest,
         )
     own["train"] = train
-    if not config.test_images and sum(map(len, own.values())) != count_kept:
+    is_listed = config.test_images or config.validation_images
+    if not is_listed and sum(map(len, own.values())) != count_kept:
         raise AssertionError("images were lost when the source was split")
     return XrayData(own, splits.issues)
 
 
-def _split_listed(train: Dataset, config: DataConfig) -> tuple[Dataset, Dataset]:
+def _split_listed(train: Dataset, lists: Sequence[str]) -> tuple[Dataset, Dataset]:
     """Return the images of patients without a listed image, and the listed images."""
-    is_listed = _find_listed(train, config.test_images)
+    is_listed = _find_listed(train, lists)
     patients = np.asarray(train["patient"][:])
     is_tested = np.isin(patients, patients[is_listed])
     return train.select(np.flatnonzero(~is_tested)), train.select(np.flatnonzero(is_listed))

@@ -9,6 +9,7 @@ from dataclasses import asdict, fields
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from pneumonia_hf.data.load import IMAGE_LISTS
 from pneumonia_hf.data.patients import named_by_file
 from pneumonia_hf.data.sources import parse_source
 from pneumonia_hf.evaluation.perturbations import ROBUST
@@ -136,7 +137,7 @@ def make_manifest(
             "cache_dir": None,
             **{
                 name: [public_name(path) for path in getattr(recipe.data, name) or []]
-                for name in ("test_images", "exclude_images")
+                for name in IMAGE_LISTS
             },
             UNLABELLED: {
                 "folders": [public_name(folder) for folder in arguments.unlabelled or []],

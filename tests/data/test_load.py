@@ -7,7 +7,13 @@ from helpers import REAL_XRAYS, ROOT, draw_folder, draw_xray
 from xray_files import RAMP, make_dicom
 
 from pneumonia_hf.data.file_hashes import hash_images, to_hex
-from pneumonia_hf.data.load import DataConfig, load_splits, load_xrays, read_image_list
+from pneumonia_hf.data.load import (
+    IMAGE_LISTS,
+    DataConfig,
+    load_splits,
+    load_xrays,
+    read_image_list,
+)
 from pneumonia_hf.data.splits import split_by_patient
 from pneumonia_hf.data.table import Listing, RowTable
 from pneumonia_hf.errors import UserError
@@ -54,6 +60,18 @@ def test_listed_images_are_the_test_split_and_their_patients_are_not_trained_on(
     assert sum(map(len, files.values())) == 160 + 80 - 10
     # The other source has a test split of its own, of the usual share.
     assert 8 <= len(files["test"] - of_one) <= 16
+
+
+def test_listed_images_are_the_validation_split(xray_folder, tmp_path):
+    data = load_splits(xray_folder)["all"]
+    rows = range(0, len(data), 5)
+    listed = tmp_path / "validation.txt"
+    listed.write_text("\n".join(to_hex(hash_images(data))[row] for row in rows))
+    splits = load_xrays(DataConfig(str(xray_folder), validation_images=str(listed)))
+    assert set(splits["validation"]["file"][:]) == {data["file"][row] for row in rows}
+    patients = {name: set(split["patient"][:]) for name, split in splits.items()}
+    assert not patients["validation"] & (patients["train"] | patients["test"])
+    assert 0.1 < len(splits["test"]) / len(data) < 0.2
 
 
 def test_excluded_images_are_in_no_split(xray_folder, tmp_path):
@@ -108,7 +126,7 @@ def test_splits_keep_the_shares_of_the_views_and_of_the_classes_in_one_vs_rest(t
         assert {"NORMAL", "OTHER", "PNEUMONIA"} == set(data["class"][:])
 
 
-@pytest.mark.parametrize("flag", ["test_images", "exclude_images"])
+@pytest.mark.parametrize("flag", IMAGE_LISTS)
 @pytest.mark.parametrize("text", ["", "# nothing\n", "no hash\n", None])
 def test_list_of_images_that_is_none_is_reported(xray_folder, tmp_path, text, flag):
     listed = tmp_path / "list.txt"
@@ -293,10 +311,12 @@ def test_splits_of_the_default_model_share_no_patient(tmp_path):
 SPLITS = ROOT / "train_scripts" / "splits"
 
 
-def test_committed_lists_of_images_do_not_overlap():
-    lists = [read_image_list(path) for path in sorted(SPLITS.glob("*.txt"))]
-    assert len(lists) >= 3
-    assert len(set.union(*lists)) == sum(map(len, lists))
+def test_committed_lists_of_test_images_are_in_no_other_list():
+    lists = {path.stem: read_image_list(path) for path in SPLITS.glob("*.txt")}
+    assert lists["rsna_adult_validation"] < lists["rsna_adult_train"]
+    for name in ("rsna_adult_test", "rsna_more_test"):
+        tested = lists.pop(name)
+        assert tested and not tested & set.union(*lists.values())
 
 
 @pytest.mark.skipif(not REAL_XRAYS.exists(), reason="the real X-rays are not beside this checkout")
@@ -308,7 +328,7 @@ def test_halves_of_the_adults_share_no_patient_and_lack_no_image():
     assert set.union(*halves) == set(hashes)
     assert not set.intersection(*({patients[one] for one in half} for half in halves))
     weak = load_splits(str(REAL_XRAYS / "nih_adult"))["all"]
-    excluded = read_image_list(SPLITS / "nih_adult_excluded.txt")
+    excluded = read_image_list(SPLITS / "nih_excluded.txt")
     kept = np.array([one not in excluded for one in to_hex(hash_images(weak))])
     assert 0 < kept.sum() == len(weak) - len(excluded)
     assert not set(np.array(weak["patient"][:])[kept]) & set(patients.values())
