@@ -77,14 +77,14 @@ def load() -> dict[str, np.ndarray]:
     with np.load(FILE, allow_pickle=False) as stored:
         arrays = dict(stored)
     for name in ("attenuation", "sides"):
-        arrays[name] = arrays[name] * arrays["step"]
+        arrays[name] = arrays[name] * arrays["step"].astype(np.float32)
     return arrays
 
 
 @cache
 def lung_thickness() -> np.ndarray:
-    """Return the way of each ray through the lungs in mm: float [H, W], as the film."""
-    return _crop(load()["lung"]).astype(float)
+    """Return the way of each ray through the lungs in mm: float32 [H, W], as the film."""
+    return _crop(load()["lung"]).astype(np.float32)
 
 
 def lung_mask() -> np.ndarray:
@@ -93,7 +93,7 @@ def lung_mask() -> np.ndarray:
 
 
 def opacity_depth(opacity: Opacity) -> np.ndarray:
-    """Return the way of each ray through an opacity in mm of its density: float [H, W].
+    """Return the way of each ray through an opacity in mm of its density: float32 [H, W].
 
     It is the chord of a ball with an irregular and soft edge and thinner patches, and within the
     lungs at most their thickness.
@@ -103,8 +103,11 @@ def opacity_depth(opacity: Opacity) -> np.ndarray:
     if opacity.diameter <= 0:
         return np.zeros_like(lung)
     generator = np.random.default_rng(opacity.seed)
-    y, x = np.mgrid[:height, :width] + 0.5
-    way = np.hypot(x - opacity.place[0] * width, y - opacity.place[1] * height) * pixel
+    x, y = (
+        (np.arange(count, dtype=np.float32) + 0.5 - share * count) * pixel
+        for count, share in zip((width, height), opacity.place, strict=True)
+    )
+    way = np.hypot(x, y[:, None])
     radius = opacity.diameter / 2
     bumps = _draw_smooth(generator, lung.shape, radius / pixel / 1.5)
     share = np.maximum(way / radius + ROUGHNESS * bumps, 0)  # 1 at the edge
@@ -138,7 +141,7 @@ def simulate(
         noise: standard deviation in gray levels.
         seed: of the noise.
     """
-    added = np.zeros(lung_thickness().shape)
+    added = np.zeros_like(lung_thickness())
     for one in opacities:
         added += (one.density * FLUID - AERATED) * opacity_depth(one)
     film = _sharpen_frontal().expose(GAIN * added - math.log(exposure))
@@ -182,7 +185,7 @@ class _Film:
             weights = np.exp(-0.5 * ((places[:, None] - places) * pixel / RADIUS) ** 2)
             weights /= weights.sum(axis=1, keepdims=True)
             blurred = np.moveaxis(np.tensordot(weights, blurred, (1, axis)), 0, axis)
-        sharp = attenuation + UNSHARP * (attenuation - blurred)
+        sharp = (attenuation + UNSHARP * (attenuation - blurred)).astype(np.float32)
         return cls(sharp, *np.percentile(sharp, [DARKEST, BRIGHTEST]).tolist())
 
     def expose(self, added: np.ndarray | float) -> np.ndarray:
@@ -204,5 +207,6 @@ def _crop(values: np.ndarray) -> np.ndarray:
 
 
 def _to_image(film: np.ndarray, noise: float, seed: int) -> Image.Image:
-    noisy = film + noise * np.random.default_rng(seed).standard_normal(film.shape)
+    generator = np.random.default_rng(seed)
+    noisy = film + np.float32(noise) * generator.standard_normal(film.shape, np.float32)
     return Image.fromarray(np.rint(noisy).clip(0, 255).astype(np.uint8))
