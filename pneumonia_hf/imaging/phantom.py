@@ -33,11 +33,11 @@ UNSHARP, RADIUS = 0.6, 22.0  # strength, and standard deviation in mm
 GAIN = 1.4
 DARKEST, BRIGHTEST = 1.0, 99.7  # percentiles of the normal film that become black and white
 GAMMA = 1.25
-SIDE_ANGLES = (*range(45, 136, 10), *range(225, 316, 10))  # degrees; 90: from the right
+SIDE_ANGLES = (*range(45, 136, 9), *range(225, 316, 9))  # degrees from the frontal view
 LEAST_DEPTH = 1.0  # mm: what is thinner changes no gray level
 # Of an opacity: how irregular and how soft its edge is, in radii, and the share of its density that
 # is missing in its thinnest patches.
-ROUGHNESS, SOFTNESS, PATCHINESS = 0.35, 0.4, 0.5
+ROUGHNESS, SOFTNESS, PATCHINESS = 0.3, 0.4, 0.4
 PATCH = 8.0  # mm: the size of such a patch
 # Centres of the six zones of the lungs, as shares of the film from its left and top: the
 # patient's right is on the left.
@@ -149,12 +149,12 @@ def simulate(
 
 
 def simulate_side_view(
-    angle: int = 95, exposure: float = 1.0, noise: float = 1.0, seed: int = 0
+    angle: int = 90, exposure: float = 1.0, noise: float = 1.0, seed: int = 0
 ) -> Image.Image:
     """Return a film from the side, or an oblique one, as `simulate` returns a frontal one.
 
     Args:
-        angle: one of SIDE_ANGLES, degrees from the frontal view.
+        angle: one of SIDE_ANGLES; 90 and 270 are the side views.
         exposure, noise, seed: as of `simulate`.
     """
     if angle not in SIDE_ANGLES:
