@@ -44,7 +44,7 @@ PATCH = 8.0  # mm: the size of such a patch
 ZONES = {
     "right upper": (0.30, 0.20),
     "right middle": (0.28, 0.35),
-    "right lower": (0.27, 0.50),
+    "right lower": (0.27, 0.52),
     "left upper": (0.67, 0.20),
     "left middle": (0.72, 0.37),
     "left lower": (0.77, 0.54),
