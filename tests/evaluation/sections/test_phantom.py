@@ -18,20 +18,24 @@ from pneumonia_hf.evaluation.sections.phantom import (
 from pneumonia_hf.imaging.phantom import OUTSIDE, ZONES, lung_mask, simulate
 from pneumonia_hf.statistics.log_odds import to_probability
 
+BASE = -3.0  # log odds of the normal film without noise
+
 
 class KnownModel:
-    """A predictor whose log odds are the weighted mean change of the normal film's gray levels."""
+    """A predictor whose log odds rise with the weighted mean of gray levels.
+
+    Its threshold is given as a rise above the normal film.
+    """
 
     def __init__(self, weights: np.ndarray, threshold: float, decision: str = "NORMAL") -> None:
         self.weights, self.decision, self.asked = weights, decision, 0
         self.normal = np.mean(np.asarray(simulate(noise=0)[0]) * weights)
-        self.operating_point = SimpleNamespace(threshold=float(to_probability(threshold)))
+        self.operating_point = SimpleNamespace(threshold=float(to_probability(BASE + threshold)))
 
     def log_odds(self, images) -> np.ndarray:
         self.asked += len(images)
-        return np.array(
-            [np.mean(np.asarray(image) * self.weights) - self.normal for image in images]
-        )
+        means = np.array([np.mean(np.asarray(image) * self.weights) for image in images])
+        return BASE + means - self.normal
 
     def predict_all(self, images) -> list[SimpleNamespace]:
         self.asked += len(images)
@@ -48,7 +52,7 @@ def test_a_model_that_reads_the_lungs_answers_to_opacities_in_them_alone():
     assert found.failures == []
     assert found.inside.mean > 0.4 and found.beside.mean == pytest.approx(0, abs=0.02)
     assert (found.inside.films, found.beside.films) == (12, 12)
-    assert found.normal == pytest.approx(0, abs=0.1)
+    assert found.normal == pytest.approx(BASE, abs=0.1)
     assert found.decisions == dict.fromkeys((NORMAL, *ZONES), "NORMAL")
     # A larger and denser opacity, and more of them, raise the score more.
     for zone in ZONES:
@@ -62,7 +66,9 @@ def test_a_model_that_reads_the_lungs_answers_to_opacities_in_them_alone():
     several = [one.rise for one in found.cases if one.name in SEVERAL and one.seed == 0]
     assert several == sorted(several)
     # The smallest that is called, by hand.
-    called = {one.diameter for one in found.cases if one.name in ZONES and one.log_odds >= 0.4}
+    called = {
+        one.diameter for one in found.cases if one.name in ZONES and one.log_odds >= BASE + 0.4
+    }
     assert found.find_smallest(*ZONES) == min(called) < max(DIAMETERS)
 
 
