@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from torch import Tensor
@@ -18,8 +18,11 @@ if TYPE_CHECKING:
 SIDE = 112  # places a side of the raster on which maps and masks are compared
 BOXES = "boxes"  # column of metadata: `x y width height` as shares of the sides, joined by ;
 PHANTOM = "phantom"
-NAMES = {BOXES: "the radiologists' boxes", PHANTOM: "the simulated opacity"}
-DIAMETERS = (40.0, 60.0, 80.0)  # mm, of the simulated opacities in each zone of the lungs
+BEGINNINGS = {
+    BOXES: "Its maximum lies in the radiologists' boxes in {} of {} images",
+    PHANTOM: "Its greatest rise lies in the simulated opacity in {} of {} films",
+}
+DIAMETERS = (50.0, 80.0)  # mm, of the simulated opacities in each zone of the lungs
 FEWEST = 10  # images, below which a truth decides nothing
 
 
@@ -28,7 +31,7 @@ class MarkedImage:
     """An image, and where its disease is."""
 
     image: Image.Image
-    mask: np.ndarray  # bool [SIDE, SIDE]
+    mask: np.ndarray | None  # bool [SIDE, SIDE]; None: not known
     patient: str
 
 
@@ -62,10 +65,8 @@ class Truth:
             f"{one.value * self.images:.0f}"
             for one in (self.methods[method].hits, self.fixed_hits, self.area)
         )
-        return (
-            f"Its maximum lies in {NAMES[self.source]} in {hits} of {self.images} images; a fixed "
-            f"map of the lungs hits {fixed}, chance {chance}."
-        )
+        beginning = BEGINNINGS[self.source].format(hits, self.images)
+        return f"{beginning}; a fixed map of the lungs hits {fixed}, chance {chance}."
 
 
 def read_boxes(text: str | None) -> np.ndarray | None:
@@ -85,14 +86,20 @@ def read_boxes(text: str | None) -> np.ndarray | None:
 
 
 def simulate_opacities() -> list[MarkedImage]:
-    """Return films of the phantom with one opacity each: in every zone, of each of DIAMETERS."""
+    """Return the phantom's normal film, and films with an opacity in each zone, of each diameter.
+
+    Nothing but the opacity differs between the films.
+    """
     from pneumonia_hf.imaging.phantom import ZONES, Opacity, simulate
 
-    films = []
-    for number, (place, diameter) in enumerate((p, d) for p in ZONES.values() for d in DIAMETERS):
-        image, found = simulate([Opacity(place, diameter, seed=number)], seed=number)
-        rows, columns = (((np.arange(SIDE) + 0.5) / SIDE * side).astype(int) for side in found.shape)
-        films.append(MarkedImage(image, found[np.ix_(rows, columns)], f"film {number}"))
+    films = [MarkedImage(simulate()[0], None, "normal")]
+    for zone, place in ZONES.items():
+        for number, diameter in enumerate(DIAMETERS):
+            image, found = simulate([Opacity(place, diameter, seed=number)])
+            rows, columns = (
+                ((np.arange(SIDE) + 0.5) / SIDE * side).astype(int) for side in found.shape
+            )
+            films.append(MarkedImage(image, found[np.ix_(rows, columns)], f"{zone} {diameter:g}"))
     return films
 
 

@@ -20,6 +20,7 @@ CELLS = 7  # occlusion cells a side: as many as the coarsest feature maps have
 BATCH = 4  # covered images at once
 
 
+@torch.no_grad()
 def cam(network: Network, pixel_values: Tensor) -> Tensor:
     """Return what each place adds to the log odds, [1, 3, H, W] -> [h, w] (Zhou et al. 2016).
 
@@ -27,8 +28,7 @@ def cam(network: Network, pixel_values: Tensor) -> Tensor:
     the class token. With more, each other class counts as much as the log odds depend on it.
     """
     index = network.class_index
-    with torch.no_grad():
-        found = class_activation_map(network.model, pixel_values)
+    found = class_activation_map(network.model, pixel_values)
     others = found.logits.clone()
     others[:, index] = -torch.inf
     weights = -others.softmax(dim=1)  # the gradient of Network.log_odds_of
@@ -37,6 +37,7 @@ def cam(network: Network, pixel_values: Tensor) -> Tensor:
     return torch.einsum("nkhw,nk->nhw", found.values, weights)[0] / (height * width)
 
 
+@torch.no_grad()
 def occlusion(network: Network, pixel_values: Tensor) -> Tensor:
     """Return how far the log odds fall when a square is covered, [1, 3, H, W] -> [7, 7].
 
@@ -48,14 +49,13 @@ def occlusion(network: Network, pixel_values: Tensor) -> Tensor:
 
     channels, side = pixel_values.shape[1], pixel_values.shape[-1]
     cell = max(side // CELLS, 1)
-    with torch.no_grad():
-        fall = Occlusion(network.log_odds_of).attribute(
-            pixel_values,
-            sliding_window_shapes=(channels, 2 * cell, 2 * cell),
-            strides=(channels, cell, cell),
-            baselines=float(pixel_values.mean()),
-            perturbations_per_eval=BATCH,
-        )
+    fall = Occlusion(network.log_odds_of).attribute(
+        pixel_values,
+        sliding_window_shapes=(channels, 2 * cell, 2 * cell),
+        strides=(channels, cell, cell),
+        baselines=float(pixel_values.mean()),
+        perturbations_per_eval=BATCH,
+    )
     # captum gives every channel the whole fall.
     return adaptive_avg_pool2d(fall.mean(dim=1), CELLS)[0].float()
 

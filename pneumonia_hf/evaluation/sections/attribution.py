@@ -19,7 +19,6 @@ from pneumonia_hf.evaluation.faithfulness import (
 )
 from pneumonia_hf.evaluation.localisation import (
     BOXES,
-    NAMES,
     MarkedImage,
     Truth,
     read_boxes,
@@ -123,16 +122,20 @@ def describe(found: Faithfulness) -> Section:
 
 def _describe_truth(truth: Truth) -> tuple[str, Table]:
     """Return what a truth is, and how all maps do against it."""
-    where = NAMES[truth.source]
-    whose = (
-        f"{truth.images} images of {truth.patients} patients"
-        if truth.source == BOXES
-        else f"{truth.images} films of one patient, in whom the disease is simulated"
-    )
+    if truth.source == BOXES:
+        what = (
+            f"Radiologists' boxes on {truth.images} images of {truth.patients} patients: does the "
+            f"highest place of the map lie inside"
+        )
+    else:
+        what = (
+            f"Simulated opacities, {truth.images} films of one patient, which differ from the "
+            f"normal film in nothing else: does the highest place of what is added to the map of "
+            f"the normal film lie inside"
+        )
     text = (
-        f"Where does a map point? {where[0].upper()}{where[1:]} on {whose}: does the highest place "
-        f"of the map lie inside, and which share of its positive mass? The fixed map is the mean "
-        f"of the masks of the others, the same for all images: it knows where disease is usual."
+        f"{what}, and which share of the positive mass? The fixed map is the mean of the other "
+        f"masks, the same for all images: it knows where disease is usual."
     )
     area, fixed = truth.area, (truth.fixed_hits, truth.fixed_mass)
     rows = [
