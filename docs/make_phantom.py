@@ -26,7 +26,7 @@ WATER = 0.02  # attenuation of water, 1 / mm, near 70 keV
 BONE, MOST_HU = 1.6, 600
 PIXEL, SIDE_PIXEL = 0.9, 2.6  # mm, of the frontal view and of the side views
 STEP = 0.002  # of the stored attenuation, which has no unit
-SIDE_ANGLES = range(45, 136, 10)  # degrees; a ray at 180 degrees more sees the mirror image
+SIDE_ANGLES = range(45, 136, 9)  # degrees; a ray at 180 degrees more sees the mirror image
 
 
 def read_volume(path: Path) -> np.ndarray:

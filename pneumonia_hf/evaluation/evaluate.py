@@ -21,6 +21,7 @@ from pneumonia_hf.evaluation.sections import (
     data,
     discrimination,
     examples,
+    phantom,
     published,
     referral,
     robustness,
@@ -47,6 +48,7 @@ SECTIONS: tuple[Callable[[Evaluation, Mapping[str, Any]], Section], ...] = (
     referral.measure,
     subgroups.measure,
     robustness.measure,
+    phantom.measure,
     attribution.measure,
     sites.measure,
     comparison.measure,
@@ -109,9 +111,9 @@ def evaluate_predictor(
         sections.append(measure(evaluation, numbers))
         numbers |= sections[-1].numbers
     biased, others = _list_notes(evaluation)
-    numbers = {"notes": [*biased, *others]}
-    sections.append(Section("Files", (FILES_TEXT,), numbers))
-    reservations = [*biased, *_list_failed(sections[0].numbers["findings"]), *others]
+    sections.append(Section("Files", (FILES_TEXT,), {"notes": [*biased, *others]}))
+    failed = _list_failed(numbers["findings"], numbers["phantom"]["failures"])
+    reservations = [*biased, *failed, *others]
     title = f"{evaluation.model} on {data} ({split})"
     return Report(evaluation, Page(title, sections, _summarise(evaluation, reservations)))
 
@@ -132,13 +134,16 @@ def _summarise(evaluation: Evaluation, reservations: Sequence[str]) -> Summary:
     return Summary(sentence, shown, first, rest)
 
 
-def _list_failed(findings: Sequence[Mapping[str, str]]) -> list[str]:
-    return [
+def _list_failed(findings: Sequence[Mapping[str, str]], phantom: Sequence[str]) -> list[str]:
+    failed = [
         f"The audit of this data fails ({one['check'].replace('_', ' ')}): {one['text']} Numbers "
         f"on such data may be made by it."
         for one in findings
         if one["verdict"] == "fail"
     ]
+    if phantom:
+        failed.append(f"On simulated opacities in one patient: {' '.join(phantom)}")
+    return failed
 
 
 def _list_notes(evaluation: Evaluation) -> tuple[list[str], list[str]]:

@@ -17,7 +17,7 @@ from pneumonia_hf.statistics.intervals import Interval
 SCHEMA_FILE = Path(__file__).with_name("schema.json")  # of report.json
 # All that reports may have.
 FIGURES = ("confusion_matrix", "roc_curve", "precision_recall", "decision_curve", "calibration",
-           "risk_coverage", "subgroups", "robustness", "sites", "examples")  # fmt: skip
+           "risk_coverage", "subgroups", "robustness", "phantom", "sites", "examples")  # fmt: skip
 FIGURE_FILES = tuple(f"{name}.{kind}" for name in FIGURES for kind in ("png", "svg"))
 FILES = (
     "report.json", "report.md", "report.html", "predictions.csv", "predictions.parquet",

@@ -66,6 +66,15 @@ def test_numbers_that_are_not_defined_are_null(report):
     assert last == pytest.approx(1 - numbers["metrics"]["accuracy"]["value"])
 
 
+def test_what_a_model_does_wrong_on_the_phantom_is_a_reservation(report):
+    failures, summary = report.numbers["phantom"]["failures"], report.page.summary
+    found = [one for one in (*summary.reservations, *summary.more) if "simulated" in one]
+    assert found == [f"On simulated opacities in one patient: {' '.join(failures)}"] * bool(
+        failures
+    )
+    assert failures  # of a tiny model on drawn images
+
+
 def test_predictions_csv_holds_all_digits(predictor, xray_folder, tmp_path, monkeypatch):
     name, data = choose_split(xray_folder, "test", predictor)
     near_one = 1 - np.linspace(1, 2, len(data)) * 1e-10
