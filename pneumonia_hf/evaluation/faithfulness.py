@@ -37,6 +37,7 @@ SHIFT = 0.03  # of the side, for repeatability
 # Correlations (Pearson) that separate pass from fail. A map of a network with other weights
 # should have little to do with the real one, and one of a shifted image much.
 MOST_AFTER_RANDOMISATION, LEAST_REPEATABLE = 0.5, 0.7
+PASSES = {"occlusion": 50}  # forward passes for a map, where it is not one
 REFERENCE = "occlusion"  # the method with which the others are compared
 REPEATS = ("occlusion", "randomised", "repeatable")  # what is measured on REPEATED images
 
@@ -134,6 +135,7 @@ def measure_faithfulness(
             lambda name=name, reference=reference: _test_method(
                 network, images, films, name, reference, seed
             ),
+            passes=count_passes(name, len(images), len(films)),
         )
     truths = []
     boxed = np.flatnonzero([one.mask is not None for one in images])
@@ -168,6 +170,12 @@ def measure_faithfulness(
         for name in names
     ]
     return Faithfulness(tuple(results), tuple(truths), len(images))
+
+
+def count_passes(method: str, images: int, films: int) -> int:
+    """Return how many forward passes the tests of a method need, about."""
+    maps = images + films + min(images, REPEATED) * (PERMUTATIONS + 1)
+    return maps * PASSES.get(method, 1)
 
 
 def _test_method(

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from pneumonia_hf.data.sources import open_images
+from pneumonia_hf.evaluation import faithfulness
 from pneumonia_hf.evaluation.context import Evaluation
 from pneumonia_hf.evaluation.faithfulness import (
     LEAST_REPEATABLE,
@@ -19,12 +20,15 @@ from pneumonia_hf.evaluation.faithfulness import (
 )
 from pneumonia_hf.evaluation.localisation import (
     BOXES,
+    DIAMETERS,
     MarkedImage,
     Truth,
     read_boxes,
     simulate_opacities,
 )
+from pneumonia_hf.imaging.phantom import ZONES
 from pneumonia_hf.imaging.read import read_xray
+from pneumonia_hf.inference.attribution import methods_for
 from pneumonia_hf.reporting.numbers import to_text
 from pneumonia_hf.reporting.page import Section, Table
 
@@ -37,20 +41,14 @@ NOT_TESTED = (
 
 
 def measure(evaluation: Evaluation, numbers: Mapping[str, Any]) -> Section:
-    """Return the tests of the attribution methods on true positives drawn at random.
-
-    Those with boxes come first.
-    """
-    count, predictor = evaluation.config.attribution_images, evaluation.predictor
-    if not count:
+    """Return the tests of the attribution methods on true positives drawn at random."""
+    if not evaluation.config.attribution_images:
         return Section(TITLE, (), {"faithfulness": None})
-    hits = np.flatnonzero(evaluation.positive & (evaluation.labels == 1))
-    if predictor.is_ensemble or len(hits) < FEWEST_HITS:
+    drawn = _draw(evaluation)
+    if not len(drawn):
         return Section(TITLE, (NOT_TESTED,), {"faithfulness": None})
     rows = evaluation.scores.rows
-    boxes = rows[BOXES][:] if BOXES in rows.column_names else [None] * len(rows)
-    drawn = np.random.default_rng(13).permutation(hits)
-    drawn = np.array(sorted(drawn, key=lambda row: not boxes[row])[:count])
+    boxes = _read_column(evaluation)
     images = [
         MarkedImage(read_xray(source, name), read_boxes(boxes[row]), patient)
         for row, patient, (name, source) in zip(
@@ -61,13 +59,35 @@ def measure(evaluation: Evaluation, numbers: Mapping[str, Any]) -> Section:
         )
     ]
     found = measure_faithfulness(
-        predictor,
+        evaluation.predictor,
         images,
         simulate_opacities(),
         evaluation.steps,
         resamples=evaluation.config.resamples,
     )
     return describe(found)
+
+
+def count_passes(evaluation: Evaluation) -> int:
+    """Return how many forward passes `measure` will need, about."""
+    drawn, films = len(_draw(evaluation)), 1 + len(ZONES) * len(DIAMETERS)
+    names = methods_for(evaluation.predictor) if drawn else []
+    return sum(faithfulness.count_passes(name, drawn, films) for name in names)
+
+
+def _draw(evaluation: Evaluation) -> np.ndarray:
+    """Return the rows of true positives that are tested, those with boxes first."""
+    hits = np.flatnonzero(evaluation.positive & (evaluation.labels == 1))
+    if evaluation.predictor.is_ensemble or len(hits) < FEWEST_HITS:
+        return hits[:0]
+    boxes = _read_column(evaluation)
+    drawn = sorted(np.random.default_rng(13).permutation(hits), key=lambda row: not boxes[row])
+    return np.array(drawn[: evaluation.config.attribution_images], int)
+
+
+def _read_column(evaluation: Evaluation) -> list[str | None]:
+    rows = evaluation.scores.rows
+    return rows[BOXES][:] if BOXES in rows.column_names else [None] * len(rows)
 
 
 def describe(found: Faithfulness) -> Section:
