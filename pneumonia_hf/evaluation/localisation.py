@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from pneumonia_hf.inference.attribution_methods import enlarge
@@ -41,8 +42,7 @@ class Location:
 
     hits: Interval  # share of the images whose highest place lies inside
     mass: Interval  # share of the positive attribution that lies inside
-    hits_gain: Interval  # less that of the fixed map
-    mass_gain: Interval
+    hits_gain: Interval  # the hits less those of the fixed map
 
 
 @dataclass(frozen=True)
@@ -120,8 +120,7 @@ def locate(values: Tensor, mask: np.ndarray) -> tuple[float, float]:
 
 def compare_with_truth(
     source: str,
-    masks: Sequence[np.ndarray],
-    patients: Sequence[str],
+    images: Sequence[MarkedImage],
     found: Mapping[str, np.ndarray],
     resamples: int = 1000,
 ) -> Truth:
@@ -129,32 +128,24 @@ def compare_with_truth(
 
     Args:
         source: BOXES or PHANTOM.
-        masks: bool [SIDE, SIDE] of each image.
-        patients: of each image; at least two.
+        images: with masks, of at least two patients.
         found: what `locate` returned for each image, by method: [N, 2].
         resamples: of the bootstrap over patients.
     """
-    import torch
-
-    stacked, owners = np.stack(masks).astype(np.float32), np.asarray(patients)
+    masks = np.stack([one.mask for one in images])
+    patients = np.array([one.patient for one in images])
+    others = [masks[patients != one.patient].mean(axis=0) for one in images]
     fixed = np.array(
-        [
-            locate(torch.from_numpy(stacked[owners != owner].mean(axis=0)), mask)
-            for mask, owner in zip(masks, owners, strict=True)
-        ]
+        [locate(torch.from_numpy(one), mask) for one, mask in zip(others, masks, strict=True)]
     )
-    area = stacked.mean(axis=(1, 2))
-    draws = list(draw_patients(np.zeros(len(masks), int), owners, resamples))
+    draws = list(draw_patients(np.zeros(len(masks), int), patients, resamples))
 
     def mean(values: np.ndarray) -> Interval:
         return bootstrap(lambda rows: [values[rows].mean()], len(values), draws)[0]
 
     methods = {
-        name: Location(*(mean(table[:, 0]), mean(table[:, 1])),
-                       *(mean((table - fixed)[:, column]) for column in (0, 1)))
+        name: Location(*map(mean, (*table.T, (table - fixed)[:, 0])))
         for name, table in found.items()
-    }  # fmt: skip
-    return Truth(
-        source, len(masks), len(set(patients)), mean(area), mean(fixed[:, 0]), mean(fixed[:, 1]),
-        methods,
-    )  # fmt: skip
+    }
+    area = mean(masks.mean(axis=(1, 2)))
+    return Truth(source, len(masks), len(set(patients)), area, *map(mean, fixed.T), methods)

@@ -7,6 +7,7 @@ import torch
 from pneumonia_hf.evaluation.localisation import (
     DIAMETERS,
     SIDE,
+    MarkedImage,
     compare_with_truth,
     locate,
     read_boxes,
@@ -57,15 +58,16 @@ def test_the_fixed_map_is_made_of_other_patients():
     for mask, place in zip(masks, [10] * 4 + [50] * 3, strict=True):
         mask[place : place + 10, place : place + 10] = True
     found = {"map": np.tile([1.0, 0.5], (7, 1))}
-    truth = compare_with_truth("boxes", masks, list("aaaabcd"), found, resamples=50)
+
+    def compare(patients: str):
+        images = [MarkedImage(None, *pair) for pair in zip(masks, patients, strict=True)]
+        return compare_with_truth("boxes", images, found, resamples=50)
+
+    truth, apart = compare("aaaabcd"), compare("aefgbcd")
     assert truth.fixed_hits.value == 0 and truth.methods["map"].hits_gain.value == 1
     assert truth.methods["map"].mass.value == pytest.approx(0.5)
-    apart = compare_with_truth("boxes", masks, list("aefgbcd"), found, resamples=50)
     assert apart.fixed_hits.value == pytest.approx(4 / 7)
-    assert (truth.patients, apart.patients) == (
-        4,
-        7,
-    )
+    assert (truth.patients, apart.patients) == (4, 7)
 
 
 def test_the_phantom_has_an_opacity_in_every_zone_and_differs_in_nothing_else():

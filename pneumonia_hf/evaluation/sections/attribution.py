@@ -14,13 +14,13 @@ from pneumonia_hf.evaluation.context import Evaluation
 from pneumonia_hf.evaluation.faithfulness import (
     LEAST_REPEATABLE,
     MOST_AFTER_RANDOMISATION,
-    REPEATED,
     Faithfulness,
     measure_faithfulness,
 )
 from pneumonia_hf.evaluation.localisation import (
     BOXES,
     DIAMETERS,
+    PHANTOM,
     MarkedImage,
     Truth,
     read_boxes,
@@ -34,6 +34,11 @@ from pneumonia_hf.reporting.page import Section, Table
 
 TITLE = "Do the attribution maps mean anything"
 FEWEST_HITS = 4  # true positives, below which attribution is not tested
+HEADS = {
+    BOXES: "Radiologists' boxes on {} images of {} patients: does the highest place of the map",
+    PHANTOM: "Simulated opacities on {} films of one patient, which differ from the normal film in "
+    "nothing else: does the highest place of what is added to the map of the normal film",
+}
 NOT_TESTED = (
     f"Not tested: the tests need one network, and {FEWEST_HITS} pneumonias on the right side of "
     f"the threshold."
@@ -93,83 +98,56 @@ def _read_column(evaluation: Evaluation) -> list[str | None]:
 def describe(found: Faithfulness) -> Section:
     """Return the section of tested methods."""
     best = f"**{name_method(found.best)}** passes." if found.best else "**No method passes.**"
+    said = "".join(f" {name_method(one.method)}: {one.sentence}" for one in found.results)
     body = (
-        f"{best} Tested on {found.images} true positives, with 95% intervals over patients.",
+        f"{best} Tested on {found.images} true positives, with 95% intervals over patients.{said}",
         Table(
-            ["method", "verdict", "seconds", "does it point at disease?"],
+            ["method", "verdict", "seconds", "with permuted weights", "with a shifted image",
+             "with occlusion"],
             [
                 [
                     name_method(one.method),
                     ": ".join(filter(None, (one.verdict, ", ".join(one.faults)))),
                     f"{one.seconds:.2f}",
-                    one.sentence,
+                    *map(to_text, (one.randomised, one.repeatable, one.occlusion)),
                 ]
                 for one in found.results
             ],
         ),
-        *(part for truth in found.truths for part in _describe_truth(truth)),
-        f"Does a map belong to this network and image? On {REPEATED} images, correlations over "
-        f"7 x 7 cells: of ranks with occlusion, with the map after all weight tensors are permuted "
-        f"(Adebayo et al. 2018: should be low), and with that of an image that is shifted by 3% "
-        f"(should be high).",
-        Table(
-            ["method", "occlusion", "permuted weights", "shifted image"],
-            [
-                [name_method(one.method),
-                 *map(to_text, (one.occlusion, one.randomised, one.repeatable))]
-                for one in found.results
-            ],
-        ),
         f"A method passes if its maximum lies in the boxes, or without boxes in the simulated "
-        f"opacities, more often than that of the fixed map (interval above 0), the correlation "
-        f"with permuted weights is below {MOST_AFTER_RANDOMISATION}, and that with a shifted image "
-        f"above {LEAST_REPEATABLE}. Even then a map shows where the score comes from; it does not "
-        f"replace a reading.",
+        f"opacities, more often than that of the fixed map (interval above 0); if over 7 x 7 cells "
+        f"its correlation with the map after all weight tensors are permuted (Adebayo et al. 2018) "
+        f"is below {MOST_AFTER_RANDOMISATION}, and with that of an image shifted by 3% above "
+        f"{LEAST_REPEATABLE}. Even then a map shows where the score comes from, and locates no "
+        f"disease.",
+        *(part for truth in found.truths for part in _describe_truth(truth)),
     )  # fmt: skip
     results = [
         {name: value for name, value in asdict(one).items() if name != "truth"}
         | {"faults": list(one.faults), "verdict": one.verdict, "sentence": one.sentence}
         for one in found.results
     ]
-    numbers = {
-        "images": found.images,
-        "best": found.best,
-        "results": results,
-        "truths": [asdict(one) for one in found.truths],
-    }
+    numbers = asdict(found) | {"best": found.best, "results": results}
     return Section(TITLE, body, {"faithfulness": numbers})
 
 
 def _describe_truth(truth: Truth) -> tuple[str, Table]:
     """Return what a truth is, and how all maps do against it."""
-    if truth.source == BOXES:
-        what = (
-            f"Radiologists' boxes on {truth.images} images of {truth.patients} patients: does the "
-            f"highest place of the map lie inside"
-        )
-    else:
-        what = (
-            f"Simulated opacities, {truth.images} films of one patient, which differ from the "
-            f"normal film in nothing else: does the highest place of what is added to the map of "
-            f"the normal film lie inside"
-        )
     text = (
-        f"{what}, and which share of the positive mass? The fixed map is the mean of the other "
-        f"masks, the same for all images: it knows where disease is usual."
+        f"{HEADS[truth.source].format(truth.images, truth.patients)} lie inside, and which share "
+        f"of the positive mass? Chance is the share of the area. The fixed map is the mean of the "
+        f"other patients' masks, the same for all images: it knows where disease is usual."
     )
-    area, fixed = truth.area, (truth.fixed_hits, truth.fixed_mass)
     rows = [
-        ["share of the area (chance)", to_text(area), "", to_text(area), ""],
-        ["fixed map of the lungs", to_text(fixed[0]), "", to_text(fixed[1]), ""],
-    ]
-    rows += [
-        [name_method(name), *map(to_text, (one.hits, one.hits_gain, one.mass, one.mass_gain))]
+        [name_method(name), *map(to_text, (one.hits, one.hits_gain, one.mass))]
         for name, one in truth.methods.items()
     ]
-    header = ["map", "maximum inside", "minus fixed map", "mass inside", "minus fixed map"]
-    return text, Table(header, rows)
+    fixed = ["fixed map", to_text(truth.fixed_hits), "", to_text(truth.fixed_mass)]
+    chance = ["chance", to_text(truth.area), "", to_text(truth.area)]
+    header = ["map", "maximum inside", "minus fixed map", "mass inside"]
+    return text, Table(header, [*rows, fixed, chance])
 
 
 def name_method(name: str) -> str:
     """Return the name of a method for people."""
-    return {"cam": "class activation map"}.get(name, name.replace("_", " "))
+    return {"cam": "Class activation map"}.get(name, name.replace("_", " ").capitalize())
