@@ -20,7 +20,7 @@ ORDER = (
 # The only modules or packages that may import a library.
 BOUNDARIES = {
     "gradio": ["demo", "compat.gradio"],
-    "captum": ["inference.attribution_methods", "evaluation.faithfulness"],
+    "captum": ["inference.attribution_methods"],
     "huggingface_hub": ["hub", "data.hub_source", "models.model_card"],
     "evaluate": ["evaluation.hf_metric"],
     "pydicom": ["imaging.dicom", "imaging.dicom_display"],

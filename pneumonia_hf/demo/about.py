@@ -91,12 +91,16 @@ def _tabulate(reports: list[dict[str, Any]]) -> str:
 
 
 def _describe_methods(engine: Engine) -> str:
-    titles = ", ".join(engine.title_of(name) for name in engine.methods)
     none = "" if engine.default_method else (
-        "**No method has passed its tests on this model**, so a map is shown on request only. "
+        "**No method has passed its tests on this model**, so a map is shown on request only.\n\n"
     )  # fmt: skip
+    lines = [
+        f"- {engine.title_of(name)}. {engine.sentences.get(name, '')}".rstrip()
+        for name in engine.methods
+    ]
     return (
-        f"## Attribution maps\n\n{none}{titles}. The tests are those of the model's reports: does "
-        "the score fall when the marked places are removed, more than at random and more than with "
-        "a blob in the centre; does the map depend on the weights; is it repeatable?"
+        f"## Attribution maps\n\n{none}" + "\n".join(lines) + "\n\nThe tests are those of the "
+        "model's reports: does the highest place of the map lie where radiologists drew a box, or "
+        "where an opacity was simulated, more often than a fixed map of the lungs; does the map "
+        "depend on the weights; is it repeatable?"
     )

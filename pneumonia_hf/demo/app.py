@@ -207,7 +207,8 @@ def _add_one_image(engine: Engine, held: gr.State) -> gr.HTML:
         maps = []
         for name in wanted:
             made = engine.attribute(found["xray"].image, name)
-            title = " ".join([engine.title_of(name), *made.warnings])
+            said = (f"{engine.title_of(name)}.", engine.sentences.get(name), *made.warnings)
+            title = " ".join(filter(None, said))
             maps.append({"title": title, "source": map_to_data_uri(made.values)})
         return {"image": found["shown"], "maps": maps}
 

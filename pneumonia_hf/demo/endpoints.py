@@ -55,8 +55,9 @@ def add_endpoints(engine: Engine) -> None:
             method: the attribution method.
 
         Returns:
-            A dictionary with method, verdict (pass, fail or not tested, by the model's reports) and
-            warnings; and the X-ray with the map laid over it.
+            A dictionary with method, verdict (pass, fail or not tested, by the model's reports),
+            evidence (how often the method pointed at disease there) and warnings; and the X-ray
+            with the map laid over it.
         """
         if method == NO_MAP:
             raise UserError(f"/explain needs a method; choose from {engine.methods}.")
@@ -64,7 +65,12 @@ def add_endpoints(engine: Engine) -> None:
         read = engine.read(image).image
         found = engine.attribute(read, method)
         verdict = engine.verdicts.get(method, "not tested")
-        described = {"method": method, "verdict": verdict, "warnings": found.warnings}
+        described = {
+            "method": method,
+            "verdict": verdict,
+            "evidence": engine.sentences.get(method, ""),
+            "warnings": found.warnings,
+        }
         return described, overlay(read, found.values)
 
     def predict_batch(files: list[str]) -> list[dict[str, Any]]:

@@ -32,6 +32,7 @@ CHUNK = 8  # images of a batch that are scored before others have their turn
 # took 1.9 GB of memory.
 READ_IN_PARTS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 FILLS = ("black", "gray", "blurred")
+NAMES = {"cam": "Class activation map", "occlusion": "Occlusion"}
 ATTENTION = {"PNEUMONIA": 0, "REFER": 1, "REFUSED": 2, "": 3, "NORMAL": 4}  # "" is unreadable
 
 
@@ -89,16 +90,18 @@ class Engine:
             read_json(predictor.path / REPORTS_FILE, []) if predictor.path else []
         )
         self.methods = methods_for(predictor)
-        self.verdicts, self.default_method = _choose_method(self.reports, self.methods)
+        self.verdicts, self.sentences, self.default_method = _choose_method(
+            self.reports, self.methods
+        )
         sound = [one for one in self.methods if self.verdicts.get(one) != "fail"]
         self.offered_method: str = self.default_method or (sound or self.methods)[0]
 
     def title_of(self, method: str) -> str:
-        """Return a method's name with the verdict of its tests."""
+        """Return a method's name with the verdict of its tests, by the model's reports."""
         verdict = {"pass": "passed its tests", "fail": "failed a test"}.get(
             self.verdicts.get(method, ""), "not tested"
         )
-        return f"{NAMES.get(method, method.replace('_', ' '))} ({verdict})"
+        return f"{NAMES.get(method, method)} ({verdict})"
 
     def read(self, path: str | None) -> Xray:
         """Return the X-ray of an upload.
@@ -282,36 +285,25 @@ class Engine:
         }
 
 
-NAMES = {
-    "gradcam": "Grad-CAM",
-    "gradient_x_activation": "Gradient x activation",
-    "multi_layer": "Grad-CAM of several layers",
-    "occlusion": "Occlusion",
-    "integrated_gradients": "Integrated gradients from black",
-    "integrated_gradients_blurred": "Integrated gradients from a blurred image",
-    "integrated_gradients_mean": "Integrated gradients from an even image",
-    "gradient_shap": "Gradient SHAP",
-    "attention_rollout": "Attention rollout",
-}
-
-
 def _choose_method(
     reports: Sequence[dict[str, Any]], supported: Sequence[str]
-) -> tuple[dict[str, str], str | None]:
-    """Return the verdict on each tested method, fail if any report says so, and the default.
+) -> tuple[dict[str, str], dict[str, str], str | None]:
+    """Return the verdict on each tested method, what it was found to hit, and the default method.
 
-    The default is the best by the first report that has one, or else the first that passed; None
-    where none has: a map that failed, or was not tested, is shown on request only.
+    The verdict is fail if any report says so. The default is the best by the first report that has
+    one, or else the first that passed; None where none has: a map that failed, or was not tested,
+    is shown on request only. Methods of older reports that are no longer offered are left out.
     """
     tested = [one["faithfulness"] for one in reports if one.get("faithfulness")]
     verdicts: dict[str, str] = {}
-    for found in tested:
-        for one in found["results"]:
-            if one["verdict"] and verdicts.get(one["method"]) != "fail":
-                verdicts[one["method"]] = one["verdict"]
+    sentences: dict[str, str] = {}
+    for name, found in ((one["method"], one) for part in tested for one in part["results"]):
+        if name in supported and verdicts.get(name) != "fail":
+            verdicts[name] = found["verdict"]
+            sentences[name] = found.get("sentence", "")
     passed = [name for name in supported if verdicts.get(name) == "pass"]
     best = [found["best"] for found in tested if found["best"] in passed]
-    return verdicts, (best or passed or [None])[0]
+    return verdicts, sentences, (best or passed or [None])[0]
 
 
 def mask(

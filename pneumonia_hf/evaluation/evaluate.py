@@ -61,6 +61,7 @@ FILES_TEXT = (
     "`predictions.parquet`, all numbers of this page in `report.json`."
 )
 MOST_RESERVATIONS = 3  # in the summary
+REST = 100  # forward passes that take as long as what a section does without the network, about
 SHOWN = {"auroc": "AUROC", "sensitivity": "sensitivity", "specificity": "specificity"}
 
 
@@ -107,9 +108,13 @@ def evaluate_predictor(
     evaluation = Evaluation(predictor, data, split, scores, seen, scored, config, additions, steps)
     sections: list[Section] = []
     numbers: dict[str, Any] = {}
+    copies, maps = robustness.count_passes(evaluation), attribution.count_passes(evaluation)
+    steps.expect(copies + maps + REST * len(SECTIONS))
     for measure in SECTIONS:
         sections.append(measure(evaluation, numbers))
         numbers |= sections[-1].numbers
+        steps.advance(REST)
+    steps.close()
     biased, others = _list_notes(evaluation)
     sections.append(Section("Files", (FILES_TEXT,), {"notes": [*biased, *others]}))
     failed = _list_failed(numbers["findings"], numbers["phantom"]["failures"])

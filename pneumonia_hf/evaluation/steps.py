@@ -1,4 +1,4 @@
-"""Steps: results of slow steps, kept on disk until a report is complete."""
+"""Steps: results of slow steps, kept on disk until a report is complete, and the time left."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pneumonia_hf.errors import UserError
 from pneumonia_hf.files import replace_text, unfinished_file
+
+if TYPE_CHECKING:
+    from tqdm.auto import tqdm
 
 KEY_FILE = "key.json"
 
@@ -20,40 +23,77 @@ KEY_FILE = "key.json"
 class Steps:
     """What an interrupted evaluation has computed so far, for the next one with the same inputs.
 
-    Without a folder nothing is kept.
+    Without a folder nothing is kept. The time left is shown in a line of the terminal: the work is
+    counted in forward passes, and what is done so far says how long one takes.
     """
 
     def __init__(self, folder: Path | None = None, key: Any = None) -> None:
         """Take the folder of earlier results; those of another `key` (JSON) are deleted."""
         self.folder = folder
         self.key = json.dumps(key, sort_keys=True)
+        self.bar: tqdm | None = None
         if folder is None or not folder.exists():
             return
         file = folder / KEY_FILE
         if not (file.exists() and file.read_text(encoding="utf-8") == self.key):
             shutil.rmtree(folder)
 
-    def run(self, name: str, compute: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-        """Return the arrays of a step, from an earlier evaluation or by computing them."""
-        if self.folder is None:
-            return compute()
-        file = self.folder / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.npz"
-        if file.exists():
+    def expect(self, passes: int) -> None:
+        """Show from now on how long `passes` forward passes will take."""
+        from tqdm.auto import tqdm
+
+        shape = "{desc}: {percentage:.0f}%, {elapsed} so far, about {remaining} left"
+        # smoothing=0: the time left follows from the mean of all that is done.
+        self.bar = tqdm(total=passes, desc="Report", bar_format=shape, leave=False, smoothing=0)
+
+    def advance(self, passes: int, name: str = "") -> None:
+        """Count `passes` as done."""
+        if self.bar is not None:
+            self.bar.set_description_str(f"Report, {name}" if name else "Report", refresh=False)
+            self.bar.update(passes)
+
+    def run(
+        self, name: str, compute: Callable[[], dict[str, np.ndarray]], passes: int = 0
+    ) -> dict[str, np.ndarray]:
+        """Return the arrays of a step, from an earlier evaluation or by computing them.
+
+        `passes` of the network, about, are needed to compute them.
+        """
+        file = self._file_of(name)
+        if file is not None and file.exists():
+            if self.bar is not None:
+                self.bar.total -= passes  # it takes no time, and says nothing of the rest
             with np.load(file, allow_pickle=False) as stored:
                 return dict(stored)
         found = compute()
-        if not self.folder.exists():  # not before there is a result: errors leave nothing behind
+        self.advance(passes, name)
+        if file is not None:
+            self._keep(file, found)
+        return found
+
+    def _file_of(self, name: str) -> Path | None:
+        digest = hashlib.sha256(name.encode()).hexdigest()[:16]
+        return None if self.folder is None else self.folder / f"{digest}.npz"
+
+    def _keep(self, file: Path, found: dict[str, np.ndarray]) -> None:
+        folder = file.parent
+        if not folder.exists():  # not before there is a result: errors leave nothing behind
             try:
-                self.folder.mkdir(parents=True)
-                replace_text(self.folder / KEY_FILE, self.key)
+                folder.mkdir(parents=True)
+                replace_text(folder / KEY_FILE, self.key)
             except OSError as error:
                 raise UserError(
-                    f"{self.folder.parent} cannot be written ({error.strerror}); choose another "
+                    f"{folder.parent} cannot be written ({error.strerror}); choose another "
                     f"--output_dir."
                 ) from error
         with unfinished_file(file) as unfinished, unfinished.open("wb") as opened:
             np.savez(opened, **found)
-        return found
+
+    def close(self) -> None:
+        """Remove the line of the time left."""
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
 
     def remove(self) -> None:
         """Delete the results: the report is complete."""

@@ -7,17 +7,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from PIL import Image
 
-from pneumonia_hf.errors import ModelError, SettingError
-from pneumonia_hf.inference.attribution_methods import (
-    COMPLETE,
-    INTEGRATION_STEPS,
-    METHODS,
-    NEEDS,
-    enlarge,
-)
+from pneumonia_hf.errors import SettingError
+from pneumonia_hf.inference.attribution_methods import METHODS, NEEDS, enlarge
 from pneumonia_hf.inference.network import COMPUTING, Network
 
 if TYPE_CHECKING:
@@ -35,30 +28,17 @@ class AttributionMap:
 
     values: np.ndarray  # float32 [H, W] of the image's size, 0..1
     on_reference: bool  # whether 1 is the model's reference or more; else the map's own maximum
-    completeness_error: float | None = None  # of integrated gradients, as a share
 
     @property
     def warnings(self) -> tuple[str, ...]:
         """Reservations about this map, a sentence each."""
-        found = () if self.on_reference else (OWN_SCALE,)
-        if self.completeness_error is not None and self.completeness_error > COMPLETE:
-            found += (
-                f"Integrated gradients are not complete here: after {INTEGRATION_STEPS[-1]} steps "
-                f"their sum differs by {self.completeness_error:.0%} from the score to attribute.",
-            )
-        return found
+        return () if self.on_reference else (OWN_SCALE,)
 
 
 def methods_for(predictor: Predictor) -> list[str]:
-    """Return the methods that a model supports, the best one first."""
-
-    def is_supported(name: str) -> bool:
-        try:
-            return all(NEEDS[name](one.model) for one in predictor.networks)
-        except ModelError:  # an unknown family: its layers cannot be located
-            return False
-
-    return [name for name in METHODS if name not in NEEDS or is_supported(name)]
+    """Return the methods that a model supports, the quickest one first."""
+    models = [one.model for one in predictor.networks]
+    return [name for name in METHODS if name not in NEEDS or all(map(NEEDS[name], models))]
 
 
 def attribute(
@@ -77,12 +57,8 @@ def attribute(
         fault = "does not work for this model" if method in METHODS else "is unknown"
         raise SettingError(f"The method {method!r} {fault}; choose from {supported}.")
     maps = [_attribute_one(one, image, method) for one in predictor.networks]
-    errors = [one.completeness_error for one in maps if one.completeness_error is not None]
-    return AttributionMap(
-        np.mean([one.values for one in maps], axis=0),
-        all(one.on_reference for one in maps),
-        max(errors, default=None),
-    )
+    values = np.mean([one.values for one in maps], axis=0)
+    return AttributionMap(values, all(one.on_reference for one in maps))
 
 
 def measure_references(predictor: Predictor, images: Sequence[Image.Image]) -> dict[str, float]:
@@ -95,12 +71,7 @@ def measure_references(predictor: Predictor, images: Sequence[Image.Image]) -> d
     network = predictor.network
     inputs = [network.pixel_values([one]) for one in images]
     for method in methods_for(predictor):
-        try:
-            with torch.enable_grad():
-                maps = [METHODS[method](network, one, rough=True) for one in inputs]
-        except ModelError:  # a timm model without a spatial grid
-            continue
-        maxima = [float(one.values.max()) for one in maps]
+        maxima = [float(METHODS[method](network, one).max()) for one in inputs]
         if maxima and np.median(maxima) > 0:
             references[method] = float(np.median(maxima))
     return references
@@ -117,10 +88,10 @@ def overlay(image: Image.Image, values: np.ndarray, opacity: float = 0.5) -> Ima
 
 
 def _attribute_one(network: Network, image: Image.Image, method: str) -> AttributionMap:
-    with COMPUTING, torch.enable_grad():
+    with COMPUTING:
         found = METHODS[method](network, network.pixel_values([image]))
-    values = enlarge(found.values, image.size[::-1])  # [H, W]
+    values = enlarge(found, image.size[::-1])  # [H, W]
     reference = network.attribution_references.get(method)
     scale = reference or float(values.max())
     values = (values / max(scale, 1e-12)).clamp(0, 1)
-    return AttributionMap(values.cpu().numpy(), reference is not None, found.completeness_error)
+    return AttributionMap(values.cpu().numpy(), reference is not None)

@@ -1,4 +1,4 @@
-"""BACKBONES: the model families, their last feature maps and their layer groups."""
+"""BACKBONES: the model families, what their heads average, and their layer groups."""
 
 from __future__ import annotations
 
@@ -24,9 +24,6 @@ class Backbone:
 
     hub_id: str | None  # of the pretrained weights, if any
     model_type: str  # as in config.json
-    # The layer whose output is the last feature map with a gradient from the head. None: Grad-CAM
-    # agrees with occlusion at no layer.
-    features: Callable[[PreTrainedModel], nn.Module] | None
     # From the input upwards, in the order of freezing. With the head they hold each parameter
     # once; no group has normalisation layers only.
     layer_groups: Callable[[PreTrainedModel], list[nn.Module]]
@@ -38,7 +35,7 @@ class Backbone:
     license: str = "apache-2.0"  # of the pretrained weights and of models trained from them
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
-    # Number of tokens before the patch tokens. None: the feature map is a [N, C, h, w] grid.
+    # Number of tokens before those that the head averages. None: they are a [N, C, h, w] grid.
     prefix_tokens: int | None = None
     channels_last: bool = False  # faster as [N, H, W, C] in memory; see benchmarks/precision.py
     resizable: bool = True  # accepts other image sizes than the pretraining's
@@ -48,34 +45,15 @@ class Backbone:
     regularisers: dict[str, str] = field(default_factory=dict)
 
 
-def _timm_features(model: PreTrainedModel) -> nn.Module:
-    """Return the layer of a timm model whose output is its last feature map."""
-    network = model.timm_model
-    if _count_prefix_tokens(network) is not None:
-        return network.blocks[-1].norm1
-    if hasattr(network, "conv_head") and hasattr(network, "bn2"):
-        return network.bn2  # feature_info of EfficientNet ends before conv_head
-    info = getattr(network, "feature_info", None)
-    if not isinstance(info, list) or getattr(network, "output_fmt", "NCHW") not in ("NCHW", None):
-        raise ModelError(
-            f"The last feature map of {model.config.architecture} is unknown; "
-            f"use the method occlusion."
-        )
-    return network.get_submodule(info[-1]["module"])
-
-
 def _timm_averaged_layer(model: PreTrainedModel) -> nn.Module | None:
     """Return the layer whose mean over positions a timm model's head reads, if any."""
     network = model.timm_model
     pooling = getattr(getattr(network, "global_pool", None), "pool_type", None)
     if type(network).__name__ not in TIMM_AVERAGING or pooling != "avg":
         return None
-    return _timm_features(model)
-
-
-def _count_prefix_tokens(network: nn.Module) -> int | None:
-    """Return the number of tokens before the patches of a timm model; None without tokens."""
-    return getattr(network, "num_prefix_tokens", None) if hasattr(network, "blocks") else None
+    if hasattr(network, "conv_head"):
+        return network.bn2  # feature_info of EfficientNet ends before conv_head
+    return network.get_submodule(network.feature_info[-1]["module"])
 
 
 def _timm_layer_groups(model: PreTrainedModel) -> list[nn.Module]:
@@ -144,7 +122,6 @@ def _timm(hub_id: str | None, classifier: str, **others) -> Backbone:
         hub_id=hub_id,
         model_type="timm_wrapper",
         head=f"timm_model.{classifier}",
-        features=_timm_features,
         averaged_layer=_timm_averaged_layer,
         layer_groups=_timm_layer_groups,
         config={"architecture": architecture} if architecture else {},
@@ -157,29 +134,21 @@ BACKBONES = {
     "vit-base": Backbone(
         hub_id="google/vit-base-patch16-224-in21k",
         model_type="vit",
-        # The head reads the class token only: patch tokens after the last block get no gradient.
-        features=lambda model: model.vit.layers[-1].layernorm_before,
         layer_groups=_layer_groups_of("layers"),
         mean=HALF,
         std=HALF,
-        prefix_tokens=1,
         resizable=False,
     ),
     "deit-small": Backbone(
         hub_id="facebook/deit-small-distilled-patch16-224",
         model_type="deit",  # with a head on the class token, none on the distillation token
-        features=lambda model: model.deit.layers[-1].layernorm_before,
         layer_groups=_layer_groups_of("layers"),
-        prefix_tokens=2,
         resizable=False,
         config={"hidden_size": 384, "num_attention_heads": 6, "intermediate_size": 1536},
     ),
     "dinov2-small": Backbone(
         hub_id="facebook/dinov2-small",
         model_type="dinov2",
-        # The head reads the class token and the mean of the patches. On 20 X-rays, the Grad-CAM
-        # of a fine-tuned model agrees with occlusion at 0.03 to 0.26 (Spearman) in seven layers.
-        features=None,
         averaged_layer=lambda model: model.dinov2.layernorm,
         layer_groups=_layer_groups_of("encoder.layer"),
         prefix_tokens=1,
@@ -189,7 +158,6 @@ BACKBONES = {
     "swin-tiny": Backbone(
         hub_id="microsoft/swin-tiny-patch4-window7-224",
         model_type="swin",
-        features=lambda model: model.swin.layernorm,
         averaged_layer=lambda model: model.swin.layernorm,
         layer_groups=_layer_groups_of("encoder.layers"),
         license="mit",  # by github.com/microsoft/Swin-Transformer; the Hub's card says Apache-2.0
@@ -199,7 +167,6 @@ BACKBONES = {
     "convnext-tiny": Backbone(
         hub_id="facebook/convnext-tiny-224",
         model_type="convnext",
-        features=lambda model: model.convnext.encoder.stages[-1],
         averaged_layer=lambda model: model.convnext.encoder.stages[-1],
         normalises_mean=True,
         layer_groups=_layer_groups_of("encoder.stages"),
@@ -208,7 +175,6 @@ BACKBONES = {
     "convnextv2-tiny": Backbone(
         hub_id="facebook/convnextv2-tiny-22k-224",
         model_type="convnextv2",
-        features=lambda model: model.convnextv2.encoder.stages[-1],
         averaged_layer=lambda model: model.convnextv2.encoder.stages[-1],
         normalises_mean=True,
         layer_groups=_layer_groups_of("encoder.stages"),
@@ -219,7 +185,6 @@ BACKBONES = {
     "mobilevit-small": Backbone(
         hub_id="apple/mobilevit-small",
         model_type="mobilevit",
-        features=lambda model: model.mobilevit.conv_1x1_exp,
         averaged_layer=lambda model: model.mobilevit.conv_1x1_exp,
         layer_groups=lambda model: [
             model.mobilevit.conv_stem,
@@ -247,7 +212,6 @@ BACKBONES = {
     "xray-cnn": Backbone(
         hub_id=None,
         model_type="xray_cnn",
-        features=lambda model: model.blocks[-1],
         averaged_layer=lambda model: model.blocks[-1],
         layer_groups=lambda model: list(model.blocks),
         # Measured on 200 X-rays of the Kermany set, rounded.
@@ -303,8 +267,7 @@ def backbone_of(model: PreTrainedModel) -> Backbone:
         raise ModelError(
             f"{config.architecture} does not end in one linear layer; choose another model."
         )
-    prefix_tokens = _count_prefix_tokens(model.timm_model)
-    return replace(BACKBONES["timm"], head=names[0], prefix_tokens=prefix_tokens)
+    return replace(BACKBONES["timm"], head=names[0])
 
 
 def head_of(model: PreTrainedModel) -> nn.Linear:

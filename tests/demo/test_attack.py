@@ -32,5 +32,5 @@ def test_client_example_prints_the_decisions(app_url, tmp_path):
     )
     assert done.returncode == 0, done.stderr[-2000:]
     lines = done.stdout.splitlines()
-    assert "positive at or above" in lines[0] and lines[2].startswith("gradcam (not tested): ")
+    assert "positive at or above" in lines[0] and lines[2].startswith("cam (not tested): ")
     assert [line.split()[0] for line in lines[-2:]] == ["x0.png", "x1.png"]

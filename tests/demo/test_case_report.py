@@ -24,13 +24,13 @@ def engine():
 
 
 def test_the_page_shows_the_map_only_if_there_is_one(engine):
-    page = to_html(engine, PREDICTION, IMAGE, MAP, "gradcam")
-    assert NOTICE in page and page.count("<img") == 2 and "gradcam (not tested)" in page
+    page = to_html(engine, PREDICTION, IMAGE, MAP, "cam")
+    assert NOTICE in page and page.count("<img") == 2 and "cam (not tested)" in page
     assert "70%" in page and "40% and 60%" in page
     assert "&lt;odd&gt;" in page and "<odd>" not in page and "a $model$ &amp; more" in page
     assert "http" not in page
-    plain = to_html(engine, PREDICTION, IMAGE, None, "gradcam")
-    assert plain.count("<img") == 1 and "gradcam" not in plain
+    plain = to_html(engine, PREDICTION, IMAGE, None, "cam")
+    assert plain.count("<img") == 1 and "cam" not in plain
 
 
 def test_a_refused_image_has_no_probability(engine):
@@ -40,6 +40,6 @@ def test_a_refused_image_has_no_probability(engine):
 
 
 def test_the_pdf_is_one_page_whatever_the_name_of_the_model(engine):
-    found = to_pdf(engine, PREDICTION, IMAGE, MAP, "gradcam")
+    found = to_pdf(engine, PREDICTION, IMAGE, MAP, "cam")
     assert found.startswith(b"%PDF") and b"/Count 1" in found
     assert b"CreationDate" not in found

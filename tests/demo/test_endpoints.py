@@ -48,7 +48,7 @@ def test_endpoint_returns_the_prediction_of_the_predictor_and_no_map(client, ima
     assert overlay is None  # a map takes longer than the decision
 
 
-@pytest.mark.parametrize("method", sorted(set(METHODS) - {"attention_rollout"}))  # no ViT
+@pytest.mark.parametrize("method", sorted(METHODS))
 def test_endpoints_accept_every_method(client, image, method):
     result, overlay = client.predict(handle_file(image), method, api_name="/predict")
     with Image.open(overlay) as drawn:
@@ -111,7 +111,7 @@ def test_an_mcp_client_gets_the_same_answer_and_no_address_is_read(app_url, imag
 def test_model_info_has_what_a_program_needs_and_no_path(client, tiny_model):
     found = client.predict(api_name="/model_info")
     assert found["threshold"] == Predictor.from_pretrained(tiny_model).operating_point.threshold
-    assert found["labels"] == ["NORMAL", "PNEUMONIA"] and found["offered_method"] == "gradcam"
+    assert found["labels"] == ["NORMAL", "PNEUMONIA"] and found["offered_method"] == "cam"
     assert found["default_method"] is None  # it has no report
     assert found["limits"]["batch"] == Limits().batch
     assert str(tiny_model.parent) not in json.dumps(found)
@@ -232,5 +232,5 @@ def test_wrong_calls_get_a_sentence_and_leave_no_traceback(app_url, client, imag
         found = ask(app_url, "predict", content, version)
         assert found.startswith("event: complete") and found.rstrip().endswith(", null]"), found
     found = ask(app_url, "explain", {"data": [file, None]})
-    assert found.startswith("event: complete") and '"method": "gradcam"' in found
+    assert found.startswith("event: complete") and '"method": "cam"' in found
     assert "Traceback" not in log.read_bytes()[before:].decode(errors="replace")

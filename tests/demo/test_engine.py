@@ -132,31 +132,53 @@ def test_only_a_method_that_passed_its_tests_is_the_default(tiny_model, tmp_path
     shutil.copytree(tiny_model, model, ignore=shutil.ignore_patterns("checkpoints"))
     predictor = Predictor.from_pretrained(model)
     untested = Engine(predictor, Limits())
-    assert (untested.default_method, untested.offered_method) == (None, "gradcam")
-    assert untested.title_of("gradcam") == "Grad-CAM (not tested)"
+    assert (untested.default_method, untested.offered_method) == (None, "cam")
+    assert untested.title_of("cam") == "Class activation map (not tested)"
 
     def test_of(best, **verdicts):
-        results = [{"method": name, "verdict": one} for name, one in verdicts.items()]
+        results = [
+            {"method": name, "verdict": one, "sentence": f"It is a {one}."}
+            for name, one in verdicts.items()
+        ]
         return {"data": "x", "faithfulness": {"best": best, "results": results}}
 
-    first = test_of("occlusion", gradcam="fail", occlusion="pass", multi_layer="pass")
-    second = test_of(None, gradcam="pass", multi_layer="fail")
+    first = test_of("occlusion", cam="fail", occlusion="pass")
+    second = test_of("cam", cam="pass")
     (model / "reports.json").write_text(json.dumps([{"data": "old"}, first, second]))
     engine = Engine(predictor, Limits())
     assert engine.default_method == engine.offered_method == "occlusion"
-    assert engine.title_of("gradcam") == "Grad-CAM (failed a test)"
+    assert engine.title_of("cam") == "Class activation map (failed a test)"
     assert engine.title_of("occlusion") == "Occlusion (passed its tests)"
-    assert engine.title_of("multi_layer") == "Grad-CAM of several layers (failed a test)"
+    assert engine.sentences == {"cam": "It is a fail.", "occlusion": "It is a pass."}
     # The best by one report failed by another.
     third = test_of(None, occlusion="fail")
     for reports, default, offered in (
-        ([first, third], "multi_layer", "multi_layer"),
-        ([test_of(None, gradcam="fail")], None, "gradient_x_activation"),
-        ([test_of(None, **dict.fromkeys(engine.methods, "fail"))], None, "gradcam"),
+        ([first, third], None, "cam"),
+        ([second, third], "cam", "cam"),
+        ([test_of(None, cam="fail")], None, "occlusion"),
+        ([test_of(None, **dict.fromkeys(engine.methods, "fail"))], None, "cam"),
     ):
         (model / "reports.json").write_text(json.dumps(reports))
         engine = Engine(predictor, Limits())
         assert (engine.default_method, engine.offered_method) == (default, offered)
+
+
+def test_reports_of_an_earlier_version_name_methods_that_are_gone(tiny_model, tmp_path):
+    """And have no sentences. What they say of the methods that are left stays."""
+    import shutil
+
+    model = tmp_path / "model"
+    shutil.copytree(tiny_model, model, ignore=shutil.ignore_patterns("checkpoints"))
+    results = [
+        {"method": "random", "verdict": ""},
+        {"method": "gradcam", "verdict": "pass"},
+        {"method": "occlusion", "verdict": "fail"},
+    ]
+    old = {"data": "x", "faithfulness": {"best": "gradcam", "results": results}}
+    (model / "reports.json").write_text(json.dumps([old]))
+    engine = Engine(Predictor.from_pretrained(model), Limits())
+    assert engine.verdicts == {"occlusion": "fail"} and engine.sentences == {"occlusion": ""}
+    assert (engine.default_method, engine.offered_method) == (None, "cam")
 
 
 def test_a_mask_hides_the_border_and_a_part_and_nothing_else():

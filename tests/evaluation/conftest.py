@@ -8,7 +8,6 @@ from datasets import Dataset
 
 from pneumonia_hf import EvaluationConfig, Predictor, evaluate_predictor
 from pneumonia_hf.data.load import load_splits
-from pneumonia_hf.evaluation import faithfulness
 from pneumonia_hf.evaluation.context import Additions, Evaluation
 from pneumonia_hf.evaluation.report import write_report
 from pneumonia_hf.evaluation.scores import IN_RANGE, Scores
@@ -27,14 +26,7 @@ def report(tiny_model, xray_folder):
     predictor = Predictor.from_pretrained(tiny_model)
     config = EvaluationConfig(resamples=20, robustness_images=8, attribution_images=2)
     data = load_splits(xray_folder)["all"]
-    with pytest.MonkeyPatch.context() as patch:
-        # Those with each optional number: the others take most of the time, and have own tests.
-        patch.setattr(
-            faithfulness,
-            "methods_for",
-            lambda predictor: ["gradcam", "integrated_gradients", "gradient_shap"],
-        )
-        return evaluate_predictor(predictor, data, "drawn", config=config)
+    return evaluate_predictor(predictor, data, "drawn", config=config)
 
 
 @pytest.fixture(scope="session")

@@ -21,3 +21,30 @@ def test_steps_are_computed_once_and_again_for_other_inputs(tmp_path):
     assert not (tmp_path / "steps").exists()
     Steps().run("a step", compute)
     assert not (tmp_path / "steps").exists()
+
+
+def test_the_time_left_follows_from_the_forward_passes_that_are_done(tmp_path, capsys, monkeypatch):
+    from tqdm.auto import tqdm
+
+    now = [1000.0]
+    monkeypatch.setattr("tqdm.std.time", lambda: now[0])
+    monkeypatch.setattr(tqdm, "monitor_interval", 0)
+
+    def compute():
+        now[0] += 30
+        return {"x": np.arange(3)}
+
+    folder = tmp_path / "steps"
+    Steps(folder).run("kept", compute)  # by an evaluation that was interrupted
+    steps = Steps(folder)
+    steps.expect(1600)
+    steps.run("first", compute, passes=100)
+    shown = capsys.readouterr().err.split("\r")[-1]
+    assert "Report, first: 6%, 00:30 so far, about 07:30 left" in shown
+    steps.run("kept", compute, passes=500)  # takes no time
+    steps.run("second", compute, passes=100)
+    shown = capsys.readouterr().err.split("\r")[-1]
+    assert "Report, second: 18%, 01:00 so far, about 04:30 left" in shown
+    steps.close()
+    steps.advance(1)  # without a line there is nothing to show
+    assert "Report" not in capsys.readouterr().err.split("\r")[-1]

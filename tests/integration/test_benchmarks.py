@@ -27,10 +27,6 @@ class Case:
 
 
 CASES = {
-    "attribution.py": Case(
-        "--data_dir DATA --model MODEL --images 2",
-        (("images",), ("images",), ("images",)),
-    ),
     "augmentation.py": Case(
         "--backbones xray-cnn --batch 16 --steps 2 --image_size 64",
         (("ms a batch", "of a xray-cnn step"),),

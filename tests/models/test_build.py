@@ -29,7 +29,7 @@ def test_body_is_pretrained_and_head_is_new(tiny, tiny_body, backbone_name):
     model, processor = tiny()
     backbone = backbone_of(model)
     assert backbone.layer_groups is BACKBONES[backbone_name].layer_groups
-    assert backbone.features is BACKBONES[backbone_name].features
+    assert backbone.averaged_layer is BACKBONES[backbone_name].averaged_layer
     assert model.config.id2label == {0: "NORMAL", 1: "PNEUMONIA"}
     head = model.get_submodule(backbone.head)
     assert head is head_of(model)

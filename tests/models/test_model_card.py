@@ -9,7 +9,7 @@ from pneumonia_hf.models.model_folder import DEFAULT_MODEL, REPORTS_FILE, RUN_FI
 
 @pytest.mark.parametrize(
     ("faithfulness", "none_passes"),
-    [({"best": None}, True), ({"best": "gradcam"}, False), (None, False)],
+    [({"best": None}, True), ({"best": "cam"}, False), (None, False)],
 )
 def test_card_says_when_no_attribution_method_passes_its_tests(tmp_path, faithfulness, none_passes):
     shutil.copy(DEFAULT_MODEL / RUN_FILE, tmp_path)

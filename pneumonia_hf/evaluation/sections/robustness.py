@@ -100,15 +100,12 @@ def measure_robustness(
         resamples, seed: of the bootstrap; `seed` also of the perturbations.
         steps: where the scores of each kind of copies are kept, if anywhere.
     """
-    from tqdm.auto import tqdm
-
     labels = np.asarray(labels)
     pixels = shrink(predictor, images)
     threshold = predictor.operating_point.threshold
     every = PERTURBATIONS | CONTROLS
-    cases = [PLAIN] + [(name, at) for name, one in every.items() for at in one.levels]
     scores = {}
-    for name, level in tqdm(cases, desc="Perturbed copies", unit="kind", leave=False):
+    for name, level in list_cases():
         found = (steps or Steps()).run(
             f"{name} {level:g} of {len(labels)}",
             lambda name=name, level=level: {
@@ -117,6 +114,7 @@ def measure_robustness(
                     pixels if name == "plain" else perturb(pixels, labels, name, level, seed),
                 )
             },
+            passes=len(labels),
         )
         scores[name, level] = to_probability(found["log_odds"])
     draws = list(draw_patients(labels, patients, resamples, seed))
@@ -155,6 +153,18 @@ def measure_robustness(
     robust = float(np.mean([values[case] for case in (PLAIN, *COUNTERFACTUALS)]))
     *kept, control = results
     return Robustness(tuple(kept), control, gaps[f"{GAP[1]:g}"], gaps, robust, len(labels), seed)
+
+
+def list_cases() -> list[tuple[str, float]]:
+    """Return the name and level of each kind of copies, first the plain images."""
+    every = PERTURBATIONS | CONTROLS
+    return [PLAIN] + [(name, at) for name, one in every.items() for at in one.levels]
+
+
+def count_passes(evaluation: Evaluation) -> int:
+    """Return how many forward passes `measure` will need."""
+    drawn = min(evaluation.config.robustness_images, len(evaluation.labels))
+    return drawn * len(list_cases())
 
 
 def read_training(predictor: Predictor) -> tuple[set[str | None], bool]:
