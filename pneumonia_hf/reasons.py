@@ -30,9 +30,14 @@ class Reason(Enum):
     NO_CHEST_XRAY = (
         "This does not look like a frontal chest X-ray; check the file and its orientation."
     )
+    ROTATED = "The image seems rotated by 90 degrees; give it upright."
+    UPSIDE_DOWN = "The image seems upside down; give it upright."
+    INVERTED = "The gray levels of the image seem inverted; give it with bright bones."
+    SIDE_VIEW = "The image seems a side view; the model knows frontal chest X-rays alone."
+    PART = "The image seems to show a part of the chest only; give the whole chest."
+    NO_XRAY = "The image seems no X-ray."
     UNLIKE = (
-        "The image is unlike those that the model was trained on (99% of them are nearer), so its "
-        "probability may not hold."
+        "The image is unlike those that the model was trained on, so its probability may not hold."
     )
     # The threshold.
     TOO_CLOSE = (
@@ -60,6 +65,13 @@ OF_INPUT = frozenset(
     [
         *(Reason.VIEW, Reason.BITS, Reason.WINDOW, Reason.COLOURED, Reason.MODALITY),
         *(Reason.SMALL, Reason.LONG, Reason.BLANK, Reason.MASK),
+    ]
+)
+# Of the input gate: it is no frontal chest X-ray, and is refused.
+REFUSING = frozenset(
+    [
+        *(Reason.NO_CHEST_XRAY, Reason.ROTATED, Reason.UPSIDE_DOWN, Reason.INVERTED),
+        *(Reason.SIDE_VIEW, Reason.PART, Reason.NO_XRAY),
     ]
 )
 

@@ -7,9 +7,9 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from pneumonia_hf.inference.gate import REFUSED_AT
 from pneumonia_hf.inference.predictor import Prediction, Predictor
 from pneumonia_hf.models.model_card import find_misfit
+from pneumonia_hf.reasons import REFUSING
 
 DECISIONS = {
     "PNEUMONIA": "Looks like pneumonia",
@@ -79,7 +79,7 @@ def to_html(
     side = ""
     if decision == "REFER":
         side = f"<p>The side of the threshold is {prediction.label}.</p>"
-    known = prediction.distance is None or prediction.distance < REFUSED_AT
+    known = not prediction.reasons & REFUSING
     alike = find_scored_alike(reports, prediction.probability) if known else None
     meaning = ""
     if alike:

@@ -12,7 +12,7 @@ from pneumonia_hf.errors import UserError
 from pneumonia_hf.evaluation.choose_images import count_seen
 from pneumonia_hf.evaluation.context import Additions, Evaluation, EvaluationConfig
 from pneumonia_hf.evaluation.report import Report
-from pneumonia_hf.evaluation.scores import score_images
+from pneumonia_hf.evaluation.scores import NO_CHEST, UNLIKE, Scores, score_images
 from pneumonia_hf.evaluation.sections import (
     attribution,
     calibration,
@@ -31,7 +31,6 @@ from pneumonia_hf.evaluation.sections import (
 )
 from pneumonia_hf.evaluation.steps import Steps
 from pneumonia_hf.evaluation.subgroups import list_groups, score_other_classes
-from pneumonia_hf.inference.gate import REFUSED_AT
 from pneumonia_hf.inference.predictor import Predictor
 from pneumonia_hf.reporting.numbers import to_share, to_text
 from pneumonia_hf.reporting.page import Page, Section, Summary
@@ -165,18 +164,18 @@ def _list_notes(evaluation: Evaluation) -> tuple[list[str], list[str]]:
         f"{seen['test']} of these images are of the internal test set, of the same site as the "
         f"training data: the numbers say little about another site.": seen["test"],
         **dict.fromkeys((one.sentence for one in evaluation.predictor.caveats), 1),
-        **dict.fromkeys(_describe_gate(evaluation.scores.distances), 1),
+        **dict.fromkeys(_describe_gate(evaluation.scores), 1),
         f"{unreadable} {files} could not be read and are in no number below.": unreadable,
     }
     return tuple([text for text, count in part.items() if count] for part in (notes, more))
 
 
-def _describe_gate(distances: np.ndarray) -> list[str]:
-    if np.isnan(distances).all():  # no gate
+def _describe_gate(scores: Scores) -> list[str]:
+    if np.isnan(scores.distances).all():  # no gate
         return []
-    refused = int(np.sum(distances >= REFUSED_AT))
-    unlike = int(np.sum(distances >= 1)) - refused
+    unlike, refused = (int(scores.reasons[name].sum()) for name in (UNLIKE, NO_CHEST))
     return [
-        f"The input gate finds {unlike} of the {len(distances)} images unlike the training images, "
-        f"and would refuse {refused} as no chest X-rays; both are in every number below, as REFER."
+        f"The input gate finds {unlike} of the {len(scores.labels)} images unlike the training "
+        f"images, and would refuse {refused} as no frontal chest X-rays; both are in every number "
+        f"below, as REFER."
     ]

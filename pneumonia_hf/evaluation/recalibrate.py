@@ -14,15 +14,14 @@ from pneumonia_hf.data.load import load_splits
 from pneumonia_hf.data.patients import named_by_file
 from pneumonia_hf.data.sources import open_images
 from pneumonia_hf.errors import UserError
+from pneumonia_hf.evaluation.gate_fit import fit_gate
 from pneumonia_hf.evaluation.perturbations import COUNTERFACTUALS, ROBUST, perturb
 from pneumonia_hf.evaluation.sections.robustness import score, shrink
 from pneumonia_hf.files import write_json
 from pneumonia_hf.imaging.read import read_xray
 from pneumonia_hf.inference.attribution import measure_references
-from pneumonia_hf.inference.gate import LEAST_IMAGES, MOST_IMAGES, Gate, middle_layer
-from pneumonia_hf.inference.network import CONFIG_KEY, REFERENCES_KEY, Network
+from pneumonia_hf.inference.network import CONFIG_KEY, REFERENCES_KEY
 from pneumonia_hf.inference.predictor import Predictor
-from pneumonia_hf.inference.read_ahead import read_or_fail
 from pneumonia_hf.labels import LABELS
 from pneumonia_hf.models.backbones import head_of
 from pneumonia_hf.models.model_card import write_card
@@ -105,29 +104,6 @@ def score_validation(predictor: Predictor, validation: Dataset, with_copies: boo
     return np.stack([plain, *copies])
 
 
-def fit_gate(network: Network, train: Dataset, validation: Dataset) -> Gate | None:
-    """Return the input gate of `network`, or None if there are fewer than LEAST_IMAGES.
-
-    It is fitted to up to MOST_IMAGES training images, drawn at random, with a centre for each
-    class of each source.
-    """
-    if len(train) < LEAST_IMAGES[0] or len(validation) < LEAST_IMAGES[1]:
-        return None
-    rows = np.random.default_rng(13).permutation(len(train))[:MOST_IMAGES]
-    drawn = train.select(np.sort(rows))
-    layer = middle_layer(network.model)
-    kinds = [
-        f"{source} {label}"
-        for source, label in zip(drawn["source"][:], drawn["label"][:], strict=True)
-    ]
-    groups = np.unique(kinds, return_inverse=True)[1]
-    described = []
-    for data in (drawn, validation):
-        chunks = read_or_fail(open_images(data))
-        described.append(np.concatenate([network.features(one, layer) for one in chunks]))
-    return Gate.fit(layer, described[0], groups, described[1])
-
-
 def find_own_splits(folder: Path, data_dir: Sequence[str]) -> tuple[Dataset, Dataset]:
     """Return a saved model's training and validation images, found in a data set by their bytes.
 
@@ -189,7 +165,9 @@ def recalibrate(
     unfinished = folder / RECALIBRATED
     try:
         predictor.network.model.save_pretrained(unfinished)
-        if gate := fit_gate(predictor.network, train, validation) or predictor.network.gate:
+        threshold = new["config"]["threshold"]
+        gate = fit_gate(predictor.network, train, validation, threshold) or predictor.network.gate
+        if gate:
             gate.save(unfinished)
         write_json(unfinished / RUN_FILE, run)
         install_model_folder(unfinished, folder)

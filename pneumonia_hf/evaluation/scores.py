@@ -16,17 +16,19 @@ from pneumonia_hf.data.table import column
 from pneumonia_hf.errors import DataError, XrayError
 from pneumonia_hf.evaluation.steps import Steps
 from pneumonia_hf.hub import find_weights
-from pneumonia_hf.inference.gate import REFUSED_AT
 from pneumonia_hf.inference.predictor import Prediction, Predictor
 from pneumonia_hf.labels import LABELS
 from pneumonia_hf.models.model_folder import GATE_FILE
-from pneumonia_hf.reasons import OF_INPUT, Reason
+from pneumonia_hf.reasons import OF_INPUT, REFUSING, Reason
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 
-IN_RANGE = "probability in the range of the threshold"  # a reason to refer
+# Reasons to refer.
+IN_RANGE = "probability in the range of the threshold"
+UNLIKE = "input gate: unlike the training images"
+NO_CHEST = "input gate: no frontal chest X-ray"
 
 
 @dataclass(frozen=True)
@@ -88,8 +90,8 @@ def score_images(
     probabilities, distances = found["probabilities"], found["distances"]
     reasons = {
         IN_RANGE: (probabilities >= point.low) & (probabilities < point.high),
-        "input gate: unlike the training images": (distances >= 1) & (distances < REFUSED_AT),
-        "input gate: no chest X-ray": distances >= REFUSED_AT,
+        UNLIKE: (distances >= 1) & ~found["refused"],
+        NO_CHEST: found["refused"],
         "input checks": found["by_input_checks"],
     }
     return Scores(rows, labels, probabilities, distances, found["decisions"], reasons, unreadable)
@@ -151,11 +153,7 @@ def _predict(predictor: Predictor, data: Dataset, name: str) -> dict[str, np.nda
         "probabilities": np.array([one.probability for one in predictions], np.float64),
         "distances": np.array([one.distance for one in predictions], np.float64),  # None: NaN
         "decisions": np.array([one.decision for one in predictions], str),
-        "by_input_checks": np.array([_is_doubted(one) for one in predictions], bool),
+        "by_input_checks": np.array([bool(one.reasons & OF_INPUT) for one in predictions], bool),
+        "refused": np.array([bool(one.reasons & REFUSING) for one in predictions], bool),
         "unreadable": np.array([one for one in faults if one is not None], str),
     }
-
-
-def _is_doubted(prediction: Prediction) -> bool:
-    """Return whether the checks of the file and image themselves refer it, such as of its shape."""
-    return bool(prediction.reasons & OF_INPUT)

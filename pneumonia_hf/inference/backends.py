@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from pneumonia_hf.errors import UserError
-from pneumonia_hf.inference.gate import pool_features
+from pneumonia_hf.inference.gate import Layer, pool_features
 from pneumonia_hf.models.backbones import backbone_of
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class Scorer:
 def make_scorer(
     model: PreTrainedModel,
     images: torch.Tensor,
-    layer: str | None,
+    layer: Layer | None,
     backend: Backend,
     ranges: Path | None = None,
 ) -> Scorer:
@@ -55,7 +55,7 @@ def make_scorer(
     Args:
         model: in evaluation mode; it stays as it is.
         images: two or more `pixel_values`, on which backends are compared and timed.
-        layer: dotted name of the module whose output the input gate describes, if any.
+        layer: whose output the input gate describes, if any.
         backend: of BACKENDS; `auto` takes the quickest of those that are installed, but never
             int8, whose probabilities differ.
         ranges: for int8, the file that `measure_ranges` wrote for this model.
@@ -101,7 +101,7 @@ def check_equal(found: np.ndarray, expected: np.ndarray, what: str, advice: str)
         raise UserError(f"{what} differ from the model's by {limit}; {advice}.")
 
 
-def _choose_scorer(model: PreTrainedModel, images: torch.Tensor, layer: str | None) -> Scorer:
+def _choose_scorer(model: PreTrainedModel, images: torch.Tensor, layer: Layer | None) -> Scorer:
     quickest = best = None
     for name in ("torch", "onnx", "openvino"):
         if name != "torch" and model.device.type != "cpu":
@@ -120,7 +120,9 @@ def _time(scorer: Scorer, images: torch.Tensor) -> float:
     return time.perf_counter() - started
 
 
-def _make_outputs(model: nn.Module, layer: str | None, class_index: int | None = None) -> nn.Module:
+def _make_outputs(
+    model: nn.Module, layer: Layer | None, class_index: int | None = None
+) -> nn.Module:
     """Return a module: pixel_values -> logits, then what is asked for, as of `export_network`."""
     import torch
 
@@ -133,8 +135,10 @@ def _make_outputs(model: nn.Module, layer: str | None, class_index: int | None =
             features = []
             with ExitStack() as hooks:
                 if layer is not None:
-                    hook = self.model.get_submodule(layer).register_forward_hook(
-                        lambda module, inputs, output: features.append(pool_features(output))
+                    hook = self.model.get_submodule(layer.name).register_forward_hook(
+                        lambda module, inputs, output: features.append(
+                            pool_features(output, layer.cells)
+                        )
                     )
                     hooks.callback(hook.remove)
                 logits = self.model(pixel_values=pixel_values).logits
@@ -145,7 +149,7 @@ def _make_outputs(model: nn.Module, layer: str | None, class_index: int | None =
     return Outputs().eval()
 
 
-def _score_by_torch(model: PreTrainedModel, images: torch.Tensor, layer: str | None) -> Scorer:
+def _score_by_torch(model: PreTrainedModel, images: torch.Tensor, layer: Layer | None) -> Scorer:
     """Score by PyTorch: batch norms folded into convolutions, channels last where that helps."""
     import torch
 
@@ -153,7 +157,7 @@ def _score_by_torch(model: PreTrainedModel, images: torch.Tensor, layer: str | N
 
     network = fold_batch_norms(model, images)
     layout = torch.contiguous_format
-    if _is_convolutional(model):
+    if is_convolutional(model):
         layout = torch.channels_last
         network = network.to(memory_format=layout)
     outputs = _make_outputs(network, layer)
@@ -167,7 +171,8 @@ def _score_by_torch(model: PreTrainedModel, images: torch.Tensor, layer: str | N
     return Scorer(score)
 
 
-def _is_convolutional(model: PreTrainedModel) -> bool:
+def is_convolutional(model: PreTrainedModel) -> bool:
+    """Return whether the model computes faster with the channels last."""
     try:
         return backbone_of(model).channels_last
     except UserError:  # an unknown family
@@ -177,7 +182,7 @@ def _is_convolutional(model: PreTrainedModel) -> bool:
 def export_network(
     model: PreTrainedModel,
     images: torch.Tensor,
-    layer: str | None = None,
+    layer: Layer | None = None,
     class_index: int | None = None,
 ) -> ONNXProgram:
     """Return a model as an ONNX program: `pixel_values`, for batches of any size, -> logits.
@@ -218,11 +223,11 @@ def export_network(
             ) from error
 
 
-def _export(model: PreTrainedModel, images: torch.Tensor, layer: str | None) -> bytes:
+def _export(model: PreTrainedModel, images: torch.Tensor, layer: Layer | None) -> bytes:
     return export_network(model, images, layer).model_proto.SerializeToString()
 
 
-def _score_by_onnx(model: PreTrainedModel, images: torch.Tensor, layer: str | None) -> Scorer:
+def _score_by_onnx(model: PreTrainedModel, images: torch.Tensor, layer: Layer | None) -> Scorer:
     return _run_onnx(_export(model, images, layer))
 
 
@@ -249,7 +254,7 @@ def open_session(content: bytes | Path, threads: int) -> Compute:
     return score
 
 
-def _score_by_openvino(model: PreTrainedModel, images: torch.Tensor, layer: str | None) -> Scorer:
+def _score_by_openvino(model: PreTrainedModel, images: torch.Tensor, layer: Layer | None) -> Scorer:
     import openvino
     import torch
 
@@ -281,7 +286,7 @@ def _score_by_openvino(model: PreTrainedModel, images: torch.Tensor, layer: str 
 
 
 def measure_ranges(
-    model: PreTrainedModel, batches: Iterable[torch.Tensor], layer: str | None, path: Path
+    model: PreTrainedModel, batches: Iterable[torch.Tensor], layer: Layer | None, path: Path
 ) -> None:
     """Write the smallest and largest value of each activation, which int8 needs, to a new file.
 
@@ -300,7 +305,7 @@ def measure_ranges(
 
 
 def _score_by_int8(
-    model: PreTrainedModel, images: torch.Tensor, layer: str | None, ranges: Path | None
+    model: PreTrainedModel, images: torch.Tensor, layer: Layer | None, ranges: Path | None
 ) -> Scorer:
     """Score by integers of 8 bits, of the weights by channel and of the activations."""
     if ranges is None or not ranges.is_file():

@@ -1,23 +1,24 @@
-"""The input gate: is an image like the training images, and a chest X-ray at all?
+"""The input gate: is an image a frontal chest X-ray at all, and is it like the training images?
 
-Each image is described by the means and standard deviations of the channels in the middle of the
-network. In the space of their principal components, the distance is that of Mahalanobis to the
-nearest class mean, with one covariance for all classes (Lee et al. 2018, arXiv:1807.03888), plus
-what the components leave out. The last features are no use for it: what the head does not need
-has been trained away there.
+Two questions on the same features, which are measured in the middle of the network: the last
+features are no use, since what the head does not need has been trained away there. A classifier
+refuses what is no frontal chest X-ray (`inference.frontal`). A distance only refers: that of
+Mahalanobis to the nearest class mean in the space of the principal components, with one covariance
+for all classes (Lee et al. 2018, arXiv:1807.03888), plus what the components leave out.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from pneumonia_hf.errors import ModelError
+from pneumonia_hf.inference.frontal import KINDS, Frontal
 from pneumonia_hf.models.model_folder import GATE_FILE
 
 if TYPE_CHECKING:
@@ -26,35 +27,42 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 COMPONENTS = 64
-QUANTILE = 0.99  # of the validation images that count as like the training images
-REFUSED_AT = 2.0  # times the distance at QUANTILE: not a chest X-ray
-LEAST_IMAGES = (200, 50)  # of training and validation; with fewer there is no gate
-MOST_IMAGES = 2000  # of training
+CELLS = 3  # a side of the grid of means, which keep where in the image something is
+NUMBERS = ("residual", "limit")  # of a gate's tensors, those that are one number
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What the features are measured of, and how."""
+
+    name: str  # dotted, of the module whose output is described
+    cells: int = CELLS  # 0: without the grid of means, as gates of 0.5
 
 
 @dataclass(frozen=True)
 class Gate:
     """What the training images look like in the middle of one network."""
 
-    layer: str  # dotted name of the module whose output is described
-    mean: np.ndarray  # of the unit-length features: [F]
+    layer: Layer
+    mean: np.ndarray  # of the unit-length features, means and deviations alone: [F]
     axes: np.ndarray  # principal components: [K, F]
     centres: np.ndarray  # class means in the components: [G, K]
     precision: np.ndarray  # inverse of the common covariance within classes: [K, K]
     residual: float  # mean squared length of what the components leave out
-    limit: float  # the distance at QUANTILE of the validation images
+    limit: float = 1.0  # the distance beyond which an image is referred; infinite: none is
+    limit_reason: str = ""  # a sentence
+    frontal: Frontal | None = None  # None in gates of 0.5, which refuse nothing
 
     @classmethod
-    def fit(cls, layer: str, train: np.ndarray, groups: np.ndarray, validation: np.ndarray) -> Gate:
-        """Fit to features as `capture_features` returns them.
+    def fit(cls, layer: Layer, train: np.ndarray, groups: np.ndarray) -> Gate:
+        """Fit the distance to features as `capture_features` returns them.
 
         Args:
-            layer: dotted name of the module they come from.
+            layer: what they were measured of.
             train: of training images: [N, F].
             groups: the class of each, or its class and site: int [N].
-            validation: of other images of the same kind, which give the limit: [M, F].
         """
-        train = _to_unit_length(train)
+        train = _to_unit_length(_leave_out_grid(train, layer))
         mean = train.mean(axis=0)
         count = min(COMPONENTS, len(train) // 4, train.shape[1])
         axes = np.linalg.svd(train - mean, full_matrices=False)[2][:count]
@@ -66,32 +74,46 @@ class Gate:
         ridge = 1e-6 * np.trace(covariance) / len(covariance) + 1e-12
         precision = np.linalg.inv(covariance + ridge * np.eye(len(covariance)))
         residual = float(np.mean(np.sum((train - mean - inside @ axes) ** 2, axis=1)) + 1e-12)
-        gate = cls(layer, mean, axes, centres, precision, residual, 1.0)
-        limit = float(np.quantile(gate.distances(validation), QUANTILE))
-        return cls(**asdict(gate) | {"limit": limit})
+        return cls(layer, mean, axes, centres, precision, residual)
 
     def distances(self, features: np.ndarray) -> np.ndarray:
         """Return the distance of each image from the training images: [N], in limits.
 
-        QUANTILE of images like those of validation are below 1. Both terms, Mahalanobis distance
-        and remainder, are 1 on average over the training images before the division.
+        Both terms, Mahalanobis distance and remainder, are 1 on average over the training images
+        before the division.
         """
-        centred = _to_unit_length(features) - self.mean
+        centred = _to_unit_length(_leave_out_grid(features, self.layer)) - self.mean
         inside = centred @ self.axes.T
         from_centres = inside[:, None] - self.centres  # [N, G, K]
         squares = np.einsum("ngi,ij,ngj->ng", from_centres, self.precision, from_centres)
         left_out = np.sum((centred - inside @ self.axes) ** 2, axis=1)
         return (squares.min(axis=1) / len(self.axes) + left_out / self.residual) / self.limit
 
+    def judge(self, features: np.ndarray) -> np.ndarray:
+        """Return the distance of each image and its log probabilities of KINDS: [N, 1 + K].
+
+        The latter are NaN without a classifier.
+        """
+        kinds = (
+            np.full((len(features), len(KINDS)), np.nan)
+            if self.frontal is None
+            else self.frontal.log_probabilities(features)
+        )
+        return np.column_stack([self.distances(features), kinds])
+
     def save(self, folder: Path) -> None:
         """Write GATE_FILE into `folder`; a plain transformers pipeline does not read it."""
         from safetensors.numpy import save_file
 
-        arrays = {name: np.asarray(value, np.float32) for name, value in self._numbers().items()}
-        save_file(arrays, folder / GATE_FILE, metadata={"layer": self.layer})
-
-    def _numbers(self) -> dict[str, np.ndarray | float]:
-        return {name: value for name, value in asdict(self).items() if name != "layer"}
+        names = ("mean", "axes", "centres", "precision", *NUMBERS)
+        arrays = {name: getattr(self, name) for name in names}
+        if self.frontal:
+            arrays |= {"weights": self.frontal.weights, "bias": self.frontal.bias}
+        save_file(
+            {name: np.array(value, np.float32, order="C") for name, value in arrays.items()},
+            folder / GATE_FILE,
+            metadata={"layer": self.layer.name, "limit_reason": self.limit_reason},
+        )
 
     @classmethod
     def load(cls, folder: Path, name: str) -> Gate | None:
@@ -108,9 +130,14 @@ class Gate:
         try:
             with safe_open(file, framework="numpy") as opened:
                 arrays = {key: opened.get_tensor(key).astype(np.float64) for key in opened.keys()}
-                layer = opened.metadata()["layer"]
-            numbers = {key: float(arrays.pop(key)) for key in ("residual", "limit")}
-            return cls(layer, **arrays, **numbers)
+                about = opened.metadata()
+            numbers = {key: float(arrays.pop(key)) for key in NUMBERS}
+            frontal = None
+            if "weights" in arrays:
+                frontal = Frontal(arrays.pop("weights"), arrays.pop("bias"))
+            layer = Layer(about["layer"], CELLS if frontal else 0)
+            gate = cls(layer, **arrays, **numbers, limit_reason=about.get("limit_reason", ""))
+            return replace(gate, frontal=frontal)
         except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
             raise ModelError(
                 f"{GATE_FILE} of {name} is damaged; restore it, or remove it and fit it again with "
@@ -118,13 +145,18 @@ class Gate:
             ) from error
 
 
+def _leave_out_grid(features: np.ndarray, layer: Layer) -> np.ndarray:
+    """Return the means and deviations alone: [N, 2C] of [N, (2 + cells²) C]."""
+    return features[:, : 2 * features.shape[1] // (2 + layer.cells**2)]
+
+
 def _to_unit_length(features: np.ndarray) -> np.ndarray:
     lengths = np.linalg.norm(features, axis=1, keepdims=True)
     return features / np.maximum(lengths, 1e-12)
 
 
-def middle_layer(model: PreTrainedModel) -> str:
-    """Return the dotted name of the layer group half-way through the network."""
+def middle_layer(model: PreTrainedModel) -> Layer:
+    """Return the layer group half-way through the network."""
     from torch import nn
 
     from pneumonia_hf.models.backbones import backbone_of
@@ -134,17 +166,36 @@ def middle_layer(model: PreTrainedModel) -> str:
     # A list of modules is not called itself, so that a hook on it would never run.
     while isinstance(group, nn.ModuleList):
         group = group[len(group) - 1]
-    return next(name for name, module in model.named_modules() if module is group)
+    return Layer(next(name for name, module in model.named_modules() if module is group))
 
 
-def pool_features(output: torch.Tensor | Sequence) -> torch.Tensor:
-    """Return mean and standard deviation of each channel of a layer's output: [N, 2C]."""
+def pool_features(output: torch.Tensor | Sequence, cells: int) -> torch.Tensor:
+    """Return the features of a layer's output: [N, (2 + cells²) C].
+
+    They are mean and standard deviation of each channel, and its means in a grid of cells x cells
+    parts of the image.
+    """
     import torch
 
     values = output if isinstance(output, torch.Tensor) else output[0]
-    # [N, C, H, W] of convolutions, [N, T, C] of tokens
-    values = values.flatten(2) if values.ndim == 4 else values.transpose(1, 2)
-    return torch.cat([values.mean(2), values.std(2, correction=0)], dim=1)
+    grid = values
+    # [N, C, H, W] of convolutions, [N, T, C] of tokens, of which the first may have no place.
+    if values.ndim == 4:
+        values = values.flatten(2)
+    else:
+        values = values.transpose(1, 2)
+        side = int(values.shape[2] ** 0.5)
+        grid = values[..., values.shape[2] - side**2 :].unflatten(2, (side, side))
+    found = [values.mean(2), values.std(2, correction=0)]
+    # Not adaptive_avg_pool2d: ONNX has it for sides that the cells divide alone.
+    rows, columns = (_cut(side, cells) for side in grid.shape[2:])
+    found += [grid[:, :, row, column].mean((2, 3)) for row in rows for column in columns]
+    return torch.cat(found, dim=1)
+
+
+def _cut(side: int, cells: int) -> list[slice]:
+    """Return equal parts of `side` positions, which overlap where they would be broken."""
+    return [slice(i * side // cells, -(-(i + 1) * side // cells)) for i in range(cells)]
 
 
 class _Found(Exception):
@@ -153,22 +204,21 @@ class _Found(Exception):
 
 @contextmanager
 def capture_features(
-    model: PreTrainedModel, layer: str, stop: bool = False
+    model: PreTrainedModel, layer: Layer, stop: bool = False
 ) -> Iterator[list[np.ndarray]]:
     """Collect the features of all images that the model scores within the context.
 
-    For each forward pass a float64 array [N, 2C] is appended: mean and standard deviation of each
-    channel over all positions. With `stop` the context ends with the first, at that layer: the
-    rest of the network is not computed.
+    For each forward pass the float64 array of `pool_features` is appended. With `stop` the context
+    ends with the first, at that layer: the rest of the network is not computed.
     """
     found: list[np.ndarray] = []
 
     def collect(module: nn.Module, inputs: tuple, output: torch.Tensor | Sequence) -> None:
-        found.append(pool_features(output).detach().double().cpu().numpy())
+        found.append(pool_features(output, layer.cells).detach().double().cpu().numpy())
         if stop:
             raise _Found
 
-    hook = model.get_submodule(layer).register_forward_hook(collect)
+    hook = model.get_submodule(layer.name).register_forward_hook(collect)
     try:
         yield found
     except _Found:

@@ -16,7 +16,7 @@ from pneumonia_hf.hub import public_name
 from pneumonia_hf.imaging.read import to_xray
 from pneumonia_hf.imaging.xray import Xray
 from pneumonia_hf.inference.backends import Backend
-from pneumonia_hf.inference.gate import REFUSED_AT
+from pneumonia_hf.inference.frontal import find_refusal
 from pneumonia_hf.inference.network import BATCH, Network
 from pneumonia_hf.inference.read_ahead import (
     UndecodedImage,
@@ -48,9 +48,9 @@ class Prediction:
     label: str | None  # PNEUMONIA or NORMAL: the side of the threshold; None if REFUSED
     probability: float | None  # calibrated P(pneumonia), 0..1; None if REFUSED
     threshold: float  # the label is PNEUMONIA at or above it
-    decision: Decision  # the label; REFER to a person; or REFUSED: not a chest X-ray
+    decision: Decision  # the label; REFER to a person; or REFUSED: no frontal chest X-ray
     caveats: tuple[Caveat, ...]  # reasons for the decision and other reservations
-    # From the training images: below 1 as 99% of the validation images; None without a gate.
+    # From the training images, in the gate's limits: from 1 on, REFER; None without a gate.
     distance: float | None = None
 
     @property
@@ -217,15 +217,13 @@ class Predictor:
     def _score(
         self, images: Sequence[Image.Image], batch_size: int = BATCH, alone: bool = False
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return the log odds, and the mean distance over the networks with a gate, or NaN."""
+        """Return the log odds, [N], and the mean verdicts of the gates, as of `Network.score`."""
         found = [one.score(images, batch_size, self.tta, alone) for one in self.networks]
         log_odds = np.mean([scores for scores, _ in found], axis=0) / self.temperature
-        gated = [
-            distances
-            for one, (_, distances) in zip(self.networks, found, strict=True)
-            if one.gate is not None
-        ]
-        return log_odds, np.mean(gated, axis=0) if gated else np.full(len(images), np.nan)
+        verdicts = np.stack([one for _, one in found])
+        with np.errstate(invalid="ignore"):  # 0 / 0 where no network has a gate
+            mean = np.nansum(verdicts, axis=0) / np.sum(~np.isnan(verdicts), axis=0)
+        return log_odds, mean
 
     def probabilities(self, images: Sequence[Image.Image], batch_size: int = BATCH) -> np.ndarray:
         """Return the calibrated P(pneumonia) of each image, in input order: float64 [N]."""
@@ -251,11 +249,11 @@ class Predictor:
         of `Network.score`.
         """
         xrays = [to_xray(source) for source in sources]
-        log_odds, distances = self._score([xray.image for xray in xrays], alone=alone)
+        log_odds, verdicts = self._score([xray.image for xray in xrays], alone=alone)
         return [
-            self._decide(xray, float(probability), float(distance), refuse)
-            for xray, probability, distance in zip(
-                xrays, to_probability(log_odds), distances, strict=True
+            self._decide(xray, float(probability), verdict, refuse)
+            for xray, probability, verdict in zip(
+                xrays, to_probability(log_odds), verdicts, strict=True
             )
         ]
 
@@ -306,21 +304,23 @@ class Predictor:
         """
         return np.concatenate([self.log_odds(chunk) for chunk in read_or_fail(images)])
 
-    def _decide(self, xray: Xray, probability: float, distance: float, refuse: bool) -> Prediction:
+    def _decide(
+        self, xray: Xray, probability: float, verdict: np.ndarray, refuse: bool
+    ) -> Prediction:
         point, caveats = self.operating_point, list(xray.caveats)
-        known = None if np.isnan(distance) else distance  # without a gate
-        if distance >= REFUSED_AT:  # NaN is not
-            caveats.insert(0, Reason.NO_CHEST_XRAY.caveat())
+        distance = None if np.isnan(verdict[0]) else float(verdict[0])  # None without a gate
+        if refusal := find_refusal(verdict[1:]):
+            caveats.insert(0, refusal.caveat())
             if refuse:
-                return Prediction(None, None, point.threshold, "REFUSED", tuple(caveats), known)
-        elif distance >= 1:
+                return Prediction(None, None, point.threshold, "REFUSED", tuple(caveats), distance)
+        elif distance is not None and distance >= 1:
             caveats.append(Reason.UNLIKE.caveat())
         label = LABELS[int(probability >= point.threshold)]
         if point.low <= probability < point.high:
             caveats.append(Reason.TOO_CLOSE.caveat(low=point.low, high=point.high))
         decision = "REFER" if caveats else label
         caveats += self.caveats
-        return Prediction(label, probability, point.threshold, decision, tuple(caveats), known)
+        return Prediction(label, probability, point.threshold, decision, tuple(caveats), distance)
 
 
 def _pair(models: Sequence[Any], labels: str | Sequence[str], flag: str) -> list[tuple[Any, str]]:

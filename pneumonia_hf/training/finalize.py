@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 from pneumonia_hf.data.load import IMAGE_LISTS
 from pneumonia_hf.data.patients import named_by_file
 from pneumonia_hf.data.sources import parse_source
+from pneumonia_hf.evaluation.gate_fit import fit_gate
 from pneumonia_hf.evaluation.perturbations import ROBUST
-from pneumonia_hf.evaluation.recalibrate import calibrate, fit_gate
+from pneumonia_hf.evaluation.recalibrate import calibrate
 from pneumonia_hf.files import write_json
 from pneumonia_hf.hub import public_name
 from pneumonia_hf.inference.network import CONFIG_KEY, Network
@@ -91,7 +92,8 @@ def finalize(run: Run, outcomes: Sequence[Outcome]) -> None:
         )
         setattr(network.model.config, CONFIG_KEY, validation["config"])
         network.model.save_pretrained(unfinished)
-        if gate := fit_gate(network, data["train"], data["validation"]):
+        threshold = validation["config"]["threshold"]
+        if gate := fit_gate(network, data["train"], data["validation"], threshold):
             gate.save(unfinished)
         draw_curves(unfinished / CURVES_FILE, outcomes, arguments)
         write_json(

@@ -8,10 +8,10 @@ from pneumonia_hf import EvaluationConfig, Predictor, evaluate_predictor, open_x
 from pneumonia_hf.data.folder_source import OtherImage
 from pneumonia_hf.data.load import load_splits
 from pneumonia_hf.errors import UserError
-from pneumonia_hf.evaluation.scores import _is_doubted, _predict
+from pneumonia_hf.evaluation.scores import _predict
 from pneumonia_hf.evaluation.subgroups import score_other_classes
 from pneumonia_hf.inference.predictor import Prediction
-from pneumonia_hf.reasons import Reason
+from pneumonia_hf.reasons import OF_INPUT, REFUSING, Reason
 
 
 class StubPredictor:
@@ -31,9 +31,11 @@ def test_only_the_checks_of_file_and_pixels_count_as_input_checks(reason):
     values = dict.fromkeys(("view", "bits", "modality", "width", "height"), 1)
     caveat = reason.caveat(**values, low=0.1, high=0.2)
     found = Prediction("NORMAL", 0.1, 0.5, "REFER", (Reason.TTA_ON.caveat(), caveat))
-    of_others = "NO_CHEST_XRAY UNLIKE TOO_CLOSE NO_THRESHOLD NO_COMMON_THRESHOLD NO_OWN_THRESHOLD"
+    of_others = "UNLIKE TOO_CLOSE NO_THRESHOLD NO_COMMON_THRESHOLD NO_OWN_THRESHOLD"
     others = {*of_others.split(), "TTA_ON", "TTA_STRANGE", "TTA_MISSED"}
-    assert _is_doubted(found) == (reason.name not in others)
+    others |= {one.name for one in REFUSING}
+    assert bool(found.reasons & OF_INPUT) == (reason.name not in others)
+    assert not OF_INPUT & REFUSING
 
 
 def test_masks_are_in_no_measurement_and_are_listed(tmp_path):

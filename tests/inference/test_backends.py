@@ -1,5 +1,6 @@
 """What computes scores: every backend gives the probabilities of the model itself."""
 
+import dataclasses
 import logging
 
 import numpy as np
@@ -10,6 +11,7 @@ from helpers import TINY_SIZES, draw_xray, save_tiny_body
 from pneumonia_hf.errors import UserError, XrayError
 from pneumonia_hf.inference import backends
 from pneumonia_hf.inference.backends import Scorer, make_scorer, measure_ranges
+from pneumonia_hf.inference.frontal import KINDS, Frontal
 from pneumonia_hf.inference.gate import Gate, capture_features, middle_layer
 from pneumonia_hf.inference.network import Network
 from pneumonia_hf.inference.predictor import Predictor
@@ -75,16 +77,19 @@ def test_a_predictor_gives_the_same_decision_by_every_backend(built):
     model, processor = built
     plain = Network(model, processor)
     features = plain.features(images_of(8), middle_layer(model))
-    gate = Gate.fit(middle_layer(model), features, np.arange(8) % 2, features)
-    scores, distances = Network(model, processor, gate=gate).score(images_of(9), batch_size=4)
+    weights = np.random.default_rng(0).normal(0, 0.1, (features.shape[1], len(KINDS)))
+    frontal = Frontal(weights, np.zeros(len(KINDS)))
+    gate = Gate.fit(middle_layer(model), features, np.arange(8) % 2)
+    gate = dataclasses.replace(gate, frontal=frontal)
+    scores, verdicts = Network(model, processor, gate=gate).score(images_of(9), batch_size=4)
     with torch.inference_mode():
         expected = plain.log_odds_of(plain.pixel_values(images_of(9))).numpy()
     assert scores == pytest.approx(expected, abs=1e-4)
     for backend in ("onnx", "openvino"):
         other = Network(model, processor, gate=gate, backend=backend)
-        found, far = other.score(images_of(9), batch_size=4)
+        found, judged = other.score(images_of(9), batch_size=4)
         assert found == pytest.approx(scores, abs=1e-4)
-        assert far == pytest.approx(distances, rel=1e-2, abs=1e-2)
+        assert judged == pytest.approx(verdicts, rel=1e-2, abs=1e-2)
 
 
 def test_a_backend_that_scores_otherwise_is_refused(built, monkeypatch):

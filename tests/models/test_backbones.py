@@ -33,7 +33,8 @@ def test_the_layer_of_the_gate_is_called_and_its_hook_removed(tiny):
     pixel_values = network.pixel_values(images)
     with torch.inference_mode(), capture_features(model, layer) as seen:
         network.log_odds_of(pixel_values)
-    assert np.array_equal(*seen, found)
+    # Convolutions compute in another memory format.
+    assert found == pytest.approx(seen[0], rel=1e-3, abs=1e-4)
     with capture_features(model, layer) as seen:
         pass
     with torch.inference_mode():
