@@ -19,10 +19,13 @@ def main() -> None:
 
     from pneumonia_hf.data.pixel_store import cache_in
     from pneumonia_hf.evaluation.recalibrate import find_own_splits, recalibrate
+    from pneumonia_hf.models.model_card import hospital_table
 
     with cache_in(options.cache_dir):
         train, validation = find_own_splits(options.model, options.data_dir)
-    found = recalibrate(options.model, train, validation, options.positive_label)["config"]
+    new = recalibrate(options.model, train, validation, options.positive_label)
+    found = new["config"]
+    print(hospital_table(new["hospitals"]))
     print(
         f"Calibrated on {len(validation)} validation images: temperature "
         f"{found['temperature']:.4f}, positive at or above {found['threshold']:.4f}, referred "

@@ -120,7 +120,7 @@ def load_xrays(config: DataConfig) -> XrayData:
             source in `hospitals`; with `config.strict`, any file or row is not a readable,
             labelled X-ray.
     """
-    hospitals = read_hospitals(config)
+    hospitals = read_hospitals(config.hospitals, config.data_dir)
     listed = zip(_list_sources(config.data_dir, hospitals=hospitals), config.data_dir, strict=True)
     with cache_in(config.cache_dir):
         splits = _join([_add_splits(own, config, text) for own, text in listed], SPLITS)
@@ -131,17 +131,21 @@ def load_xrays(config: DataConfig) -> XrayData:
 
 
 def load_splits(
-    data_dir: str | Path | Sequence[str], strict: bool = False, may_lack: bool = False
+    data_dir: str | Path | Sequence[str],
+    strict: bool = False,
+    may_lack: bool = False,
+    hospitals: Sequence[str] | None = None,
 ) -> XrayData:
     """Return the sources' own splits: `train`, `validation`, `test`, or `all` without splits.
 
-    Rows are as `load_xrays` returns them. With `may_lack`, a split may lack a class.
+    Rows are as `load_xrays` returns them. With `may_lack`, a split may lack a class. For
+    `hospitals` see DataConfig.
 
     Raises:
         UserError: a source is missing, has neither splits nor classes, or lacks a class.
     """
     sources = [str(data_dir)] if isinstance(data_dir, str | Path) else list(data_dir)
-    listed = _list_sources(sources, may_lack)
+    listed = _list_sources(sources, may_lack, read_hospitals(hospitals, sources))
     splits = _join(listed, (ALL, *SPLITS))
     if not may_lack:
         _check_classes(splits, sources)
@@ -149,11 +153,11 @@ def load_splits(
     return splits
 
 
-def read_hospitals(config: DataConfig) -> dict[str, str]:
-    """Return the hospital of each source that `config.hospitals` names."""
+def read_hospitals(hospitals: Sequence[str] | None, data_dir: Sequence[str]) -> dict[str, str]:
+    """Return the hospital of each source that `hospitals` names."""
     found = {}
-    known = {parse_source(text).name for text in config.data_dir}
-    for text in config.hospitals or []:
+    known = {parse_source(text).name for text in data_dir}
+    for text in hospitals or []:
         hospital, equals, sources = text.partition("=")
         for source in sources.split(","):
             if not equals or source not in known:

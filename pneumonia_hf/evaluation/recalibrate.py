@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 from pneumonia_hf.data.file_hashes import hash_images, to_hex
 from pneumonia_hf.data.load import load_splits
 from pneumonia_hf.data.patients import named_by_file
-from pneumonia_hf.data.sources import open_images
+from pneumonia_hf.data.sources import open_images, parse_source
 from pneumonia_hf.errors import UserError
 from pneumonia_hf.evaluation.gate_fit import fit_gate
 from pneumonia_hf.evaluation.perturbations import COUNTERFACTUALS, ROBUST, perturb
@@ -37,6 +38,8 @@ from pneumonia_hf.statistics.metrics import auroc
 if TYPE_CHECKING:
     from datasets import Dataset
 
+logger = logging.getLogger(__name__)
+
 ATTRIBUTION_IMAGES = 8
 RECALIBRATED = ".recalibrated"  # folder in which a recalibrated model is assembled
 
@@ -54,20 +57,26 @@ def calibrate(
 
     The predictor, a single model whose head is changed, scores the raw validation images. The
     attribution references are measured on `attribution_images` of them. Temperature and threshold
-    follow from the images and, `with_copies`, from their COUNTERFACTUALS too. The other arguments
-    are for `calibrate_scores`.
+    follow from the images and, `with_copies`, from their COUNTERFACTUALS too; the threshold is the
+    best for the worst hospital. The other arguments are for `calibrate_scores`.
 
     Returns:
         `config`: the settings for the model's config.json; `metrics` on the same images at the
-        threshold, as value, low and high; `copies_auroc`, the AUROC of each kind of copies;
-        `remarks` on the temperature.
+        threshold, as value, low and high; `hospitals`, as of `measure_hospitals`; `copies_auroc`,
+        the AUROC of each kind of copies; `remarks` on the temperature.
     """
     import torch
 
     labels, patients = validation["label"][:], validation["patient"][:]
     kinds = score_validation(predictor, validation, with_copies)
     found = calibrate_scores(
-        labels, kinds, patients, required_sensitivity, resamples, threshold_resamples
+        labels,
+        kinds,
+        patients,
+        required_sensitivity,
+        resamples,
+        threshold_resamples,
+        **list_hospitals(validation),
     )
     # Dividing the head's weights divides the logits, so that a plain pipeline is calibrated too.
     head = head_of(predictor.network.model)
@@ -82,12 +91,18 @@ def calibrate(
     return {
         "config": found.settings | {REFERENCES_KEY: references},
         "metrics": found.metrics,
+        "hospitals": found.hospitals,
         "copies_auroc": {
             f"{name} {level:g}": auroc(np.asarray(labels), one, 0)
             for (name, level), one in zip(COUNTERFACTUALS, kinds[1:], strict=False)
         },
         "remarks": found.remarks | {"attribution_images": len(images)},
     }
+
+
+def list_hospitals(data: Dataset) -> dict[str, list[str | None]]:
+    """Return `hospitals` and `views` of the images, where the data has these columns."""
+    return {f"{name}s": data[name][:] for name in ("hospital", "view") if name in data.column_names}
 
 
 def score_validation(predictor: Predictor, validation: Dataset, with_copies: bool) -> np.ndarray:
@@ -113,9 +128,18 @@ def find_own_splits(folder: Path, data_dir: Sequence[str]) -> tuple[Dataset, Dat
     from datasets import concatenate_datasets
 
     check_model_folder(folder)
-    hashes_of = read_manifest(folder).hashes
-    own = hashes_of["validation"]
-    data = concatenate_datasets(list(load_splits(data_dir).values()))
+    manifest = read_manifest(folder)
+    hashes_of, own = manifest.hashes, manifest.hashes["validation"]
+    known = {parse_source(text).name for text in data_dir}
+    hospitals = [one for one in manifest.hospitals if known >= set(one.split("=")[1].split(","))]
+    if hospitals != manifest.hospitals:
+        logger.warning(
+            "%s was trained with --hospitals %s; name the sources of --data_dir so (NAME=FOLDER), "
+            "or each counts as a hospital of its own.",
+            folder,
+            " ".join(manifest.hospitals),
+        )
+    data = concatenate_datasets(list(load_splits(data_dir, hospitals=hospitals).values()))
     hashes = to_hex(hash_images(data))
     if missing := len(own - set(hashes)):
         raise UserError(

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pneumonia_hf.data.patients import describe_patients
 from pneumonia_hf.errors import UserError
 from pneumonia_hf.files import read_json, replace_text, write_json
+from pneumonia_hf.labels import LABELS
 from pneumonia_hf.models.model_folder import CARD_FILE, REPORTS_FILE, RUN_FILE
 from pneumonia_hf.models.run_manifest import read_manifest
 from pneumonia_hf.reporting.numbers import read_interval, to_text
+from pneumonia_hf.reporting.page import markdown_table
+from pneumonia_hf.statistics.hospitals import OF_HOSPITALS
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCard
@@ -80,6 +84,7 @@ def make_card(folder: Path) -> ModelCard:
     )
     return ModelCard.from_template(
         data,
+        hospitals=hospital_table(manifest.validation.hospitals),
         template_path=str(CARD_TEMPLATE),
         run=manifest.content,
         reports=reports,
@@ -87,6 +92,18 @@ def make_card(folder: Path) -> ModelCard:
         count_patients=describe_patients,
         misfit=find_misfit(reports),
     )
+
+
+def hospital_table(hospitals: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return what `measure_hospitals` found in Markdown; nothing of a single hospital."""
+    if len(hospitals) < 2:
+        return ""
+    rows = [
+        [name, one["patients"], one["normals"], one["pneumonias"],
+         *(to_text(read_interval(one[metric])) for metric in OF_HOSPITALS)]
+        for name, one in hospitals.items()
+    ]  # fmt: skip
+    return markdown_table(["within", "patients", *LABELS, "AUROC", *OF_HOSPITALS[1:]], rows)
 
 
 def find_misfit(reports: list[dict[str, Any]]) -> dict[str, Any] | None:

@@ -27,6 +27,7 @@ class Validation:
 
     metrics: dict[str, dict[str, float | None]]  # value, low and high
     copies_auroc: dict[str, float]  # of each kind of counterfactual copies
+    hospitals: dict[str, dict[str, Any]]  # as of `measure_hospitals`
     threshold: float | None
 
 
@@ -39,6 +40,7 @@ class RunManifest:
     backbone: str | None
     base_model: str | None
     license: str | None
+    hospitals: list[str]  # each NAME=SOURCE,SOURCE, as of DataConfig
     training: Training
     validation: Validation
     augmentation: dict[str, float]  # strengths, by the name of the argument
@@ -70,6 +72,7 @@ def read_manifest(model: str | Path | None) -> RunManifest:
         backbone=origin.get("backbone"),
         base_model=origin.get("base_model"),
         license=origin.get("license"),
+        hospitals=_section(content, "data").get("hospitals") or [],
         training=Training(
             seed=training.get("seed"),
             metric_for_best_model=metric and str(metric).removeprefix("eval_"),
@@ -79,6 +82,7 @@ def read_manifest(model: str | Path | None) -> RunManifest:
         validation=Validation(
             metrics=_section(validation, "metrics"),
             copies_auroc=_section(validation, "copies_auroc"),
+            hospitals=_section(validation, "hospitals"),
             threshold=_section(validation, "config").get("threshold"),
         ),
         augmentation=_section(content, "augmentation"),

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from pneumonia_hf.statistics.hospitals import measure_hospitals
 from pneumonia_hf.statistics.intervals import Interval, bootstrap, draw_patients
 from pneumonia_hf.statistics.log_odds import move_to_prevalence, to_logit, to_probability
 from pneumonia_hf.statistics.metrics import (
@@ -95,6 +96,7 @@ class Calibration:
     point: OperatingPoint
     probabilities: np.ndarray  # [N], calibrated, of the validation images
     metrics: dict[str, Any]  # of the same images at the threshold: value, low and high
+    hospitals: dict[str, dict[str, Any]]  # as of `measure_hospitals`
     required_sensitivity: float | None
 
     @property
@@ -125,24 +127,32 @@ def calibrate_scores(
     required_sensitivity: float | None = None,
     resamples: int = RESAMPLES,
     threshold_resamples: int = THRESHOLD_RESAMPLES,
+    hospitals: Sequence[str] | None = None,
+    views: Sequence[str | None] | None = None,
 ) -> Calibration:
     """Return temperature and operating point for the log odds of validation images.
 
     `log_odds` are [N], or with kinds of copies [K, N], of which the first are the plain images:
     both follow from all kinds, the metrics from the plain images alone. `resamples` are those of
-    the metrics' intervals; for the others see `choose_threshold`.
+    the metrics' intervals; `hospitals` and `views` are of each image, [N]; for the others see
+    `choose_threshold`.
     """
     kinds = np.atleast_2d(np.asarray(log_odds, dtype=np.float64))
     temperature = fit_temperature(labels, kinds)
     probabilities = to_probability(kinds / temperature.value)
     point = choose_threshold(
-        labels, probabilities, patients, required_sensitivity, threshold_resamples
+        labels, probabilities, patients, required_sensitivity, threshold_resamples, groups=hospitals
     )
     plain = probabilities[0]
     draws = draw_patients(labels, patients, resamples)
     metrics = bootstrap_intervals(labels, plain, point.threshold, patients, draws)
     metrics = {name: asdict(interval) for name, interval in metrics.items()}
-    return Calibration(temperature, point, plain, metrics, required_sensitivity)
+    of_hospitals = {}
+    if hospitals is not None:
+        of_hospitals = measure_hospitals(
+            labels, plain, point.threshold, patients, hospitals, views, resamples
+        )
+    return Calibration(temperature, point, plain, metrics, of_hospitals, required_sensitivity)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from pneumonia_hf.statistics.log_odds import move_to_prevalence, to_logit, to_pr
 from pneumonia_hf.statistics.metrics import METRICS, metric_interval, sensitivity, specificity
 
 THRESHOLD_RESAMPLES = 500
+LEAST_IMAGES = 10  # of each class, below which a hospital does not choose the threshold
 SENSITIVITIES = (0.90, 0.95, 0.99)
 PREVALENCES = (0.01, 0.05, 0.20, 0.50)
 RISKS = np.round(np.arange(0.01, 1.0, 0.01), 2)  # of the decision curve
@@ -44,12 +46,14 @@ def choose_threshold(
     required_sensitivity: float | None = None,
     resamples: int = THRESHOLD_RESAMPLES,
     seed: int = 13,
+    groups: Sequence[str] | None = None,
 ) -> OperatingPoint:
     """Return the operating point for these validation images.
 
-    The threshold maximises sensitivity + specificity (Youden 1950); with copies of the images, its
-    smallest value over the kinds of copies. If a model nearly solves the
-    validation split, a wide gap of thresholds does so, and its edges depend on single images.
+    The threshold maximises sensitivity + specificity (Youden 1950); with copies of the images or
+    several hospitals, its smallest value over the kinds of copies and the hospitals. If a model
+    nearly solves the validation split, a wide gap of thresholds does so, and its edges depend on
+    single images.
     So the middle of the gap, on the logit scale, is taken in each of `resamples` bootstraps of
     the patients. Their median is the threshold; the 2.5th and 97.5th percentiles are its range.
 
@@ -60,13 +64,20 @@ def choose_threshold(
             this share of its pneumonias (of the plain images) reaches it, so that the range
             covers that uncertainty too, and the median until this share of all of them does.
         resamples, seed: of the bootstrap.
+        groups: the hospital of each image, [N]. If at least two are measurable, the others are
+            not considered, but for the required sensitivity.
     """
     labels = np.asarray(labels)
+    places = np.zeros(len(labels), int)  # the number of the hospital; -1: not considered
+    if groups is not None and len(names := list_measurable(labels, groups)) > 1:
+        number_of = {name: number for number, name in enumerate(names)}
+        places = np.array([number_of.get(one, -1) for one in np.asarray(groups).tolist()])
     kinds = to_logit(np.atleast_2d(np.asarray(probabilities, dtype=np.float64)))  # [K, N]
     logits = kinds[0]
     chosen = []
-    for rows in draw_patients(labels, patients, resamples, seed):
-        logit = _youden_logit(labels[rows], kinds[:, rows])
+    # As labels, so that no resample lacks a class of a hospital.
+    for rows in draw_patients(labels + 2 * places, patients, resamples, seed):
+        logit = _youden_logit(labels[rows], kinds[:, rows], places[rows])
         if required_sensitivity is not None:
             logit = min(logit, _sensitive_logit(labels[rows], logits[rows], required_sensitivity))
         chosen.append(logit)
@@ -77,6 +88,16 @@ def choose_threshold(
     return OperatingPoint(*(float(to_probability(x)) for x in (threshold, low, high)))
 
 
+def list_measurable(labels: Sequence[int], groups: Sequence[str]) -> list[str]:
+    """Return the names in `groups`, [N], that have LEAST_IMAGES of each class."""
+    labels, groups = np.asarray(labels), np.asarray(groups)
+    return [
+        name
+        for name in np.unique(groups).tolist()
+        if np.bincount(labels[groups == name], minlength=2).min() >= LEAST_IMAGES
+    ]
+
+
 def _sensitive_logit(labels: np.ndarray, logits: np.ndarray, required: float) -> float:
     """Return the highest threshold that at least `required` of the pneumonias reach."""
     positives = np.sort(logits[labels == 1])
@@ -85,17 +106,20 @@ def _sensitive_logit(labels: np.ndarray, logits: np.ndarray, required: float) ->
     return float(positives[min(misses, len(positives) - 1)] - 1e-6)
 
 
-def _youden_logit(labels: np.ndarray, kinds: np.ndarray) -> float:
-    """Return the middle of the best gap between neighbouring logits, of all kinds: [K, N]."""
+def _youden_logit(labels: np.ndarray, kinds: np.ndarray, places: np.ndarray) -> float:
+    """Return the middle of the best gap between neighbouring logits.
+
+    `kinds` are those of all kinds of copies, [K, N]; `places` numbers of hospitals, [N].
+    """
     levels = np.unique(kinds)
     if len(levels) == 1:
         return float(levels[0])
     gaps = (levels[:-1] + levels[1:]) / 2
     worst = np.inf
-    for logits in kinds:
+    for place, logits in product(np.unique(places[places >= 0]), kinds):
         missed, right = (
-            np.searchsorted(np.sort(logits[labels == label]), gaps) / np.sum(labels == label)
-            for label in (1, 0)
+            np.searchsorted(np.sort(logits[inside]), gaps) / np.sum(inside)
+            for inside in ((places == place) & (labels == label) for label in (1, 0))
         )
         worst = np.minimum(worst, right - missed)
     best = np.flatnonzero(worst >= worst.max() - 1e-12)

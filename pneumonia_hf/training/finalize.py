@@ -21,7 +21,7 @@ from pneumonia_hf.inference.network import CONFIG_KEY, Network
 from pneumonia_hf.inference.predictor import Predictor
 from pneumonia_hf.labels import LABELS
 from pneumonia_hf.models.backbones import count_trainable, freeze
-from pneumonia_hf.models.model_card import write_card
+from pneumonia_hf.models.model_card import hospital_table, write_card
 from pneumonia_hf.models.model_folder import (
     CURVES_FILE,
     RUN_FILE,
@@ -90,6 +90,8 @@ def finalize(run: Run, outcomes: Sequence[Outcome]) -> None:
             threshold_resamples=arguments.threshold_resamples,
             with_copies=arguments.metric_for_best_model == ROBUST,
         )
+        if table := hospital_table(validation["hospitals"]):
+            print(table, flush=True)
         setattr(network.model.config, CONFIG_KEY, validation["config"])
         network.model.save_pretrained(unfinished)
         threshold = validation["config"]["threshold"]

@@ -59,7 +59,7 @@ def leave_one_site_out(recipe: Recipe, arguments: XrayTrainingArguments) -> list
         UserError: one hospital only; a teacher, which may know the site; or as `run_recipe`.
     """
     sources: dict[str, list[str]] = {}
-    hospital_of = read_hospitals(recipe.data)
+    hospital_of = read_hospitals(recipe.data.hospitals, recipe.data.data_dir)
     for text in recipe.data.data_dir:
         name = parse_source(text).name
         sources.setdefault(hospital_of.get(name, name), []).append(text)

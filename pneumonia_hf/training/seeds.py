@@ -12,7 +12,7 @@ from pneumonia_hf import __version__
 from pneumonia_hf.data.file_hashes import hash_images, to_hex
 from pneumonia_hf.errors import UserError
 from pneumonia_hf.evaluation.perturbations import ROBUST
-from pneumonia_hf.evaluation.recalibrate import score_validation
+from pneumonia_hf.evaluation.recalibrate import list_hospitals, score_validation
 from pneumonia_hf.files import replace_text, without_nan, write_json
 from pneumonia_hf.inference.predictor import Predictor
 from pneumonia_hf.models.model_folder import ENSEMBLE_FILE, check_model_folder
@@ -83,8 +83,10 @@ def summarise_seeds(
         validation["patient"][:],
         required_sensitivity,
         **resamples,
+        **list_hospitals(validation),
     )
     ensemble = {"members": names, **found.settings, **found.remarks, "metrics": found.metrics}
+    ensemble["hospitals"] = found.hospitals
     ensemble["version"] = __version__
     if with_copies:
         areas = [auroc(np.asarray(labels), kind, 0) for kind in scores]

@@ -8,8 +8,11 @@ from helpers import assert_one_sentence, call_script, draw_folder
 from safetensors.torch import load_file
 
 from pneumonia_hf import Predictor
+from pneumonia_hf.data.file_hashes import hash_images, to_hex
+from pneumonia_hf.data.load import load_splits
 from pneumonia_hf.evaluation import recalibrate
 from pneumonia_hf.models.backbones import head_of
+from pneumonia_hf.models.model_folder import MODEL_FILES
 
 
 def test_recalibration_gives_the_same_model_as_training(
@@ -44,3 +47,20 @@ def test_recalibration_gives_the_same_model_as_training(
     assert run["validation"]["config"] == after
     assert not run["validation"]["remarks"]["temperature_at_bound"]
     assert not list(model.glob(".*"))
+
+
+def test_own_images_get_the_hospitals_of_training(tmp_path, caplog):
+    folders = [draw_folder(tmp_path / name, patients=3, seed=n) for n, name in enumerate("ab")]
+    hashes = to_hex(hash_images(load_splits([str(one) for one in folders])["all"]))
+    model = tmp_path / "model"
+    model.mkdir()
+    for name in MODEL_FILES:
+        (model / name).touch()
+    data = {"hospitals": ["nih=a,b"]}
+    run = {"data": data, "hashes": {"train": hashes[:2], "validation": hashes[2:]}}
+    (model / "run.json").write_text(json.dumps(run))
+    splits = recalibrate.find_own_splits(model, [str(one) for one in folders])
+    assert [set(one["hospital"]) for one in splits] == [{"nih"}, {"nih"}] and not caplog.text
+    named = [f"{name}={one}" for name, one in zip("cb", folders, strict=True)]
+    _, validation = recalibrate.find_own_splits(model, named)
+    assert set(validation["hospital"]) == {"b", "c"} and "--hospitals nih=a,b" in caplog.text

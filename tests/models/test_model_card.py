@@ -5,6 +5,7 @@ import pytest
 
 from pneumonia_hf.models.model_card import make_card
 from pneumonia_hf.models.model_folder import DEFAULT_MODEL, REPORTS_FILE, RUN_FILE
+from pneumonia_hf.statistics.hospitals import OF_HOSPITALS
 
 
 @pytest.mark.parametrize(
@@ -25,3 +26,16 @@ def test_card_says_when_no_attribution_method_passes_its_tests(tmp_path, faithfu
 
 def test_card_of_the_default_model_is_that_of_its_files():
     assert (DEFAULT_MODEL / "README.md").read_text() == str(make_card(DEFAULT_MODEL))
+
+
+def test_card_shows_several_hospitals_and_not_one(tmp_path):
+    run = json.loads((DEFAULT_MODEL / RUN_FILE).read_text())
+    number = {"value": 0.9, "low": 0.8, "high": 0.95}
+    area = {name: number for name in OF_HOSPITALS}
+    of = {"patients": 20, "normals": 12, "pneumonias": 10, **area}
+    for hospitals, shown in (({"a": of, "a, AP": of}, True), ({"a": of}, False)):
+        run["validation"]["hospitals"] = hospitals
+        (tmp_path / RUN_FILE).write_text(json.dumps(run))
+        card = str(make_card(tmp_path))
+        assert ("\n\n| within | patients | NORMAL |" in card) == shown
+        assert ("\n| a, AP | 20 | 12 | 10 | 0.90 (0.80 to 0.95) |" in card) == shown

@@ -6,6 +6,7 @@ from pneumonia_hf.statistics.intervals import draw_patients
 from pneumonia_hf.statistics.log_odds import to_logit, to_probability
 from pneumonia_hf.statistics.metrics import compute_metrics
 from pneumonia_hf.statistics.thresholds import (
+    LEAST_IMAGES,
     RISKS,
     by_prevalence,
     choose_threshold,
@@ -154,3 +155,28 @@ def test_one_kind_of_copies_changes_nothing():
     assert one == choose_threshold(labels, np.stack([probabilities] * 3), range(200), 0.9)
     alone, three = (fit_temperature(labels, x) for x in (log_odds, np.stack([log_odds] * 3)))
     assert alone.value == pytest.approx(three.value)
+
+
+def test_threshold_is_the_best_for_the_worst_hospital():
+    # Of 400 children a threshold of 0.2..0.5 separates the classes, and one of 0.6..0.8 misses 30
+    # pneumonias. The scores of 40 adults are higher: only the second separates them.
+    labels = [0] * 200 + [1] * 200 + [0] * 20 + [1] * 20
+    probabilities = [0.2] * 200 + [0.5] * 30 + [0.8] * 170 + [0.6] * 20 + [0.8] * 20
+    hospitals = ["children"] * 400 + ["adults"] * 40
+    # Two patients have all normal adults: without care, some resamples would lack both.
+    patients = [*range(400), *["a"] * 14, *["b"] * 6, *range(500, 520)]
+    pooled = choose_threshold(labels, probabilities, patients, resamples=50)
+    worst = choose_threshold(labels, probabilities, patients, resamples=50, groups=hospitals)
+    assert 0.2 < pooled.threshold < 0.5 and 0.6 < worst.low <= worst.high < 0.8
+
+
+def test_one_hospital_or_too_few_images_of_others_change_nothing():
+    labels, probabilities, patients = draw_scores(count=300, gap=1.0)
+    pooled = choose_threshold(labels, probabilities, patients, 0.9, resamples=50)
+    for count in (0, 2 * LEAST_IMAGES):
+        # As many images of an adult as could be enough, but of one class.
+        hospitals = np.full(300, "children").astype(object)
+        hospitals[np.flatnonzero(labels == 1)[:count]] = "adults"
+        assert pooled == choose_threshold(
+            labels, probabilities, patients, 0.9, resamples=50, groups=hospitals
+        )

@@ -1,0 +1,64 @@
+"""The hospitals of the validation images: what the threshold gives in each, and its scores."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from pneumonia_hf.statistics.intervals import draw_patients
+from pneumonia_hf.statistics.log_odds import to_logit
+from pneumonia_hf.statistics.metrics import bootstrap_intervals
+from pneumonia_hf.statistics.thresholds import list_measurable
+
+OF_HOSPITALS = ("auroc", "sensitivity", "specificity")
+QUANTILES = np.linspace(0, 1, 51)
+CLASSES = ("normals", "pneumonias")
+
+
+def measure_hospitals(
+    labels: Sequence[int],
+    probabilities: np.ndarray,
+    threshold: float,
+    patients: Sequence[str],
+    hospitals: Sequence[str],
+    views: Sequence[str | None] | None,
+    resamples: int,
+) -> dict[str, dict[str, Any]]:
+    """Return the results of each hospital, and of each of its views, as run.json stores them.
+
+    Of hospitals and views with too few images for `list_measurable` there are none.
+
+    Returns:
+        By hospital, or "hospital, view": `patients` and the number of images of each class; AUROC,
+        sensitivity and specificity at `threshold` as value, low and high; of a hospital also
+        `log_odds`, the QUANTILES of its images of each class.
+    """
+    labels, names, patients = map(np.asarray, (labels, hospitals, patients))
+    groups = {name: names == name for name in list_measurable(labels, names)}
+    if views is not None:
+        cells = np.array([f"{name}, {view}" if view else "" for name, view in
+                          zip(hospitals, views, strict=True)])  # fmt: skip
+        groups |= {cell: cells == cell for cell in list_measurable(labels, cells) if cell}
+    found = {}
+    for name, inside in sorted(groups.items()):
+        images = labels[inside], probabilities[inside], threshold, patients[inside]
+        draws = draw_patients(labels[inside], patients[inside], resamples)
+        found[name] = {
+            "patients": len(set(patients[inside].tolist())),
+            **{kind: int(np.sum(labels[inside] == n)) for n, kind in enumerate(CLASSES)},
+            **{
+                metric: asdict(interval)
+                for metric, interval in bootstrap_intervals(*images, draws, OF_HOSPITALS).items()
+            },
+        }
+    for name in set(names.tolist()) & set(found):
+        found[name]["log_odds"] = {
+            kind: np.quantile(to_logit(probabilities[(names == name) & (labels == n)]), QUANTILES)
+            .round(4)
+            .tolist()
+            for n, kind in enumerate(CLASSES)
+        }
+    return found

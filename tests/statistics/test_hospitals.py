@@ -1,0 +1,43 @@
+import numpy as np
+import pytest
+
+from pneumonia_hf.statistics.calibration import calibrate_scores
+from pneumonia_hf.statistics.hospitals import QUANTILES, measure_hospitals
+from pneumonia_hf.statistics.log_odds import to_logit, to_probability
+
+
+def draw_hospitals():
+    """40 children without a view; 30 adults in AP, 26 in PA; 12 images of one class elsewhere."""
+    hospitals = np.repeat(["children", "nih", "elsewhere"], [40, 56, 12])
+    views = [None] * 40 + ["AP"] * 30 + ["PA"] * 26 + ["PA"] * 12
+    labels = np.concatenate([np.arange(40) % 2, np.arange(30) % 2, np.arange(26) < 8, np.ones(12)])
+    logits = 3 * labels + 2 * (hospitals == "nih") + np.random.default_rng(0).normal(0, 1, 108)
+    patients = [str(row // 2) for row in range(108)]
+    return labels.astype(int), to_probability(logits), patients, hospitals, views
+
+
+def test_each_hospital_and_view_with_enough_images_has_its_numbers():
+    labels, probabilities, patients, hospitals, views = draw_hospitals()
+    found = measure_hospitals(labels, probabilities, 0.9, patients, hospitals, views, 20)
+    assert list(found) == ["children", "nih", "nih, AP"]  # 8 pneumonias in PA are too few
+    inside = np.arange(108)[40:96]
+    nih = found["nih"]
+    assert (nih["normals"], nih["pneumonias"], nih["patients"]) == (33, 23, 28)
+    ill = probabilities[inside][labels[inside] == 1]
+    assert nih["sensitivity"]["value"] == pytest.approx(np.mean(ill >= 0.9))
+    assert nih["auroc"]["low"] <= nih["auroc"]["value"] <= nih["auroc"]["high"]
+    assert nih["log_odds"]["pneumonias"][25] == pytest.approx(np.median(to_logit(ill)), abs=1e-4)
+    assert len(nih["log_odds"]["normals"]) == len(QUANTILES)
+    assert "log_odds" not in found["nih, AP"]
+
+
+def test_calibration_measures_hospitals_at_the_threshold_that_it_chooses_for_the_worst():
+    labels, probabilities, patients, hospitals, views = draw_hospitals()
+    found, pooled = (
+        calibrate_scores(labels, to_logit(probabilities), patients, None, 10, 20, *more)
+        for more in ((hospitals, views), ())
+    )
+    assert pooled.hospitals == {} and found.point != pooled.point
+    nih = (hospitals == "nih") & (labels == 0)
+    specificity = np.mean(found.probabilities[nih] < found.point.threshold)
+    assert found.hospitals["nih"]["specificity"]["value"] == pytest.approx(specificity)
