@@ -234,7 +234,8 @@ def draw_phantom(found: Phantom) -> Drawing:
         )
     dose.axhline(found.threshold, color=OTHER_COLOUR, linestyle=":", label="threshold")
     dose.set(xlabel="diameter of one opacity, mm", ylabel="log odds")
-    dose.legend(fontsize=8)
+    # Outside: to look for the best place takes over a second on a busy machine, and then warns.
+    dose.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8)
     groups = {
         "in the lungs": [one.rise for one in found.cases if one.name in ZONES and _is_usual(one)],
         BESIDE: [one.rise for one in found.cases if one.name == BESIDE],
