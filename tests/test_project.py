@@ -22,7 +22,7 @@ TRAINING = {"audit", "training", "search"}
 OPTIONAL = {"imagehash", "kornia", "medmnist", "onnx", "onnxruntime", "openvino"}
 # What another library imports for us.
 USED_THROUGH = {"accelerate": "transformers", "timm": "transformers", "onnxscript": "torch",
-                "tensorboard": "transformers"}  # fmt: skip
+                "tensorboard": "transformers", "torchvision": "transformers"}  # fmt: skip
 
 
 def read_pins(name: str) -> dict[str, str]:
