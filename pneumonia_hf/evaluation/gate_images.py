@@ -331,6 +331,7 @@ DRAWINGS: dict[str, tuple[Drawing, ...]] = {
     "other_xray": (project_body,),
 }
 HELD_OUT = (72, 108, 252, 288)  # angles of side views that the gate is tested on
+PHANTOMS = 18  # films of each other angle
 
 
 def draw_phantoms(random: Random) -> list[tuple[str, Image.Image]]:
@@ -350,5 +351,5 @@ def draw_phantoms(random: Random) -> list[tuple[str, Image.Image]]:
         )
 
     angles = [one for one in SIDE_ANGLES if one not in HELD_OUT and 45 < one % 180 < 135]
-    sides = [("side", expose(simulate_side_view, one)) for one in angles for _ in range(18)]
-    return sides + [("frontal", expose(simulate)) for _ in range(60)]
+    sides = [("side", expose(simulate_side_view, one)) for one in angles for _ in range(PHANTOMS)]
+    return sides + [("frontal", expose(simulate)) for _ in range(4 * PHANTOMS)]
