@@ -34,16 +34,9 @@ PARTS = (
 )  # fmt: skip
 
 
-def rotate(image: Image.Image, random: Random) -> Image.Image:
-    """Return an image that lies on its side."""
-    turns = (Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_270)
-    return image.transpose(turns[random.integers(2)])
-
-
-def turn_over(image: Image.Image, random: Random) -> Image.Image:
-    """Return an image upside down, of half of them mirrored too."""
-    turns = (Image.Transpose.ROTATE_180, Image.Transpose.FLIP_TOP_BOTTOM)
-    return image.transpose(turns[random.integers(2)])
+def turn(*turns: Image.Transpose) -> Change:
+    """Return what turns an image in one of these ways."""
+    return lambda image, random: image.transpose(turns[random.integers(len(turns))])
 
 
 def cut_part(image: Image.Image, random: Random) -> Image.Image:
@@ -369,8 +362,8 @@ def project_body(random: Random) -> Image.Image:
 
 # What is made of chest X-rays, and what is drawn: functions by the kinds of `inference.frontal`.
 CHANGES: dict[str, Change] = {
-    "rotated": rotate,
-    "upside_down": turn_over,
+    "rotated": turn(Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_270),
+    "upside_down": turn(Image.Transpose.ROTATE_180, Image.Transpose.FLIP_TOP_BOTTOM),
     "inverted": lambda image, _: ImageOps.invert(image),
     "part": cut_part,
 }
