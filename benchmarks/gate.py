@@ -1,11 +1,14 @@
 """Count what the input gate of a model refers and refuses: X-rays, other images, changed X-rays.
 
 python benchmarks/gate.py --data_dir DATA --split test [--model runs/NAME] \
-    [--other_xrays adults=ADULTS]
+    [--other_xrays adults=ADULTS] [--negatives FOLDER ...] [--leave_out children=A adults=B]
 
+With --leave_out the gate is fitted anew without each hospital of these sources in turn, and asked
+about its X-rays. Of --negatives, such as side views or X-rays of hands, all should be refused.
 Other images are the sample images of scikit-image and scikit-learn, drawn images, and the DICOM
-test files of pydicom (and of pydicom-data, if it is installed) that show no chest. Prints one
-table.
+test files of pydicom (and of pydicom-data, if it is installed) that show no chest. The simulated
+side views are of the patient to whose other angles the gate is fitted, and two photographs of
+scikit-learn are among those that it is fitted to. Prints one table.
 """
 
 import logging
@@ -18,8 +21,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageOps
 
+from pneumonia_hf import open_xray
 from pneumonia_hf.cli import check_inputs, make_parser, run_script
 from pneumonia_hf.imaging.xray import Xray
+from pneumonia_hf.inference.batch import find_inputs
+from pneumonia_hf.reasons import REFUSING
 
 CHEST = "RG1_"  # how the names of pydicom's test files of a chest radiograph begin
 # Of skimage.data, those that come with the package: photographs, textures, microscopy, pages.
@@ -31,8 +37,18 @@ CHANGES: dict[str, Callable[[Image.Image], Image.Image]] = {
     "mirrored": ImageOps.mirror,
     "gray levels inverted": ImageOps.invert,
     "flipped top to bottom": ImageOps.flip,
+    "rotated by 180 degrees": lambda image: image.rotate(180),
     "rotated by 90 degrees": lambda image: image.rotate(90, expand=True),
+    "their lower third": lambda image: crop(image, 0, 0.67, 1, 1),
+    "their upper third": lambda image: crop(image, 0, 0, 1, 0.33),
+    "their left half": lambda image: crop(image, 0, 0, 0.5, 1),
+    "without 10% at each side": lambda image: crop(image, 0.1, 0.1, 0.9, 0.9),
 }
+
+
+def crop(image: Image.Image, *window: float) -> Image.Image:
+    """Return the window left, top, right, bottom, in shares of the sides."""
+    return image.crop(tuple(round(a * b) for a, b in zip(window, image.size * 2, strict=True)))
 
 
 def main() -> None:
@@ -44,6 +60,10 @@ def main() -> None:
     parser.add_argument(
         "--other_xrays", nargs="*", default=[], help="Further sources, each [NAME=][KIND:]WHERE."
     )
+    parser.add_argument("--negatives", nargs="*", default=[], help="Folders of other images.")
+    parser.add_argument(
+        "--leave_out", nargs="*", default=[], help="Sources, each [NAME=][KIND:]WHERE."
+    )
     parser.add_argument("--images", type=int, default=300, help="Of those that are changed.")
     options = parser.parse_args()
 
@@ -54,13 +74,15 @@ def main() -> None:
 
     sources = [parse_source(text) for text in (options.data_dir, *options.other_xrays)]
     folders = [one.where for one in sources if one.is_folder]
-    check_inputs([options.model] if options.model else [], folders)
+    check_inputs([options.model] if options.model else [], [*folders, *options.negatives])
     warnings.simplefilter("ignore")  # of broken test files
     logging.disable(logging.ERROR)
     predictor = Predictor.from_pretrained(options.model or DEFAULT_MODEL)
     print(f"{predictor.name}: share of the images\n")
-    print("| images | number | unlike the training images (REFER) | REFUSED | of other REFER |")
-    print("|---|---|---|---|---|")
+    gate = predictor.networks[0].gate
+    print("" if gate is None else f"{gate.limit_reason}\n")
+    print("| images | number | REFUSED | why | unlike the training images (REFER) | other REFER |")
+    print("|---|---|---|---|---|---|")
     split, data = choose_split([options.data_dir], options.split, predictor)
     xrays = list(read(data))
     show(predictor, f"X-rays of {sources[0].name}, {split}", xrays)
@@ -74,6 +96,12 @@ def main() -> None:
     show(predictor, "drawn images", draw_images())
     for title, chest in (("no chest X-ray", False), ("a chest X-ray", True)):
         show(predictor, f"DICOM test files of pydicom that show {title}", find_dicom(chest))
+    for title, images in simulate():
+        show(predictor, title, images)
+    for folder in options.negatives:
+        show(predictor, Path(folder).name, map(open_xray, find_inputs([folder])))
+    if options.leave_out:
+        leave_out(predictor, options.leave_out)
 
 
 def show(predictor, title: str, xrays: Iterable[Xray | Image.Image]) -> None:
@@ -84,17 +112,60 @@ def show(predictor, title: str, xrays: Iterable[Xray | Image.Image]) -> None:
         refused = one.decision == "REFUSED"
         unlike = not refused and (one.distance or 0) >= 1
         found["refused"] += refused
+        if refused:
+            found[one.caveats[0].reason] += 1
         found["unlike"] += unlike
         found["referred"] += one.decision == "REFER" and not unlike
         found["all"] += 1
     count = found["all"]
-    cells = [f"{found[name] / max(1, count):.1%}" for name in ("unlike", "refused", "referred")]
-    print(f"| {title} | {count} | {' | '.join(cells)} |", flush=True)
+    shares = {name: found[name] / max(1, count) for name in ("refused", "unlike", "referred")}
+    why = (f"{reason.name.lower()} {found[reason]}" for reason in REFUSING if found[reason])
+    cells = [title, count, f"{shares.pop('refused'):.2%}", ", ".join(sorted(why))]
+    cells += [f"{share:.1%}" for share in shares.values()]
+    print(f"| {' | '.join(map(str, cells))} |", flush=True)
+
+
+def simulate() -> Iterator[tuple[str, list[Image.Image]]]:
+    """Yield films of the phantom, and what they are: of the angles that the gate never saw."""
+    from pneumonia_hf.evaluation.gate_images import HELD_OUT
+    from pneumonia_hf.imaging import phantom
+
+    exposures = (0.6, 0.8, 1, 1.3, 1.6)
+    yield (
+        "simulated side views of other angles than in training",
+        [phantom.simulate_side_view(angle, one) for angle in HELD_OUT for one in exposures],
+    )
+    opacities = [[], *([phantom.Opacity(place, 60)] for place in phantom.ZONES.values())]
+    yield (
+        "simulated frontal X-rays, normal and with an opacity of 60 mm",
+        [phantom.simulate(some, one)[0] for some in opacities for one in exposures],
+    )
+
+
+def leave_out(predictor, sources: list[str]) -> None:
+    """Print a row for each hospital, by a gate that is fitted without it."""
+    from pneumonia_hf.data.load import DataConfig, load_xrays
+    from pneumonia_hf.evaluation.gate_fit import fit_gate, list_hospitals
+    from pneumonia_hf.inference.network import Network
+    from pneumonia_hf.inference.predictor import Predictor
+
+    network, splits = predictor.network, load_xrays(DataConfig(sources))
+    threshold = predictor.operating_point.threshold
+    hospitals = {name: list_hospitals(data) for name, data in splits.items()}
+    for hospital in np.unique(np.concatenate([*hospitals.values()])):
+        rest, mine = (
+            {name: d.select(np.flatnonzero((hospitals[name] == hospital) == is_mine))
+             for name, d in splits.items()}
+            for is_mine in (False, True)
+        )  # fmt: skip
+        if gate := fit_gate(network, rest["train"], rest["validation"], threshold):
+            other = Predictor(Network(network.model, network.processor, gate=gate))
+            images = (xray for data in mine.values() for xray in read(data))
+            show(other, f"X-rays of {hospital}, by a gate that is fitted without it", images)
 
 
 def read(data) -> Iterator[Xray]:
     """Yield the images of a dataset."""
-    from pneumonia_hf import open_xray
     from pneumonia_hf.data.sources import open_images
 
     return (open_xray(source, name) for name, source in open_images(data))
@@ -104,8 +175,6 @@ def find_samples() -> Iterator[Xray]:
     """Yield the sample images that are installed with scikit-image and scikit-learn."""
     from skimage import data
     from sklearn.datasets import load_sample_images
-
-    from pneumonia_hf import open_xray
 
     samples = [*load_sample_images().images, *(getattr(data, name)() for name in SAMPLES)]
     with tempfile.TemporaryDirectory() as folder:
@@ -153,7 +222,6 @@ def find_dicom(chest: bool) -> Iterator[Xray]:
     import imagehash
     from pydicom.data import get_testdata_files
 
-    from pneumonia_hf import open_xray
     from pneumonia_hf.errors import XrayError
 
     seen = set()

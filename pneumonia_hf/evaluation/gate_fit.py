@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 LEAST_IMAGES = (200, 50)  # of training and validation; with fewer there is no gate
 MOST_IMAGES = (2000, 1000)
 DRAWN = 80  # images by each function of DRAWINGS
-COMPONENTS, STRENGTH = 256, 0.003  # of the classifier: principal components, and scikit-learn's C
+COMPONENTS = 256  # principal components that the classifier is fitted to
+STRENGTH = 17.0  # times the mean loss, against half the squared weights
 REFUSED = 0.001  # of a hospital's films, at most
 # With one hospital, its limit is moved down by this, in log odds.
 MARGIN = 1.0
@@ -209,7 +210,8 @@ def fit_classifier(described: Described) -> Frontal:
     reduction = PCA(count, whiten=True, svd_solver="randomized", random_state=13)
     inside = reduction.fit_transform((features - mean) / spread)
     # As if all kinds were equally many.
-    model = LogisticRegression(C=STRENGTH, class_weight="balanced", max_iter=1000)
+    strength = STRENGTH / len(features)
+    model = LogisticRegression(C=strength, class_weight="balanced", max_iter=1000)
     model.fit(inside, described.kinds)
     axes = reduction.components_ / np.sqrt(reduction.explained_variance_)[:, None]  # [count, F]
     weights = (model.coef_ @ axes / spread).T  # [F, kinds that occur]

@@ -34,16 +34,9 @@ PARTS = (
 )  # fmt: skip
 
 
-def rotate(image: Image.Image, random: Random) -> Image.Image:
-    """Return an image that lies on its side."""
-    turns = (Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_270)
-    return image.transpose(turns[random.integers(2)])
-
-
-def turn_over(image: Image.Image, random: Random) -> Image.Image:
-    """Return an image upside down, of half of them mirrored too."""
-    turns = (Image.Transpose.ROTATE_180, Image.Transpose.FLIP_TOP_BOTTOM)
-    return image.transpose(turns[random.integers(2)])
+def turn(*turns: Image.Transpose) -> Change:
+    """Return what turns an image in one of these ways."""
+    return lambda image, random: image.transpose(turns[random.integers(len(turns))])
 
 
 def cut_part(image: Image.Image, random: Random) -> Image.Image:
@@ -193,6 +186,54 @@ def draw_shapes(random: Random) -> Image.Image:
     return _finish(image, random)
 
 
+def draw_fractal(random: Random, side: int = SIDE) -> Image.Image:
+    """Return noise with the spectrum of photographs: the power falls with the frequency."""
+    x, y = np.fft.rfftfreq(side), np.fft.fftfreq(side)[:, None]
+    frequency = np.hypot(x * random.uniform(0.5, 2), y) + 1 / side
+    spectrum = np.fft.rfft2(random.normal(size=(side, side)))
+    return _stretch(np.fft.irfft2(spectrum / frequency ** random.uniform(0.6, 2.2), (side, side)))
+
+
+def draw_scene(random: Random) -> Image.Image:
+    """Return things of all sizes that hide each other, with textures and shades: dead leaves.
+
+    Such images have the statistics of photographs (Lee, Mumford and Huang 2001).
+    """
+    image = draw_fractal(random)
+    for size in sorted(SIDE * random.uniform(0.03, 1, int(random.integers(10, 60))) ** 2)[::-1]:
+        texture = draw_fractal(random, 64).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+        texture = Image.blend(texture, Image.new("L", (SIDE, SIDE), int(random.integers(256))), 0.6)
+        mask = Image.new("L", (SIDE, SIDE))
+        x, y = random.uniform(0, SIDE, 2)
+        across, along = size * random.uniform(0.3, 1, 2)
+        box = (x - across, y - along, x + across, y + along)
+        draw = ImageDraw.Draw(mask)
+        (draw.ellipse if random.random() < 0.6 else draw.rectangle)(box, 255)
+        image.paste(texture, mask=mask.rotate(random.uniform(0, 90), center=(x, y)))
+    return _finish(image, random)
+
+
+def draw_slice(random: Random) -> Image.Image:
+    """Return a section through a body, as of CT or MR: organs of any gray within a rim."""
+    image = Image.new("L", (SIDE, SIDE), int(random.integers(30)))
+    draw, radii = ImageDraw.Draw(image), random.uniform(0.55, 1, 2)
+
+    def place(x: float, y: float, width: float, height: float, gray: float) -> None:
+        box = np.array([x - width, y - height, x + width, y + height])
+        draw.ellipse(tuple((box + 1) / 2 * SIDE), int(gray))
+
+    for share in (1, 0.94, 0.88):
+        place(0, 0, *share * radii, random.uniform(40, 255))
+    lungs = random.uniform(0, 40) if random.random() < 0.5 else None
+    if lungs is not None:
+        for side in (-1, 1):
+            place(side * 0.45 * radii[0], 0, *random.uniform(0.25, 0.4, 2) * radii, lungs)
+    for _ in range(int(random.integers(3, 25))):
+        x, y = random.uniform(-0.6, 0.6, 2) * radii
+        place(x, y, *random.uniform(0.03, 0.3, 2) * radii, random.uniform(30, 255))
+    return _finish(image.rotate(random.choice([0, 0, 90, 180])), random)
+
+
 def draw_text(random: Random) -> Image.Image:
     """Return lines of words, as of a page or a screen, with a box here and there."""
     paper, ink = (int(one) for one in random.integers(0, 256, 2))
@@ -321,16 +362,20 @@ def project_body(random: Random) -> Image.Image:
 
 # What is made of chest X-rays, and what is drawn: functions by the kinds of `inference.frontal`.
 CHANGES: dict[str, Change] = {
-    "rotated": rotate,
-    "upside_down": turn_over,
+    "rotated": turn(Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_270),
+    "upside_down": turn(Image.Transpose.ROTATE_180, Image.Transpose.FLIP_TOP_BOTTOM),
     "inverted": lambda image, _: ImageOps.invert(image),
     "part": cut_part,
 }
 DRAWINGS: dict[str, tuple[Drawing, ...]] = {
-    "no_xray": (cut_photograph, draw_field, draw_pattern, draw_shapes, draw_text, draw_cartoon),
-    "other_xray": (project_body,),
+    "no_xray": (
+        *(cut_photograph, draw_scene, draw_fractal, draw_field, draw_pattern, draw_shapes),
+        *(draw_text, draw_cartoon),
+    ),
+    "other_xray": (project_body, project_body, project_body, draw_slice),
 }
 HELD_OUT = (72, 108, 252, 288)  # angles of side views that the gate is tested on
+PHANTOMS = 18  # films of each other angle
 
 
 def draw_phantoms(random: Random) -> list[tuple[str, Image.Image]]:
@@ -350,5 +395,5 @@ def draw_phantoms(random: Random) -> list[tuple[str, Image.Image]]:
         )
 
     angles = [one for one in SIDE_ANGLES if one not in HELD_OUT and 45 < one % 180 < 135]
-    sides = [("side", expose(simulate_side_view, one)) for one in angles for _ in range(18)]
-    return sides + [("frontal", expose(simulate)) for _ in range(60)]
+    sides = [("side", expose(simulate_side_view, one)) for one in angles for _ in range(PHANTOMS)]
+    return sides + [("frontal", expose(simulate)) for _ in range(4 * PHANTOMS)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from pneumonia_hf.evaluation.sections.drawing import COLOUR, MARK, make_axes
 from pneumonia_hf.reporting.numbers import to_share, to_text
 from pneumonia_hf.reporting.page import Figure, Section, Table
 from pneumonia_hf.statistics.selective import (
+    ReferralReason,
     RiskCoverage,
     measure_referral,
     risk_coverage,
@@ -65,6 +66,7 @@ def measure(evaluation: Evaluation, numbers: Mapping[str, Any]) -> Section:
                 for one in reasons
             ],
         ),
+        *describe_useless(reasons),
         f"If the surest images, farthest from the threshold, are answered first, the mean error "
         f"over all shares of answered images (AURC, Geifman and El-Yaniv 2017) is "
         f"{to_text(curve.aurc)}, {curve.excess:.3f} above that of a perfect order.",
@@ -86,6 +88,18 @@ def measure(evaluation: Evaluation, numbers: Mapping[str, Any]) -> Section:
             },
         },
     )
+
+
+def describe_useless(reasons: Sequence[ReferralReason]) -> list[str]:
+    """Return a sentence on the reasons that refer images, but no more errors than the rest has."""
+    useless = [
+        f"{one.reason} (error {one.error:.3f} of {one.images}, {one.error_without:.3f} of the rest)"
+        for one in reasons
+        if one.images and not one.error > one.error_without  # NaN: nothing is left
+    ]
+    if not useless:
+        return []
+    return [f"Of these, what does not lower the error of the images kept: {'; '.join(useless)}."]
 
 
 def _to_error(error: float) -> str:

@@ -20,3 +20,9 @@ def test_risk_is_given_at_each_share_of_answered_images(by_hand):
     assert found["coverage"] == POINTS.tolist() and found["coverage"][-1] == 1
     assert found["risk"][-1] == pytest.approx(3 / 8)
     assert found["risk"][0] == 0  # the surest two are right
+
+
+def test_a_reason_that_refers_no_more_errors_than_the_rest_has_is_named(by_hand):
+    """The gate refers one image, which is right; the range two, of which one is wrong."""
+    (text,) = (one for one in measure(by_hand, {}).body if "does not lower" in str(one))
+    assert text.endswith(": gate (error 0.000 of 1, 0.429 of the rest).")
