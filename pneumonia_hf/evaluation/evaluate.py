@@ -92,7 +92,7 @@ def evaluate_predictor(
         additions or Additions(),
         steps or Steps(),
     )
-    groups = list_groups(dataset, config.subgroups)  # for its errors, before images are scored
+    list_groups(dataset, config.subgroups)  # for its errors, before images are scored
     seen = count_seen(predictor, dataset)
     if config.external and any(seen.values()):
         raise UserError(
@@ -101,7 +101,8 @@ def evaluate_predictor(
         )
     name = f"The {split} split of {data}"
     scores = score_images(predictor, dataset, name, config.strict, steps)
-    scored = score_other_classes(predictor, others, list(groups))
+    groups = list_groups(scores.rows, config.subgroups)
+    scored = score_other_classes(predictor, others, groups, scores, config.resamples)
     evaluation = Evaluation(predictor, data, split, scores, seen, scored, config, additions, steps)
     sections: list[Section] = []
     numbers: dict[str, Any] = {}

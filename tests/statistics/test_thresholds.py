@@ -162,7 +162,7 @@ def test_threshold_is_the_best_for_the_worst_hospital():
     # pneumonias. The scores of 40 adults are higher: only the second separates them.
     labels = [0] * 200 + [1] * 200 + [0] * 20 + [1] * 20
     probabilities = [0.2] * 200 + [0.5] * 30 + [0.8] * 170 + [0.6] * 20 + [0.8] * 20
-    hospitals = ["children"] * 400 + ["adults"] * 40
+    hospitals = ["children"] * 400 + ["nih"] * 40
     # Two patients have all normal adults: without care, some resamples would lack both.
     patients = [*range(400), *["a"] * 14, *["b"] * 6, *range(500, 520)]
     pooled = choose_threshold(labels, probabilities, patients, resamples=50)
