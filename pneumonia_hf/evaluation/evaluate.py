@@ -32,6 +32,7 @@ from pneumonia_hf.evaluation.steps import Steps
 from pneumonia_hf.evaluation.subgroups import list_groups, score_other_classes
 from pneumonia_hf.inference.gate import REFUSED_AT
 from pneumonia_hf.inference.predictor import Predictor
+from pneumonia_hf.inference.score_check import explain_score_misfit
 from pneumonia_hf.reporting.numbers import to_share, to_text
 from pneumonia_hf.reporting.page import Page, Section, Summary
 
@@ -155,11 +156,20 @@ def _list_notes(evaluation: Evaluation) -> tuple[list[str], list[str]]:
     more = {
         f"{seen['test']} of these images are of the internal test set, of the same site as the "
         f"training data: the numbers say little about another site.": seen["test"],
+        **dict.fromkeys(_explain_misfit(evaluation), 1),
         **dict.fromkeys((one.sentence for one in evaluation.predictor.caveats), 1),
         **dict.fromkeys(_describe_gate(evaluation.scores.distances), 1),
         f"{unreadable} {files} could not be read and are in no number below.": unreadable,
     }
     return tuple([text for text, count in part.items() if count] for part in (notes, more))
+
+
+def _explain_misfit(evaluation: Evaluation) -> list[str]:
+    """Return why the scores of images that the model does not know fit no hospital of its own."""
+    if any(evaluation.seen.values()):
+        return []
+    found = explain_score_misfit(evaluation.predictor, evaluation.probabilities)
+    return [found] if found else []
 
 
 def _describe_gate(distances: np.ndarray) -> list[str]:

@@ -12,6 +12,7 @@ from pneumonia_hf.statistics.thresholds import (
     choose_threshold,
     decision_curve,
     list_thresholds,
+    measure_left_out,
     predictive_values,
 )
 
@@ -180,3 +181,17 @@ def test_one_hospital_or_too_few_images_of_others_change_nothing():
         assert pooled == choose_threshold(
             labels, probabilities, patients, 0.9, resamples=50, groups=hospitals
         )
+
+
+def test_patients_left_out_of_the_choice_show_its_optimism():
+    optimism = []
+    for seed in range(6):
+        labels, probabilities, patients = draw_scores(count=60, gap=0.3, seed=seed)
+        draws = list(draw_patients(labels, patients, 40))
+        chosen = choose_threshold(labels, probabilities, patients, resamples=50).threshold
+        values = compute_metrics(labels, probabilities, chosen)
+        left_out = measure_left_out(labels, probabilities, draws)
+        optimism.append(2 * values["balanced_accuracy"] - sum(left_out.values()))
+    assert np.mean(optimism) > 0.02
+    required = measure_left_out(labels, probabilities, draws, 0.99)
+    assert required["sensitivity"] > max(0.9, left_out["sensitivity"])
