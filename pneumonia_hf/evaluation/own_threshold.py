@@ -53,9 +53,9 @@ def choose_own_threshold(
     Returns:
         What `run.json` then holds as `own_threshold`: `data`, its name; `images`, `patients` and
         the number of each class; `seen`, images of the model's own splits; `before` and `config`,
-        threshold and range; `rates` on these images at the `old` and the `new` threshold, and
-        `left_out`, as of `measure_left_out`; `validation`, the rates of each of the model's own
-        hospitals at both.
+        threshold and range; `rates` on these images at the `old` and the `new` threshold, with
+        the share in its range; `left_out`, as of `measure_left_out`; `validation`, the rates of
+        each of the model's own hospitals at both.
 
     Raises:
         UserError: not a saved model; fewer than FEWEST_IMAGES of a class; `output` exists.
@@ -85,9 +85,12 @@ def choose_own_threshold(
     run, hospitals = manifest.content, manifest.validation.hospitals
     draws = list(draw_patients(scores.labels, scores.patients, RESAMPLES))
 
-    def measure(threshold: float) -> dict[str, Any]:
-        found = bootstrap_intervals(*images, threshold, scores.patients, draws, RATES)
-        return {rate: asdict(one) for rate, one in found.items()}
+    def measure(at: dict[str, float]) -> dict[str, Any]:
+        found = bootstrap_intervals(*images, at["threshold"], scores.patients, draws, RATES)
+        in_range = (images[1] >= at["refer_low"]) & (images[1] < at["refer_high"])
+        return {rate: asdict(one) for rate, one in found.items()} | {
+            "in_range": float(np.mean(in_range))
+        }
 
     found = {
         "data": name,
@@ -97,7 +100,7 @@ def choose_own_threshold(
         "seen": sum(count_seen(predictor, scores.rows).values()),
         "before": {key: old[key] for key in new},
         "config": new,
-        "rates": {"old": measure(old["threshold"]), "new": measure(point.threshold)},
+        "rates": {"old": measure(old), "new": measure(new)},
         "left_out": measure_left_out(*images, draws, required),
         "validation": {
             hospital: {
@@ -134,6 +137,7 @@ def describe_own_threshold(found: dict[str, Any]) -> str:
     }
     rates = {
         at: ", ".join(f"{rate} {to_text(read_interval(of[rate]))}" for rate in RATES)
+        + f"; {of['in_range']:.0%} in its range are referred"
         for at, of in found["rates"].items()
     }
     left_out = ", ".join(f"{rate} {found['left_out'][rate]:.2f}" for rate in RATES)

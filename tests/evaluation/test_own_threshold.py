@@ -58,6 +58,8 @@ def test_only_the_threshold_changes_and_the_model_says_where_it_is_from(model, t
     ill = np.array([path.parent.name == "PNEUMONIA" for path in paths])
     rates = found["rates"]["new"]
     assert rates["sensitivity"]["value"] == pytest.approx(np.mean(np.array(positive)[ill]))
+    decisions = [one.decision for one in point.predict_files(paths, refuse=False)]
+    assert rates["in_range"] <= np.mean([one == "REFER" for one in decisions])
     assert found["validation"]["children"]["old"].keys() == {"sensitivity", "specificity"}
     assert f"Old threshold {old['threshold']:.4f}" in done.stdout
     assert "optimistically biased" in done.stdout and "images of children" in done.stdout
