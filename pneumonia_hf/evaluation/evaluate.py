@@ -32,6 +32,7 @@ from pneumonia_hf.evaluation.sections import (
 from pneumonia_hf.evaluation.steps import Steps
 from pneumonia_hf.evaluation.subgroups import list_groups, score_other_classes
 from pneumonia_hf.inference.predictor import Predictor
+from pneumonia_hf.inference.score_check import explain_score_misfit
 from pneumonia_hf.reporting.numbers import to_share, to_text
 from pneumonia_hf.reporting.page import Page, Section, Summary
 
@@ -94,7 +95,7 @@ def evaluate_predictor(
         additions or Additions(),
         steps or Steps(),
     )
-    groups = list_groups(dataset, config.subgroups)  # for its errors, before images are scored
+    list_groups(dataset, config.subgroups)  # for its errors, before images are scored
     seen = count_seen(predictor, dataset)
     if config.external and any(seen.values()):
         raise UserError(
@@ -103,7 +104,8 @@ def evaluate_predictor(
         )
     name = f"The {split} split of {data}"
     scores = score_images(predictor, dataset, name, config.strict, steps)
-    scored = score_other_classes(predictor, others, list(groups))
+    groups = list_groups(scores.rows, config.subgroups)
+    scored = score_other_classes(predictor, others, groups, scores, config.resamples)
     evaluation = Evaluation(predictor, data, split, scores, seen, scored, config, additions, steps)
     sections: list[Section] = []
     numbers: dict[str, Any] = {}
@@ -163,11 +165,20 @@ def _list_notes(evaluation: Evaluation) -> tuple[list[str], list[str]]:
     more = {
         f"{seen['test']} of these images are of the internal test set, of the same site as the "
         f"training data: the numbers say little about another site.": seen["test"],
+        **dict.fromkeys(_explain_misfit(evaluation), 1),
         **dict.fromkeys((one.sentence for one in evaluation.predictor.caveats), 1),
         **dict.fromkeys(_describe_gate(evaluation.scores), 1),
         f"{unreadable} {files} could not be read and are in no number below.": unreadable,
     }
     return tuple([text for text, count in part.items() if count] for part in (notes, more))
+
+
+def _explain_misfit(evaluation: Evaluation) -> list[str]:
+    """Return why the scores of images that the model does not know fit no hospital of its own."""
+    if any(evaluation.seen.values()):
+        return []
+    found = explain_score_misfit(evaluation.predictor, evaluation.probabilities)
+    return [found] if found else []
 
 
 def _describe_gate(scores: Scores) -> list[str]:

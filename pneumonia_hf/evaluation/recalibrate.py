@@ -183,6 +183,7 @@ def recalibrate(
     new = calibrate(predictor, validation, required, with_copies=with_copies)
     setattr(predictor.network.model.config, CONFIG_KEY, new["config"])
     run["validation"] = new
+    run.pop("own_threshold", None)
     by_file = named_by_file(validation["patient"][:])
     for split in run["data"]["parts"].values():  # earlier versions did not store it
         split.setdefault("patients_by_file_name", by_file)

@@ -14,15 +14,21 @@ from pneumonia_hf.data.ages import to_number
 from pneumonia_hf.data.folder_source import OtherImage
 from pneumonia_hf.data.table import NO_METADATA
 from pneumonia_hf.errors import UserError
-from pneumonia_hf.evaluation.scores import explain_left_out
+from pneumonia_hf.evaluation.scores import Scores, explain_left_out
 from pneumonia_hf.inference.predictor import Prediction, Predictor
 from pneumonia_hf.labels import LABELS
 from pneumonia_hf.statistics.comparison import bootstrap_p, fisher_p, permutation_p
-from pneumonia_hf.statistics.intervals import Interval, bootstrap, percentile_interval
+from pneumonia_hf.statistics.intervals import (
+    Interval,
+    bootstrap,
+    draw_patients,
+    percentile_interval,
+)
 from pneumonia_hf.statistics.metrics import (
     METRICS,
     auroc,
     auroc_within,
+    bootstrap_intervals,
     has_few_patients,
     metric_interval,
 )
@@ -78,6 +84,7 @@ class Stratified:
     pooled: Interval
     within: Interval
     difference: Interval  # of the first less the second: what the mix of groups contributes
+    alone: Interval  # of a score that knows only the group: its share of pneumonias in this data
 
 
 @dataclass(frozen=True)
@@ -89,6 +96,7 @@ class Others:
     called: int  # at or above the threshold
     referred: int
     median: float  # probability
+    auroc: Interval  # of the pneumonias of the same group against them
 
 
 @dataclass(frozen=True)
@@ -239,11 +247,15 @@ def measure_subgroups(
                 Subgroup(column, str(value), *map(int, counts), metrics, not counts.all(), gaps)
             )
         if all(one is not None for one in of_image):
+            shares = {name: np.mean(labels[values == name]) for name in names}
+            known = np.array([shares[one] for one in values.tolist()])
 
-            def areas(rows: np.ndarray, strata: np.ndarray = values) -> tuple[float, float, float]:
+            def areas(
+                rows: np.ndarray, strata: np.ndarray = values, known: np.ndarray = known
+            ) -> tuple[float, float, float, float]:
                 images = (labels[rows], probabilities[rows])
                 pooled, within = auroc(*images, 0), auroc_within(*images, strata[rows])
-                return pooled, within, pooled - within
+                return pooled, within, pooled - within, auroc(labels[rows], known[rows], 0)
 
             intervals = bootstrap(areas, len(labels), resamples)
             stratified.append(Stratified(column, *intervals))
@@ -305,31 +317,65 @@ def _adjust(groups: Sequence[Subgroup]) -> tuple[Subgroup, ...]:
 
 
 def score_other_classes(
-    predictor: Predictor, others: Sequence[OtherImage], columns: Sequence[str]
+    predictor: Predictor,
+    others: Sequence[OtherImage],
+    columns: Mapping[str, Sequence[str | None]],
+    main: Scores,
+    resamples: int,
 ) -> ScoredOthers:
-    """Score images of neither class, in groups by their folder and by metadata columns."""
+    """Score images of neither class, in groups by their folder and by metadata columns.
+
+    `columns` are the groups of the images of both classes, whose scores are `main`: the pneumonias
+    of a group are compared with the other images of it.
+    """
     predictions = list(predictor.predict_files([one.path for one in others], refuse=False))
     faults = list(map(explain_left_out, predictions, (one.file for one in others)))
     unreadable = tuple(fault for fault in faults if fault)
     pairs = zip(others, predictions, strict=True)
     scored = [pair for pair, fault in zip(pairs, faults, strict=True) if not fault]
-    groups: dict[str, list[Prediction]] = {}
-    for image, prediction in scored:
-        groups.setdefault(image.folder, []).append(prediction)
-    for name in columns:
-        of_image = to_groups(name, [image.cells.get(name) for image, _ in scored]) or []
-        pairs = zip(of_image, scored, strict=False)
-        for group, (image, prediction) in sorted(pairs, key=lambda pair: pair[0]):
-            groups.setdefault(f"{image.folder}, {name} {group}", []).append(prediction)
+    folders = [image.folder for image, _ in scored]
+    # Of each group the folder and value of each image, and whether a pneumonia belongs to it.
+    ill = main.labels == 1
+    groups = [(name, [one == name for one in folders], ill) for name in dict.fromkeys(folders)]
+    for column, of_main in columns.items():
+        of_image = to_groups(column, [image.cells.get(column) for image, _ in scored]) or []
+        for folder, value in sorted(set(zip(folders, of_image, strict=False))):
+            inside = [pair == (folder, value) for pair in zip(folders, of_image, strict=True)]
+            own = ill & np.array([one == value for one in of_main])
+            groups.append((f"{folder}, {column} {value}", inside, own))
     summary = tuple(
-        Others(
-            name,
-            len(members),
-            sum(one.label == LABELS[1] for one in members),
-            sum(one.decision == "REFER" for one in members),
-            float(np.median([one.probability for one in members])),
+        _describe_others(
+            name, [scored[row] for row in np.flatnonzero(inside)], main, own, resamples
         )
-        for name, members in groups.items()
+        for name, inside, own in groups
     )
     rows = tuple((one.file, one.folder, found.probability, found.decision) for one, found in scored)
     return ScoredOthers(summary, rows, unreadable)
+
+
+def _describe_others(
+    name: str,
+    members: Sequence[tuple[OtherImage, Prediction]],
+    main: Scores,
+    ill: np.ndarray,
+    resamples: int,
+) -> Others:
+    """Describe a group of images of neither class; `ill` are its pneumonias in `main`."""
+    found = [prediction for _, prediction in members]
+    scores = np.array([*(one.probability for one in found), *main.probabilities[ill]])
+    area = Interval(math.nan)
+    if min(len(found), np.sum(ill)) >= FEWEST:
+        # An image without a patient counts as one of its own.
+        of_others = [image.cells.get("patient_id") or image.file for image, _ in members]
+        patients = np.array([*of_others, *np.asarray(main.patients)[ill]])
+        labels = np.arange(len(scores)) >= len(found)
+        draws = draw_patients(labels, patients, resamples)
+        area = bootstrap_intervals(labels, scores, 0, patients, draws, ("auroc",))["auroc"]
+    return Others(
+        name,
+        len(found),
+        sum(one.label == LABELS[1] for one in found),
+        sum(one.decision == "REFER" for one in found),
+        float(np.median([one.probability for one in found])),
+        area,
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import logging
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -12,9 +13,12 @@ from typing import TYPE_CHECKING, TextIO
 
 from pneumonia_hf.errors import UserError, XrayError
 from pneumonia_hf.imaging.read import is_image_file
+from pneumonia_hf.inference.score_check import explain_score_misfit
 
 if TYPE_CHECKING:
     from pneumonia_hf.inference.predictor import Prediction, Predictor
+
+logger = logging.getLogger(__name__)
 
 COLUMNS = ("file", "probability", "threshold", "decision", "warnings")
 
@@ -57,15 +61,19 @@ def write_predictions(predictor: Predictor, paths: Sequence[Path], output: str) 
     """Write one row a file to `output` (`-`: standard output); return how many are unreadable.
 
     The table appears when it is complete; an interrupted run leaves its rows in
-    `OUTPUT.unfinished`.
+    `OUTPUT.unfinished`. Scores that fit no hospital of the model are logged.
     """
-    failed = 0
+    failed, scored = 0, []
     with _open_table(output) as file:
         table = csv.writer(file, lineterminator="\n")
         table.writerow(COLUMNS)
         for path, found in zip(paths, predictor.predict_files(paths), strict=True):
             failed += isinstance(found, XrayError)
             table.writerow([path, *list_cells(found)])
+            probability = getattr(found, "probability", None)
+            scored += [] if probability is None else [probability]
+    if misfit := explain_score_misfit(predictor, scored):
+        logger.warning(misfit)
     return failed
 
 

@@ -25,7 +25,7 @@ HUB_METRICS = {"auroc": "roc_auc", "sensitivity": "recall", "brier": "brier_scor
 # Parts of report.json that stay out of the model folder.
 NOT_IN_CARD = {
     "findings", "thresholds", "predictive_values", "decision_curve", "referral_reasons",
-    "risk_coverage", "stratified", "sites", "comparison", "published", "checklist",
+    "risk_coverage", "sites", "comparison", "published", "checklist",
 }  # fmt: skip
 # A report shows miscalibration below this p-value and above this calibration error.
 MISFIT_P, MISFIT_ERROR = 0.01, 0.05

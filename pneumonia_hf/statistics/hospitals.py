@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -16,6 +16,13 @@ from pneumonia_hf.statistics.thresholds import list_measurable
 OF_HOSPITALS = ("auroc", "sensitivity", "specificity")
 QUANTILES = np.linspace(0, 1, 51)
 CLASSES = ("normals", "pneumonias")
+
+
+def rates_at(log_odds: Mapping[str, Sequence[float]], threshold: float) -> dict[str, float]:
+    """Return sensitivity and specificity at a threshold, from the QUANTILES of a hospital."""
+    at = to_logit(np.array(threshold))
+    below = {kind: float(np.interp(at, log_odds[kind], QUANTILES)) for kind in CLASSES}
+    return {"sensitivity": 1 - below["pneumonias"], "specificity": below["normals"]}
 
 
 def measure_hospitals(

@@ -88,6 +88,29 @@ def choose_threshold(
     return OperatingPoint(*(float(to_probability(x)) for x in (threshold, low, high)))
 
 
+def measure_left_out(
+    labels: np.ndarray,
+    probabilities: np.ndarray,
+    draws: Sequence[np.ndarray],
+    required_sensitivity: float | None = None,
+) -> dict[str, float]:
+    """Return sensitivity and specificity at thresholds that were chosen without the image.
+
+    A threshold is chosen on each resample of patients in `draws`, and judged on the patients that
+    it lacks (the out-of-bag estimate of Efron 1983).
+    """
+    found = []
+    for rows in draws:
+        out = np.setdiff1d(np.arange(len(labels)), rows)
+        point = choose_threshold(
+            labels[rows], probabilities[rows], np.arange(len(rows)), required_sensitivity, 10
+        )
+        images = labels[out], probabilities[out], point.threshold
+        found.append((sensitivity(*images), specificity(*images)))
+    means = np.nanmean(found, axis=0).tolist()
+    return dict(zip(("sensitivity", "specificity"), means, strict=True))
+
+
 def list_measurable(labels: Sequence[int], groups: Sequence[str]) -> list[str]:
     """Return the names in `groups`, [N], that have LEAST_IMAGES of each class."""
     labels, groups = np.asarray(labels), np.asarray(groups)

@@ -1,8 +1,15 @@
 """The table that `predict` writes."""
 
 import csv
+import json
+import shutil
 
+import numpy as np
 from helpers import assert_one_sentence, call_script, draw_folder, draw_xray
+
+from pneumonia_hf import Predictor
+from pneumonia_hf.inference.batch import write_predictions
+from pneumonia_hf.statistics.log_odds import to_logit
 
 
 def test_prediction_table_has_a_row_for_every_input_in_order(tiny_model, tmp_path):
@@ -35,3 +42,24 @@ def test_prediction_table_has_a_row_for_every_input_in_order(tiny_model, tmp_pat
     printed = call_script("predict.py", *flags[:-1], "-")
     assert printed.returncode == 2
     assert printed.stdout.splitlines() == table.read_text().splitlines()
+
+
+def test_scores_that_fit_no_hospital_of_the_model_are_logged(tiny_model, tmp_path, caplog):
+    folder = draw_folder(tmp_path / "images", patients=15)
+    model = shutil.copytree(
+        tiny_model, tmp_path / "model", ignore=shutil.ignore_patterns("checkpoints")
+    )
+    run = json.loads((model / "run.json").read_text())
+    predictor = Predictor.from_pretrained(model)
+    paths = sorted(folder.rglob("*.png"))
+    found = [one.probability for one in predictor.predict_files(paths, refuse=False)]
+    own = np.quantile(to_logit(np.array(found)), np.linspace(0, 1, 51))
+    for shift, fits in ((0, True), (50, False)):
+        log_odds = dict.fromkeys(("normals", "pneumonias"), tuple(own + shift))
+        of = {"normals": 40, "pneumonias": 40, "log_odds": log_odds}
+        run["validation"]["hospitals"] = {"children": of}
+        (model / "run.json").write_text(json.dumps(run))
+        caplog.clear()
+        write_predictions(Predictor.from_pretrained(model), paths, str(tmp_path / "out.csv"))
+        said = "30 scores do not fit" in caplog.text and "lie below the normals" in caplog.text
+        assert said != fits

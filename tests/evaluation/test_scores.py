@@ -38,7 +38,7 @@ def test_only_the_checks_of_file_and_pixels_count_as_input_checks(reason):
     assert not OF_INPUT & REFUSING
 
 
-def test_masks_are_in_no_measurement_and_are_listed(tmp_path):
+def test_masks_are_in_no_measurement_and_are_listed(tmp_path, by_hand):
     folder = draw_folder(tmp_path / "data", patients=3)
     draw_mask(1, (80, 80)).save(folder / "PNEUMONIA" / "person9_virus_0.png")
     data = load_splits(folder)["all"]
@@ -50,7 +50,7 @@ def test_masks_are_in_no_measurement_and_are_listed(tmp_path):
     assert found["unreadable"].tolist() == [left_out]
     paths = [folder / "PNEUMONIA" / f"person{number}_virus_0.png" for number in (0, 9)]
     others = [OtherImage(path, path.name, "OTHER", {}) for path in paths]
-    scored = score_other_classes(StubPredictor(), others, [])
+    scored = score_other_classes(StubPredictor(), others, {}, by_hand.scores, 20)
     (summary,), rows, unreadable = scored.groups, scored.rows, scored.unreadable
     assert (summary.count, len(rows)) == (1, 1)
     assert unreadable == (

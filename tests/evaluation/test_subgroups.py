@@ -1,7 +1,14 @@
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
+from datasets import Dataset
 
-from pneumonia_hf.evaluation.subgroups import measure_subgroups, to_groups
+from pneumonia_hf.data.folder_source import OtherImage
+from pneumonia_hf.evaluation.subgroups import measure_subgroups, score_other_classes, to_groups
+from pneumonia_hf.inference.predictor import Prediction
 from pneumonia_hf.statistics.intervals import draw_patients
 from pneumonia_hf.statistics.metrics import auroc, auroc_within
 
@@ -138,6 +145,41 @@ def test_what_the_mix_of_groups_contributes_has_an_interval():
     )
     assert view.difference.value == pytest.approx(view.pooled.value - view.within.value)
     assert view.difference.low > 0.2
+    # What is known of the bedside alone: half of the difference of the two shares, above a half.
+    shares = [np.mean(bedside[labels == label]) for label in (0, 1)]
+    assert view.alone.value == pytest.approx(0.5 + (shares[1] - shares[0]) / 2)
+    assert view.alone.low < view.alone.value < view.alone.high
+
+
+def test_other_findings_are_compared_with_the_pneumonias_of_the_same_view(by_hand):
+    others = [
+        OtherImage(Path(f"{n}"), f"{n}", "OTHER", {"view": view, "patient_id": f"o{n}"})
+        for n, view in enumerate(["AP"] * 6 + ["PA"] * 6)
+    ]
+    # In AP the pneumonias are above the other findings, in PA below.
+    probabilities = [0.1, 0.2, 0.3, 0.4, 0.5, 0.75] + [0.8] * 6
+    predictor = SimpleNamespace(
+        predict_files=lambda paths, refuse: [
+            Prediction("PNEUMONIA" if one >= 0.5 else "NORMAL", one, 0.5, "NORMAL", ())
+            for one in probabilities
+        ]
+    )
+    main = replace(
+        by_hand.scores,
+        rows=Dataset.from_dict({"patient": [f"p{n}" for n in range(16)], "file": ["f"] * 16}),
+        labels=np.repeat([1, 0], [12, 4]),
+        probabilities=np.array([0.7] * 12 + [0.9] * 4),
+    )
+    columns = {"view": ["AP"] * 7 + ["PA"] * 5 + ["AP"] * 4}
+    found = score_other_classes(predictor, others, columns, main, 50).groups
+    assert [one.name for one in found] == ["OTHER", "OTHER, view AP", "OTHER, view PA"]
+    assert [one.auroc.value for one in found] == [pytest.approx(5 / 12), pytest.approx(5 / 6), 0]
+    assert [(one.count, one.called) for one in found] == [(12, 8), (6, 2), (6, 6)]
+    assert found[1].auroc.low < 5 / 6 < found[1].auroc.high
+    # Four pneumonias are too few.
+    columns["view"][7] = "AP"
+    found = score_other_classes(predictor, others, columns, main, 50).groups
+    assert np.isnan(found[2].auroc.value)
 
 
 def test_groups_of_one_class_and_small_groups():

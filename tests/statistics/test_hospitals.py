@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from pneumonia_hf.statistics.calibration import calibrate_scores
-from pneumonia_hf.statistics.hospitals import QUANTILES, measure_hospitals
+from pneumonia_hf.statistics.hospitals import QUANTILES, measure_hospitals, rates_at
 from pneumonia_hf.statistics.log_odds import to_logit, to_probability
 
 
@@ -41,3 +41,15 @@ def test_calibration_measures_hospitals_at_the_threshold_that_it_chooses_for_the
     nih = (hospitals == "nih") & (labels == 0)
     specificity = np.mean(found.probabilities[nih] < found.point.threshold)
     assert found.hospitals["nih"]["specificity"]["value"] == pytest.approx(specificity)
+
+
+def test_rates_at_another_threshold_follow_from_the_quantiles():
+    labels, probabilities, patients, hospitals, _ = draw_hospitals()
+    found = measure_hospitals(labels, probabilities, 0.9, patients, hospitals, None, 20)
+    for name in ("children", "nih"):
+        for threshold in (0.2, 0.7, 0.9, 0.98):
+            rates = rates_at(found[name]["log_odds"], threshold)
+            positive = probabilities[hospitals == name] >= threshold
+            ill = labels[hospitals == name] == 1
+            assert rates["sensitivity"] == pytest.approx(np.mean(positive[ill]), abs=0.05)
+            assert rates["specificity"] == pytest.approx(np.mean(~positive[~ill]), abs=0.05)

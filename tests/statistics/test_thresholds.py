@@ -12,6 +12,7 @@ from pneumonia_hf.statistics.thresholds import (
     choose_threshold,
     decision_curve,
     list_thresholds,
+    measure_left_out,
     predictive_values,
 )
 
@@ -162,7 +163,7 @@ def test_threshold_is_the_best_for_the_worst_hospital():
     # pneumonias. The scores of 40 adults are higher: only the second separates them.
     labels = [0] * 200 + [1] * 200 + [0] * 20 + [1] * 20
     probabilities = [0.2] * 200 + [0.5] * 30 + [0.8] * 170 + [0.6] * 20 + [0.8] * 20
-    hospitals = ["children"] * 400 + ["adults"] * 40
+    hospitals = ["children"] * 400 + ["nih"] * 40
     # Two patients have all normal adults: without care, some resamples would lack both.
     patients = [*range(400), *["a"] * 14, *["b"] * 6, *range(500, 520)]
     pooled = choose_threshold(labels, probabilities, patients, resamples=50)
@@ -180,3 +181,17 @@ def test_one_hospital_or_too_few_images_of_others_change_nothing():
         assert pooled == choose_threshold(
             labels, probabilities, patients, 0.9, resamples=50, groups=hospitals
         )
+
+
+def test_patients_left_out_of_the_choice_show_its_optimism():
+    optimism = []
+    for seed in range(6):
+        labels, probabilities, patients = draw_scores(count=60, gap=0.3, seed=seed)
+        draws = list(draw_patients(labels, patients, 40))
+        chosen = choose_threshold(labels, probabilities, patients, resamples=50).threshold
+        values = compute_metrics(labels, probabilities, chosen)
+        left_out = measure_left_out(labels, probabilities, draws)
+        optimism.append(2 * values["balanced_accuracy"] - sum(left_out.values()))
+    assert np.mean(optimism) > 0.02
+    required = measure_left_out(labels, probabilities, draws, 0.99)
+    assert required["sensitivity"] > max(0.9, left_out["sensitivity"])

@@ -17,7 +17,7 @@ from pneumonia_hf.evaluation.choose_images import hashes_by_member, leave_out_us
 from pneumonia_hf.evaluation.context import Evaluation, Site
 from pneumonia_hf.evaluation.scores import Scores, score_images
 from pneumonia_hf.evaluation.sections.drawing import draw_forest
-from pneumonia_hf.evaluation.subgroups import Others, score_other_classes
+from pneumonia_hf.evaluation.subgroups import Others, list_groups, score_other_classes
 from pneumonia_hf.files import expand
 from pneumonia_hf.reporting.numbers import to_share, to_text
 from pneumonia_hf.reporting.page import Figure, Section, Table
@@ -144,7 +144,9 @@ def score_site(
         UserError: as of `score_images`.
     """
     scores = score_images(predictor, site.data, site.name, steps=steps)
-    others = score_other_classes(predictor, site.others, []).groups
+    columns = list_groups(scores.rows, [])
+    views = {name: of for name, of in columns.items() if name == "view"}
+    others = score_other_classes(predictor, site.others, views, scores, resamples).groups
     threshold = predictor.operating_point.threshold
     return measure_site(site, scores, threshold, resamples, main, others)
 
@@ -168,11 +170,17 @@ def measure(evaluation: Evaluation, numbers: Mapping[str, Any]) -> Section:
         rows = [
             [f"{prefix}{one.name}", one.count,
              f"{one.called} ({to_share(one.called, one.count)})",
-             f"{one.referred} ({to_share(one.referred, one.count)})", f"{one.median:.4f}"]
+             f"{one.referred} ({to_share(one.referred, one.count)})", f"{one.median:.4f}",
+             to_text(one.auroc, "too few")]
             for prefix, one in groups
         ]  # fmt: skip
-        header = ["class", "images", "at or above the threshold", "referred", "median probability"]
-        body += ["Images of neither class, which are in no metric:", Table(header, rows)]
+        header = ["class", "images", "at or above the threshold", "referred", "median probability",
+                  "AUROC of PNEUMONIA against them"]  # fmt: skip
+        body += [
+            "Images of neither class, which are in no metric; the pneumonias are those of the same "
+            "group:",
+            Table(header, rows),
+        ]
     return Section(
         "Other sites and other findings",
         tuple(body),

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
+
 from pneumonia_hf.evaluation.context import Evaluation
 from pneumonia_hf.evaluation.sections.drawing import draw_forest
 from pneumonia_hf.evaluation.subgroups import SUBGROUP_METRICS, Subgroup, measure_subgroups
@@ -50,6 +52,11 @@ def measure(evaluation: Evaluation, numbers: Mapping[str, Any]) -> Section:
         for one in stratified
         if not math.isnan(one.within.value)
     ]
+    counts = np.bincount(evaluation.labels, minlength=2)
+    baselines = [
+        (f"the {'site' if one.column == 'source' else one.column} alone", one.alone)
+        for one in stratified
+    ]
     body = [
         Table(
             ["group", "NORMAL", "PNEUMONIA", *(METRICS[name].title for name in SUBGROUP_METRICS)],
@@ -57,8 +64,13 @@ def measure(evaluation: Evaluation, numbers: Mapping[str, Any]) -> Section:
                 [f"{one.column} {one.value}", one.normals, one.pneumonias,
                  *(_describe(one, name) for name in SUBGROUP_METRICS)]
                 for one in groups
-            ],
+            ]
+            + [[name, *counts, to_text(area), "", ""] for name, area in baselines],
         ),
+        "The last rows are scores that know only the group of an image, its share of pneumonias in "
+        "this data: what the model must exceed."
+        if baselines
+        else "",
         "* against all images of the other class, since the group has one class only."
         if any(one.against_all and "auroc" in one.metrics for one in groups)
         else "",
