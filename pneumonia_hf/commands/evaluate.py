@@ -90,7 +90,7 @@ def main() -> None:
         "--attribution",
         type=int,
         metavar="IMAGES",
-        help="Number of pneumonias on which the attribution methods are tested (default: 12, with "
+        help="Number of pneumonias on which the attribution methods are tested (default: 30, with "
         "--quick 0).",
     )
     parser.add_argument(
@@ -141,7 +141,7 @@ def main() -> None:
         check_inputs(data_folders=[one.where for one in parsed if one.is_folder], flag=flag)
     check_inputs(options.model)
     check_inputs([options.compare] if options.compare else [], flag="--compare")
-    images = {"robustness": 600, "attribution": 12}
+    images = {"robustness": 600, "attribution": 30}
     for flag, usual in images.items():
         given = getattr(options, flag)
         images[flag] = given if given is not None else 0 if options.quick else usual
