@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
+from pneumonia_hf.data.boxes import BOXES
 from pneumonia_hf.evaluation.localisation import (
-    BOXES,
     FEWEST,
     PHANTOM,
     MarkedImage,

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pneumonia_hf.data.boxes import BOXES
 from pneumonia_hf.inference.attribution_methods import enlarge
 from pneumonia_hf.statistics.intervals import Interval, bootstrap, draw_patients
 
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from PIL import Image
 
 SIDE = 112  # places a side of the raster on which maps and masks are compared
-BOXES = "boxes"  # column of metadata: `x y width height` as shares of the sides, joined by ;
 PHANTOM = "phantom"
 BEGINNINGS = {
     BOXES: "Its maximum lies in the radiologists' boxes in {} of {} images",
@@ -67,22 +67,6 @@ class Truth:
         )
         beginning = BEGINNINGS[self.source].format(hits, self.images)
         return f"{beginning}; a fixed map of the lungs hits {fixed}, chance {chance}."
-
-
-def read_boxes(text: str | None) -> np.ndarray | None:
-    """Return the mask of the boxes of an image, [SIDE, SIDE], or None if there are none."""
-    if not text:
-        return None
-    mask = np.zeros((SIDE, SIDE), bool)
-    centres = (np.arange(SIDE) + 0.5) / SIDE
-    try:
-        for box in text.split(";"):
-            x, y, width, height = map(float, box.split())
-            rows = (centres >= y) & (centres < y + height)
-            mask |= rows[:, None] & (centres >= x) & (centres < x + width)
-    except ValueError:  # a column of this name that holds something else
-        return None
-    return mask if mask.any() else None
 
 
 def simulate_opacities() -> list[MarkedImage]:

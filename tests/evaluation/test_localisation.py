@@ -10,23 +10,8 @@ from pneumonia_hf.evaluation.localisation import (
     MarkedImage,
     compare_with_truth,
     locate,
-    read_boxes,
     simulate_opacities,
 )
-
-
-def test_boxes_are_shares_of_the_sides_and_several_are_joined():
-    mask = read_boxes("0.5 0.25 0.25 0.5;0 0 0.125 0.125")
-    rows, columns = np.nonzero(mask)
-    half = SIDE // 2
-    assert mask[: SIDE // 8, : SIDE // 8].all() and mask[SIDE // 4, half] and not mask[half, 0]
-    assert mask.sum() == half * SIDE // 4 + (SIDE // 8) ** 2
-    assert (rows.max(), columns.max()) == (SIDE * 3 // 4 - 1, SIDE * 3 // 4 - 1)
-
-
-@pytest.mark.parametrize("text", [None, "", "three", "0.1 0.2 0.3", "0.5 0.5 0 0"])
-def test_a_cell_without_a_box_is_no_mask(text):
-    assert read_boxes(text) is None
 
 
 def test_the_highest_place_is_the_centre_of_a_coarse_one():

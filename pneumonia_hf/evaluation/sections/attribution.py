@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from pneumonia_hf.data.boxes import BOXES, draw_boxes
 from pneumonia_hf.data.sources import open_images
 from pneumonia_hf.evaluation import faithfulness
 from pneumonia_hf.evaluation.context import Evaluation
@@ -18,12 +19,11 @@ from pneumonia_hf.evaluation.faithfulness import (
     measure_faithfulness,
 )
 from pneumonia_hf.evaluation.localisation import (
-    BOXES,
     DIAMETERS,
     PHANTOM,
+    SIDE,
     MarkedImage,
     Truth,
-    read_boxes,
     simulate_opacities,
 )
 from pneumonia_hf.imaging.phantom import ZONES
@@ -55,7 +55,7 @@ def measure(evaluation: Evaluation, numbers: Mapping[str, Any]) -> Section:
     rows = evaluation.scores.rows
     boxes = _read_column(evaluation)
     images = [
-        MarkedImage(read_xray(source, name), read_boxes(boxes[row]), patient)
+        MarkedImage(read_xray(source, name), draw_boxes(boxes[row], SIDE, SIDE), patient)
         for row, patient, (name, source) in zip(
             drawn,
             np.asarray(evaluation.scores.patients)[drawn],
