@@ -12,8 +12,6 @@ def test_boxes_are_shares_of_the_sides_from_the_upper_left_corner():
     assert np.array_equal(mask, expected)
 
 
-@pytest.mark.parametrize(
-    "text", [None, "", "wide", "0.1 0.2 0.3", "0.5 0.5 0 0", "1 2 3 4;"]
-)
+@pytest.mark.parametrize("text", [None, "", "wide", "0.1 0.2 0.3", "0.5 0.5 0 0", "1 2 3 4;"])
 def test_text_without_a_box_has_no_mask(text):
     assert draw_boxes(text, 10, 10) is None
