@@ -109,6 +109,8 @@ def test_each_fault_is_found_and_the_right_map_passes(found):
     assert elsewhere in of(found, "wrong").faults and of(found, "wrong").verdict == "fail"
     assert of(found, "stubborn").faults == ("much the same with permuted weights",)
     assert "not repeatable" in of(found, "restless").faults
+    # What is bright moves with the image, and is shifted back to the very place.
+    assert of(found, "stubborn").repeatable.value == pytest.approx(1)
 
 
 def test_agreement_with_occlusion_says_what_it_should(found):
