@@ -155,7 +155,7 @@ def _add_one_image(engine: Engine, held: gr.State) -> gr.HTML:
             )
             answer = gr.HTML(elem_id="answer")
             example = gr.Button(
-                "Try a drawing (as an upload it is refused)", size="sm", visible=DRAWN.exists()
+                "Try a drawing (as an upload it is referred)", size="sm", visible=DRAWN.exists()
             )
         with gr.Column(scale=3, min_width=300):
             viewer = gr.HTML(
@@ -189,7 +189,7 @@ def _add_one_image(engine: Engine, held: gr.State) -> gr.HTML:
         started = time.perf_counter()
         try:
             xray = engine.read(path)
-            # The whole page can be tried with the drawing, which the gate would refuse.
+            # The whole page can be tried with the drawing, whatever the gate says of it.
             prediction = engine.predict(xray, refuse=not drawn)
         except UserError as error:  # in the place of the answer, where it stays
             return None, to_error(str(error)), None
