@@ -54,7 +54,9 @@ def test_endpoints_accept_every_method(client, image, method):
     with Image.open(overlay) as drawn:
         assert drawn.size == (300, 240)
         gray = np.asarray(drawn.convert("RGB"), int)
-    assert result["decision"] and np.ptp(gray, axis=2).max() > 20  # the map is coloured
+    # The bias decides on this image, and no place raises the score: `cam` is dark.
+    is_coloured = np.ptp(gray, axis=2).max() > 20
+    assert result["decision"] and is_coloured == (method != "cam")
     explained, again = client.predict(handle_file(image), method, api_name="/explain")
     assert explained["method"] == method and explained["verdict"] == "not tested"
     with Image.open(again) as drawn:

@@ -145,7 +145,7 @@ def test_answer_view_and_maps_of_an_xray(page, xray, tmp_path):
     assert level_of(page) == before
     # Two maps side by side.
     page.get_by_label("Beside it").click()
-    page.get_by_role("option", name=re.compile("Gradient x activation")).click()
+    page.get_by_role("option", name=re.compile("Occlusion")).click()
     page.wait_for_function("document.querySelectorAll('#viewer .map').length == 2", timeout=SLOW)
     assert page.locator("#viewer figcaption").count() == 3
 
@@ -262,7 +262,7 @@ def test_the_drawing_shows_all_that_the_gate_would_refuse(browser, tmp_path):
         page.get_by_text("Try a drawing").click()
         page.locator("#answer .badge", has_text="REFER").wait_for(timeout=SLOW)
         text = page.locator("#answer").inner_text()
-        assert "%" in text and "does not look like" in text
+        assert "%" in text and "unlike those" in text
         assert "test images scored like this" not in text  # they were X-rays
         show_map(page)
         assert "(failed a test)" in page.locator("#viewer figcaption").last.inner_text()
