@@ -88,7 +88,7 @@ def test_cam_of_the_default_model_has_its_places_and_a_timm_model_without_one_ha
     tmp_path,
 ):
     network = Predictor.from_pretrained(DEFAULT_MODEL, device="cpu").network
-    assert cam(network, network.pixel_values([IMAGE])).shape == (5, 5)
+    assert cam(network, network.pixel_values([IMAGE])).shape == (7, 7)
     save_timm("test_mambaout", None, tmp_path)
     assert methods_for(make_predictor("timm", tmp_path)) == ["occlusion"]
 

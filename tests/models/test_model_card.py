@@ -14,7 +14,7 @@ from pneumonia_hf.statistics.hospitals import OF_HOSPITALS
 )
 def test_card_says_when_no_attribution_method_passes_its_tests(tmp_path, faithfulness, none_passes):
     shutil.copy(DEFAULT_MODEL / RUN_FILE, tmp_path)
-    reports = json.loads((DEFAULT_MODEL / REPORTS_FILE).read_text())
+    reports = json.loads((DEFAULT_MODEL / REPORTS_FILE).read_text())[:2]
     del reports[0]["faithfulness"]  # as older reports
     reports[1]["faithfulness"] = faithfulness
     (tmp_path / REPORTS_FILE).write_text(json.dumps(reports))

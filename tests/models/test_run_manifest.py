@@ -30,11 +30,11 @@ def test_manifest_of_a_trained_model_has_what_its_file_says(tiny_model):
     assert found.hashes == {name: frozenset(of) for name, of in content["hashes"].items()}
 
 
-def test_manifest_of_version_0_5_is_read():
+def test_manifest_of_the_default_model_is_read():
     found = read_manifest(DEFAULT_MODEL)
     assert found.backbone == "efficientnet-lite0" and found.license == "apache-2.0"
     assert found.training.metric_for_best_model == "robust_auroc"
-    assert found.hashes.keys() == {"train", "validation", "test", "unlabelled"}
+    assert found.hashes.keys() == {"train", "validation", "test"}
     assert all(map(len, found.hashes.values()))
 
 
