@@ -9,7 +9,7 @@ from typing import Any
 
 from pneumonia_hf.inference.predictor import Prediction, Predictor
 from pneumonia_hf.models.model_card import find_misfit
-from pneumonia_hf.reasons import REFUSING
+from pneumonia_hf.reasons import REFUSING, Reason
 
 DECISIONS = {
     "PNEUMONIA": "Looks like pneumonia",
@@ -79,7 +79,7 @@ def to_html(
     side = ""
     if decision == "REFER":
         side = f"<p>The side of the threshold is {prediction.label}.</p>"
-    known = not prediction.reasons & REFUSING
+    known = not prediction.reasons & (REFUSING | {Reason.UNLIKE})
     alike = find_scored_alike(reports, prediction.probability) if known else None
     meaning = ""
     if alike:
