@@ -9,6 +9,7 @@ for all classes (Lee et al. 2018, arXiv:1807.03888), plus what the components le
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 COMPONENTS = 64
 CELLS = 3  # a side of the grid of means, which keep where in the image something is
 NUMBERS = ("residual", "limit")  # of a gate's tensors, those that are one number
+ABOUT = "about"  # key of the layer's name and the reason of the limit
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,8 @@ class Gate:
         save_file(
             {name: np.array(value, np.float32, order="C") for name, value in arrays.items()},
             folder / GATE_FILE,
-            metadata={"layer": self.layer.name, "limit_reason": self.limit_reason},
+            # One entry: safetensors writes several in an order that changes from run to run.
+            metadata={ABOUT: json.dumps([self.layer.name, self.limit_reason])},
         )
 
     @classmethod
@@ -131,12 +134,17 @@ class Gate:
             with safe_open(file, framework="numpy") as opened:
                 arrays = {key: opened.get_tensor(key).astype(np.float64) for key in opened.keys()}
                 about = opened.metadata()
+            # Gates of 0.5 have an entry each.
+            if ABOUT in about:
+                name, reason = json.loads(about[ABOUT])
+            else:
+                name, reason = about["layer"], about.get("limit_reason", "")
             numbers = {key: float(arrays.pop(key)) for key in NUMBERS}
             frontal = None
             if "weights" in arrays:
                 frontal = Frontal(arrays.pop("weights"), arrays.pop("bias"))
-            layer = Layer(about["layer"], CELLS if frontal else 0)
-            gate = cls(layer, **arrays, **numbers, limit_reason=about.get("limit_reason", ""))
+            layer = Layer(name, CELLS if frontal else 0)
+            gate = cls(layer, **arrays, **numbers, limit_reason=reason)
             return replace(gate, frontal=frontal)
         except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
             raise ModelError(

@@ -180,6 +180,16 @@ def test_distance_is_mahalanobis_to_the_nearest_class(monkeypatch):
     assert gate.distances(steps * 7) == pytest.approx(gate.distances(steps), rel=1e-6)
 
 
+def test_a_gate_is_saved_as_the_same_bytes_each_time(gated, tmp_path):
+    gate, saved = Gate.load(gated, "model"), set()
+    for _ in range(12):
+        gate.save(tmp_path)
+        saved.add((tmp_path / GATE_FILE).read_bytes())
+    assert len(saved) == 1
+    again = Gate.load(tmp_path, "model")
+    assert (again.layer, again.limit_reason) == (gate.layer, gate.limit_reason)
+
+
 def test_a_damaged_gate_or_one_of_another_network_is_one_sentence(gated, tmp_path):
     folder = tmp_path / "model"
     shutil.copytree(gated, folder)
