@@ -1,8 +1,9 @@
-"""LABELS: the two classes, and how labels are parsed."""
+"""LABELS: the two classes of images, the third of some models, and how labels are parsed."""
 
 from __future__ import annotations
 
 LABELS = ("NORMAL", "PNEUMONIA")  # in the order of their class numbers
+OTHER = "OTHER"  # a model's third class: abnormal without pneumonia, which data count as NORMAL
 
 
 def find_label(value: object) -> int | None:

@@ -44,6 +44,10 @@ class Reason(Enum):
         "Too close to the threshold: resampling the validation patients moves it between "
         "{low:.3f} and {high:.3f}."
     )
+    # What else the network says; this refers none.
+    OTHER_ABNORMAL = (
+        "The X-ray looks abnormal, but not like pneumonia; NORMAL means without pneumonia here."
+    )
     # The model: these hold for all of its decisions, and refer none.
     NO_THRESHOLD = "This model stores no threshold; 0.5 is used."
     NO_COMMON_THRESHOLD = (

@@ -274,6 +274,7 @@ def train_tiny(
     trainable_layer_groups: int | None = None,
     drop_path: float | None = None,
     curves: bool = False,
+    other_class: bool = False,
     **changes,
 ) -> Path:
     """Train a tiny model in this process, for a few steps; draw its curves only if asked to."""
@@ -307,6 +308,7 @@ def train_tiny(
             trainable_layer_groups,
             channels_last=channels_last,
             drop_path=drop_path,
+            other_class=other_class,
         ),
         AugmentConfig(augment_strength=augment),
     )

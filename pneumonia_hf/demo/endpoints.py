@@ -31,8 +31,9 @@ def add_endpoints(engine: Engine) -> None:
 
         Returns:
             A dictionary with label, probability (where half of all images show pneumonia),
-            threshold, decision (PNEUMONIA, NORMAL, REFER or REFUSED), warnings and the distance
-            from the training images; and the overlay, null without a method or if REFUSED.
+            threshold, decision (PNEUMONIA, NORMAL, REFER or REFUSED), warnings, the distance
+            from the training images and other_abnormal, the probability of an abnormal image
+            without pneumonia; and the overlay, null without a method or if REFUSED.
         """
         read = engine.read(image)
         prediction = engine.predict(read)

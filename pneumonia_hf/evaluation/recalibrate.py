@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from PIL import Image
 
 from pneumonia_hf.data.file_hashes import hash_images, to_hex
 from pneumonia_hf.data.load import load_splits
@@ -17,12 +18,13 @@ from pneumonia_hf.data.sources import open_images, parse_source
 from pneumonia_hf.errors import UserError
 from pneumonia_hf.evaluation.gate_fit import fit_gate
 from pneumonia_hf.evaluation.perturbations import COUNTERFACTUALS, ROBUST, perturb
-from pneumonia_hf.evaluation.sections.robustness import score, shrink
+from pneumonia_hf.evaluation.sections.robustness import in_chunks, shrink
 from pneumonia_hf.files import write_json
 from pneumonia_hf.imaging.read import read_xray
 from pneumonia_hf.inference.attribution import measure_references
 from pneumonia_hf.inference.network import CONFIG_KEY, REFERENCES_KEY
 from pneumonia_hf.inference.predictor import Predictor
+from pneumonia_hf.inference.read_ahead import read_or_fail
 from pneumonia_hf.labels import LABELS
 from pneumonia_hf.models.backbones import head_of
 from pneumonia_hf.models.model_card import write_card
@@ -68,7 +70,7 @@ def calibrate(
     import torch
 
     labels, patients = validation["label"][:], validation["patient"][:]
-    kinds = score_validation(predictor, validation, with_copies)
+    kinds, other = score_validation(predictor, validation, with_copies)
     found = calibrate_scores(
         labels,
         kinds,
@@ -77,6 +79,7 @@ def calibrate(
         resamples,
         threshold_resamples,
         **list_hospitals(validation),
+        other=None if np.isnan(other).all() else other,
     )
     # Dividing the head's weights divides the logits, so that a plain pipeline is calibrated too.
     head = head_of(predictor.network.model)
@@ -105,18 +108,26 @@ def list_hospitals(data: Dataset) -> dict[str, list[str | None]]:
     return {f"{name}s": data[name][:] for name in ("hospital", "view") if name in data.column_names}
 
 
-def score_validation(predictor: Predictor, validation: Dataset, with_copies: bool) -> np.ndarray:
-    """Return the log odds of the raw images: [1, N]; `with_copies` also of COUNTERFACTUALS: [K, N].
+def score_validation(
+    predictor: Predictor, validation: Dataset, with_copies: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the log odds of the raw images, [1, N], and those of OTHER, as of `Network.score`.
 
-    The copies are of the images at the model's size.
+    `with_copies` both are also of COUNTERFACTUALS, [K, N], at the model's size.
     """
-    plain = predictor.log_odds_of_images(open_images(validation))
-    if not with_copies:
-        return plain[None]
-    pixels = shrink(predictor, (read_xray(image, name) for name, image in open_images(validation)))
-    labels = validation["label"][:]
-    copies = [score(predictor, perturb(pixels, labels, *one)) for one in COUNTERFACTUALS]
-    return np.stack([plain, *copies])
+
+    def score(chunks: Iterable[Sequence[Image.Image]]) -> np.ndarray:
+        found = [predictor.score(chunk) for chunk in chunks]
+        return np.stack([np.concatenate([getattr(one, name) for one in found])
+                         for name in ("log_odds", "other")])  # fmt: skip
+
+    kinds = [score(read_or_fail(open_images(validation)))]
+    if with_copies:
+        images = (read_xray(image, name) for name, image in open_images(validation))
+        pixels, labels = shrink(predictor, images), validation["label"][:]
+        kinds += [score(in_chunks(perturb(pixels, labels, *one))) for one in COUNTERFACTUALS]
+    log_odds, other = np.stack(kinds, axis=1)
+    return log_odds, other
 
 
 def find_own_splits(folder: Path, data_dir: Sequence[str]) -> tuple[Dataset, Dataset]:

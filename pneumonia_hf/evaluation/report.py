@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from pneumonia_hf.data.table import NO_METADATA
 from pneumonia_hf.evaluation.context import Evaluation
 from pneumonia_hf.labels import LABELS
@@ -71,6 +73,8 @@ def write_predictions(evaluation: Evaluation, folder: Path) -> None:
         "decision": [*scores.decisions.tolist(), *(one[3] for one in others)],
         "gate_distance": [*scores.distances.tolist(), *(None for _ in others)],
     }
+    if not np.isnan(scores.other).all():
+        columns["other_abnormal"] = [*scores.other.tolist(), *(None for _ in others)]
     for name in scores.rows.column_names:
         if name not in NO_METADATA | columns.keys():
             columns[name] = [*map(_to_cell, scores.rows[name][:]), *(None for _ in others)]

@@ -39,6 +39,7 @@ class Scores:
     labels: np.ndarray  # [N] of 0 and 1
     probabilities: np.ndarray  # [N], calibrated P(pneumonia)
     distances: np.ndarray  # [N], of the input gate; NaN without one
+    other: np.ndarray  # [N], P(abnormal without pneumonia); NaN without such a class
     decisions: np.ndarray  # [N], of PNEUMONIA, NORMAL and REFER
     reasons: dict[str, np.ndarray]  # masks, [N]: why an image is referred
     unreadable: tuple[str, ...]  # the reason for each image that is left out
@@ -94,7 +95,10 @@ def score_images(
         NO_CHEST: found["refused"],
         "input checks": found["by_input_checks"],
     }
-    return Scores(rows, labels, probabilities, distances, found["decisions"], reasons, unreadable)
+    return Scores(
+        rows, labels, probabilities, distances, found["other"], found["decisions"], reasons,
+        unreadable,
+    )  # fmt: skip
 
 
 def identify(predictor: Predictor, data: Dataset) -> list[str]:
@@ -152,6 +156,7 @@ def _predict(predictor: Predictor, data: Dataset, name: str) -> dict[str, np.nda
         "kept": np.array(kept, np.int64),
         "probabilities": np.array([one.probability for one in predictions], np.float64),
         "distances": np.array([one.distance for one in predictions], np.float64),  # None: NaN
+        "other": np.array([one.other_abnormal for one in predictions], np.float64),
         "decisions": np.array([one.decision for one in predictions], str),
         "by_input_checks": np.array([bool(one.reasons & OF_INPUT) for one in predictions], bool),
         "refused": np.array([bool(one.reasons & REFUSING) for one in predictions], bool),

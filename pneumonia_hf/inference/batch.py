@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-COLUMNS = ("file", "probability", "threshold", "decision", "warnings")
+COLUMNS = ("file", "probability", "threshold", "decision", "warnings", "other_abnormal")
 
 
 def find_inputs(inputs: Sequence[str | Path]) -> list[Path]:
@@ -80,10 +80,12 @@ def write_predictions(predictor: Predictor, paths: Sequence[Path], output: str) 
 def list_cells(found: Prediction | XrayError | str) -> list[str]:
     """Return the cells beside a file's name: of its prediction, or why it cannot be read."""
     if isinstance(found, XrayError | str):
-        return ["", "", "", str(found)]
+        return ["", "", "", str(found), ""]
     # All digits: rounded to eight decimals, the highest scores would tie.
-    shown = "" if found.probability is None else repr(found.probability)
-    return [shown, repr(found.threshold), found.decision, " ".join(found.warnings)]
+    shown, other = (
+        "" if one is None else repr(one) for one in (found.probability, found.other_abnormal)
+    )
+    return [shown, repr(found.threshold), found.decision, " ".join(found.warnings), other]
 
 
 @contextmanager

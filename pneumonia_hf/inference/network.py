@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from threading import RLock
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -18,7 +18,7 @@ from pneumonia_hf.inference.backends import Backend, Scorer, is_convolutional, m
 from pneumonia_hf.inference.frontal import KINDS
 from pneumonia_hf.inference.gate import Gate, Layer, capture_features
 from pneumonia_hf.inference.tta import TTA_TRANSFORMS, apply_transform
-from pneumonia_hf.labels import LABELS
+from pneumonia_hf.labels import LABELS, OTHER
 from pneumonia_hf.models.model_folder import QUANTIZATION_FILE
 from pneumonia_hf.statistics.thresholds import OperatingPoint
 
@@ -34,6 +34,15 @@ COMPARED = 8  # random images on which backends are compared and timed
 # see the images of another.
 COMPUTING = RLock()
 REFERENCES_KEY = "attribution_references"  # among our settings
+
+
+class NetworkScores(NamedTuple):
+    """What a network says of N images."""
+
+    log_odds: np.ndarray  # of pneumonia: float64 [N]
+    verdicts: np.ndarray  # of the gate, as of `Gate.judge`: [N, 1 + K]; NaN without one
+    # Log odds of OTHER against the classes besides PNEUMONIA: [N]; NaN without such a class.
+    other: np.ndarray
 
 
 class Network:
@@ -77,6 +86,8 @@ class Network:
                 f"The input gate of {name} is of another network; fit it with recalibrate.py."
             )
         self.class_index = _positive_index(model, name, positive_label, label_flag)
+        names = {label.strip().upper(): int(i) for i, label in model.config.id2label.items()}
+        self.other_index = names.get(OTHER)  # None without such a class
         self.settings: dict[str, Any] = getattr(model.config, CONFIG_KEY, None) or {}
         # The value of an attribution map that is shown at full brightness, by method.
         self.attribution_references: dict[str, float] = self.settings.get(REFERENCES_KEY, {})
@@ -139,11 +150,17 @@ class Network:
         return self._to_log_odds(self.model(pixel_values=pixel_values).logits.double())
 
     def _to_log_odds(self, logits: torch.Tensor) -> torch.Tensor:
-        import torch
+        from pneumonia_hf.models.activation_map import to_log_odds
 
-        index = self.class_index
-        others = torch.cat([logits[:, :index], logits[:, index + 1 :]], dim=1)
-        return logits[:, index] - others.logsumexp(dim=1)
+        return to_log_odds(logits, self.class_index)
+
+    def _to_other(self, logits: torch.Tensor) -> torch.Tensor:
+        from pneumonia_hf.models.activation_map import to_log_odds
+
+        if self.other_index is None:
+            return logits.new_full((len(logits),), float("nan"))
+        kept = [index for index in range(logits.shape[1]) if index != self.class_index]
+        return to_log_odds(logits[:, kept], kept.index(self.other_index))
 
     def log_odds(
         self, images: Sequence[Image.Image], batch_size: int = BATCH, tta: bool = False
@@ -160,15 +177,16 @@ class Network:
         batch_size: int = BATCH,
         tta: bool = False,
         alone: bool = False,
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Return the log odds as `log_odds` does, [N], and the verdicts of the gate, [N, 1 + K].
+    ) -> NetworkScores:
+        """Return the log odds as `log_odds` does, and what else the network says of the images.
 
-        The verdicts, as of `Gate.judge`, are NaN without a gate. With `alone`, which needs
-        `can_score_alone`, one core computes, and other threads may score at the same time.
+        With `alone`, which needs `can_score_alone`, one core computes, and other threads may score
+        at the same time.
         """
         import torch
 
-        scores, verdicts = [np.zeros(0)], [np.zeros((0, 1 + len(KINDS)))]
+        verdicts = [np.zeros((0, 1 + len(KINDS)))]
+        scores: list[list[np.ndarray]] = [[np.zeros(0)], [np.zeros(0)]]  # log odds, and of OTHER
         compute = self._scorer.alone if alone else self._scorer
         for start in range(0, len(images), batch_size):
             with nullcontext() if alone else COMPUTING, torch.inference_mode():
@@ -178,14 +196,16 @@ class Network:
                 if tta:
                     changed = self._transformed(pixel_values)
                     versions += [compute(one)[0] for one in changed]
-                found = [self._to_log_odds(torch.from_numpy(one).double()) for one in versions]
-            scores.append(torch.stack(found).mean(dim=0).numpy())
+                stacked = [torch.from_numpy(one).double() for one in versions]
+            for found, read in zip(scores, (self._to_log_odds, self._to_other), strict=True):
+                found.append(torch.stack([read(one) for one in stacked]).mean(dim=0).numpy())
             verdicts.append(
                 np.full((len(pixel_values), 1 + len(KINDS)), np.nan)
                 if self.gate is None
                 else self.gate.judge(features.astype(np.float64))
             )
-        return np.concatenate(scores), np.concatenate(verdicts)
+        log_odds, other = map(np.concatenate, scores)
+        return NetworkScores(log_odds, np.concatenate(verdicts), other)
 
     @property
     def can_score_alone(self) -> bool:

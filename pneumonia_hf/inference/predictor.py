@@ -17,13 +17,12 @@ from pneumonia_hf.imaging.read import to_xray
 from pneumonia_hf.imaging.xray import Xray
 from pneumonia_hf.inference.backends import Backend
 from pneumonia_hf.inference.frontal import find_refusal
-from pneumonia_hf.inference.network import BATCH, Network
+from pneumonia_hf.inference.network import BATCH, Network, NetworkScores
 from pneumonia_hf.inference.read_ahead import (
     UndecodedImage,
     cut,
     map_ahead,
     read_in_chunks,
-    read_or_fail,
     try_to_read,
 )
 from pneumonia_hf.inference.tta import tta_reasons
@@ -38,7 +37,10 @@ FLAGS = ("--model", "--positive_label")  # of the scripts
 Decision = Literal["PNEUMONIA", "NORMAL", "REFER", "REFUSED"]
 Source = Image.Image | Xray | str | Path | bytes  # of a path or bytes, the file is read
 # Of a prediction in the app's answers.
-FIELDS = ("label", "probability", "threshold", "decision", "warnings", "distance")
+FIELDS = (
+    *("label", "probability", "threshold", "decision", "warnings", "distance"),
+    "other_abnormal",
+)
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,8 @@ class Prediction:
     caveats: tuple[Caveat, ...]  # reasons for the decision and other reservations
     # From the training images, in the gate's limits: from 1 on, REFER; None without a gate.
     distance: float | None = None
+    # P(abnormal without pneumonia), 0..1; None if REFUSED, and of models without such a class
+    other_abnormal: float | None = None
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -212,18 +216,22 @@ class Predictor:
 
         For an ensemble, the mean over its networks, divided by its temperature.
         """
-        return self._score(images, batch_size)[0]
+        return self.score(images, batch_size).log_odds
 
-    def _score(
+    def score(
         self, images: Sequence[Image.Image], batch_size: int = BATCH, alone: bool = False
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Return the log odds, [N], and the mean verdicts of the gates, as of `Network.score`."""
+    ) -> NetworkScores:
+        """Return what `Network.score` does: for an ensemble, means over the networks that say it.
+
+        The log odds are divided by the ensemble's temperature.
+        """
         found = [one.score(images, batch_size, self.tta, alone) for one in self.networks]
-        log_odds = np.mean([scores for scores, _ in found], axis=0) / self.temperature
-        verdicts = np.stack([one for _, one in found])
-        with np.errstate(invalid="ignore"):  # 0 / 0 where no network has a gate
-            mean = np.nansum(verdicts, axis=0) / np.sum(~np.isnan(verdicts), axis=0)
-        return log_odds, mean
+        log_odds = np.mean([one.log_odds for one in found], axis=0) / self.temperature
+        verdicts, other = (
+            mean_of_known(np.stack(of))
+            for of in ([one.verdicts for one in found], [one.other for one in found])
+        )
+        return NetworkScores(log_odds, verdicts, other)
 
     def probabilities(self, images: Sequence[Image.Image], batch_size: int = BATCH) -> np.ndarray:
         """Return the calibrated P(pneumonia) of each image, in input order: float64 [N]."""
@@ -249,11 +257,12 @@ class Predictor:
         of `Network.score`.
         """
         xrays = [to_xray(source) for source in sources]
-        log_odds, verdicts = self._score([xray.image for xray in xrays], alone=alone)
+        scores = self.score([xray.image for xray in xrays], alone=alone)
+        probabilities, others = to_probability(scores.log_odds), to_probability(scores.other)
         return [
-            self._decide(xray, float(probability), verdict, refuse)
-            for xray, probability, verdict in zip(
-                xrays, to_probability(log_odds), verdicts, strict=True
+            self._decide(xray, *of_image, refuse)
+            for xray, *of_image in zip(
+                xrays, probabilities.tolist(), others.tolist(), scores.verdicts, strict=True
             )
         ]
 
@@ -296,17 +305,10 @@ class Predictor:
         predictions = iter(self.predict_all(readable, refuse, alone))
         return [next(predictions) if isinstance(found, Xray) else found for found in decoded]
 
-    def log_odds_of_images(self, images: Iterable[UndecodedImage]) -> np.ndarray:
-        """Return the log odds of each undecoded image, CHUNK of them in memory at a time: [N].
-
-        Raises:
-            XrayError: an image cannot be read.
-        """
-        return np.concatenate([self.log_odds(chunk) for chunk in read_or_fail(images)])
-
     def _decide(
-        self, xray: Xray, probability: float, verdict: np.ndarray, refuse: bool
+        self, xray: Xray, probability: float, other: float, verdict: np.ndarray, refuse: bool
     ) -> Prediction:
+        """Return the decision; `other` is the P(OTHER) of an image without pneumonia, or NaN."""
         point, caveats = self.operating_point, list(xray.caveats)
         distance = None if np.isnan(verdict[0]) else float(verdict[0])  # None without a gate
         if refusal := find_refusal(verdict[1:]):
@@ -319,8 +321,19 @@ class Predictor:
         if point.low <= probability < point.high:
             caveats.append(Reason.TOO_CLOSE.caveat(low=point.low, high=point.high))
         decision = "REFER" if caveats else label
+        abnormal = None if np.isnan(other) else (1 - probability) * other
+        if label == LABELS[0] and other >= 0.5:
+            caveats.append(Reason.OTHER_ABNORMAL.caveat())
         caveats += self.caveats
-        return Prediction(label, probability, point.threshold, decision, tuple(caveats), distance)
+        return Prediction(
+            label, probability, point.threshold, decision, tuple(caveats), distance, abnormal
+        )
+
+
+def mean_of_known(values: np.ndarray) -> np.ndarray:
+    """Return the mean over the first axis of what is not NaN; NaN where all is."""
+    with np.errstate(invalid="ignore"):  # 0 / 0
+        return np.nansum(values, axis=0) / np.sum(~np.isnan(values), axis=0)
 
 
 def _pair(models: Sequence[Any], labels: str | Sequence[str], flag: str) -> list[tuple[Any, str]]:

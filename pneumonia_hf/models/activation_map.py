@@ -34,6 +34,15 @@ class ActivationMap:
         return self.values.mean(dim=(2, 3)) + self.rest
 
 
+def to_log_odds(logits: Tensor, index: int = 1) -> Tensor:
+    """Return the logit of one class minus the log-sum-exp of the others: [N, C, ...] -> [N, ...].
+
+    It is the logit of that class's probability, for any number of classes.
+    """
+    others = torch.cat([logits[:, :index], logits[:, index + 1 :]], dim=1)
+    return logits[:, index] - others.logsumexp(dim=1)
+
+
 def supports_activation_map(model: PreTrainedModel) -> bool:
     """Return whether the head reads the mean over positions, so that the map is exact.
 

@@ -1,4 +1,4 @@
-"""Build a model: a pretrained body with a new two-class head, and its processor."""
+"""Build a model: a pretrained body with a new head, and its processor."""
 
 from __future__ import annotations
 
@@ -47,6 +47,11 @@ class ModelConfig:
     dropout: float | None = flag(
         None, "Dropout rate of the head's input. Default: the family's own."
     )
+    other_class: bool = flag(
+        False,
+        "Give images of classes other than NORMAL and PNEUMONIA, of one_vs_rest sources, a class "
+        "of their own, OTHER: abnormal without pneumonia.",
+    )
 
     def __post_init__(self) -> None:
         self.weights = self.weights and to_hub_id(self.weights, "--weights")
@@ -65,7 +70,7 @@ class ModelConfig:
 
 
 def build_model(config: ModelConfig) -> tuple[PreTrainedModel, BaseImageProcessor]:
-    """Return a pretrained body with a new two-class head, and the processor for its input.
+    """Return a pretrained body with a new head, and the processor for its input.
 
     Weights that are not pretrained come from torch's default generator: seed it first.
 
@@ -84,13 +89,13 @@ def build_model(config: ModelConfig) -> tuple[PreTrainedModel, BaseImageProcesso
     mean, std = backbone.mean, backbone.std
     if weights != NO_WEIGHTS:
         folder = fetch_folder(weights, what="weights", flag="--weights")
-        model = load_body(config.backbone, folder, rates)
+        model = load_body(config.backbone, folder, rates, config.other_class)
         if config.backbone == "timm":
             mean, std = timm_statistics(folder, model)
     elif config.backbone == "timm":
         raise UserError("Name the timm model: --weights timm/NAME, or the folder of one.")
     else:
-        model = _initialise_model(backbone, rates)
+        model = _initialise_model(backbone, rates, config.other_class)
     image_size = config.image_size or 224
     if not backbone.resizable:
         image_size = model.config.image_size
@@ -120,7 +125,9 @@ def _find_rates(config: ModelConfig) -> dict[str, float]:
     return {names[name]: rate for name, rate in requested.items()}
 
 
-def _initialise_model(backbone: Backbone, rates: dict[str, float]) -> PreTrainedModel:
+def _initialise_model(
+    backbone: Backbone, rates: dict[str, float], other_class: bool = False
+) -> PreTrainedModel:
     """Return a randomly initialised model of the published size."""
     from torch import nn
     from transformers import AutoConfig, AutoModelForImageClassification
@@ -128,9 +135,9 @@ def _initialise_model(backbone: Backbone, rates: dict[str, float]) -> PreTrained
     from pneumonia_hf.models import xray_cnn  # noqa: F401  # registers its classes
 
     if backbone.model_type == "timm_wrapper":
-        config = timm_config(backbone.config["architecture"], None, rates)
+        config = timm_config(backbone.config["architecture"], None, rates, other_class)
     else:
-        settings = {**backbone.config, **rates, **label_settings()}
+        settings = {**backbone.config, **rates, **label_settings(other_class)}
         config = AutoConfig.for_model(backbone.model_type, architectures=[], **settings)
     model = AutoModelForImageClassification.from_config(config)
     for module in model.modules():

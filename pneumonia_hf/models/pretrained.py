@@ -10,30 +10,35 @@ from typing import TYPE_CHECKING, Any
 
 from pneumonia_hf.errors import ModelError
 from pneumonia_hf.hub import find_weights
-from pneumonia_hf.labels import LABELS
+from pneumonia_hf.labels import LABELS, OTHER
 from pneumonia_hf.models.backbones import BACKBONES, backbone_of, head_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
 
-def label_settings() -> dict[str, Any]:
-    """Return the settings of a model's config that name the two classes."""
+def label_settings(other_class: bool = False) -> dict[str, Any]:
+    """Return the settings of a model's config that name the classes; a third one is OTHER."""
+    names = (*LABELS, OTHER) if other_class else LABELS
     return {
-        "num_labels": len(LABELS),
-        "id2label": dict(enumerate(LABELS)),
-        "label2id": {name: label for label, name in enumerate(LABELS)},
+        "num_labels": len(names),
+        "id2label": dict(enumerate(names)),
+        "label2id": {name: label for label, name in enumerate(names)},
     }
 
 
 def timm_config(
-    architecture: str, model_args: dict[str, Any] | None, rates: dict[str, float]
+    architecture: str,
+    model_args: dict[str, Any] | None,
+    rates: dict[str, float],
+    other_class: bool = False,
 ) -> PreTrainedConfig:
     """Return the config of a timm model; `rates` are its regularisers under timm's names."""
     from transformers import TimmWrapperConfig
 
     model_args = {**(model_args or {}), **rates} or None
-    return TimmWrapperConfig(architecture=architecture, model_args=model_args, **label_settings())
+    labels = label_settings(other_class)
+    return TimmWrapperConfig(architecture=architecture, model_args=model_args, **labels)
 
 
 @contextmanager
@@ -57,7 +62,9 @@ def explain_load_error(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def load_body(name: str, folder: Path, rates: dict[str, float]) -> PreTrainedModel:
+def load_body(
+    name: str, folder: Path, rates: dict[str, float], other_class: bool = False
+) -> PreTrainedModel:
     """Return the backbone `name` with the weights in `folder` and a new head.
 
     Raises:
@@ -71,10 +78,11 @@ def load_body(name: str, folder: Path, rates: dict[str, float]) -> PreTrainedMod
     backbone = BACKBONES[name]
     architecture = backbone.config.get("architecture")
     if architecture and not (folder / "config.json").exists():
-        return _load_bare_weights(timm_config(architecture, None, rates), folder)
+        return _load_bare_weights(timm_config(architecture, None, rates, other_class), folder)
     try:
         # A folder of weights must not run code.
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, **label_settings())
+        labels = label_settings(other_class)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, **labels)
         if config.model_type != backbone.model_type:
             raise ModelError(
                 f"{folder} holds a model of type {config.model_type!r}, "
@@ -88,7 +96,7 @@ def load_body(name: str, folder: Path, rates: dict[str, float]) -> PreTrainedMod
                     f"{architecture}; use --backbone timm for it."
                 )
             # A new config: timm's would bring its own classes and a processor that crops.
-            config = timm_config(config.architecture, config.model_args, rates)
+            config = timm_config(config.architecture, config.model_args, rates, other_class)
         else:
             for key, rate in rates.items():
                 setattr(config, key, rate)
@@ -119,7 +127,7 @@ def load_body(name: str, folder: Path, rates: dict[str, float]) -> PreTrainedMod
         )
     mismatched = {key for key, *_ in loading["mismatched_keys"]}
     if f"{head}.weight" not in mismatched | set(loading["missing_keys"]):
-        # These weights have a head for two classes, perhaps in another order: initialise ours.
+        # These weights have a head for as many classes, perhaps others: initialise ours.
         torch.nn.init.trunc_normal_(head_of(model).weight, std=0.02)
         torch.nn.init.zeros_(head_of(model).bias)
     return model

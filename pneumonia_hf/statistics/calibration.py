@@ -45,7 +45,25 @@ class Temperature:
     at_bound: bool  # the search ended at the end of its range
 
 
-def fit_temperature(labels: Sequence[int], log_odds: np.ndarray | Sequence[float]) -> Temperature:
+def divide_logits(log_odds: np.ndarray, other: np.ndarray | None, temperature: float) -> np.ndarray:
+    """Return the log odds of pneumonia once a temperature divides all logits of a network.
+
+    `other` are the log odds of a third class against the second, of the same shape, or None with
+    two classes; the log odds of two classes are divided themselves.
+    """
+    divided = log_odds / temperature
+    if other is None:
+        return divided
+    # With logits such that the log-sum-exp of those besides pneumonia is 0.
+    logs = (-np.logaddexp(0, sign * other) / temperature for sign in (-1, 1))
+    return divided - np.logaddexp(*logs)
+
+
+def fit_temperature(
+    labels: Sequence[int],
+    log_odds: np.ndarray | Sequence[float],
+    other: np.ndarray | None = None,
+) -> Temperature:
     """Return the temperature T that calibrates the validation log odds (Guo et al. 2017).
 
     Dividing the log odds by T minimises the log loss with each class weighing a half, so that
@@ -58,16 +76,17 @@ def fit_temperature(labels: Sequence[int], log_odds: np.ndarray | Sequence[float
         labels: of each image, [N].
         log_odds: logit(PNEUMONIA) - logit(NORMAL) of each image, [N]; or of the images and of each
             kind of copies, [K, N], which count together as much as N images.
+        other: as of `divide_logits`.
     """
     from scipy.optimize import minimize_scalar
 
     labels = np.asarray(labels)
     log_odds = np.atleast_2d(np.asarray(log_odds, dtype=np.float64))
-    signed = np.where(labels == 1, log_odds, -log_odds)
     present = np.unique(labels)
 
     def loss(log_temperature: float) -> float:
-        losses = np.logaddexp(0, -signed / np.exp(log_temperature))
+        divided = divide_logits(log_odds, other, np.exp(log_temperature))
+        losses = np.logaddexp(0, np.where(labels == 1, -divided, divided))
         mean = np.mean([losses[:, labels == label].mean() for label in present])
         return float(len(labels) * mean + (log_temperature / PRIOR_SD) ** 2 / 2)
 
@@ -129,17 +148,18 @@ def calibrate_scores(
     threshold_resamples: int = THRESHOLD_RESAMPLES,
     hospitals: Sequence[str] | None = None,
     views: Sequence[str | None] | None = None,
+    other: np.ndarray | None = None,
 ) -> Calibration:
     """Return temperature and operating point for the log odds of validation images.
 
     `log_odds` are [N], or with kinds of copies [K, N], of which the first are the plain images:
     both follow from all kinds, the metrics from the plain images alone. `resamples` are those of
-    the metrics' intervals; `hospitals` and `views` are of each image, [N]; for the others see
-    `choose_threshold`.
+    the metrics' intervals; `hospitals` and `views` are of each image, [N]; `other` is as of
+    `divide_logits`; for the others see `choose_threshold`.
     """
     kinds = np.atleast_2d(np.asarray(log_odds, dtype=np.float64))
-    temperature = fit_temperature(labels, kinds)
-    probabilities = to_probability(kinds / temperature.value)
+    temperature = fit_temperature(labels, kinds, other)
+    probabilities = to_probability(divide_logits(kinds, other, temperature.value))
     point = choose_threshold(
         labels, probabilities, patients, required_sensitivity, threshold_resamples, groups=hospitals
     )

@@ -61,5 +61,5 @@ def add_boxes(pixels: XrayPixels, data: Dataset) -> BoxedPixels | None:
         return None
     sources = np.array(data["source"][:])
     is_boxed = np.isin(sources, sources[has_box])
-    known = has_box | (is_boxed & (pixels.labels == 0))
+    known = has_box | (is_boxed & (pixels.labels != 1))
     return BoxedPixels(pixels, boxes, known)

@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
 from pneumonia_hf.errors import UserError
 from pneumonia_hf.evaluation.perturbations import COUNTERFACTUALS, ROBUST, perturb
+from pneumonia_hf.models.activation_map import to_log_odds
 from pneumonia_hf.statistics.log_odds import to_probability
 from pneumonia_hf.statistics.metrics import auroc
 from pneumonia_hf.training.losses import weigh_classes
@@ -85,7 +87,7 @@ def compute_validation_metrics(
     logits = prediction.predictions.astype(np.float64)
     if not np.isfinite(logits).all():
         raise UserError(DIVERGED)
-    labels, log_odds = prediction.label_ids, logits[:, 1] - logits[:, 0]
+    labels, log_odds = prediction.label_ids, to_log_odds(torch.from_numpy(logits)).numpy()
     copies = {}
     if isinstance(validation, CounterfactualPixels):
         copies = validation.score(to_probability(log_odds))

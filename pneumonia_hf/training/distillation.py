@@ -24,7 +24,7 @@ from pneumonia_hf.inference.predictor import Predictor
 from pneumonia_hf.labels import LABELS
 from pneumonia_hf.models.backbones import fast_precision
 from pneumonia_hf.models.run_manifest import read_manifest
-from pneumonia_hf.training.losses import Targets
+from pneumonia_hf.training.losses import Targets, to_two_classes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence, Set
@@ -43,7 +43,7 @@ class Teacher:
     teacher's scores alone.
     """
 
-    model: PreTrainedModel  # frozen, with two classes
+    model: PreTrainedModel  # frozen
     processor: BaseImageProcessor
     pneumonia: int  # index of its class of images with pneumonia
     unlabelled: XrayPixels | None = None
@@ -61,7 +61,7 @@ class Teacher:
     def make_targets(self, pixels: Tensor, classes: Tensor) -> Targets:
         """Return the targets of augmented `pixels`, [N, 1, H, W].
 
-        `classes`, [M, 2], are of the first M images; the others have no share of any class, so
+        `classes`, [M, C], are of the first M images; the others have no share of any class, so
         that their only loss is the teacher's.
         """
         unlabelled = classes.new_zeros(len(pixels) - len(classes), classes.shape[1])
@@ -69,7 +69,7 @@ class Teacher:
 
     @torch.no_grad()
     def logits(self, pixels: Tensor) -> Tensor:
-        """Return the teacher's logits, NORMAL first, for gray pixels of 0..255: [N, 2].
+        """Return the teacher's logits, PNEUMONIA last, for gray pixels of 0..255: [N, 2].
 
         Args:
             pixels: [N, 1, H, W], augmented; they are resized to the teacher's input size.
@@ -86,7 +86,7 @@ class Teacher:
         dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(half)
         with torch.autocast(pixels.device.type, dtype, enabled=dtype is not None):
             logits = model(pixel_values=normalise(pixels, self.processor)).logits.float()
-        return logits[:, [1 - self.pneumonia, self.pneumonia]]
+        return to_two_classes(logits, self.pneumonia)
 
 
 def load_teacher(
@@ -104,17 +104,13 @@ def load_teacher(
         unlabelled, share: of the Teacher.
 
     Raises:
-        UserError: no such model; an ensemble; more than two classes; or one that was trained on
-            the student's validation or test images, which the student would learn through it.
+        UserError: no such model; an ensemble; or one that was trained on the student's validation
+            or test images, which the student would learn through it.
     """
     predictor = Predictor.from_pretrained(
         name, positive_label=positive_label, flags=("--teacher", "--teacher_positive_label")
     )
     network = predictor.network
-    if (classes := network.model.config.num_labels) != 2:
-        raise UserError(
-            f"{network.name} has {classes} classes; a teacher must have two, NORMAL and PNEUMONIA."
-        )
     known = read_manifest(network.path).hashes
     if not known:
         logger.warning(

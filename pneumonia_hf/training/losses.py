@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pneumonia_hf.labels import LABELS
+from pneumonia_hf.models.activation_map import to_log_odds
 
 if TYPE_CHECKING:
     from pneumonia_hf.training.arguments import XrayTrainingArguments
@@ -26,7 +27,7 @@ BOX_BALANCE = 3.0  # weight of the positions in a box, which are few
 class Targets:
     """The targets of a batch: shares of the classes, and optionally a teacher's logits."""
 
-    classes: Tensor  # [N, 2], summing to 1, or 0 without a label; a mixed image has shares
+    classes: Tensor  # [N, C], summing to 1, or 0 without a label; a mixed image has shares
     teacher_logits: Tensor | None = None  # [N, 2]
     boxes: BoxTargets | None = None
 
@@ -41,9 +42,15 @@ class BoxTargets:
 
 
 def weigh_classes(labels: np.ndarray) -> Tensor:
-    """Return the class weights that balance both classes over `labels`: float32 [2]."""
+    """Return the class weights that balance all classes over `labels`: float32 [C]."""
     counts = np.bincount(labels, minlength=len(LABELS))
-    return torch.tensor(len(labels) / (len(LABELS) * counts), dtype=torch.float32)
+    return torch.tensor(len(labels) / (len(counts) * counts), dtype=torch.float32)
+
+
+def to_two_classes(logits: Tensor, index: int) -> Tensor:
+    """Return logits of all classes but `index`, and of that: [N, C] -> [N, 2]."""
+    log_odds = to_log_odds(logits, index)
+    return torch.stack([torch.zeros_like(log_odds), log_odds], dim=1)
 
 
 class XrayLoss:
@@ -59,7 +66,7 @@ class XrayLoss:
     ) -> None:
         """Take the training `labels` [N], the loss settings, and whether a sampler balances."""
         weighted = arguments.imbalance in ("weights", "focal") and not drawn_balanced
-        self.weights = weigh_classes(labels) if weighted else torch.ones(len(LABELS))
+        self.weights = weigh_classes(labels) if weighted else None
         self.gamma = arguments.focal_gamma if arguments.imbalance == "focal" else 0.0
         self.smoothing = arguments.label_smoothing_factor
         self.teacher_share = arguments.distil_weight if arguments.teacher else 0.0
@@ -75,7 +82,7 @@ class XrayLoss:
         """
         logits = outputs.logits.float()
         if not isinstance(labels, Targets):
-            labels = Targets(nn.functional.one_hot(labels, len(LABELS)).float())
+            labels = Targets(nn.functional.one_hot(labels, logits.shape[1]).float())
         losses = self._of_classes(logits, labels.classes)
         if labels.teacher_logits is not None:
             of_teacher = self._of_teacher(logits, labels.teacher_logits.float())
@@ -90,7 +97,10 @@ class XrayLoss:
         if self.gamma:
             # Not below 1e-6: at 0, a power below 1 has no gradient.
             smooth = smooth * (1 - log_p.exp()).clamp_min(1e-6) ** self.gamma
-        return (classes @ self.weights.to(classes.device)) * -(smooth * log_p).sum(dim=1)
+        weights = classes.sum(dim=1)  # 0 without a label
+        if self.weights is not None:
+            weights = classes @ self.weights.to(classes.device)
+        return weights * -(smooth * log_p).sum(dim=1)
 
     def _of_boxes(self, boxes: BoxTargets) -> Tensor:
         log_odds = boxes.read_map().float() - BOX_OFFSET
@@ -101,6 +111,7 @@ class XrayLoss:
         return losses.mean((1, 2)) * boxes.known
 
     def _of_teacher(self, logits: Tensor, teacher_logits: Tensor) -> Tensor:
+        logits = to_two_classes(logits, 1)
         ours = nn.functional.log_softmax(logits / self.temperature, dim=1)
         theirs = nn.functional.log_softmax(teacher_logits / self.temperature, dim=1)
         distance = nn.functional.kl_div(ours, theirs, reduction="none", log_target=True)

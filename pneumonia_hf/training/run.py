@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +20,7 @@ from pneumonia_hf.data.file_hashes import to_hex
 from pneumonia_hf.data.table import NO_METADATA
 from pneumonia_hf.errors import UserError
 from pneumonia_hf.evaluation.perturbations import ROBUST
+from pneumonia_hf.labels import LABELS
 from pneumonia_hf.training.arguments import XrayTrainingArguments
 from pneumonia_hf.training.boxes import BoxedPixels, add_boxes
 from pneumonia_hf.training.checkpoints import CHECKPOINTS, UNFINISHED
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import BaseImageProcessor, TrainerCallback
 
-    from pneumonia_hf.data.load import DataConfig
     from pneumonia_hf.data.pixel_store import XrayPixels
     from pneumonia_hf.data.table import XrayData
 
@@ -53,7 +53,9 @@ class Images:
     fingerprints: dict[str, str]
     sites: np.ndarray  # number of the source of each training image, [N]
     cells: np.ndarray | None  # number of the values of `arguments.balance` of each, [N]
-    boxed: BoxedPixels | None  # the training images with their boxes, if there are any
+    # What the network learns: the training images with their boxes, if the loss needs them, and
+    # with the class of OTHER, if it has one.
+    train: XrayPixels | BoxedPixels
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,7 @@ def prepare_run(
             clear(folder)  # the old model stays until the new one is saved
     PartialState().wait_for_everyone()
     (folder / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
-    images = decode_images(data, processor, recipe.data, arguments)
+    images = decode_images(data, processor, recipe, arguments)
     teacher = None
     if arguments.teacher:
         teacher = load_teacher(
@@ -136,7 +138,7 @@ def prepare_run(
 def decode_images(
     data: XrayData,
     processor: BaseImageProcessor,
-    config: DataConfig,
+    recipe: Recipe,
     arguments: XrayTrainingArguments,
 ) -> Images:
     """Return all images at the model's size; unreadable ones are logged and left out.
@@ -144,25 +146,43 @@ def decode_images(
     Of the unlabelled images of `arguments`, those of validation and test are left out.
 
     Raises:
-        UserError: no image has a box, or the column to balance by.
+        UserError: no image has a box, the column to balance by, or another class.
     """
-    data, pixels = decode_splits(data, processor, strict=config.strict)
+    data, pixels = decode_splits(data, processor, strict=recipe.data.strict)
     hashes = {name: to_hex(split.hashes) for name, split in pixels.items()}
     if arguments.unlabelled:
         held_out = {*hashes["validation"], *hashes["test"]}
-        pixels[UNLABELLED] = load_unlabelled(arguments.unlabelled, processor, config, held_out)
+        pixels[UNLABELLED] = load_unlabelled(arguments.unlabelled, processor, recipe.data, held_out)
         hashes[UNLABELLED] = to_hex(pixels[UNLABELLED].hashes)
     # By their names, so that the numbers do not depend on the order of the sources.
     _, sites = np.unique(data["train"]["source"][:], return_inverse=True)
     prints = {name: fingerprint(hashes[name], split.labels) for name, split in pixels.items()}
     cells = number_cells(data["train"], arguments.balance) if arguments.balance else None
-    boxed = None
-    if arguments.box_weight and (boxed := add_boxes(pixels["train"], data["train"])) is None:
+    train = pixels["train"]
+    if recipe.model.other_class:
+        train = replace(train, labels=number_classes(data["train"]))
+    if arguments.box_weight and (train := add_boxes(train, data["train"])) is None:
         raise UserError(
             f"No training image has a box; give a metadata.csv with the column {BOXES}, or leave "
             f"--box_weight out."
         )
-    return Images(data, pixels, hashes, prints, sites, cells, boxed)
+    return Images(data, pixels, hashes, prints, sites, cells, train)
+
+
+def number_classes(data: Dataset) -> np.ndarray:
+    """Return the class of each image, with OTHER as the third: int64 [N].
+
+    Raises:
+        UserError: no image is of another class.
+    """
+    names = data["class"][:] if "class" in data.column_names else []
+    is_other = np.array([bool(name) and name not in LABELS for name in names])
+    if not is_other.any():
+        raise UserError(
+            f"No training image is of a class besides {' and '.join(LABELS)}; give a source as "
+            f"one_vs_rest:FOLDER, or leave --other_class out."
+        )
+    return np.where(is_other, len(LABELS), data["label"][:])
 
 
 def number_cells(data: Dataset, names: Sequence[str]) -> np.ndarray:

@@ -75,7 +75,7 @@ def summarise_seeds(
     seeds = [_summarise_run(name, manifests[name], with_copies) for name in names]
     predictor = Predictor.from_pretrained([folder / name for name in names])
     labels = validation["label"][:]
-    scores = score_validation(predictor, validation, with_copies)
+    scores, _ = score_validation(predictor, validation, with_copies)
     # A temperature of its own: members that err on different images should be less sure together.
     found = calibrate_scores(
         labels,

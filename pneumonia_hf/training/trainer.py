@@ -18,11 +18,11 @@ from transformers import AutoModelForImageClassification, TrainerState
 from pneumonia_hf.compat.transformers import OpenTrainer, shard_embeddings_with_parent
 from pneumonia_hf.errors import UserError
 from pneumonia_hf.imaging.preprocess import normalise
-from pneumonia_hf.labels import LABELS
 from pneumonia_hf.models.activation_map import (
     collect_features,
     supports_activation_map,
     to_activation_map,
+    to_log_odds,
 )
 from pneumonia_hf.training.arguments import PLATEAU, XrayTrainingArguments
 from pneumonia_hf.training.augment import augment
@@ -93,7 +93,7 @@ class XrayTrainer(OpenTrainer):
         self.rates = rate_of_parameters(self.model, self.args.layer_decay)
         self.sites, self.cells = sites, cells
         self.teacher = teacher
-        self.mix = _make_mix(self.args)
+        self.mix = _make_mix(self.args, self.model.config.num_labels)
         self.sampler: Sampler | None = None
         self.features: list[Tensor] = []  # of the forward pass, if the loss needs them
         self.average: AveragedModel | None = None
@@ -172,22 +172,25 @@ class XrayTrainer(OpenTrainer):
 
     def _make_targets(self, pixels: Tensor, labels: Tensor) -> tuple[Tensor, Targets]:
         """Mix the labelled pixels, and return all pixels with their targets."""
-        classes = nn.functional.one_hot(labels, len(LABELS)).float()
+        classes = self._to_shares(labels)
         if self.mix:
             mixed, classes = self.mix(pixels[: len(labels)].float(), labels)
             pixels = torch.cat([mixed, pixels[len(labels) :]])
         targets = self.teacher.make_targets(pixels, classes) if self.teacher else Targets(classes)
         return pixels, targets
 
+    def _to_shares(self, labels: Tensor) -> Tensor:
+        return nn.functional.one_hot(labels, self.model.config.num_labels).float()
+
     def _add_boxes(self, labels: Tensor | Targets, masks: Tensor, known: Tensor) -> Targets:
         if not isinstance(labels, Targets):
-            labels = Targets(nn.functional.one_hot(labels, len(LABELS)).float())
+            labels = Targets(self._to_shares(labels))
 
         def read_map() -> Tensor:
             features = self.features[-1].float()
             found = to_activation_map(self.model, features, masks.shape[-2:])
             logits = found.values + found.rest[..., None, None]
-            return logits[:, 1] - logits[:, 0]
+            return to_log_odds(logits)
 
         return replace(labels, boxes=BoxTargets(masks, known, read_map))
 
@@ -202,7 +205,8 @@ class XrayTrainer(OpenTrainer):
         """Return the order of the training images, drawn alike from each site if it must be."""
         if draws_balanced(self.args, self.sites):
             seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-            self.sampler = BalancedSampler(self.train_dataset.labels, self.sites, seed, self.cells)
+            is_ill = (self.train_dataset.labels == 1).astype(int)
+            self.sampler = BalancedSampler(is_ill, self.sites, seed, self.cells)
         else:
             self.sampler = super().make_train_sampler(train_dataset)
         return self.sampler
@@ -379,12 +383,12 @@ def _batch_norms(model: nn.Module) -> list[nn.Module]:
     return [module for module in model.modules() if isinstance(module, kinds)]
 
 
-def _make_mix(arguments: XrayTrainingArguments):
+def _make_mix(arguments: XrayTrainingArguments, classes: int):
     """Return mixup (Zhang et al. 2018), CutMix (Yun et al. 2019), a random choice, or None."""
     from torchvision.transforms import v2
 
     mixes = [
-        make(alpha=alpha, num_classes=len(LABELS))
+        make(alpha=alpha, num_classes=classes)
         for make, alpha in ((v2.MixUp, arguments.mixup), (v2.CutMix, arguments.cutmix))
         if alpha
     ]

@@ -32,9 +32,9 @@ def test_what_needs_attention_comes_first_and_no_spreadsheet_computes_a_name():
     assert [line[0] for line in lines] == [
         "'=1+1.png", "ill.png", "doubt.png", "cat.png", "<torn>.png", "well.png",
     ]  # fmt: skip
-    assert lines[0][1:] == ["0.93", "0.5", "PNEUMONIA", "<odd>"]
-    assert lines[3][1:] == ["", "0.5", "REFUSED", "<odd>"]
-    assert lines[4][1:] == ["", "", "", "It is torn."]
+    assert lines[0][1:] == ["0.93", "0.5", "PNEUMONIA", "<odd>", ""]
+    assert lines[3][1:] == ["", "0.5", "REFUSED", "<odd>", ""]
+    assert lines[4][1:] == ["", "", "", "It is torn.", ""]
 
 
 def test_the_table_counts_decisions_and_escapes_what_others_wrote():

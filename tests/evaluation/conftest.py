@@ -51,6 +51,7 @@ def by_hand() -> Evaluation:
         np.repeat([0, 1], [3, 5]),
         np.array([0.1, 0.3, 0.7, 0.2, 0.4, 0.6, 0.8, 0.9]),
         np.where(gated, 1.5, 0.5),
+        np.full(8, np.nan),
         np.where(in_range | gated, "REFER", "as scored"),
         {IN_RANGE: in_range, "gate": gated},
         ("torn.png: it is torn",),

@@ -81,13 +81,13 @@ def test_a_predictor_gives_the_same_decision_by_every_backend(built):
     frontal = Frontal(weights, np.zeros(len(KINDS)))
     gate = Gate.fit(middle_layer(model), features, np.arange(8) % 2)
     gate = dataclasses.replace(gate, frontal=frontal)
-    scores, verdicts = Network(model, processor, gate=gate).score(images_of(9), batch_size=4)
+    scores, verdicts, _ = Network(model, processor, gate=gate).score(images_of(9), batch_size=4)
     with torch.inference_mode():
         expected = plain.log_odds_of(plain.pixel_values(images_of(9))).numpy()
     assert scores == pytest.approx(expected, abs=1e-4)
     for backend in ("onnx", "openvino"):
         other = Network(model, processor, gate=gate, backend=backend)
-        found, judged = other.score(images_of(9), batch_size=4)
+        found, judged, _ = other.score(images_of(9), batch_size=4)
         assert found == pytest.approx(scores, abs=1e-4)
         assert judged == pytest.approx(verdicts, rel=1e-2, abs=1e-2)
 

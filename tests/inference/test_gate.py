@@ -133,7 +133,7 @@ def test_an_image_beyond_the_limit_is_referred(gated, limit, decision, monkeypat
 def test_scores_and_distances_depend_neither_on_the_batch_nor_on_tta(gated, tiny_model):
     network, plain = (Predictor.from_pretrained(one).network for one in (gated, tiny_model))
     images = [*XRAYS[:5], *FOREIGN[:2]]
-    scores, together = network.score(images, batch_size=3)
+    scores, together, _ = network.score(images, batch_size=3)
     assert np.array_equal(scores, plain.log_odds(images, batch_size=3))
     alone = np.concatenate([network.score([one])[1] for one in images])
     assert together == pytest.approx(alone, rel=1e-3, abs=1e-3)

@@ -6,6 +6,7 @@ from scipy.stats import chi2
 
 from pneumonia_hf.statistics.calibration import (
     calibration_p_value,
+    divide_logits,
     fit_logistic,
     fit_temperature,
     measure_calibration,
@@ -282,3 +283,32 @@ def test_calibration_test_has_its_false_positive_rate_and_power():
             alarms[at] += calibration_p_value(ill.astype(int), probabilities) < 0.05
     assert alarms[0] / 400 < 0.08  # fewer than 5%: the prevalence is taken from the data
     assert alarms[1] / 400 > 0.9
+
+
+def test_a_temperature_divides_the_logits_of_three_classes():
+    from scipy.special import logsumexp
+
+    generator = np.random.default_rng(5)
+    logits, labels = generator.normal(0, 4, (400, 3)), generator.integers(0, 2, 400)
+    logits[:, 1] += 3 * labels
+
+    def to_log_odds(logits):
+        return logits[:, 1] - logsumexp(logits[:, [0, 2]], axis=1)
+
+    log_odds, other = to_log_odds(logits), logits[:, 2] - logits[:, 0]
+    for temperature in (0.3, 1.0, 4.0):
+        found = divide_logits(log_odds, other, temperature)
+        assert found == pytest.approx(to_log_odds(logits / temperature), abs=1e-9)
+    assert divide_logits(log_odds, None, 4.0) == pytest.approx(log_odds / 4)
+
+    # The temperature of the logits, and not that of the log odds, minimises the loss.
+    def loss(temperature):
+        signed = np.where(labels == 1, 1, -1) * to_log_odds(logits / temperature)
+        losses = np.logaddexp(0, -signed)
+        mean = np.mean([losses[labels == one].mean() for one in (0, 1)])
+        return len(labels) * mean + np.log(temperature) ** 2 / 2
+
+    grid = np.geomspace(1, 20, 2000)
+    best = grid[np.argmin([loss(one) for one in grid])]
+    assert fit_temperature(labels, log_odds, other).value == pytest.approx(best, rel=0.003)
+    assert fit_temperature(labels, log_odds).value != pytest.approx(best, rel=0.03)

@@ -12,7 +12,7 @@ from pneumonia_hf.models.build import ModelConfig
 from pneumonia_hf.training.arguments import XrayTrainingArguments
 from pneumonia_hf.training.interruption import StopRequest
 from pneumonia_hf.training.recipe import Recipe
-from pneumonia_hf.training.run import Run, number_cells, prepare_run
+from pneumonia_hf.training.run import Run, number_cells, number_classes, prepare_run
 
 PROCESSOR = make_processor(32, (0.5,) * 3, (0.5,) * 3)
 
@@ -54,6 +54,18 @@ def test_columns_to_balance_by_are_numbered_together():
     assert len(set(number_cells(data, ["view", "sex"]))) == 4
     with pytest.raises(UserError, match=r"the column age for --balance \(they have sex, view\)"):
         number_cells(data, ["view", "age"])
+
+
+def test_images_of_other_classes_are_the_third():
+    from datasets import Dataset
+
+    data = Dataset.from_dict(
+        {"label": [0, 0, 1, 0], "class": ["NORMAL", "EDEMA", "PNEUMONIA", None]}
+    )
+    assert number_classes(data).tolist() == [0, 2, 1, 0]
+    for without in (data.select([0, 2, 3]), data.remove_columns("class")):
+        with pytest.raises(UserError, match="one_vs_rest:FOLDER, or leave --other_class out"):
+            number_classes(without)
 
 
 def test_making_a_run_prints_and_writes_nothing(tmp_path, recipe, capsys):

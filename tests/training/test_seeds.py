@@ -90,7 +90,7 @@ def test_seeds_chosen_by_copies_have_their_robust_auroc(runs, validation, tmp_pa
     expected = [(0.9 + n / 100 + 0.8 + n / 100 + 0.6) / 3 for n in range(3)]
     assert [one[ROBUST] for one in summary["seeds"]] == pytest.approx(expected)
     assert summary["spread"][ROBUST]["sd"] == pytest.approx(0.02 / 3)
-    scores = score_validation(Predictor.from_pretrained(tmp_path), validation, True)
+    scores, _ = score_validation(Predictor.from_pretrained(tmp_path), validation, True)
     areas = [roc_auc_score(validation["label"][:], one) for one in scores]
     assert summary["ensemble"]["metrics"][ROBUST]["value"] == pytest.approx(np.mean(areas))
     assert ROBUST in (tmp_path / "seeds.md").read_text()
@@ -121,7 +121,7 @@ def test_temperature_of_the_ensemble_is_fitted_to_the_mean_log_odds(runs, valida
     ensemble = summarise_seeds(tmp_path, runs, validation)["ensemble"]
     members = [Predictor.from_pretrained(run) for run in runs]
     log_odds = np.mean(
-        [member.log_odds_of_images(open_images(validation)) for member in members], axis=0
+        [score_validation(member, validation, False)[0][0] for member in members], axis=0
     )
     labels = np.array(validation["label"][:])
 

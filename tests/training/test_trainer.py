@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from pneumonia_hf.evaluation.perturbations import COUNTERFACTUALS
+from pneumonia_hf.evaluation.recalibrate import score_validation
 from pneumonia_hf.training.arguments import XrayTrainingArguments
 from pneumonia_hf.training.checkpoints import (
     list_checkpoints,
@@ -31,7 +32,6 @@ def test_trainers_validation_scores_are_those_of_the_predictor(
 ):
     """The scores that the checkpoint was chosen by are those that are served, to 1e-5."""
     from pneumonia_hf.data.load import DataConfig, load_xrays
-    from pneumonia_hf.data.sources import open_images
     from pneumonia_hf.inference.predictor import Predictor
     from pneumonia_hf.training import train as training
 
@@ -51,7 +51,7 @@ def test_trainers_validation_scores_are_those_of_the_predictor(
         "temperature"
     ]
     validation = load_xrays(DataConfig([str(xray_folder)]))["validation"]
-    served = Predictor.from_pretrained(folder).log_odds_of_images(open_images(validation))
+    served = score_validation(Predictor.from_pretrained(folder), validation, False)[0][0]
     difference = 1 / (1 + np.exp(-of_best / temperature)) - 1 / (1 + np.exp(-served))
     assert np.abs(difference).max() < 1e-5
 
@@ -91,7 +91,7 @@ def test_mixed_batches_have_the_shares_of_their_classes(changes):
     labels = torch.tensor([0, 1, 1, 0])
     pixels = labels.view(-1, 1, 1, 1).float().expand(4, 1, 32, 32) * 255
     for _ in range(10):
-        mixed, classes = _make_mix(arguments)(pixels.contiguous(), labels)
+        mixed, classes = _make_mix(arguments, 2)(pixels.contiguous(), labels)
         assert classes.sum(dim=1).tolist() == pytest.approx([1] * 4)
         # An image of class 1 is white here: its share of white is its share of the class.
         assert (mixed.mean(dim=(1, 2, 3)) / 255).tolist() == pytest.approx(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -192,9 +192,13 @@ def shrink(predictor: Predictor, images: Iterable[Image.Image]) -> np.ndarray:
 
 def score(predictor: Predictor, pixels: np.ndarray) -> np.ndarray:
     """Return the predictor's log odds of gray images: float64 [N]; `pixels` is as of `shrink`."""
-    chunks = range(0, len(pixels), 64)
-    images = ([Image.fromarray(one[0]) for one in pixels[at : at + 64]] for at in chunks)
-    return np.concatenate([predictor.log_odds(chunk) for chunk in images])
+    return np.concatenate([predictor.log_odds(chunk) for chunk in in_chunks(pixels)])
+
+
+def in_chunks(pixels: np.ndarray) -> Iterator[list[Image.Image]]:
+    """Yield the images of `pixels`, as of `shrink`, 64 at a time."""
+    for at in range(0, len(pixels), 64):
+        yield [Image.fromarray(one[0]) for one in pixels[at : at + 64]]
 
 
 def measure(evaluation: Evaluation, numbers: Mapping[str, Any]) -> Section:

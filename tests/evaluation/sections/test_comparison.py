@@ -18,7 +18,7 @@ def make_scores(labels, probabilities, names="f"):
         {"file": [f"{names}{n}" for n in range(count)], "patient": [f"p{n}" for n in range(count)]}
     )
     return Scores(
-        rows, np.asarray(labels), np.asarray(probabilities), np.full(count, np.nan),
+        rows, np.asarray(labels), np.asarray(probabilities), *np.full((2, count), np.nan),
         np.full(count, "NORMAL"), {}, (),
     )  # fmt: skip
 

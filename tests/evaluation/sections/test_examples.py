@@ -16,7 +16,7 @@ def test_examples_are_the_surest_right_and_wrong_the_least_sure_and_the_referred
     scores = np.array([0.99, 0.9, 0.02, 0.01, 0.2, 0.97, 0.52, 0.45])
     decisions = np.array(["PNEUMONIA"] * 6 + ["REFER"] * 2)
     found = choose_examples(
-        Scores(rows, labels, scores, np.full(8, np.nan), decisions, {}, ()), 0.5, count=2
+        Scores(rows, labels, scores, *np.full((2, 8), np.nan), decisions, {}, ()), 0.5, count=2
     )
     kinds = {}
     for one in found:

@@ -1,0 +1,90 @@
+"""A model with a third class, from training to the report."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import torch
+from helpers import draw_folder, draw_textured_xray, draw_xray, save_tiny_body, train_tiny
+from transformers import AutoModelForImageClassification, pipeline
+
+from pneumonia_hf import EvaluationConfig, Predictor, evaluate_predictor
+from pneumonia_hf.data.load import load_splits
+from pneumonia_hf.evaluation.report import write_predictions
+from pneumonia_hf.evaluation.sections import other_class
+from pneumonia_hf.labels import LABELS, OTHER
+from pneumonia_hf.reasons import Reason
+from pneumonia_hf.training.checkpoints import phase_folder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = draw_folder(tmp_path_factory.mktemp("three") / "data", patients=16)
+    (folder / "EDEMA").mkdir()
+    for number in range(24):
+        draw_textured_xray(7000 + number, ill=False).save(folder / "EDEMA" / f"x{number}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(folder, tmp_path_factory):
+    place = tmp_path_factory.mktemp("run")
+    body = save_tiny_body("convnextv2-tiny", place / "body")
+    return train_tiny("convnextv2-tiny", body, f"one_vs_rest:{folder}", place / "run",
+                      num_train_epochs=6, other_class=True)  # fmt: skip
+
+
+@pytest.mark.slow
+def test_the_probability_is_that_of_a_pipeline_and_the_rest_is_shared(model, folder):
+    predictor = Predictor.from_pretrained(model)
+    network = AutoModelForImageClassification.from_pretrained(model)
+    assert tuple(network.config.id2label.values()) == (*LABELS, OTHER)
+    plain = pipeline("image-classification", model=str(model))
+    image = draw_xray(5, ill=True)
+    of = {one["label"]: one["score"] for one in plain(image)}
+    found = predictor.predict(image)
+    assert found.probability == pytest.approx(of["PNEUMONIA"], abs=1e-5)
+    assert found.other_abnormal == pytest.approx(of[OTHER], abs=1e-5)
+    # The temperature divides the logits of the checkpoint.
+    run = json.loads((model / "run.json").read_text())
+    best = AutoModelForImageClassification.from_pretrained(
+        phase_folder(model, 1) / run["training"]["best_checkpoint"].rpartition("/")[2]
+    )
+    pixels = predictor.network.pixel_values([image])
+    with torch.no_grad():
+        logits = best(pixel_values=pixels).logits / run["validation"]["config"]["temperature"]
+    assert found.probability == pytest.approx(logits.softmax(1)[0, 1].item(), abs=1e-5)
+
+
+@pytest.mark.slow
+def test_the_report_tells_other_abnormal_images_from_normal_ones(model, folder, tmp_path):
+    predictor = Predictor.from_pretrained(model)
+    data = load_splits(f"one_vs_rest:{folder}")["all"]
+    report = evaluate_predictor(predictor, data, config=EvaluationConfig(resamples=20))
+    found = report.numbers["other_abnormal"]
+    assert sum(found["called"][OTHER].values()) == 24
+    assert found["auroc"]["value"] > 0.9  # the textures are easy
+    write_predictions(report.evaluation, tmp_path)
+    with (tmp_path / "predictions.csv").open() as lines:
+        rows = list(csv.DictReader(lines))
+    shares = [float(row["other_abnormal"]) / (1 - float(row["probability"])) for row in rows]
+    for row, share, decision in zip(data, shares, report.evaluation.positive, strict=True):
+        said = Reason.OTHER_ABNORMAL in predictor.predict(row["image"]["path"]).reasons
+        assert said == (share >= 0.5 and not decision)
+
+
+def test_counts_and_rates_by_hand(by_hand):
+    from dataclasses import replace
+
+    classes = ["NORMAL", "EDEMA", "EDEMA", *["PNEUMONIA"] * 5]
+    rows = by_hand.scores.rows.add_column("class", classes)
+    shares = np.array([0.2, 0.6, 0.9, 0.1, 0.7, 0.5, 0.5, 0.5])
+    other = shares * (1 - by_hand.probabilities)
+    evaluation = replace(by_hand, scores=replace(by_hand.scores, rows=rows, other=other))
+    found = other_class.measure(evaluation, {}).numbers["other_abnormal"]
+    assert found["called"]["NORMAL"] == {"NORMAL": 1, OTHER: 0, "PNEUMONIA": 0}
+    assert found["called"][OTHER] == {"NORMAL": 0, OTHER: 1, "PNEUMONIA": 1}
+    assert found["called"]["PNEUMONIA"] == {"NORMAL": 1, OTHER: 1, "PNEUMONIA": 3}
+    assert (found["auroc"]["value"], found["sensitivity"]["value"]) == (1, 1)
+    assert other_class.measure(by_hand, {}).numbers == {"other_abnormal": None}
