@@ -1,4 +1,5 @@
 import csv
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -51,6 +52,8 @@ def test_batches_have_the_masks_and_say_of_which_images_all_opacities_are_known(
         assert int((mask > 0).sum()) == (16 * 16 if has_box else 0)
         is_normal = row["source"] == "boxed" and row["label"] == 0
         assert known == (has_box or is_normal)
+    as_other = replace(pixels, labels=np.where(pixels.labels == 0, 2, 1))
+    assert np.array_equal(add_boxes(as_other, data).known, boxed.known)
     assert add_boxes(*read(str(other))) is None
 
 
