@@ -41,13 +41,18 @@ def first_line(error: Exception) -> str:
 
 def find_columns(features: Features, where: str) -> tuple[str, str]:
     """Return the names of the image column and the label column."""
+    return find_image_column(features, where), _label_column(features, where)
+
+
+def find_image_column(features: Features, where: str) -> str:
+    """Return the name of the image column."""
     from datasets import Image as ImageFeature
 
     names = [name for name, kind in features.items() if isinstance(kind, ImageFeature)]
     names += [name for name in ("dcm", "image") if name in features and name not in names]
     if not names:
         raise UserError(f"{where} has no image column (it has {', '.join(features)}).")
-    return names[0], _label_column(features, where)
+    return names[0]
 
 
 def _label_column(features: Features, where: str) -> str:

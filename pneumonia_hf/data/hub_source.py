@@ -19,7 +19,7 @@ from pneumonia_hf.data.table import SPLIT_NAMES, Listing
 from pneumonia_hf.errors import UserError, XrayError
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from datasets import Dataset, IterableDataset
 
 
 def list_hub(where: str) -> Listing:
@@ -28,7 +28,7 @@ def list_hub(where: str) -> Listing:
     It needs an image column and a label column; `patient_id` or `patient` is optional.
     """
     listing = Listing({})
-    splits = _load_hub(where)
+    splits = load_hub(where)
     known = any(split.lower() in SPLIT_NAMES for split in splits)
     for split, data in splits.items():
         find_columns(data.features, where)
@@ -44,7 +44,7 @@ def list_hub(where: str) -> Listing:
 def read_hub(where: str, numbers: Sequence[int]) -> Iterator[bytes | XrayError]:
     """Yield the bytes of the numbered images of a split, `owner/name@@split`."""
     where, _, split = where.rpartition("@@")
-    data = _load_hub(where)[split]
+    data = load_hub(where)[split]
     image, _ = find_columns(data.features, where)
     images = keep_encoded(data.select_columns(image), image)
     for number in numbers:
@@ -55,7 +55,12 @@ def read_hub(where: str, numbers: Sequence[int]) -> Iterator[bytes | XrayError]:
 
 
 @lru_cache(maxsize=4)
-def _load_hub(where: str) -> dict[str, Dataset]:
+def load_hub(where: str, streaming: bool = False) -> dict[str, Dataset | IterableDataset]:
+    """Return the splits of `owner/name`, with an optional `:configuration` and `@revision`.
+
+    Raises:
+        UserError: no such dataset or configuration, or an unreachable Hub.
+    """
     from datasets import (
         get_dataset_config_names,
         get_dataset_default_config_name,
@@ -72,7 +77,7 @@ def _load_hub(where: str) -> dict[str, Dataset]:
         known = get_dataset_config_names(name, **at)
         if (config or get_dataset_default_config_name(name, **at)) not in known:
             raise UserError(_explain_config(name, config, known))
-        return load_dataset(name, config or None, **at)
+        return load_dataset(name, config or None, streaming=streaming, **at)
     except UserError:
         raise
     except Exception as error:

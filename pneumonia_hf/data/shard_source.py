@@ -36,8 +36,8 @@ def list_shards(where: str) -> Listing:
     (`train-000.tar`, `test-000.tar`); files without one form the split `all`.
     """
     listing = Listing({})
-    for split, files in _find_shards(where).items():
-        data, names = _stream(tuple(files), labels_only=True), _stream_names(tuple(files))
+    for split, files in find_shards(where).items():
+        data, names = stream_files(tuple(files), labels_only=True), _stream_names(tuple(files))
         list_rows(data, f"shards:{'|'.join(files)}", split, where, listing, names)
     return listing
 
@@ -49,7 +49,7 @@ def read_shards(where: str, numbers: Sequence[int]) -> Iterator[bytes | XrayErro
         UserError: a damaged shard or a network error ended the stream.
     """
     files = tuple(where.split("|"))
-    data = _stream(files)
+    data = stream_files(files)
     image, _ = find_columns(data.features, files[0])
     data = keep_encoded(data.select_columns(image), image)
     at, rows = 0, iterate_rows(data, files[0])
@@ -96,7 +96,7 @@ def _stat_files(files: tuple[str, ...], _minute: int) -> tuple[int, int, int] | 
     return size, max(times, default=0), int.from_bytes(digest[:6], "big")
 
 
-def _find_shards(where: str) -> dict[str, list[str]]:
+def find_shards(where: str) -> dict[str, list[str]]:
     """Return the files of `where` by split."""
     import fsspec
 
@@ -136,7 +136,7 @@ def _find_shards(where: str) -> dict[str, list[str]]:
     return splits
 
 
-def _stream(files: tuple[str, ...], labels_only: bool = False) -> IterableDataset:
+def stream_files(files: tuple[str, ...], labels_only: bool = False) -> IterableDataset:
     from datasets import load_dataset
 
     from pneumonia_hf.hub import explain_data_error
@@ -166,7 +166,7 @@ def _stream_names(files: tuple[str, ...]) -> list[str] | None:
     if ".parquet" not in files[0]:
         return None
     names: list[str] = []
-    image, _ = find_columns(_stream(files).features, files[0])
+    image, _ = find_columns(stream_files(files).features, files[0])
     for file in files:
         try:
             with fsspec.open(file, "rb").open() as opened, pq.ParquetFile(opened) as table:

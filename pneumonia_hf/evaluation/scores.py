@@ -104,6 +104,11 @@ def score_images(
 def identify(predictor: Predictor, data: Dataset) -> list[str]:
     """Return what the scores of a model on images depend on, for `Steps`."""
     content = repr([to_hex(hash_images(data)), data["file"][:], data["label"][:]])
+    return [*identify_model(predictor), hashlib.sha256(content.encode()).hexdigest()]
+
+
+def identify_model(predictor: Predictor) -> list[str]:
+    """Return what the scores of a model depend on, besides the images."""
     return [
         pneumonia_hf.__version__,
         hash_weights(predictor) or predictor.name,
@@ -112,7 +117,6 @@ def identify(predictor: Predictor, data: Dataset) -> list[str]:
         str(predictor.temperature),
         str(predictor.tta),
         *(f"{one.class_index} {one.backend}" for one in predictor.networks),
-        hashlib.sha256(content.encode()).hexdigest(),
     ]
 
 

@@ -64,7 +64,7 @@ def write_predictions(predictor: Predictor, paths: Sequence[Path], output: str) 
     `OUTPUT.unfinished`. Scores that fit no hospital of the model are logged.
     """
     failed, scored = 0, []
-    with _open_table(output) as file:
+    with open_table(output) as file:
         table = csv.writer(file, lineterminator="\n")
         table.writerow(COLUMNS)
         for path, found in zip(paths, predictor.predict_files(paths), strict=True):
@@ -89,7 +89,8 @@ def list_cells(found: Prediction | XrayError | str) -> list[str]:
 
 
 @contextmanager
-def _open_table(output: str) -> Iterator[TextIO]:
+def open_table(output: str) -> Iterator[TextIO]:
+    """Open a text file that appears at `output` when it is complete; `-` is standard output."""
     if output == "-":
         yield sys.stdout
         return

@@ -18,8 +18,8 @@ def test_unchanged_shards_are_not_streamed_again(tmp_path, monkeypatch):
     settle(tmp_path)
     data = load_splits(f"shards:{tmp_path}/x.tar")["all"]
     first = decode_in(tmp_path / "cache", data).pixels
-    stream, streams = shard_source._stream, []
-    monkeypatch.setattr(shard_source, "_stream", lambda *a: streams.append(a) or stream(*a))
+    stream, streams = shard_source.stream_files, []
+    monkeypatch.setattr(shard_source, "stream_files", lambda *a: streams.append(a) or stream(*a))
     again = decode_in(tmp_path / "cache", data).pixels
     assert np.array_equal(first.rows, again.rows) and not streams
     make_tar(tmp_path / "x.tar", 8, seed=50)

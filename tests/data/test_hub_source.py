@@ -4,6 +4,7 @@ import pytest
 from hub_server import LocalHub, Repository
 from xray_files import assert_equals_drawn, kinds_of, make_parquet
 
+from pneumonia_hf.data.image_stream import stream_images
 from pneumonia_hf.data.load import load_splits
 from pneumonia_hf.errors import UserError
 
@@ -99,3 +100,15 @@ def test_configuration_of_a_hub_dataset_is_named_after_a_colon(hub):
     one.commit("add", {"data/train-0.parquet": make_parquet(7)})
     with pytest.raises(UserError, match="has no configuration 'small'; leave it out"):
         load_splits("hub:someone/one:small")
+
+
+def test_a_dataset_is_streamed_without_a_copy(hub, tmp_path):
+    repository = Repository(private=False)
+    repository.commit("add", {"data/test-00000-of-00001.parquet": make_parquet(4)})
+    hub.repositories["someone/films"] = repository
+    found = list(stream_images("hub:someone/films"))
+    assert len(found) == len({name for name, _ in found}) == 4
+    assert all(name.startswith("test/") and isinstance(image, bytes) for name, image in found)
+    assert not list((tmp_path / "datasets").rglob("*.arrow"))
+    with pytest.raises(UserError, match="nobody/films"):
+        list(stream_images("hub:nobody/films"))

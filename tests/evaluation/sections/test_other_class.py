@@ -11,10 +11,12 @@ from transformers import AutoModelForImageClassification, pipeline
 
 from pneumonia_hf import EvaluationConfig, Predictor, evaluate_predictor
 from pneumonia_hf.data.load import load_splits
+from pneumonia_hf.evaluation.recalibrate import calibrate, score_validation
 from pneumonia_hf.evaluation.report import write_predictions
 from pneumonia_hf.evaluation.sections import other_class
 from pneumonia_hf.labels import LABELS, OTHER
 from pneumonia_hf.reasons import Reason
+from pneumonia_hf.statistics.calibration import fit_temperature
 from pneumonia_hf.training.checkpoints import phase_folder
 
 
@@ -55,6 +57,21 @@ def test_the_probability_is_that_of_a_pipeline_and_the_rest_is_shared(model, fol
     with torch.no_grad():
         logits = best(pixel_values=pixels).logits / run["validation"]["config"]["temperature"]
     assert found.probability == pytest.approx(logits.softmax(1)[0, 1].item(), abs=1e-5)
+
+
+@pytest.mark.slow
+def test_the_temperature_is_that_of_the_logits(model, folder):
+    predictor = Predictor.from_pretrained(model)
+    data = load_splits(f"one_vs_rest:{folder}")["all"].remove_columns("label")
+    # Labels that no score separates, or the temperature would stay at 1.
+    labels = np.random.default_rng(3).integers(0, 2, len(data)).tolist()
+    data = data.add_column("label", labels)
+    kinds = score_validation(predictor, data, False)
+    expected, of_log_odds = (fit_temperature(labels, *some).value for some in (kinds, kinds[:1]))
+    settings = {"with_copies": False, "resamples": 5, "threshold_resamples": 5}
+    found = calibrate(predictor, data, attribution_images=0, **settings)["config"]
+    assert found["temperature"] == pytest.approx(expected)
+    assert expected != pytest.approx(of_log_odds, rel=0.01)
 
 
 @pytest.mark.slow
