@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from datetime import timedelta
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -80,7 +79,7 @@ def main() -> int:
     check_inputs(options.model)
     launched = int(os.environ.get("WORLD_SIZE", 1)) > 1
     if launched or streams or options.parts or options.output.endswith(".parquet"):
-        return _predict_in_parts(options, paths, streams)
+        return _predict_in_parts(options, paths, streams, launched)
     predictor = _load(options)
     failed = write_predictions(predictor, paths, options.output)
     if failed:
@@ -100,37 +99,36 @@ def _load(options: argparse.Namespace, device: str | None = None) -> Predictor:
     )
 
 
-def _predict_in_parts(options: argparse.Namespace, paths: list[Path], streams: list[str]) -> int:
+def _predict_in_parts(
+    options: argparse.Namespace, paths: list[Path], streams: list[str], launched: bool
+) -> int:
     """Score with all processes of the launcher; the main one merges and prints the counts."""
-    import torch
-    from accelerate import PartialState
-
     from pneumonia_hf.data.image_stream import stream_images
     from pneumonia_hf.errors import UserError
     from pneumonia_hf.evaluation.scores import identify_model
     from pneumonia_hf.inference.parts import merge_parts, prepare_parts, score_parts
     from pneumonia_hf.inference.score_check import explain_score_misfit
-    from pneumonia_hf.training.distributed import broadcast_from_main
 
     if options.output == "-":
         raise UserError("Parts are kept beside the table; give --output a file.")
-    if local := int(os.environ.get("LOCAL_WORLD_SIZE", 0)):
-        # The cores are shared out: joblib reads the variable, torch the call.
-        cores = max(1, (os.cpu_count() or 1) // local)
-        os.environ.setdefault("LOKY_MAX_CPU_COUNT", str(cores))
-        torch.set_num_threads(cores)
-    # A process waits for the slowest one: as long as it takes.
-    state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=30))
-    predictor = _load(options, str(state.device) if state.num_processes > 1 else None)
+    state = None
+    if launched:
+        from pneumonia_hf.training.distributed import broadcast_from_main, start_scoring
+
+        state = start_scoring()
+    predictor = _load(options, state and str(state.device))
     folder = Path(f"{options.output}.parts")
-    broadcast_from_main(
-        prepare_parts, folder, [*identify_model(predictor), *map(str, paths), *streams]
-    )
+    identity = [*identify_model(predictor), *map(str, paths), *streams]
     images = chain(((None, path) for path in paths), *map(stream_images, streams))
-    count = score_parts(predictor, images, folder, state.process_index, state.num_processes)
-    state.wait_for_everyone()
-    if not state.is_main_process:
-        return 0
+    if state is None:
+        prepare_parts(folder, identity)
+        count = score_parts(predictor, images, folder)
+    else:
+        broadcast_from_main(prepare_parts, folder, identity)
+        count = score_parts(predictor, images, folder, state.process_index, state.num_processes)
+        state.wait_for_everyone()
+        if not state.is_main_process:
+            return 0
     decisions, probabilities = merge_parts(folder, Path(options.output), count)
     failed = decisions.pop(None, 0)
     counts = ", ".join(f"{n} {name}" for name, n in decisions.most_common())
@@ -138,4 +136,4 @@ def _predict_in_parts(options: argparse.Namespace, paths: list[Path], streams: l
     if misfit := explain_score_misfit(predictor, probabilities):
         print(misfit, file=sys.stderr)
     # A launcher takes another status for a crash, and prints a traceback.
-    return EXIT_FAULT if failed and state.num_processes == 1 else 0
+    return EXIT_FAULT if failed and state is None else 0
