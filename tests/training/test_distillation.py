@@ -147,6 +147,13 @@ def test_loss_of_an_unlabelled_image_is_the_teachers_alone():
     found = loss(SimpleNamespace(logits=logits), Targets(torch.zeros(1, 2), theirs))
     p, q = theirs.softmax(1), logits.softmax(1)
     assert found.item() == pytest.approx(0.5 * (p * (p / q).log()).sum().item(), rel=1e-5)
+    # Of three classes the student learns P(PNEUMONIA).
+    loss = XrayLoss(np.array([0, 0, 1, 2]), SimpleNamespace(**settings))
+    logits = torch.tensor([[0.3, 1.2, 0.8]])
+    found = loss(SimpleNamespace(logits=logits), Targets(torch.zeros(1, 3), theirs))
+    ill = logits.softmax(1)[:, 1:2]
+    q = torch.cat([1 - ill, ill], dim=1)
+    assert found.item() == pytest.approx(0.5 * (p * (p / q).log()).sum().item(), rel=1e-5)
 
 
 def test_unlabelled_images_need_a_teacher_and_a_folder(tmp_path, xray_folder, body, teacher):
