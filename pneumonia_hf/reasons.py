@@ -10,7 +10,8 @@ from typing import Any
 class Reason(Enum):
     """A reason by its sentence, with the values in braces."""
 
-    # Checks of the file and its pixels; these, the gate's and the threshold's refer an image.
+    # Checks of the file and its pixels. These, the gate's and the threshold's refer an image, but
+    # those of REFUSING.
     VIEW = "The DICOM file says that its view is {view}, not frontal."
     BITS = (
         "The DICOM file has values of more bits than the {bits} that it states, so what is read "
@@ -64,18 +65,18 @@ class Reason(Enum):
         return Caveat(self, self.value.format(**values))
 
 
-# The reasons of Xray.caveats.
+# The reasons of Xray.caveats that refer.
 OF_INPUT = frozenset(
     [
-        *(Reason.VIEW, Reason.BITS, Reason.WINDOW, Reason.COLOURED, Reason.MODALITY),
+        *(Reason.VIEW, Reason.BITS, Reason.WINDOW, Reason.COLOURED),
         *(Reason.SMALL, Reason.LONG, Reason.BLANK, Reason.MASK),
     ]
 )
-# Of the input gate: it is no frontal chest X-ray, and is refused.
+# It is no frontal chest X-ray, and is refused: by the input gate, or since its file says so.
 REFUSING = frozenset(
     [
         *(Reason.NO_CHEST_XRAY, Reason.ROTATED, Reason.UPSIDE_DOWN, Reason.INVERTED),
-        *(Reason.SIDE_VIEW, Reason.PART, Reason.NO_XRAY),
+        *(Reason.SIDE_VIEW, Reason.PART, Reason.NO_XRAY, Reason.MODALITY),
     ]
 )
 

@@ -28,7 +28,7 @@ from pneumonia_hf.inference.read_ahead import (
 from pneumonia_hf.inference.tta import tta_reasons
 from pneumonia_hf.labels import LABELS
 from pneumonia_hf.models.model_folder import ENSEMBLE_FILE
-from pneumonia_hf.reasons import Caveat, Reason
+from pneumonia_hf.reasons import REFUSING, Caveat, Reason
 from pneumonia_hf.statistics.log_odds import to_logit, to_probability
 from pneumonia_hf.statistics.thresholds import OperatingPoint
 
@@ -313,6 +313,7 @@ class Predictor:
         distance = None if np.isnan(verdict[0]) else float(verdict[0])  # None without a gate
         if refusal := find_refusal(verdict[1:]):
             caveats.insert(0, refusal.caveat())
+        if any(one.reason in REFUSING for one in caveats):
             if refuse:
                 return Prediction(None, None, point.threshold, "REFUSED", tuple(caveats), distance)
         elif distance is not None and distance >= 1:

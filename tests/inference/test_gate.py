@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from helpers import assert_one_sentence, call_script, draw_xray
 from PIL import Image
+from xray_files import make_dicom
 
 from pneumonia_hf import EvaluationConfig, Predictor, evaluate_predictor
 from pneumonia_hf.data.load import load_splits
@@ -115,6 +116,17 @@ def test_a_person_who_says_that_it_is_one_gets_the_probability_and_refer(gated):
     (found,) = predictor.predict_all(FOREIGN[:1], refuse=False)
     assert found.decision == "REFER" and found.caveats[0].reason == Reason.NO_XRAY
     assert found.probability == pytest.approx(predictor.probabilities(FOREIGN[:1])[0], abs=1e-9)
+
+
+def test_a_file_that_says_it_is_of_another_modality_is_refused_also_without_a_gate(tiny_model):
+    predictor, values = Predictor.from_pretrained(tiny_model), np.asarray(XRAYS[140], int) * 16
+    slice_of_mr = make_dicom(values, Modality="MR")
+    found = predictor.predict(slice_of_mr)
+    assert (found.decision, found.probability, found.label) == ("REFUSED", None, None)
+    assert Reason.MODALITY in found.reasons
+    (said,) = predictor.predict_all([slice_of_mr], refuse=False)
+    assert said.decision == "REFER" and said.probability is not None
+    assert predictor.predict(make_dicom(values)).decision != "REFUSED"
 
 
 @pytest.mark.parametrize(("limit", "decision"), [(0.99, "REFER"), (1.01, "NORMAL")])
