@@ -27,6 +27,7 @@ DRAWN = 80  # images by each function of DRAWINGS
 COMPONENTS = 256  # principal components that the classifier is fitted to
 STRENGTH = 17.0  # times the mean loss, against half the squared weights
 REFUSED = 0.001  # of a hospital's films, at most
+TAIL = 0.05  # of a hospital's films, to which the tail is fitted
 # With one hospital, its limit is moved down by this, in log odds.
 MARGIN = 1.0
 REFERRED = (0.01, 0.1)  # of the validation images, and of the films of a hospital that was left out
@@ -182,12 +183,20 @@ def fit_frontal(
         found = part.log_probabilities(
             scored.features[is_left_out & (scored.kinds == KINDS.index(FRONTAL))]
         )
-        odds = to_logit(np.exp(found[:, 0]))
-        limits.append(np.quantile(odds, REFUSED, method="lower") - margin)
+        limits.append(find_tail(to_logit(np.exp(found[:, 0]))) - margin)
     frontal = fit_classifier(fitted)
     bias = frontal.bias.copy()
     bias[KINDS.index(FRONTAL)] -= min(limits)
     return replace(frontal, bias=bias)
+
+
+def find_tail(odds: np.ndarray) -> float:
+    """Return the log odds below which REFUSED of the films lie, by an exponential tail.
+
+    The lowest of a thousand films would decide alone, also if it is on its side or mislabelled.
+    """
+    start = np.quantile(odds, TAIL)
+    return float(start - np.mean(start - odds[odds <= start]) * np.log(TAIL / REFUSED))
 
 
 def _join(*parts: Described) -> Described:

@@ -12,6 +12,7 @@ from pneumonia_hf.evaluation.gate_fit import (
     Described,
     draw_rows,
     find_errors,
+    find_tail,
     fit_frontal,
     fit_gate,
     list_hospitals,
@@ -68,6 +69,16 @@ def test_the_limit_is_that_of_films_of_the_hospital_that_was_left_out():
         assert np.mean(classifier.log_probabilities(of_b)[:, 0] < np.log(0.5)) < 0.004
     turned = describe(500, "rotated", "c", 3.5, 8).features
     assert np.mean(frontal.log_probabilities(turned)[:, 0] < np.log(0.5)) > 0.98
+
+
+def test_the_tail_is_that_of_many_films_and_not_the_lowest():
+    """At 1/1000 of normal and of exponential odds; one film far off moves it little."""
+    random = np.random.default_rng(0)
+    normal, waiting = random.normal(5, 2, 20000), -random.exponential(2, 20000)
+    assert find_tail(normal) == pytest.approx(5 - 3.09 * 2, abs=0.6)
+    assert find_tail(waiting) == pytest.approx(-2 * np.log(1000), abs=0.6)
+    films = normal[:1000]
+    assert 0 < find_tail(films) - find_tail(np.append(films, films.min() - 6)) < 0.8
 
 
 def test_with_one_hospital_validation_images_in_other_looks_set_the_limit(monkeypatch):
