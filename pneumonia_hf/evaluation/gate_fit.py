@@ -193,10 +193,12 @@ def fit_frontal(
 def find_tail(odds: np.ndarray) -> float:
     """Return the log odds below which REFUSED of the films lie, by an exponential tail.
 
-    The lowest of a thousand films would decide alone, also if it is on its side or mislabelled.
+    The lowest of a thousand films would decide alone, also if it is on its side or mislabelled. It
+    is the least that is returned, for where films are few the tail is far from all of them.
     """
     start = np.quantile(odds, TAIL)
-    return float(start - np.mean(start - odds[odds <= start]) * np.log(TAIL / REFUSED))
+    tail = start - np.mean(start - odds[odds <= start]) * np.log(TAIL / REFUSED)
+    return float(max(tail, odds.min()))
 
 
 def _join(*parts: Described) -> Described:

@@ -79,6 +79,7 @@ def test_the_tail_is_that_of_many_films_and_not_the_lowest():
     assert find_tail(waiting) == pytest.approx(-2 * np.log(1000), abs=0.6)
     films = normal[:1000]
     assert 0 < find_tail(films) - find_tail(np.append(films, films.min() - 6)) < 0.8
+    assert find_tail(films[:100]) == films[:100].min()
 
 
 def test_with_one_hospital_validation_images_in_other_looks_set_the_limit(monkeypatch):
