@@ -25,7 +25,7 @@ LEAST_IMAGES = (200, 50)  # of training and validation; with fewer there is no g
 MOST_IMAGES = (2000, 1000)
 DRAWN = 80  # images by each function of DRAWINGS
 COMPONENTS = 256  # principal components that the classifier is fitted to
-STRENGTH = 17.0  # times the mean loss, against half the squared weights
+STRENGTH = 3.0  # times the mean loss, against half the squared weights
 REFUSED = 0.001  # of a hospital's films, at most
 TAIL = 0.05  # of a hospital's films, to which the tail is fitted
 # With one hospital, its limit is moved down by this, in log odds.
@@ -218,13 +218,14 @@ def fit_classifier(described: Described) -> Frontal:
     features = described.features.astype(np.float32)
     mean, spread = features.mean(axis=0), features.std(axis=0) + 1e-6
     count = min(COMPONENTS, len(features) // 4, features.shape[1])
-    reduction = PCA(count, whiten=True, svd_solver="randomized", random_state=13)
+    # Not whitened, so that components of little variance, mostly noise, count little.
+    reduction = PCA(count, svd_solver="randomized", random_state=13)
     inside = reduction.fit_transform((features - mean) / spread)
     # As if all kinds were equally many.
     strength = STRENGTH / len(features)
     model = LogisticRegression(C=strength, class_weight="balanced", max_iter=1000)
     model.fit(inside, described.kinds)
-    axes = reduction.components_ / np.sqrt(reduction.explained_variance_)[:, None]  # [count, F]
+    axes = reduction.components_  # [count, F]
     weights = (model.coef_ @ axes / spread).T  # [F, kinds that occur]
     bias = model.intercept_ - mean @ weights
     # A kind that never occurs, such as side views before, is never found.
