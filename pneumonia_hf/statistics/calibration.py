@@ -161,9 +161,8 @@ def calibrate_scores(
     temperature = fit_temperature(labels, kinds, other)
     probabilities = to_probability(divide_logits(kinds, other, temperature.value))
     point = choose_threshold(
-        labels, probabilities, patients, required_sensitivity, threshold_resamples,
-        groups=hospitals, views=views,
-    )  # fmt: skip
+        labels, probabilities, patients, required_sensitivity, threshold_resamples, groups=hospitals
+    )
     plain = probabilities[0]
     draws = draw_patients(labels, patients, resamples)
     metrics = bootstrap_intervals(labels, plain, point.threshold, patients, draws)

@@ -47,15 +47,13 @@ def choose_threshold(
     resamples: int = THRESHOLD_RESAMPLES,
     seed: int = 13,
     groups: Sequence[str] | None = None,
-    views: Sequence[str | None] | None = None,
 ) -> OperatingPoint:
     """Return the operating point for these validation images.
 
-    The threshold maximises sensitivity + specificity (Youden 1950): of a hospital with several
-    views their mean over the views, so that what the view alone tells does not count; with copies
-    of the images or several hospitals, the smallest value over the kinds of copies and hospitals.
-    If a model nearly solves the validation split, a wide gap of thresholds does so, and its edges
-    depend on single images.
+    The threshold maximises sensitivity + specificity (Youden 1950); with copies of the images or
+    several hospitals, its smallest value over the kinds of copies and the hospitals. If a model
+    nearly solves the validation split, a wide gap of thresholds does so, and its edges depend on
+    single images.
     So the middle of the gap, on the logit scale, is taken in each of `resamples` bootstraps of
     the patients. Their median is the threshold; the 2.5th and 97.5th percentiles are its range.
 
@@ -68,18 +66,18 @@ def choose_threshold(
         resamples, seed: of the bootstrap.
         groups: the hospital of each image, [N]. If at least two are measurable, the others are
             not considered, but for the required sensitivity.
-        views: the view of each image, [N]. If at least two of a hospital are measurable, its
-            others are not considered either.
     """
     labels = np.asarray(labels)
-    places = _number_measurable(labels, np.zeros(len(labels), int), groups)
-    cells = _number_measurable(labels, places, views)
+    places = np.zeros(len(labels), int)  # the number of the hospital; -1: not considered
+    if groups is not None and len(names := list_measurable(labels, groups)) > 1:
+        number_of = {name: number for number, name in enumerate(names)}
+        places = np.array([number_of.get(one, -1) for one in np.asarray(groups).tolist()])
     kinds = to_logit(np.atleast_2d(np.asarray(probabilities, dtype=np.float64)))  # [K, N]
     logits = kinds[0]
     chosen = []
-    # As labels, so that no resample lacks a class of a hospital or view.
-    for rows in draw_patients(labels + 2 * cells, patients, resamples, seed):
-        logit = _youden_logit(labels[rows], kinds[:, rows], places[rows], cells[rows])
+    # As labels, so that no resample lacks a class of a hospital.
+    for rows in draw_patients(labels + 2 * places, patients, resamples, seed):
+        logit = _youden_logit(labels[rows], kinds[:, rows], places[rows])
         if required_sensitivity is not None:
             logit = min(logit, _sensitive_logit(labels[rows], logits[rows], required_sensitivity))
         chosen.append(logit)
@@ -123,26 +121,6 @@ def list_measurable(labels: Sequence[int], groups: Sequence[str]) -> list[str]:
     ]
 
 
-def _number_measurable(
-    labels: np.ndarray, inside: np.ndarray, groups: Sequence[str | None] | None
-) -> np.ndarray:
-    """Return a number for the group of each image within `inside`, numbers: int [N].
-
-    Where fewer than two groups are measurable there is one number for all; otherwise images of the
-    others have -1, as those have that are -1 in `inside`.
-    """
-    found, count = np.full(len(labels), -1), 0
-    names = np.full(len(labels), "") if groups is None else np.array([one or "" for one in groups])
-    for number in np.unique(inside[inside >= 0]):
-        rows = np.flatnonzero(inside == number)
-        measurable = [one for one in list_measurable(labels[rows], names[rows]) if one]
-        parts = [rows[names[rows] == one] for one in measurable]
-        for part in parts if len(parts) > 1 else [rows]:
-            found[part] = count
-            count += 1
-    return found
-
-
 def _sensitive_logit(labels: np.ndarray, logits: np.ndarray, required: float) -> float:
     """Return the highest threshold that at least `required` of the pneumonias reach."""
     positives = np.sort(logits[labels == 1])
@@ -151,31 +129,20 @@ def _sensitive_logit(labels: np.ndarray, logits: np.ndarray, required: float) ->
     return float(positives[min(misses, len(positives) - 1)] - 1e-6)
 
 
-def _youden_logit(
-    labels: np.ndarray, kinds: np.ndarray, places: np.ndarray, cells: np.ndarray
-) -> float:
+def _youden_logit(labels: np.ndarray, kinds: np.ndarray, places: np.ndarray) -> float:
     """Return the middle of the best gap between neighbouring logits.
 
-    `kinds` are those of all kinds of copies, [K, N]; `places` and `cells` numbers of hospitals and
-    of the views within them, [N], negative where not considered.
+    `kinds` are those of all kinds of copies, [K, N]; `places` numbers of hospitals, [N].
     """
     levels = np.unique(kinds)
     if len(levels) == 1:
         return float(levels[0])
     gaps = (levels[:-1] + levels[1:]) / 2
     worst = np.inf
-    for place, logits in product(np.unique(places[cells >= 0]), kinds):
-        parts = [cells == one for one in np.unique(cells[(places == place) & (cells >= 0)])]
+    for place, logits in product(np.unique(places[places >= 0]), kinds):
         missed, right = (
-            np.mean(
-                [
-                    np.searchsorted(np.sort(logits[part & (labels == label)]), gaps)
-                    / np.sum(part & (labels == label))
-                    for part in parts
-                ],
-                axis=0,
-            )
-            for label in (1, 0)
+            np.searchsorted(np.sort(logits[inside]), gaps) / np.sum(inside)
+            for inside in ((places == place) & (labels == label) for label in (1, 0))
         )
         worst = np.minimum(worst, right - missed)
     best = np.flatnonzero(worst >= worst.max() - 1e-12)

@@ -171,21 +171,6 @@ def test_threshold_is_the_best_for_the_worst_hospital():
     assert 0.2 < pooled.threshold < 0.5 and 0.6 < worst.low <= worst.high < 0.8
 
 
-def test_the_views_of_a_hospital_count_alike():
-    # 0.5 separates the many AP opacities from the many PA normals, as the view alone does: it finds
-    # no PA opacity, and calls all AP normals. 0.2 tells half of the PA normals from opacities.
-    labels = [0] * 100 + [1] * 10 + [0] * 20 + [1] * 100
-    probabilities = [0.1] * 50 + [0.4] * 50 + [0.3] * 10 + [0.6] * 80 + [0.8] * 40
-    views = ["PA"] * 110 + ["AP"] * 120
-    more = {"patients": range(230), "resamples": 50}
-    pooled = choose_threshold(labels, probabilities, groups=["nih"] * 230, **more)
-    within = choose_threshold(labels, probabilities, groups=["nih"] * 230, views=views, **more)
-    assert 0.4 < pooled.threshold < 0.6 and 0.1 < within.threshold < 0.3
-    # One view alone cannot be weighed against others.
-    rest = [one if one == "PA" else None for one in views]
-    assert choose_threshold(labels, probabilities, views=rest, **more) == pooled
-
-
 def test_one_hospital_or_too_few_images_of_others_change_nothing():
     labels, probabilities, patients = draw_scores(count=300, gap=1.0)
     pooled = choose_threshold(labels, probabilities, patients, 0.9, resamples=50)
