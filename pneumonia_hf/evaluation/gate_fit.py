@@ -25,7 +25,7 @@ LEAST_IMAGES = (200, 50)  # of training and validation; with fewer there is no g
 MOST_IMAGES = (2000, 1000)
 DRAWN = 80  # images by each function of DRAWINGS
 COMPONENTS = 256  # principal components that the classifier is fitted to
-STRENGTH = 3.0  # times the mean loss, against half the squared weights
+STRENGTH = 10.0  # times the mean loss, against half the squared weights
 REFUSED = 0.001  # of a hospital's films, at most
 TAIL = 0.05  # of a hospital's films, to which the tail is fitted
 # With one hospital, its limit is moved down by this, in log odds.
