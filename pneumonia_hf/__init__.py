@@ -29,7 +29,7 @@ _MODULES = {
     "export_onnx": "inference.onnx_export",
     "load_xrays": "data.load",
     "open_xray": "imaging.read",
-    "push_model": "models.model_folder",
+    "push_model": "publish.push",
     "read_xray": "imaging.read",
     "run_recipe": "training.train",
     "train": "training.train",

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
-from pneumonia_hf.errors import HubError, ModelError
+from pneumonia_hf.errors import HubError, ModelError, UserError
+
+if TYPE_CHECKING:
+    from huggingface_hub import ModelInfo
 
 HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?\Z")
 ADDRESSES = ("https://", "http://", "hf://", "huggingface.co/", "hf.co/")
@@ -38,12 +45,14 @@ def fetch_folder(
     from huggingface_hub import snapshot_download
 
     try:
-        files = ["*.json", "*.safetensors", "*.md"]
-        folder = Path(snapshot_download(repo_id, revision=revision, allow_patterns=files))
-        if not find_weights(folder):
+        # An ensemble has its members in folders; those of `push` that are not loaded stay there.
+        download = partial(
+            snapshot_download, repo_id, revision=revision, ignore_patterns=["onnx/*", "report/*"]
+        )
+        folder = Path(download(allow_patterns=["*.json", "*.safetensors", "*.md"]))
+        if not (find_weights(folder) or any(folder.glob("*/*.safetensors"))):
             # Older models have pickled weights only; transformers unpickles only tensors.
-            files = ["*.json", "*pytorch_model*.bin", "*.md"]
-            folder = Path(snapshot_download(repo_id, revision=revision, allow_patterns=files))
+            folder = Path(download(allow_patterns=["*.json", "*pytorch_model*.bin", "*.md"]))
     except Exception as error:
         if reason := _explain_download_error(error, repo_id, revision, what, flag):
             raise HubError(reason) from error
@@ -170,22 +179,124 @@ def is_connection_error(error: BaseException) -> bool:
     return isinstance(error, types)
 
 
-def push_folder(
-    folder: Path, repo_id: str, files: Sequence[str], card: str, private: bool = True
-) -> str:
-    """Push files of a folder to a model repository in one commit; return the commit's URL.
+@dataclass(frozen=True)
+class Pushed:
+    """What a push has left on the Hub."""
 
-    The repository `owner/name` is created if it does not exist, `private` or public. Of `files`,
-    those missing in `folder` are deleted on the Hub. The model `card` is validated first.
+    url: str  # of the commit
+    revision: str  # its full id
+    is_new: bool  # False: the content was there already, and no commit was made
+    is_private: bool
+
+
+def push_files(
+    repo_id: str,
+    files: Mapping[str, Path | bytes],
+    message: str,
+    is_ours: Callable[[str, Collection[str]], bool],
+    private: bool = True,
+    tag: str | None = None,
+    kind: Literal["model", "space"] = "model",
+) -> Pushed:
+    """Make `files` the content of a repository, in one commit; without a difference, in none.
+
+    Args:
+        repo_id: `owner/name`; it is created if it does not exist, `private` or public.
+        files: paths in the repository and their content; README.md, the card, must be bytes. It
+            keeps the names of public data sets only.
+        message: of the commit.
+        is_ours: whether a path, of all those in the repository, is of an earlier push; it is
+            deleted if it is not in `files`. Other files stay.
+        tag: names the revision, if given.
+        kind: of the repository.
 
     Raises:
         ModelError: an invalid card.
-        HubError: no permission, no network.
+        HubError: no permission, no network, a tag that names another revision.
     """
-    from huggingface_hub import HfApi, ModelCard
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, RepoCard
+
+    check_repo_id(repo_id)
+    api = HfApi()
+    with explain_push_errors(repo_id):
+        # The Hub rejects a commit with an invalid card: validate before creating anything.
+        card = RepoCard(files["README.md"].decode())
+        if datasets := card.data.get("datasets"):
+            is_public = partial(api.repo_exists, repo_type="dataset", token=False)
+            card.data.datasets = list(filter(is_public, datasets)) or None
+            files = {**files, "README.md": str(card).encode()}
+        card.validate(repo_type=kind)
+        sdk = "gradio" if kind == "space" else None
+        api.create_repo(repo_id, private=private, exist_ok=True, repo_type=kind, space_sdk=sdk)
+        before = api.repo_info(repo_id, repo_type=kind)
+        tags = api.list_repo_refs(repo_id, repo_type=kind).tags if tag else []
+        tagged = next((one.target_commit for one in tags if one.name == tag), None)
+        if tagged not in (None, before.sha):
+            raise HubError(f"{repo_id} has a tag {tag} of an older revision; choose another --tag.")
+        there = {one.rfilename for one in before.siblings}
+        gone = sorted(name for name in there - files.keys() if is_ours(name, there))
+        commit = api.create_commit(
+            repo_id,
+            [CommitOperationAdd(name, content) for name, content in files.items()]
+            + [CommitOperationDelete(name) for name in gone],
+            commit_message=message,
+            repo_type=kind,
+        )
+        is_new = commit.oid != before.sha
+        if tagged and is_new:
+            raise HubError(
+                f"{repo_id} has a new revision now, but its tag {tag} stays at the one before; "
+                f"push again with another --tag."
+            )
+        if tag:
+            api.create_tag(repo_id, tag=tag, revision=commit.oid, repo_type=kind, exist_ok=True)
+    return Pushed(commit.commit_url, commit.oid, is_new, bool(before.private))
+
+
+def find_model(path_or_id: str) -> ModelInfo:
+    """Return what the Hub knows of `owner/name[@revision]`; raise a UserError for no such model."""
+    from huggingface_hub import HfApi
+
+    repo_id, _, revision = to_hub_id(path_or_id).partition("@")
+    if Path(repo_id).expanduser().exists() or not HUB_ID.match(repo_id):
+        raise ModelError(f"{path_or_id} is not on the Hub; push it first, and name it as --model.")
+    try:
+        return HfApi().model_info(repo_id, revision=revision or None)
+    except Exception as error:
+        if reason := _explain_download_error(error, repo_id, revision, "model", "--model"):
+            raise HubError(reason) from error
+        raise
+
+
+def set_variables(repo_id: str, wanted: Mapping[str, str]) -> None:
+    """Set those variables of a Space that have another value; a change restarts it."""
+    from huggingface_hub import HfApi
+
+    api = HfApi()
+    with explain_push_errors(repo_id):
+        there = api.get_space_variables(repo_id)
+        for key, value in wanted.items():
+            if key not in there or there[key].value != value:
+                api.add_space_variable(repo_id, key, value)
+
+
+def find_space_address(repo_id: str) -> str:
+    """Return the address at which a Space runs; raise a HubError if it does not."""
+    from huggingface_hub import HfApi
+
+    check_repo_id(repo_id)
+    with explain_push_errors(repo_id):
+        found = HfApi().space_info(repo_id)
+    stage = found.runtime.stage if found.runtime else "unknown"
+    if stage not in ("RUNNING", "SLEEPING") or not found.host:
+        raise HubError(f"The Space {repo_id} does not run (its stage is {stage}).")
+    return found.host
+
+
+def check_repo_id(repo_id: str) -> None:
+    """Raise a HubError unless `repo_id` is `owner/name`."""
+    from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
-    from yaml import YAMLError
 
     try:
         validate_repo_id(repo_id)
@@ -193,35 +304,50 @@ def push_folder(
             raise HFValidationError(repo_id)
     except HFValidationError as error:
         raise HubError(f"{repo_id!r} is not a Hub id; give it as owner/name.") from error
-    api = HfApi()
+
+
+def check_login(repo_id: str) -> None:
+    """Raise a HubError unless the Hub can be reached, and knows the user who would push there."""
+    from huggingface_hub import HfApi
+
+    with explain_push_errors(repo_id):
+        HfApi().whoami()
+
+
+@contextmanager
+def explain_push_errors(repo_id: str) -> Iterator[None]:
+    """Raise the errors of what writes to a repository as a HubError or ModelError."""
     try:
-        # The Hub rejects a commit with an invalid card: validate before creating anything.
-        ModelCard.load(folder / card).validate(repo_type="model")
-        api.create_repo(repo_id, private=private, exist_ok=True)
-        commit = api.upload_folder(
-            repo_id=repo_id,
-            folder_path=folder,
-            allow_patterns=list(files),
-            # Otherwise the reports of an older model would stay beside new weights.
-            delete_patterns=[name for name in files if not (folder / name).exists()],
-            commit_message="Add the model, its card and how it was made",
-        )
-    except LocalTokenNotFoundError as error:
-        raise HubError("You are not logged in to the Hub; run `hf auth login` first.") from error
-    except HfHubHTTPError as error:
+        yield
+    except Exception as error:
+        # A file that is uploaded in a thread raises a RuntimeError from its own error.
+        cause = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ else error
+        if (reason := _explain_push_error(cause, repo_id)) is None:
+            raise
+        raise reason from error
+
+
+def _explain_push_error(error: BaseException, repo_id: str) -> UserError | None:
+    """Return what to say of an error of huggingface_hub, or None for other errors."""
+    from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
+    from yaml import YAMLError
+
+    if isinstance(error, UserError):
+        return None
+    if isinstance(error, LocalTokenNotFoundError):
+        return HubError("You are not logged in to the Hub; run `hf auth login` first.")
+    if isinstance(error, HfHubHTTPError):
         if is_connection_error(error):
-            raise HubError("The Hub has an internal error; try again later.") from error
+            return HubError("The Hub has an internal error; try again later.")
         status = error.response.status_code
         hint = {
             401: "run `hf auth login` with a token that has write access",
             403: "use a token with write access to it, or another --repo_id",
         }.get(status, "check --repo_id and your token")
-        raise HubError(f"The Hub refused the push to {repo_id} ({status}); {hint}.") from error
-    except (ValueError, YAMLError) as error:
+        return HubError(f"The Hub refused {repo_id} ({status}); {hint}.")
+    if isinstance(error, ValueError | YAMLError):
         reason = " ".join(str(error).split())
-        raise ModelError(f"The model card {folder / card} is invalid: {reason}") from error
-    except Exception as error:
-        if not is_connection_error(error):
-            raise
-        raise HubError("The Hub cannot be reached; check the network and try again.") from error
-    return commit.commit_url
+        return ModelError(f"The card for {repo_id} is invalid: {reason}")
+    if is_connection_error(error):
+        return HubError("The Hub cannot be reached; check the network and try again.")
+    return None

@@ -232,6 +232,27 @@ def tiny_model(tmp_path_factory, xray_folder) -> Path:
     )
 
 
+@pytest.fixture
+def hub():
+    """A Hub on this machine, without repositories."""
+    from hub_server import LocalHub
+
+    with LocalHub() as server:
+        yield server
+
+
+@pytest.fixture
+def own_client(hub, tmp_path, monkeypatch):
+    """Let the client in this process ask the local Hub, as its user `me`."""
+    from huggingface_hub import constants
+
+    template = constants.HUGGINGFACE_CO_URL_TEMPLATE.removeprefix(constants.ENDPOINT)
+    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + template)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_TOKEN", "hf_of_me")
+
+
 def find_free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))

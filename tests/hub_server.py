@@ -1,7 +1,8 @@
 """A local Hub in memory, with the requests of huggingface_hub for a push and a pull.
 
-It supports commits, private repositories, one token per user, LFS and regular files, and errors
-with the headers that the client reads.
+It supports models, data sets and Spaces with their variables, commits, tags, private repositories,
+one token per user, LFS and regular files, and errors with the headers that the client reads. A
+Space is kept under `spaces/owner/name`.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ import base64
 import hashlib
 import json
 import re
+import socket
+import time
 from dataclasses import dataclass, field
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -19,11 +22,14 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 @dataclass
 class Repository:
-    """A model repository: its commits, newest last, each a mapping of paths to bytes."""
+    """A repository: its commits, newest last, each a mapping of paths to bytes."""
 
     private: bool
     commits: list[tuple[str, dict[str, bytes]]] = field(default_factory=list)
     messages: list[str] = field(default_factory=list)
+    tags: dict[str, str] = field(default_factory=dict)
+    variables: dict[str, str] = field(default_factory=dict)  # of a Space
+    host: str = ""  # of a running Space
 
     def commit(self, message: str, files: dict[str, bytes], deleted: tuple[str, ...] = ()) -> str:
         """Add a commit: the files of the previous one with `files` added and `deleted` removed."""
@@ -36,10 +42,11 @@ class Repository:
         return sha
 
     def find(self, revision: str) -> tuple[str, dict[str, bytes]] | None:
-        """Return the commit of a branch or commit id."""
+        """Return the commit of a branch, tag or commit id."""
         if revision == "main":
             return self.commits[-1]
-        return next((one for one in self.commits if one[0] == unquote(revision)), None)
+        revision = self.tags.get(unquote(revision), unquote(revision))
+        return next((one for one in self.commits if one[0] == revision), None)
 
 
 class LocalHub:
@@ -51,6 +58,8 @@ class LocalHub:
         self.blobs: dict[str, bytes] = {}
         self.requests: list[str] = []
         self.broken = False  # answer every request with 500
+        # By the number of the request: 500; drop, before it is handled; lost, after that; or slow.
+        self.faults: dict[int, str] = {}
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Handler, self))
         self.port = self.server.server_address[1]
         self.url = f"http://127.0.0.1:{self.port}"
@@ -81,9 +90,14 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _serve(self) -> None:
         self.path, self.query = urlsplit(self.path).path, urlsplit(self.path).query
-        self.body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         self.hub.requests.append(f"{self.command} {self.path}")
-        if self.hub.broken:
+        self.fault = self.hub.faults.get(len(self.hub.requests) - 1)
+        if self.fault == "drop":
+            return self._hang_up()
+        self.body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        if self.fault == "slow":
+            time.sleep(0.2)
+        if self.hub.broken or self.fault == "500":
             return self._answer(500, {"error": "out of order"})
         self.user = self.hub.users.get(
             self.headers.get("Authorization", "").removeprefix("Bearer ")
@@ -95,7 +109,13 @@ class _Handler(BaseHTTPRequestHandler):
                 return answer(self, **named)
         return self._answer(404, {"error": f"no route for {self.command} {self.path}"})
 
+    def _hang_up(self) -> None:
+        self.close_connection = True
+        self.connection.shutdown(socket.SHUT_RDWR)
+
     def _answer(self, status: int, content: object = b"", **headers: str) -> None:
+        if self.fault == "lost":
+            return self._hang_up()
         data = content if isinstance(content, bytes) else json.dumps(content).encode()
         self.send_response(status)
         for name, value in headers.items():
@@ -108,7 +128,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _readable(self, repo: str) -> Repository | None:
         repository = self.hub.repositories.get(repo)
-        if repository is None or (repository.private and repo.split("/")[0] != self.user):
+        if repository is None or (repository.private and repo.split("/")[-2] != self.user):
             # Like the real Hub, which does not reveal private repositories.
             status = 404 if self.user else 401
             self._answer(status, {"error": "Repository not found"}, X_Error_Code="RepoNotFound")
@@ -122,7 +142,8 @@ class _Handler(BaseHTTPRequestHandler):
         owner = wanted.get("organization") or self.user
         if owner != self.user:
             return self._answer(403, {"error": "Forbidden"})
-        repo = f"{owner}/{wanted['name']}"
+        place = "spaces/" if wanted.get("type") == "space" else ""
+        repo = f"{place}{owner}/{wanted['name']}"
         if repo in self.hub.repositories:
             return self._answer(409, {"error": "exists", "url": f"{self.hub.url}/{repo}"})
         repository = Repository(private=wanted.get("visibility") == "private")
@@ -135,20 +156,60 @@ class _Handler(BaseHTTPRequestHandler):
 
         text = json.loads(self.body)["content"]
         card = yaml.safe_load(text.split("---")[1])
-        base = card.get("base_model", "a/b")
-        valid = isinstance(base, str) and re.fullmatch(r"[\w.-]+/[\w.-]+", base)
-        errors = [] if valid else [{"message": '"base_model" must be a Hub id'}]
-        self._answer(200 if valid else 400, {"errors": errors, "warnings": []})
+        ids = {name: card.get(name) or [] for name in ("base_model", "datasets", "models")}
+        errors = [
+            {"message": f'"{name}" must be a Hub id'}
+            for name, of in ids.items()
+            for one in ([of] if isinstance(of, str) else of)
+            if not (isinstance(one, str) and re.fullmatch(r"[\w.-]+/[\w.-]+", one))
+        ]
+        if not (isinstance(card.get("license"), str) and card["license"] in LICENSES):
+            errors.append({"message": '"license" must be one of the list'})
+        if json.loads(self.body)["repoType"] == "space" and card.get("sdk") != "gradio":
+            errors.append({"message": '"sdk" must be one of the list'})
+        self._answer(400 if errors else 200, {"errors": errors, "warnings": []})
+
+    def whoami(self) -> None:
+        if self.user is None:
+            return self._answer(401, {"error": "Invalid user token."})
+        return self._answer(200, {"name": self.user, "type": "user", "orgs": []})
+
+    def refs(self, repo: str) -> None:
+        if repository := self._readable(repo):
+            head = {"name": "main", "ref": "refs/heads/main"}
+            tags = [
+                {"name": name, "ref": f"refs/tags/{name}", "targetCommit": sha}
+                for name, sha in repository.tags.items()
+            ]
+            head["targetCommit"] = repository.commits[-1][0]
+            self._answer(200, {"branches": [head], "converts": [], "tags": tags})
+
+    def tag(self, repo: str, revision: str) -> None:
+        if found := self._revision(repo, revision):
+            name, tags = json.loads(self.body)["tag"], self.hub.repositories[repo].tags
+            if name in tags:
+                return self._answer(409, {"error": "Tag reference exists already."})
+            tags[name] = found[0]
+            self._answer(200, {})
+
+    def variables(self, repo: str) -> None:
+        if repository := self._readable(repo):
+            if self.command == "POST":
+                wanted = json.loads(self.body)
+                repository.variables[wanted["key"]] = wanted["value"]
+            self._answer(200, {key: {"value": one} for key, one in repository.variables.items()})
 
     def preupload(self, repo: str, revision: str) -> None:
-        if self._readable(repo) is None:
+        repository = self._readable(repo)
+        if repository is None:
             return
+        there = repository.commits[-1][1]
         files = [
             {
                 "path": file["path"],
-                "uploadMode": "lfs" if file["path"].endswith(".safetensors") else "regular",
+                "uploadMode": "lfs" if file["path"].endswith(LFS) else "regular",
                 "shouldIgnore": False,
-                "oid": None,
+                "oid": _find_oid(file["path"], there.get(file["path"])),
             }
             for file in json.loads(self.body)["files"]
         ]
@@ -157,6 +218,8 @@ class _Handler(BaseHTTPRequestHandler):
     def lfs_batch(self, repo: str) -> None:
         objects = [
             one
+            if one["oid"] in self.hub.blobs
+            else one
             | {
                 "actions": {
                     "upload": {"href": f"{self.hub.url}/lfs/{one['oid']}"},
@@ -215,6 +278,11 @@ class _Handler(BaseHTTPRequestHandler):
                     "sha": sha,
                     "private": self.hub.repositories[repo].private,
                     "siblings": [{"rfilename": path} for path in files],
+                    "cardData": _read_card(files),
+                    "host": self.hub.repositories[repo].host,
+                    "runtime": {
+                        "stage": "RUNNING" if self.hub.repositories[repo].host else "RUNTIME_ERROR"
+                    },
                     "tags": [],
                     "downloads": 0,
                     "likes": 0,
@@ -271,30 +339,55 @@ class _Handler(BaseHTTPRequestHandler):
         )
 
 
+LFS = (".safetensors", ".whl", ".onnx", ".png", ".npz")
+LICENSES = {"apache-2.0", "mit", "cc-by-nc-4.0", "other"}
+
+
+def _find_oid(path: str, data: bytes | None) -> str | None:
+    """Return what the Hub knows a file by: of an LFS file SHA-256, of others git's hash."""
+    if data is None:
+        return None
+    if path.endswith(LFS):
+        return hashlib.sha256(data).hexdigest()
+    return hashlib.sha1(f"blob {len(data)}\0".encode() + data).hexdigest()
+
+
+def _read_card(files: dict[str, bytes]) -> dict:
+    import yaml
+
+    text = files.get("README.md", b"").decode()
+    return yaml.safe_load(text.split("---")[1]) if text.startswith("---") else {}
+
+
 def _describe(path: str, data: bytes) -> dict:
     return {"type": "file", "path": path, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
 
 
-_REPO = r"(?P<repo>(?!datasets/)[^/]+/[^/]+)"
+_REPO = r"(?P<repo>(?:spaces/)?(?!datasets/|spaces/)[^/]+/[^/]+)"
+_API = f"/api/(?:models/|datasets/|(?=spaces/)){_REPO}"
 ROUTES = [
     ("POST", "/api/repos/create", _Handler.create),
     ("POST", "/api/validate-yaml", _Handler.validate_yaml),
-    ("POST", f"/api/(?:models|datasets)/{_REPO}/preupload/(?P<revision>[^/]+)", _Handler.preupload),
+    ("GET", "/api/whoami-v2", _Handler.whoami),
+    ("GET", f"{_API}/refs", _Handler.refs),
+    ("POST", f"{_API}/tag/(?P<revision>[^/]+)", _Handler.tag),
+    ("GET|POST", f"{_API}/variables", _Handler.variables),
+    ("POST", f"{_API}/preupload/(?P<revision>[^/]+)", _Handler.preupload),
     ("POST", f"/{_REPO}\\.git/info/lfs/objects/batch", _Handler.lfs_batch),
     ("PUT", "/lfs/(?P<oid>[0-9a-f]+)", _Handler.lfs_put),
     ("GET", "/lfs/(?P<oid>[0-9a-f]+)", _Handler.lfs_get),
     ("POST", "/lfs-verify/(?P<oid>[0-9a-f]+)", _Handler.lfs_verify),
-    ("POST", f"/api/(?:models|datasets)/{_REPO}/commit/(?P<revision>[^/]+)", _Handler.commit),
-    ("GET", f"/api/(?:models|datasets)/{_REPO}", _Handler.info),
-    ("GET", f"/api/(?:models|datasets)/{_REPO}/revision/(?P<revision>[^/]+)", _Handler.info),
+    ("POST", f"{_API}/commit/(?P<revision>[^/]+)", _Handler.commit),
+    ("GET", f"{_API}", _Handler.info),
+    ("GET", f"{_API}/revision/(?P<revision>[^/]+)", _Handler.info),
     (
         "GET",
-        f"/api/(?:models|datasets)/{_REPO}/tree/(?P<revision>[^/]+)(?:/(?P<folder>.+))?",
+        f"{_API}/tree/(?P<revision>[^/]+)(?:/(?P<folder>.+))?",
         _Handler.tree,
     ),
     (
         "POST",
-        f"/api/(?:models|datasets)/{_REPO}/paths-info/(?P<revision>[^/]+)",
+        f"{_API}/paths-info/(?P<revision>[^/]+)",
         _Handler.paths_info,
     ),
     (

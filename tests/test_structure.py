@@ -15,11 +15,12 @@ PACKAGE = ROOT / "pneumonia_hf"
 # Each may import those before it, never those after it.
 ORDER = (
     "errors reasons labels files compat memory hub cli imaging data statistics reporting models "
-    "inference audit evaluation training search demo commands"
+    "inference audit evaluation training search demo publish commands"
 ).split()
 # The only modules or packages that may import a library.
 BOUNDARIES = {
     "gradio": ["demo", "compat.gradio"],
+    "gradio_client": ["demo.check"],
     "captum": ["inference.attribution_methods"],
     "huggingface_hub": ["hub", "data.hub_source", "models.model_card"],
     "evaluate": ["evaluation.hf_metric"],
@@ -44,6 +45,7 @@ TESTED_ELSEWHERE = {
     "data.issues": "by each source that finds one: tests/data/",
     "data.splits": "through load_splits: tests/data/test_load.py",
     "data.table": "by each source that fills one: tests/data/",
+    "demo.serve": "as app.py: tests/demo/test_app.py",
     "inference.batch": "through the command: tests/commands/test_predict.py",
     "inference.read_ahead": "through the predictor: tests/inference/test_predictor.py",
     "models.model_folder": "by all that save and load: tests/training/test_train.py",

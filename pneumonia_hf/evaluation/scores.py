@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -135,10 +136,17 @@ def hash_weights(predictor: Predictor) -> str:
         files = find_weights(member.path) if member.path else []
         if not files:
             return ""
-        for path in files:
-            with path.open("rb") as file:
-                digests.append(hashlib.file_digest(file, "sha256").hexdigest())
+        digests += hash_files(files)
     return "+".join(digests)
+
+
+def hash_files(files: Iterable[Path]) -> list[str]:
+    """Return the SHA-256 of each file."""
+    digests = []
+    for path in files:
+        with path.open("rb") as file:
+            digests.append(hashlib.file_digest(file, "sha256").hexdigest())
+    return digests
 
 
 def explain_left_out(result: Prediction | XrayError, file: str) -> str | None:

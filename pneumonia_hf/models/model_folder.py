@@ -1,4 +1,4 @@
-"""The model folder: its files, and how to check, install and push it."""
+"""The model folder: its files, and how to check and install it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pneumonia_hf
 from pneumonia_hf.errors import ModelError
-from pneumonia_hf.hub import push_folder
 
 DEFAULT_MODEL = Path(pneumonia_hf.__file__).parent / "default_model"
 RUN_FILE = "run.json"  # how the model was made
@@ -33,17 +32,6 @@ MODEL_FILES = (
     QUANTIZATION_FILE,
 )
 NOT_IN_EACH = {REPORTS_FILE, CURVES_FILE, CODE_FILE, GATE_FILE, QUANTIZATION_FILE}
-
-
-def push_model(folder: str | Path, repo_id: str, private: bool = True) -> str:
-    """Push MODEL_FILES of a saved model to the Hub; arguments and result as of `push_folder`.
-
-    Raises:
-        UserError: not a saved model, an invalid card, no permission, no network.
-    """
-    folder = Path(folder)
-    check_model_folder(folder)
-    return push_folder(folder, repo_id, MODEL_FILES, CARD_FILE, private)
 
 
 def check_model_folder(folder: Path) -> None:

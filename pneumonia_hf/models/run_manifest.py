@@ -40,6 +40,7 @@ class RunManifest:
     backbone: str | None
     base_model: str | None
     license: str | None
+    datasets: list[str]  # ids of the Hub, of the data that is from there
     hospitals: list[str]  # each NAME=SOURCE,SOURCE, as of DataConfig
     training: Training
     validation: Validation
@@ -72,6 +73,7 @@ def read_manifest(model: str | Path | None) -> RunManifest:
         backbone=origin.get("backbone"),
         base_model=origin.get("base_model"),
         license=origin.get("license"),
+        datasets=_section(content, "data").get("datasets") or [],
         hospitals=_section(content, "data").get("hospitals") or [],
         training=Training(
             seed=training.get("seed"),

@@ -98,6 +98,7 @@ def search_recipe(recipe: Recipe, arguments: XrayTrainingArguments, config: Sear
         (arguments.world_size > 1, "runs in one process; start it with python, not accelerate."),
         (arguments.seeds, "trains each trial once; leave --seeds out and give --seed."),
         (arguments.eval_strategy == "no", "needs evaluations; set --eval_strategy epoch."),
+        (arguments.push_to_hub, "pushes no trial; push the best model when it has ended."),
     ):
         if is_wrong:
             raise UserError(f"A search {message}")

@@ -19,6 +19,7 @@ from pneumonia_hf.cli import check_choices, flag
 from pneumonia_hf.compat.transformers import use_one_gpu
 from pneumonia_hf.errors import UserError
 from pneumonia_hf.evaluation.perturbations import ROBUST
+from pneumonia_hf.hub import check_repo_id
 from pneumonia_hf.models.backbones import fast_precision
 from pneumonia_hf.statistics.metrics import METRICS
 from pneumonia_hf.training.phases import Phase, read_phase
@@ -35,8 +36,8 @@ REFUSED = {
         "validation needs the predictions": "prediction_loss_only",
         "the labels are known": "label_names",
         "use --resume": "resume_from_checkpoint",
-        "use push_to_hub.py when the model is saved": "push_to_hub hub_model_id hub_strategy "
-        "hub_token hub_private_repo hub_always_push hub_revision",
+        "the saved model is pushed, once": "hub_strategy hub_always_push hub_revision",
+        "log in with `hf auth login` or set HF_TOKEN": "hub_token",
         "such a checkpoint cannot be resumed": "save_only_model",
         "a resumed run would train on other images": "ignore_data_skip",
         "SIGTERM saves a checkpoint in any case": "enable_jit_checkpoint",
@@ -257,6 +258,10 @@ class XrayTrainingArguments(TrainingArguments):
             off = (None, default, AcceleratorConfig(), *([] if default is True else [False]))
             if argument.name in REFUSED and getattr(self, argument.name) not in off:
                 raise UserError(f"Leave --{argument.name} out: {REFUSED[argument.name]}.")
+        if self.push_to_hub != bool(self.hub_model_id):
+            raise UserError("--push_to_hub needs --hub_model_id owner/name, and the other way.")
+        if self.push_to_hub:
+            check_repo_id(self.hub_model_id)
         if self.train_sampling_strategy not in ("random", "sequential"):
             raise UserError(
                 f"Leave --train_sampling_strategy {self.train_sampling_strategy} out: {NO_LENGTH}."

@@ -138,6 +138,7 @@ def make_manifest(
         "data": asdict(recipe.data)
         | {
             "data_dir": " + ".join(parse_source(text).name for text in recipe.data.data_dir),
+            "datasets": _list_datasets(recipe.data.data_dir),
             "cache_dir": None,
             **{
                 name: [public_name(path) for path in getattr(recipe.data, name) or []]
@@ -184,6 +185,12 @@ def make_manifest(
         "hardware": describe_hardware(),
         "hashes": images.hashes,
     }
+
+
+def _list_datasets(sources: Sequence[str]) -> list[str]:
+    """Return the ids of the data sets that are from the Hub, `owner/name`."""
+    places = [one.where for one in map(parse_source, sources) if one.kind == "hub"]
+    return [place.partition("@")[0].partition(":")[0] for place in places]
 
 
 def _describe_phase(model: PreTrainedModel, phase: Phase, outcome: Outcome) -> dict[str, Any]:

@@ -69,6 +69,8 @@ def leave_one_site_out(recipe: Recipe, arguments: XrayTrainingArguments) -> list
         )
     if arguments.teacher:
         raise UserError("Leave --teacher out: it may have seen the site that is left out.")
+    if arguments.push_to_hub:
+        raise UserError("Leave --push_to_hub out: these models are made to be compared.")
     if arguments.world_size > 1:
         raise UserError("Leaving out sites runs in one process; start it with python.")
     folder, found = Path(arguments.output_dir), []

@@ -220,6 +220,7 @@ def _make_trainer(run: Run, model: PreTrainedModel, number: int, phase: Phase) -
         learning_rate=phase.learning_rate,
         seed=(run.arguments.seed + number - 1) % 2**32,
         load_best_model_at_end=False,  # the Trainer would load it non-strictly
+        push_to_hub=False,  # the Trainer would push checkpoints
         run_name=f"{name}-phase-{number}" if len(run.phases) > 1 else name,
     )
     if "trackio" in arguments.report_to:

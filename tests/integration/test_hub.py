@@ -22,7 +22,7 @@ from helpers import (
     run_script,
     save_tiny_body,
 )
-from hub_server import LocalHub, Repository
+from hub_server import Repository
 from safetensors.torch import load_file, save_file
 
 from pneumonia_hf import Predictor
@@ -35,12 +35,6 @@ from pneumonia_hf.models.build import ModelConfig, build_model
 from pneumonia_hf.models.model_card import make_card
 from pneumonia_hf.models.model_folder import MODEL_FILES
 from pneumonia_hf.reporting.numbers import read_interval, to_text
-
-
-@pytest.fixture
-def hub():
-    with LocalHub() as server:
-        yield server
 
 
 @pytest.fixture
@@ -71,7 +65,8 @@ def test_model_is_pushed_in_one_private_commit(hub, hub_environment, tiny_model)
     expected = set(MODEL_FILES) - {
         "reports.json", "xray_cnn.py", "gate.safetensors", "quantization.json"
     }  # fmt: skip
-    assert files.keys() == expected | {".gitattributes"}
+    (wheel,) = (name for name in files if name.endswith(".whl"))
+    assert files.keys() == expected | {".gitattributes", "handler.py", "requirements.txt", wheel}
     assert "checkpoints" in {path.name for path in tiny_model.iterdir()}
 
 
@@ -230,17 +225,6 @@ def publish_pickled(hub, model, repo_id: str, shards: int = 1, weights=None) -> 
     hub.repositories[repo_id].commit("first", files)
 
 
-@pytest.fixture
-def own_client(hub, tmp_path, monkeypatch):
-    """Let the client in this process ask the local Hub."""
-    from huggingface_hub import constants
-
-    template = constants.HUGGINGFACE_CO_URL_TEMPLATE.removeprefix(constants.ENDPOINT)
-    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + template)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-
-
 def test_pickled_weights_score_like_safetensors(hub, own_client, tiny_model, tmp_path):
     model = shutil.copytree(
         tiny_model, tmp_path / "model", ignore=shutil.ignore_patterns("checkpoints")
@@ -305,6 +289,46 @@ def test_backbone_is_the_same_from_pickled_weights(hub, own_client, tmp_path):
         head = backbone_of(expected).head  # new each time
         for key, value in expected.state_dict().items():
             assert key.startswith(head) or torch.equal(found.state_dict()[key], value), key
+
+
+@pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # of the Hub's client
+def test_training_pushes_what_it_saved_and_asks_for_the_login_first(
+    hub, own_client, tiny_model, xray_folder, tmp_path, monkeypatch
+):
+    calls = []
+
+    def run_recipe(recipe, arguments):
+        calls.append(list(hub.requests))
+        return tiny_model
+
+    monkeypatch.setattr("pneumonia_hf.training.train.run_recipe", run_recipe)
+    flags = ["--data_dir", xray_folder, "--output_dir", tmp_path / "run", "--push_to_hub"]
+    flags += ["--hub_model_id", "me/trained"]
+    done = call_script("train.py", *flags)
+    assert done.returncode == 0, done.stderr
+    assert calls == [["GET /api/whoami-v2"]]
+    repository = hub.repositories["me/trained"]
+    assert f"/commit/{repository.commits[-1][0]} (private)." in done.stdout
+    assert "model.safetensors" in repository.commits[-1][1] and repository.private
+    call_script("train.py", *flags[:-1], "me/open", "--hub_private_repo", "false")
+    assert not hub.repositories["me/open"].private
+    monkeypatch.setenv("HF_TOKEN", "hf_wrong")
+    assert_one_sentence(call_script("train.py", *flags), "401", "hf auth login")
+    assert len(calls) == 2  # nothing is trained that could not be pushed
+
+
+@pytest.mark.slow
+def test_checkpoints_of_a_training_that_pushes_stay_here(
+    hub, hub_environment, xray_folder, tmp_path
+):
+    flags = ["--backbone", "xray-cnn", "--weights", "none", "--image_size", 32, "--max_steps", 2]
+    flags += ["--data_dir", xray_folder, "--output_dir", tmp_path / "run", "--precision", "fp32"]
+    flags += ["--push_to_hub", "--hub_model_id", "me/trained", "--report_to", "none"]
+    done = run_script("train.py", *flags, **hub_environment)
+    assert done.returncode == 0, done.stderr[-2000:]
+    repository = hub.repositories["me/trained"]
+    assert len(repository.commits) == 2  # the Hub's initial commit, and ours
+    assert not [name for name in repository.commits[-1][1] if "checkpoint" in name]
 
 
 @pytest.mark.slow

@@ -193,8 +193,11 @@ def test_push_sends_the_model_with_its_measured_card_in_private(executed):
     repository = repositories["me/quickstart"]
     sha, files = repository.commits[-1]
     assert repository.private
-    assert files.keys() == EXPECTED_FILES | {".gitattributes"}
-    assert files["README.md"] == (folder / "model" / "README.md").read_bytes()
+    (wheel,) = (name for name in files if name.endswith(".whl"))
+    own = {".gitattributes", "handler.py", "requirements.txt", wheel}
+    assert files.keys() == EXPECTED_FILES | own
+    card = (folder / "model" / "README.md").read_text().replace("THIS_REPOSITORY", "me/quickstart")
+    assert files["README.md"].decode() == card
     report = json.loads((folder / "model-report" / "report.json").read_text())
     assert f"{report['metrics']['auroc']['value']:.3f}" in files["README.md"].decode()
     assert f"/me/quickstart/commit/{sha}" in text_of(notebook, "upload")

@@ -28,6 +28,25 @@ def test_card_of_the_default_model_is_that_of_its_files():
     assert (DEFAULT_MODEL / "README.md").read_text() == str(make_card(DEFAULT_MODEL))
 
 
+def test_metadata_keep_the_data_sets_of_reports_apart_under_no_invented_id():
+    results = make_card(DEFAULT_MODEL).data.to_dict()["model-index"][0]["results"]
+    reports = json.loads((DEFAULT_MODEL / REPORTS_FILE).read_text())
+    for result, report in zip(results, reports, strict=True):
+        data, area = result["dataset"], report["metrics"]["auroc"]["value"]
+        assert (data["type"], data["config"]) == ("unknown", report["data"])
+        assert data["name"] == f"{report['data']} ({report['split']})"
+        (found,) = (one["value"] for one in result["metrics"] if one["type"] == "roc_auc")
+        assert found == round(area, 4)
+
+
+def test_ids_of_data_sets_are_those_of_the_hub_and_else_none(tmp_path):
+    run = json.loads((DEFAULT_MODEL / RUN_FILE).read_text())
+    for datasets in ([], ["me/xrays"]):
+        run["data"]["datasets"] = datasets
+        (tmp_path / RUN_FILE).write_text(json.dumps(run))
+        assert make_card(tmp_path).data.to_dict().get("datasets", []) == datasets
+
+
 def test_card_shows_several_hospitals_and_not_one(tmp_path):
     run = json.loads((DEFAULT_MODEL / RUN_FILE).read_text())
     number = {"value": 0.9, "low": 0.8, "high": 0.95}

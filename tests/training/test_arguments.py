@@ -129,7 +129,7 @@ ACCEPTED = {
 # Fields with tests of their own: seeds are runs, a teacher is a saved model, and so on.
 ELSEWHERE = {"seeds", "teacher", "teacher_positive_label", "distil_weight", "distil_temperature",
              "unlabelled", "unlabelled_share", "bf16", "fp16", "ddp_backend",
-             "box_weight"}  # fmt: skip
+             "box_weight", "push_to_hub", "hub_model_id", "hub_private_repo"}  # fmt: skip
 # A value other than the default for each field that is refused, where True is none.
 REFUSED_VALUES = {
     "eval_do_concat_batches": False,
@@ -166,6 +166,15 @@ def test_arguments_can_be_copied_with_changes():
     changed = arguments.with_changes(seed=5, output_dir="other")
     assert (changed.seed, changed.output_dir, changed.bf16) == (5, "other", True)
     assert (arguments.seed, arguments.output_dir) == (13, "unused")
+
+
+def test_a_push_needs_the_name_of_a_repository():
+    for given in ({"push_to_hub": True}, {"hub_model_id": "me/x"}):
+        with pytest.raises(UserError, match="--push_to_hub needs --hub_model_id"):
+            XrayTrainingArguments(output_dir="unused", **given)
+    with pytest.raises(UserError, match="give it as owner/name"):
+        XrayTrainingArguments(output_dir="unused", push_to_hub=True, hub_model_id="x")
+    XrayTrainingArguments(output_dir="unused", push_to_hub=True, hub_model_id="me/x")
 
 
 def test_backend_of_several_processes_is_refused_for_one(monkeypatch):

@@ -207,7 +207,7 @@ def test_mistakes_are_reported_in_one_sentence(tmp_path, xray_folder, body, flag
         (["--activation_checkpointing"], ["The Trainer refuses", "checkpointing"]),
         (["--save_only_model"], ["Leave --save_only_model out"]),
         (["--resume_from_checkpoint", "x"], ["use --resume"]),
-        (["--push_to_hub"], ["push_to_hub.py"]),
+        (["--push_to_hub"], ["--hub_model_id"]),
         (["--imbalance", "sampler", "--train_sampling_strategy", "sequential"], ["sampler"]),
         (["--dataloader_drop_last", "--per_device_train_batch_size", "999"], ["no whole batch"]),
         (["--eval_strategy", "steps", "--save_strategy", "steps", "--eval_steps", "2",
