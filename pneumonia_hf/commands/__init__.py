@@ -18,7 +18,9 @@ COMMANDS = {
     "quantize": "let a saved model score with 8-bit integers",
     "export": "export a saved model as one ONNX file",
     "compare": "put reports of several models side by side",
-    "push": "push a saved model to the Hugging Face Hub",
+    "push": "push a saved model or ensemble to the Hugging Face Hub",
+    "space": "make a Space on the Hub that serves a model",
+    "check": "check that a running Space answers as its model does",
 }
 
 

@@ -43,7 +43,7 @@ def test_mistakes_end_the_app_with_one_sentence():
 
 def serve_with(monkeypatch, tmp_path, **variables: str) -> tuple:
     """Return what the app loads its model with, given environment variables."""
-    import app
+    from pneumonia_hf.demo import serve as app
 
     class Loaded(Exception):
         pass
@@ -62,7 +62,7 @@ def serve_with(monkeypatch, tmp_path, **variables: str) -> tuple:
 
 @pytest.mark.slow
 def test_settings_may_have_blanks_and_quotes_around_them(monkeypatch, tmp_path):
-    import app
+    from pneumonia_hf.demo import serve as app
     from pneumonia_hf.models.model_folder import DEFAULT_MODEL
 
     model, revision, options = serve_with(monkeypatch, tmp_path)
@@ -83,7 +83,7 @@ def test_settings_may_have_blanks_and_quotes_around_them(monkeypatch, tmp_path):
 
 
 def test_an_error_of_a_setting_names_its_variable(monkeypatch, tmp_path):
-    import app
+    from pneumonia_hf.demo import serve as app
     from pneumonia_hf.errors import UserError
 
     for variables in (
@@ -109,8 +109,8 @@ def test_an_error_of_a_setting_names_its_variable(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("error", [OSError("Cannot find empty port"), OSError(13, "Denied")])
 def test_port_in_use_is_one_sentence_and_other_errors_are_not(monkeypatch, tmp_path, error):
-    import app
     from pneumonia_hf.demo import app as demo
+    from pneumonia_hf.demo import serve as app
     from pneumonia_hf.demo import uploads
 
     def launch(**_):
@@ -128,7 +128,8 @@ def test_port_in_use_is_one_sentence_and_other_errors_are_not(monkeypatch, tmp_p
 @pytest.mark.slow
 def test_garbage_is_collected_while_the_app_serves(tmp_path):
     program = (
-        "import gc, gradio, app\n"
+        "import gc, gradio\n"
+        "from pneumonia_hf.demo import serve as app\n"
         "count = lambda: gc.get_stats()[2]['collections']\n"
         "before = count()\n"
         "gradio.Blocks.launch = lambda *_, **options: print(gc.isenabled(), count() - before)\n"

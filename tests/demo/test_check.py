@@ -1,0 +1,103 @@
+"""Whether a running app answers as its model does."""
+
+import sys
+from dataclasses import replace
+
+import pytest
+from doc_pages import PAGES, list_blocks, list_commands
+from helpers import ROOT
+from hub_server import Repository
+
+from pneumonia_hf import Predictor, commands
+from pneumonia_hf.demo import check
+from pneumonia_hf.demo.check import check_space, compare, name_served
+from pneumonia_hf.errors import HubError, UserError
+from pneumonia_hf.models.model_folder import DEFAULT_MODEL
+
+DRAWING = ROOT / "docs" / "drawn_xray.png"
+pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")  # gradio's client
+
+
+@pytest.fixture(scope="module")
+def default() -> Predictor:
+    return Predictor.from_pretrained(DEFAULT_MODEL)
+
+
+def test_a_running_app_answers_as_its_model_and_not_as_another(
+    app_url, tiny_model, monkeypatch, capsys
+):
+    for model, status, words in (
+        (tiny_model, 0, "answers as its model does here."),
+        (DEFAULT_MODEL, 1, "answers wrongly."),
+    ):
+        words_given = ["pneumonia-hf", "check", "--space", app_url, "--model", str(model)]
+        monkeypatch.setattr(sys, "argv", words_given)
+        assert commands.main() == status
+        assert words in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # of the Hub's client
+def test_the_lines_of_the_page_lead_from_a_model_to_a_checked_space(
+    hub, own_client, app_url, tiny_model, tmp_path, monkeypatch, capsys
+):
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "NAME").symlink_to(tiny_model)
+    monkeypatch.chdir(tmp_path)
+    lines = [words for words in list_commands(PAGES["docs/hub.md"]) if words[0] == "pneumonia-hf"]
+    assert [words[1] for words in lines] == ["push", "space", "check"]
+    for words in lines:
+        if words[1] == "check":
+            # The Hub would run the Space with its variables; here it is the app of this model.
+            space = hub.repositories["spaces/me/demo"]
+            space.host, name = app_url, "{MODEL_ID}@{MODEL_REVISION}".format(**space.variables)
+            monkeypatch.setattr(check, "name_served", lambda text, name=name: name)
+        monkeypatch.setattr(sys, "argv", words)
+        assert not commands.main()
+    assert "me/demo answers as its model does here." in capsys.readouterr().out
+    exec(list_blocks(PAGES["docs/hub.md"], "python")[0].replace("xray.dcm", str(DRAWING)), {})
+    assert capsys.readouterr().out.strip() in ("REFER", "NORMAL", "PNEUMONIA", "REFUSED")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({}, None),
+        ({"probability": 0.2004}, None),
+        ({"decision": "NORMAL"}, "the decision is NORMAL and should be REFER"),
+        ({"threshold": 0.9}, "the threshold is 0.9 and should be"),
+        ({"probability": 0.3}, "the probability is 0.3"),
+        ({"probability": None}, "the probability is None"),
+        ({"label": None}, "the label is None"),
+    ],
+)
+def test_each_difference_is_found(default, changes, words):
+    expected = default.predict(check.draw_images()["a patient without an opacity"])
+    expected = replace(expected, probability=0.2, decision="REFER")
+    fault = compare(expected.to_dict() | changes, expected)
+    assert fault is None if words is None else words in fault
+
+
+def test_a_blank_image_is_decided_on_by_no_model(default):
+    blank = default.predict(check.draw_images()["a blank image"])
+    assert blank.decision in ("REFER", "REFUSED")
+
+
+def test_name_that_an_app_gives_is_that_of_a_model():
+    sha = 40 * "a"
+    assert name_served(f"me/x@{sha} ({sha[:12]})") == f"me/x@{sha}"
+    assert name_served("me/x (abcdefabcdef)") == "me/x"
+    assert name_served("default_model") == DEFAULT_MODEL
+    with pytest.raises(UserError, match="name it as --model"):
+        name_served("latest")
+
+
+def test_a_space_that_does_not_run_is_one_sentence(hub, own_client):
+    hub.repositories["spaces/me/demo"] = Repository(private=False)
+    hub.repositories["spaces/me/demo"].commit("first", {"README.md": b"x"})
+    with pytest.raises(HubError, match=r"does not run \(its stage is RUNTIME_ERROR\)"):
+        check_space("me/demo")
+    hub.repositories["spaces/me/demo"].host = "http://127.0.0.1:9"
+    with pytest.raises(HubError, match=r"http://127.0.0.1:9 does not answer as this app"):
+        check_space("me/demo")
+    with pytest.raises(HubError, match=r"\((404|401)\)"):
+        check_space("me/none")
