@@ -56,6 +56,8 @@ class Reason(Enum):
         "used."
     )
     NO_OWN_THRESHOLD = "Some of these models store no threshold; 0.5 is used for them."
+    CROPS = "The image processor of this model crops the border of each image."
+    MORE_CLASSES = "This model also knows {classes}; only its class of pneumonia counts as that."
     TTA_ON = "Test-time augmentation is on: the score is the mean over several views of the image."
     TTA_STRANGE = "The threshold was chosen without test-time augmentation."
     TTA_MISSED = "The threshold was chosen with test-time augmentation, which is off."

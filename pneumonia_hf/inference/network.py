@@ -15,6 +15,7 @@ from pneumonia_hf.compat.torch import stamp_weights
 from pneumonia_hf.errors import ModelError
 from pneumonia_hf.imaging.preprocess import to_pixel_values
 from pneumonia_hf.inference.backends import Backend, Scorer, is_convolutional, make_scorer
+from pneumonia_hf.inference.foreign import check_model
 from pneumonia_hf.inference.frontal import KINDS
 from pneumonia_hf.inference.gate import Gate, Layer, capture_features
 from pneumonia_hf.inference.tta import TTA_TRANSFORMS, apply_transform
@@ -127,6 +128,7 @@ class Network:
             # transformers, safetensors and json each raise their own on damaged files.
             reason = explain_load_error(error)
             raise ModelError(f"The model in {name} cannot be loaded: {reason}") from error
+        check_model(model, processor, name)
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         gate = Gate.load(folder, name)

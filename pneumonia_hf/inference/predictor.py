@@ -16,6 +16,7 @@ from pneumonia_hf.hub import public_name
 from pneumonia_hf.imaging.read import to_xray
 from pneumonia_hf.imaging.xray import Xray
 from pneumonia_hf.inference.backends import Backend
+from pneumonia_hf.inference.foreign import list_caveats
 from pneumonia_hf.inference.frontal import find_refusal
 from pneumonia_hf.inference.network import BATCH, Network, NetworkScores
 from pneumonia_hf.inference.read_ahead import (
@@ -129,7 +130,10 @@ class Predictor:
         reasons += tta_reasons(
             tta, self.has_threshold or not single, bool((chosen or {}).get("tta"))
         )
-        self.caveats = tuple(reason.caveat() for reason in reasons)  # about every prediction
+        caveats = [reason.caveat() for reason in reasons]
+        for network in networks:
+            caveats += list_caveats(network.model, network.processor)
+        self.caveats = tuple(dict.fromkeys(caveats))  # about every prediction
 
     @property
     def network(self) -> Network:

@@ -1,0 +1,60 @@
+"""Models of other projects: what is adapted, with a sentence, and what is refused."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+from pneumonia_hf.errors import ModelError
+from pneumonia_hf.imaging.preprocess import to_pixel_values
+from pneumonia_hf.labels import LABELS
+from pneumonia_hf.reasons import Caveat, Reason
+
+if TYPE_CHECKING:
+    from transformers import BaseImageProcessor, PreTrainedModel
+
+OUR_CLASSES = {*LABELS, "OTHER"}
+NO_CROP_FROM = 384  # ConvNeXt's processor crops smaller images alone
+
+
+def check_model(model: PreTrainedModel, processor: BaseImageProcessor, name: str) -> None:
+    """Raise a ModelError if the scores of a loaded model would be wrong without an error.
+
+    They would be where classes do not exclude each other, and where the processor does something
+    else than what `to_pixel_values` does of it.
+    """
+    import torch
+
+    if model.config.num_labels < 2 or model.config.problem_type == "multi_label_classification":
+        raise ModelError(f"The classes of {name} do not exclude each other, as they must.")
+    noise = np.random.default_rng(0).integers(0, 256, (96, 72), dtype=np.uint8)
+    images = [Image.fromarray(noise), Image.fromarray(noise.T)]
+    try:
+        found = torch.cat([to_pixel_values([one], processor) for one in images])
+        plain = processor(images=[one.convert("RGB") for one in images], return_tensors="pt")
+        same = torch.allclose(found, plain["pixel_values"], atol=1e-4)
+    except Exception as error:  # processors raise whatever their steps do
+        reason = " ".join(str(error).split())
+        raise ModelError(
+            f"The image processor of {name} gives no images of one shape: {reason}"
+        ) from error
+    if not same:
+        raise ModelError(
+            f"The image processor of {name} ({type(processor).__name__}) has steps other than "
+            f"resizing, cropping and normalising, which are not supported."
+        )
+
+
+def list_caveats(model: PreTrainedModel, processor: BaseImageProcessor) -> list[Caveat]:
+    """Return what holds for each decision of a model that other projects made."""
+    caveats = []
+    edge = (getattr(processor, "size", None) or {}).get("shortest_edge") or NO_CROP_FROM
+    crops = getattr(processor, "crop_pct", None) and edge < NO_CROP_FROM
+    if crops or getattr(processor, "do_center_crop", False):
+        caveats.append(Reason.CROPS.caveat())
+    labels = [label.strip() for label in model.config.id2label.values()]
+    if len(labels) > 2 and (others := [one for one in labels if one.upper() not in OUR_CLASSES]):
+        caveats.append(Reason.MORE_CLASSES.caveat(classes=", ".join(others)))
+    return caveats
