@@ -16,6 +16,11 @@ def main() -> None:
     parser.add_argument("--model", help="Model folder or Hub id; default: the one included.")
     add_positive_label(parser)
     parser.add_argument("--output", type=Path, required=True, help="The .onnx file to write.")
+    parser.add_argument(
+        "--with_preprocessing",
+        action="store_true",
+        help="The file takes gray images as uint8, and returns probabilities.",
+    )
     parser.add_argument("--overwrite", action="store_true", help="Replace an older file.")
     options = parser.parse_args()
 
@@ -27,6 +32,7 @@ def main() -> None:
     check_inputs([model])
     check_output(options.output, options.overwrite)
     predictor = Predictor.from_pretrained(model, positive_label=options.positive_label)
-    path = export_onnx(predictor, options.output, options.overwrite)
-    megabytes = path.stat().st_size / 1e6
-    print(f"Exported to {path} ({megabytes:.1f} MB); its logits match those of the model.")
+    whole = options.with_preprocessing
+    path = export_onnx(predictor, options.output, options.overwrite, whole)
+    megabytes, what = path.stat().st_size / 1e6, "probabilities" if whole else "logits"
+    print(f"Exported to {path} ({megabytes:.1f} MB); its {what} match those of the model.")

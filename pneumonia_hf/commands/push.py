@@ -20,6 +20,9 @@ def main() -> None:
     parser.add_argument(
         "--report", type=Path, help="Folder of a report on this model: its numbers and figures."
     )
+    parser.add_argument(
+        "--onnx", action="store_true", help="Export the model too, also with its preprocessing."
+    )
     options = parser.parse_args()
 
     from pneumonia_hf.publish.push import push_and_tell
@@ -30,4 +33,5 @@ def main() -> None:
         not options.public,
         options.tag,
         options.report,
+        options.onnx,
     )

@@ -93,11 +93,13 @@ def check_packages(what: str, names: Sequence[str]) -> None:
         raise UserError(f"{what} needs more packages: pip install {' '.join(missing)}.")
 
 
-def check_equal(found: np.ndarray, expected: np.ndarray, what: str, advice: str) -> None:
-    """Raise a UserError if `found` differs from the model's own by more than TOLERANCE."""
+def check_equal(
+    found: np.ndarray, expected: np.ndarray, what: str, advice: str, tolerance: float = TOLERANCE
+) -> None:
+    """Raise a UserError if `found` differs from the model's own by more than the tolerance."""
     difference = float(np.abs(found - expected).max())
-    if not difference <= TOLERANCE:  # NaN differs too
-        limit = f"{difference:.2g}, more than {TOLERANCE:g}"
+    if not difference <= tolerance:  # NaN differs too
+        limit = f"{difference:.2g}, more than {tolerance:g}"
         raise UserError(f"{what} differ from the model's by {limit}; {advice}.")
 
 
@@ -197,23 +199,51 @@ def export_network(
         UserError: ONNX cannot express the network.
     """
     import copy
-    import warnings
 
     import torch
 
     network = copy.deepcopy(model).to(memory_format=torch.contiguous_format)
+    # The ranges of int8 are by tensor, so other names would not fit older files.
+    names = None if class_index is None else ["logits", "probability"]
+    shapes = {0: torch.export.Dim("batch", min=1)}
+    outputs = _make_outputs(network, layer, class_index)
+    return write_program(outputs, "pixel_values", images[:2], shapes, names)
+
+
+def write_program(
+    module: nn.Module,
+    name: str,
+    example: torch.Tensor,
+    shapes: dict[int, Any],
+    output_names: Sequence[str] | None = None,
+) -> ONNXProgram:
+    """Return a module with one input as an ONNX program.
+
+    Args:
+        module: on the CPU, in evaluation mode.
+        name: of its input.
+        example: an input, to trace it with.
+        shapes: the axes of the input that may have other lengths.
+        output_names: by default those of the exporter.
+
+    Raises:
+        UserError: ONNX cannot express the network.
+    """
+    import warnings
+
+    import torch
+
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # deprecations inside the exporter
         try:
             return torch.onnx.export(
-                _make_outputs(network, layer, class_index),
-                (images[:2],),
+                module,
+                (example,),
                 dynamo=True,
                 verbose=False,
-                input_names=["pixel_values"],
-                # The ranges of int8 are by tensor, so other names would not fit older files.
-                output_names=None if class_index is None else ["logits", "probability"],
-                dynamic_shapes={"pixel_values": {0: torch.export.Dim("batch", min=1)}},
+                input_names=[name],
+                output_names=output_names,
+                dynamic_shapes=(shapes,),
             )
         except torch.onnx.errors.OnnxExporterError as error:
             reason = str(error).strip().splitlines()[0]
@@ -246,9 +276,10 @@ def open_session(content: bytes | Path, threads: int) -> Compute:
     # Threads that wait in a loop would take the cores from the preprocessing.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
 
     def score(pixel_values: torch.Tensor) -> tuple[np.ndarray, np.ndarray | None]:
-        logits, *features = session.run(None, {"pixel_values": pixel_values.numpy()})
+        logits, *features = session.run(None, {name: pixel_values.numpy()})
         return logits, features[0] if features else None
 
     return score

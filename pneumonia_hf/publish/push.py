@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import tempfile
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from pneumonia_hf.evaluation.report import FIGURE_FILES
 from pneumonia_hf.evaluation.scores import hash_files
 from pneumonia_hf.files import read_json
 from pneumonia_hf.hub import Pushed, check_repo_id, find_weights, push_files
+from pneumonia_hf.inference.onnx_export import export_onnx
+from pneumonia_hf.inference.predictor import Predictor
 from pneumonia_hf.models import model_card
 from pneumonia_hf.models.model_folder import (
     CARD_FILE,
@@ -31,6 +34,8 @@ ENSEMBLE_FILES = (ENSEMBLE_FILE, "seeds.json", "seeds.md")
 OWN_FILES = {*MODEL_FILES, *ENSEMBLE_FILES, RUNNER, "requirements.txt"}
 # report.md, report.html and the predictions name the files of patients; examples are X-rays.
 REPORT_FIGURES = [name for name in FIGURE_FILES if not name.startswith("examples.")]
+# Whether the preprocessing is inside. No weights of 8 bits, which change too many decisions.
+ONNX_FILES = {"model.onnx": False, "model_with_preprocessing.onnx": True}
 # Tokens of the Hub, and absolute paths, which are no parts of an address or a fraction.
 PRIVATE = re.compile(
     r"\bhf_[A-Za-z0-9]{20,}|(?<![\w.:/)])/(?:[\w.@-]+/)+[\w.@-]+|\b[A-Z]:\\+[\w.-]+\\+[\w.-]+"
@@ -43,6 +48,7 @@ def push_model(
     private: bool = True,
     tag: str | None = None,
     report: str | Path | None = None,
+    onnx: bool = False,
 ) -> Pushed:
     """Push a saved model, or an ensemble with its members, to the Hub in one commit.
 
@@ -52,6 +58,7 @@ def push_model(
         tag: a name for the revision.
         report: folder of a report on this model, whose numbers and figures are pushed too. A
             single model's card gets its metrics, also in `folder`.
+        onnx: push ONNX files of a single model too.
 
     Raises:
         UserError: not a saved model, a report of another one, an invalid card, a local path or
@@ -61,6 +68,7 @@ def push_model(
     check_repo_id(repo_id)
     files = collect_files(folder, repo_id, Path(report) if report else None)
     check_privacy(files)
+    files |= export_files(folder) if onnx else {}
     message = "Add the model, its card and how it was made"
     return push_files(repo_id, files, message, is_ours, private, tag)
 
@@ -127,11 +135,23 @@ def check_privacy(files: dict[str, Path | bytes]) -> None:
                 raise HubError(f"{name} holds {what}, which must not be pushed; remove it first.")
 
 
+def export_files(folder: Path) -> dict[str, bytes]:
+    """Return ONNX files of a single model, in the layout of transformers.js."""
+    predictor = Predictor.from_pretrained(folder, device="cpu")
+    with tempfile.TemporaryDirectory() as temporary:
+        return {
+            f"onnx/{name}": export_onnx(
+                predictor, Path(temporary) / name, with_preprocessing=whole
+            ).read_bytes()
+            for name, whole in ONNX_FILES.items()
+        }
+
+
 def is_ours(name: str, there: Collection[str]) -> bool:
     """Return whether a file in a repository is of an earlier push, and not a user's own."""
     folder, _, file = name.rpartition("/")
-    if folder == "report":
-        return file in {"report.json", *FIGURE_FILES}
+    if folder in ("report", "onnx"):
+        return file in {"report.json", *FIGURE_FILES, *ONNX_FILES}
     if not folder:
         return file in OWN_FILES or bool(WHEEL_NAME.fullmatch(file))
     return file in MODEL_FILES and f"{folder}/{RUN_FILE}" in there

@@ -128,3 +128,24 @@ def test_script_exports_a_saved_model(small, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "MB); its logits match those of the model" in done.stdout
     assert_one_sentence(call_script("export_onnx.py", *flags), "--overwrite")
+
+
+def test_file_with_preprocessing_takes_gray_images_of_any_size(small, tmp_path):
+    path = export_onnx(small, tmp_path / "whole.onnx", with_preprocessing=True)
+    session = onnxruntime.InferenceSession(path)
+    assert [one.name for one in session.get_outputs()] == ["probability"]
+    for size in ((200, 120), (50, 90)):
+        images = [draw_xray(seed, ill=bool(seed % 2), size=size) for seed in range(3)]
+        (found,) = session.run(None, {"image": np.stack([np.asarray(one) for one in images])})
+        # The processor rounds gray levels after each axis, the program once.
+        assert found == pytest.approx(small.probabilities(images), abs=0.002)
+        assert len(set(map(float, found))) == 3
+    assert "threshold" in session.get_modelmeta().custom_metadata_map
+
+
+@pytest.mark.slow
+def test_file_whose_preprocessing_differs_is_not_written(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(export, "normalise", lambda pixels, _: pixels.expand(-1, 3, -1, -1) / 200)
+    with pytest.raises(UserError, match="The probabilities of the exported network differ"):
+        export_onnx(small, tmp_path / "whole.onnx", with_preprocessing=True)
+    assert list(tmp_path.iterdir()) == []
