@@ -48,7 +48,6 @@ TESTED_ELSEWHERE = {
     "demo.serve": "as app.py: tests/demo/test_app.py",
     "inference.batch": "through the command: tests/commands/test_predict.py",
     "inference.read_ahead": "through the predictor: tests/inference/test_predictor.py",
-    "models.model_folder": "by all that save and load: tests/training/test_train.py",
     "reasons": "by all that doubt an image, such as tests/imaging/test_xray.py",
     "training.counterfactuals": "through training: tests/training/test_trainer.py",
     "training.curves": "through training: tests/training/test_train.py",

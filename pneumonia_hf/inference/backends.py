@@ -217,14 +217,9 @@ def write_program(
     shapes: dict[int, Any],
     output_names: Sequence[str] | None = None,
 ) -> ONNXProgram:
-    """Return a module with one input as an ONNX program.
+    """Return a module with one input, `name`, as an ONNX program; it is traced with `example`.
 
-    Args:
-        module: on the CPU, in evaluation mode.
-        name: of its input.
-        example: an input, to trace it with.
-        shapes: the axes of the input that may have other lengths.
-        output_names: by default those of the exporter.
+    `shapes` are the axes of the input that may have other lengths.
 
     Raises:
         UserError: ONNX cannot express the network.

@@ -14,7 +14,7 @@ from PIL import Image
 from pneumonia_hf import __version__
 from pneumonia_hf.errors import UserError
 from pneumonia_hf.files import unfinished_file
-from pneumonia_hf.imaging.preprocess import BICUBIC, normalise
+from pneumonia_hf.imaging.preprocess import BICUBIC
 from pneumonia_hf.inference.backends import (
     NEEDED,
     Compute,
@@ -105,6 +105,11 @@ def _export_whole(
     import torch
 
     square = processor.size["height"], processor.size["width"]
+    # Not by the processor: it would keep, for all later images, what it computes while traced.
+    mean, std = (
+        torch.tensor(list(one)).reshape(1, -1, 1, 1)
+        for one in (processor.image_mean, processor.image_std)
+    )
 
     class Whole(torch.nn.Module):
         def __init__(self) -> None:
@@ -116,7 +121,8 @@ def _export_whole(
                 image[:, None].float(), size=square, mode="bicubic", antialias=True
             )
             pixels = pixels.round().clamp(0, 255)  # as the processor resizes gray levels
-            logits = self.model(pixel_values=normalise(pixels, processor)).logits
+            pixels = (pixels * processor.rescale_factor - mean) / std  # [N, 3, H, W]
+            logits = self.model(pixel_values=pixels).logits
             return logits.softmax(dim=1)[:, class_index]
 
     axes = ("batch", 1), ("height", SMALLEST), ("width", SMALLEST)

@@ -131,6 +131,7 @@ def test_script_exports_a_saved_model(small, tmp_path):
 
 
 def test_file_with_preprocessing_takes_gray_images_of_any_size(small, tmp_path):
+    before = small.probabilities(IMAGES)
     path = export_onnx(small, tmp_path / "whole.onnx", with_preprocessing=True)
     session = onnxruntime.InferenceSession(path)
     assert [one.name for one in session.get_outputs()] == ["probability"]
@@ -141,11 +142,22 @@ def test_file_with_preprocessing_takes_gray_images_of_any_size(small, tmp_path):
         assert found == pytest.approx(small.probabilities(images), abs=0.002)
         assert len(set(map(float, found))) == 3
     assert "threshold" in session.get_modelmeta().custom_metadata_map
+    # Nothing of the export stays in the processor, which other images go through.
+    again = Predictor(Network(small.network.model, small.network.processor))
+    assert again.probabilities(IMAGES) == pytest.approx(before)
 
 
 @pytest.mark.slow
 def test_file_whose_preprocessing_differs_is_not_written(small, tmp_path, monkeypatch):
-    monkeypatch.setattr(export, "normalise", lambda pixels, _: pixels.expand(-1, 3, -1, -1) / 200)
+    honest = export._export_whole
+
+    def export_other_weights(model, *others):
+        other = copy.deepcopy(model)
+        with torch.no_grad():
+            other.classifier.bias += torch.tensor([0.0, 1.0])
+        return honest(other, *others)
+
+    monkeypatch.setattr(export, "_export_whole", export_other_weights)
     with pytest.raises(UserError, match="The probabilities of the exported network differ"):
         export_onnx(small, tmp_path / "whole.onnx", with_preprocessing=True)
     assert list(tmp_path.iterdir()) == []
