@@ -233,7 +233,7 @@ def test_a_push_that_is_killed_leaves_the_old_revision(hub, light, changing):
     for _ in range(KILLS):
         new, before = changing(), len(hub.requests)
         pid = fork_and_push(light)
-        number, ended = chance.randrange(requests), 0
+        number, ended = chance.randrange(requests + 1), 0
         while len(hub.requests) < before + number and not ended:
             time.sleep(0.001)
             ended = os.waitpid(pid, os.WNOHANG)[0]
