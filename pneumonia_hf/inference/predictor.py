@@ -130,10 +130,9 @@ class Predictor:
         reasons += tta_reasons(
             tta, self.has_threshold or not single, bool((chosen or {}).get("tta"))
         )
-        caveats = [reason.caveat() for reason in reasons]
-        for network in networks:
-            caveats += list_caveats(network.model, network.processor)
-        self.caveats = tuple(dict.fromkeys(caveats))  # about every prediction
+        own = [one for net in networks for one in list_caveats(net.model, net.processor)]
+        # About every prediction.
+        self.caveats = tuple(dict.fromkeys([*(one.caveat() for one in reasons), *own]))
 
     @property
     def network(self) -> Network:
