@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,9 @@ from pneumonia_hf.demo.answers import to_error
 from pneumonia_hf.demo.batch_table import to_csv, to_table
 from pneumonia_hf.demo.endpoints import add_endpoints
 from pneumonia_hf.demo.engine import Engine
-from pneumonia_hf.demo.examples import find_folder, list_examples
+from pneumonia_hf.demo.examples import list_examples
 from pneumonia_hf.demo.guard import Guard
-from pneumonia_hf.demo.limits import Limits
+from pneumonia_hf.demo.limits import Limits, read_setting
 from pneumonia_hf.demo.viewer import add_viewer
 from pneumonia_hf.errors import UserError
 from pneumonia_hf.inference.predictor import Predictor
@@ -27,6 +28,7 @@ HEADER = """
 <p>Reads one frontal chest X-ray, and says when it is unsure.</p>
 <span class="chip" title="It makes errors, above all on X-rays unlike its training data.">Research
 software, not a medical device: not for diagnosis</span>
+<nav aria-label="About">{links}</nav>
 """
 BATCH = (
     "Up to {batch} X-rays, or zip files of them. Sorted by what needs attention: pneumonias, "
@@ -106,10 +108,13 @@ def _upload_folder() -> str:
     return get_upload_folder()
 
 
-def build_demo(predictor: Predictor, limits: Limits | None = None) -> gr.Blocks:
+def build_demo(
+    predictor: Predictor, limits: Limits | None = None, examples: Path | None = None
+) -> gr.Blocks:
     """Return the app for one model; `.launch(**launch_options(limits))` serves it.
 
-    The endpoints are those of `add_endpoints`; docs/space.md describes them.
+    `examples` is a folder of images that are offered in the place of those built in. The endpoints
+    are those of `add_endpoints`; docs/space.md describes them.
     """
     limits = limits or Limits.from_environment()
     engine = Engine(predictor, limits)
@@ -120,15 +125,27 @@ def build_demo(predictor: Predictor, limits: Limits | None = None) -> gr.Blocks:
         delete_cache=(max(1, kept // 4), kept),
     ) as demo:
         add_endpoints(engine)  # first: an event of the page would take one of their names
-        gr.HTML(HEADER, elem_id="header")
+        gr.HTML(HEADER.format(links=_list_links(predictor)), elem_id="header")
         with gr.Tabs():
             with gr.Tab("X-ray"):
-                add_viewer(engine, list_examples(engine, find_folder()))
+                add_viewer(engine, list_examples(engine, examples))
             with gr.Tab("Batch"):
                 _add_batch(engine)
             with gr.Tab("About"):
                 gr.Markdown(describe_model(engine), elem_id="about")
     return demo.queue(max_size=limits.queue)
+
+
+def _list_links(predictor: Predictor) -> str:
+    """Return links to the model card, the reports and, in a Space, the code."""
+    local = Path(predictor.name).expanduser().is_dir()
+    hub = "https://huggingface.co"
+    links = {"Model card": "#about" if local else f"{hub}/{predictor.name}", "Reports": "#about"}
+    if space := read_setting("SPACE_ID"):
+        links["Code"] = f"{hub}/spaces/{space}/tree/main"
+    return "".join(
+        f'<a href="{html.escape(address)}">{name}</a>' for name, address in links.items()
+    )
 
 
 def _add_batch(engine: Engine) -> None:

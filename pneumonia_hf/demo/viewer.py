@@ -15,7 +15,7 @@ import gradio as gr
 from pneumonia_hf.demo import case_report
 from pneumonia_hf.demo.answers import describe_change, draw_scale, to_error
 from pneumonia_hf.demo.answers import to_html as answer_to_html
-from pneumonia_hf.demo.engine import FILLS, Engine, mask
+from pneumonia_hf.demo.engine import FILLS, NAMES, Engine, mask
 from pneumonia_hf.demo.examples import Example, film_size, simulate_opacity
 from pneumonia_hf.demo.images import map_to_data_uri, thumbnail, to_data_uri
 from pneumonia_hf.errors import UserError
@@ -54,7 +54,7 @@ def add_viewer(engine: Engine, examples: list[Example]) -> None:
         phantom=thumbnail(simulate()[0]),
         film=film_size(),
         kept=engine.limits.kept_seconds,
-        methods=[{"method": one, "title": engine.title_of(one)} for one in engine.methods],
+        methods=[{"method": one, "title": NAMES.get(one, one)} for one in engine.methods],
         offered=engine.offered_method,
         fills=list(FILLS),
     )
@@ -88,7 +88,9 @@ def _analyse(
     engine: Engine, examples: list[Example], event: gr.EventData
 ) -> tuple[Held | None, Message]:
     started, number = time.perf_counter(), {"number": _take(event, "number", int)}
-    path, example = _take(event, "path", str), _take(event, "example", int)
+    path, example = _take(event, "path", (str, type(None))), _take(event, "example", int)
+    if not path and example not in range(len(examples)):
+        raise UserError("There is no such example.")
     try:
         xray = engine.read(_check_upload(path)) if path else examples[example].open()
         prediction = engine.predict(xray)

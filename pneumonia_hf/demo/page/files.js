@@ -54,13 +54,14 @@ function setMode(mode) {
   workspace.dataset.mode = mode;
   find(".welcome").hidden = Boolean(shown) || mode === "opacity";
   film.hidden = !find(".welcome").hidden;
-  for (const name of ["hide", "opacity"]) find(`[data-do=${name}]`).setAttribute("aria-pressed", mode === name);
+  for (const name of ["hide", "opacity"]) find(`.modes [data-do=${name}]`).setAttribute("aria-pressed", mode === name);
   for (const name of ["hide", "opacity"]) find(`.panel.${name}`).hidden = mode !== name;
   find(".more").hidden = !shown;
+  find(".intro").hidden = Boolean(shown) || mode !== "empty" || find("#answer").childElementCount > 0;
   const scored = Boolean(shown && shown.scored);
-  for (const name of ["why", "hide"]) find(`[data-do=${name}]`).disabled = !scored || mode === "opacity" || Boolean(shown.simulated);
+  for (const name of ["why", "hide"]) find(`.modes [data-do=${name}]`).disabled = !scored || mode === "opacity" || Boolean(shown.simulated);
   find(".reports").hidden = !shown || mode !== "view";
-  find("#answer").hidden = mode === "opacity";
+  find("#answer").hidden = mode === "opacity" || mode === "hide";
   find(".region").hidden = true;
   find(".name").textContent = shown ? shown.said.filter(Boolean).join(" · ") : "";
   draw();
@@ -73,7 +74,7 @@ function addExamples() {
   const list = find(".examples");
   props.examples.forEach(({title, note, image}, number) => {
     const button = make("button", {type: "button"}, make("img", {src: image, alt: ""}), make("b", {}, title), make("span", {}, note));
-    button.addEventListener("click", () => { ++uploads; start(`Reading ${title}`); request({path: "", example: number}, title); });
+    button.addEventListener("click", () => { ++uploads; start(`Reading ${title}`); request({path: null, example: number}, title); });
     list.append(make("li", {}, button));
   });
   const dot = make("span", {class: "dot"}), picture = make("span", {class: "with-dot"}, make("img", {src: props.phantom, alt: ""}), dot);

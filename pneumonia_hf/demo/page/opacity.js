@@ -1,17 +1,21 @@
 // What if there were pneumonia? An opacity in the simulated patient, moved and grown by hand.
 const opacity = {x: 0.28, y: 0.35, diameter: 60};
 const film_mm = props.film;  // width and height of the simulated film in mm
-let back = null, resting = null, following = true;
+let back = null, resting = null, following = true;  // resting: the timer that asks for the map
+
+function placeOpacity() {
+  const {x, y, diameter} = opacity, [wide, high] = film_mm.map((side) => diameter / 2 / side);
+  placeRegion([x - wide, y - high, x + wide, y + high], true);
+}
 
 function askOpacity() {
-  const {x, y, diameter} = opacity, radius = [diameter / 2 / film_mm[0], diameter / 2 / film_mm[1]];
-  placeRegion([x - radius[0], y - radius[1], x + radius[0], y + radius[1]], true);
-  find(".diameter").value = diameter;
-  find(".size").textContent = `${diameter} mm`;
-  ask("simulate", {...opacity});
-  cancel("attribute");
+  placeOpacity();
+  find(".diameter").value = opacity.diameter;
+  find(".size").textContent = `${opacity.diameter} mm`;
   clearTimeout(resting);
-  if (following) resting = setTimeout(() => ask("attribute", {...opacity}), 150);
+  cancel("attribute");
+  find(".maps").replaceChildren();  // of another place
+  ask("simulate", {...opacity});
 }
 
 receivers.simulate = ({number, image, width, height, text, normal, probability}) => {
@@ -21,10 +25,10 @@ receivers.simulate = ({number, image, width, height, text, normal, probability})
   if (first) { setMode("opacity"); Object.assign(view, usual); }
   find(".panel.opacity .result").innerHTML = text;
   addDot(find(".panel.opacity .scale"), normal);
-  find(".maps").replaceChildren();  // of another place
   showImage(image);
-  const {x, y, diameter} = opacity, radius = [diameter / 2 / film_mm[0], diameter / 2 / film_mm[1]];
-  placeRegion([x - radius[0], y - radius[1], x + radius[0], y + radius[1]], true);
+  placeOpacity();
+  // The hand rests: the last answer has come, and no move since.
+  if (following && !channels.simulate.running) resting = setTimeout(() => ask("attribute", {...opacity}), 60);
 };
 receivers.attribute = ({number, maps}) => {
   if (number !== undefined && workspace.dataset.mode === "opacity") showMaps(maps);

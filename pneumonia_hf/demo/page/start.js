@@ -3,4 +3,19 @@ addTools();
 addExamples();
 addMethods();
 setMode("empty");
+// gradio's tabs take no arrow keys.
+document.addEventListener("keydown", (event) => {
+  const tabs = [...document.querySelectorAll("[role=tab]")].filter((one) => one.offsetParent);
+  const at = tabs.indexOf(document.activeElement), step = {ArrowLeft: -1, ArrowRight: 1}[event.key];
+  if (at < 0 || !step) return;
+  const next = tabs[(at + step + tabs.length) % tabs.length];
+  next.focus();
+  next.click();
+});
+document.addEventListener("click", (event) => {
+  const link = event.target.closest("#header a[href='#about']");
+  if (!link) return;
+  event.preventDefault();
+  [...document.querySelectorAll("[role=tab]")].find((one) => one.textContent.trim() === "About").click();
+});
 if (window.matchMedia("(max-width: 640px)").matches) find(".more").open = false;

@@ -47,6 +47,7 @@ function levels() {
 // Fit the film into the stage; region and maps are children of the film, so that they move with it.
 function layOut() {
   if (!shown) return;
+  stage.style.setProperty("--ratio", shown.width / shown.height);
   const room = [stage.clientWidth / shown.width, stage.clientHeight / shown.height];
   const scale = Math.min(...room);
   film.style.width = `${shown.width * scale}px`;
