@@ -100,7 +100,7 @@ def _analyse(
     text = answer_to_html(prediction, engine.predictor, engine.reports, seconds)
     scored = prediction.probability is not None
     width, height = xray.image.size
-    return {"xray": xray, "prediction": prediction}, number | {
+    return number | {"xray": xray, "prediction": prediction}, number | {
         "answer": text,
         "image": to_data_uri(xray.image),
         "width": width,
@@ -121,16 +121,26 @@ def _check_upload(path: str) -> str:
     return path
 
 
-def _require(found: Held | None) -> Held:
-    if found is None:
-        raise UserError("Open a chest X-ray first; one is kept for half an hour.")
+def _check(event: gr.EventData, found: Held | None) -> Held:
+    """Return what is held, if it is the X-ray that the page shows.
+
+    Raises:
+        UserError: it is another one, after a wait that was cancelled, or is no longer held.
+    """
+    if found is None or found["number"] != _take(event, "of", int):
+        raise UserError("The server no longer holds this X-ray; open it again.")
+    return found
+
+
+def _require_scored(event: gr.EventData, found: Held | None) -> Held:
+    found = _check(event, found)
     if found["prediction"].probability is None:
         raise UserError("The model does not take this for a chest X-ray.")
     return found
 
 
 def _explain(engine: Engine, event: gr.EventData, found: Held | None) -> Message:
-    found = _require(found)
+    found = _require_scored(event, found)
     image, methods = found["xray"].image, _take(event, "methods", list)[:2]
     return {"maps": [_draw_map(engine, image, name) for name in methods]}
 
@@ -144,8 +154,7 @@ def _draw_map(engine: Engine, image: Any, method: str) -> Message:
 
 def _report(engine: Engine, event: gr.EventData, found: Held | None) -> Message:
     """Return the report of the image, with the map that the page shows."""
-    if found is None:
-        raise UserError("Open a chest X-ray first; one is kept for half an hour.")
+    found = _check(event, found)
     image, prediction = found["xray"].image, found["prediction"]
     method = next(iter(_take(event, "methods", list)), None)
     values = engine.attribute(image, method).values if method else None
@@ -158,7 +167,7 @@ def _report(engine: Engine, event: gr.EventData, found: Held | None) -> Message:
 
 
 def _mask(engine: Engine, event: gr.EventData, found: Held | None) -> Message:
-    found = _require(found)
+    found = _require_scored(event, found)
     border = _clip(_take(event, "border", NUMBER), 0, 0.45)
     left, top, right, bottom = (
         _clip(one, 0, 1) for one in (*_take(event, "box", list), *[0] * 4)[:4]

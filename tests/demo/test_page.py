@@ -1,33 +1,19 @@
-"""The page in a real browser; skipped without Chromium (or BROWSER_PATH)."""
+"""The page in a real browser, with the app behind it."""
 
-import os
 import re
 import shutil
 
+import browsers
 import numpy as np
 import pytest
+from browsers import needs_browser
 from helpers import draw_xray
 from PIL import Image
 from xray_files import make_dicom
 
-BROWSER = os.environ.get("BROWSER_PATH") or next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
-pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")
+pytestmark = needs_browser
+browser = browsers.browser
 SLOW = 60_000  # milliseconds
-
-
-@pytest.fixture(scope="module")
-def browser():
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=BROWSER,
-            args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"],
-        )
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(
@@ -73,10 +59,6 @@ def wait_for_name(page, name) -> None:
     page.locator("#viewer .corner.name", has_text=name).wait_for(timeout=SLOW)
 
 
-def level_of(page) -> str:
-    return page.locator("#viewer .levels").inner_text()
-
-
 def open_more(page) -> None:
     """On a phone all but image, verdict and warnings is folded."""
     if not page.locator("#viewer .modes").is_visible():
@@ -89,22 +71,6 @@ def show_map(page) -> None:
     assert page.locator("#viewer .map").count() == 0
     page.get_by_role("button", name="Why?").click()
     page.locator("#viewer .map").first.wait_for(timeout=SLOW)
-
-
-def hand_over(page, path, event) -> None:
-    """Drop or paste a file on the viewer."""
-    content = list(path.read_bytes())
-    page.evaluate(
-        """([content, name, event]) => {
-          const files = new DataTransfer();
-          files.items.add(new File([new Uint8Array(content)], name, {type: "image/png"}));
-          const made = event === "drop"
-            ? new DragEvent("drop", {dataTransfer: files, bubbles: true, cancelable: true})
-            : new ClipboardEvent("paste", {clipboardData: files, bubbles: true});
-          document.querySelector("#viewer .stage").dispatchEvent(made);
-        }""",
-        [content, path.name, event],
-    )
 
 
 def open_tab(page, name) -> None:
@@ -163,93 +129,23 @@ def test_answer_view_and_maps_of_an_xray(page, xray, tmp_path):
     if page.viewport_size["width"] < 400:
         assert 0 <= answer["y"] - viewer["y"] - viewer["height"] < 40
         assert not page.locator("#viewer .modes").is_visible()
-    before = level_of(page)
-    assert before == "W 255 L 128 (as read) · 100%"
-    x, y = viewer["x"] + viewer["width"] / 2, viewer["y"] + 150
-    page.mouse.move(x, y)
-    page.mouse.down()
-    page.mouse.move(x + 30, y + 20, steps=3)
-    page.mouse.up()
-    assert level_of(page) == "W 285 L 148 · 100%"
-    page.mouse.wheel(0, -100)
-    page.wait_for_function("() => /· 1[2-9].%/.test(document.querySelector('.levels').textContent)")
-    page.keyboard.press("i")
-    assert "inverted" in level_of(page)
     with page.expect_download() as saved:
         page.get_by_role("button", name="Save the image").click()
     saved.value.save_as(tmp_path / "saved.png")
     with Image.open(tmp_path / "saved.png") as image:
         assert image.size == (300, 240) and np.ptp(np.asarray(image)) > 50
-    page.locator("#viewer .stage").focus()
-    page.keyboard.press("f")
-    assert level_of(page) == before
     show_map(page)
     page.locator("#viewer .stage").focus()
     page.keyboard.press("m")
     assert page.locator("#viewer .maps").evaluate("one => one.style.opacity") == "0"
     page.get_by_role("button", name=re.compile("Compare with Occlusion")).click()
     page.wait_for_function("document.querySelectorAll('#viewer .map').length == 2", timeout=SLOW)
-    divider = page.get_by_label("Divider between the two maps")
-    before = page.locator("#viewer .map").last.get_attribute("style")
-    divider.focus()
-    page.keyboard.press("ArrowRight")
-    assert page.locator("#viewer .map").last.get_attribute("style") != before
-
-
-def test_any_xray_can_be_replaced_at_any_time_and_its_name_with_it(page, xray, tmp_path):
-    upload(page, xray)
-    example = page.locator("#viewer .examples button").first
-    example.dispatch_event("click")  # as at once after the file: the later one wins
-    wait_for_name(page, "No pneumonia")
-    assert page.locator("#viewer .corner.name").inner_text() == "No pneumonia"
-    assert page.locator("#viewer .xray").evaluate("one => one.naturalWidth") == 376
-    for event in ("drop", "paste"):
-        path = tmp_path / f"{event}.png"
-        draw_xray(5, ill=False, size=(200, 160)).save(path)
-        hand_over(page, path, event)
-        wait_for_name(page, path.name)
-        assert page.locator("#viewer .xray").evaluate("one => one.naturalWidth") == 200
-    # The file is chosen first and its answer comes last: it must not take the example's place.
-    page.locator("#viewer input.file").set_input_files(xray)
-    example.dispatch_event("click")
-    wait_for_name(page, "No pneumonia")
-    page.wait_for_timeout(1500)
-    assert page.locator("#viewer .corner.name").inner_text() == "No pneumonia"
-    assert page.locator("#viewer .xray").evaluate("one => one.naturalWidth") == 376
-
-
-def test_the_latest_map_wins_and_is_the_one_of_the_report(page, xray, tmp_path):
-    upload(page, xray)
-    show_map(page)
-    sent = []
-    page.on("request", lambda one: sent.append(one.url) if "/queue/join" in one.url else None)
-    methods = page.locator("#viewer .methods [data-method]:not([data-second])")
-    occlusion, cam = methods.filter(has_text="Occlusion"), methods.filter(has_text="activation")
-    for button in (occlusion, cam, occlusion, cam, occlusion):
-        button.click()
-    map_of = "#viewer .map[alt*=Occlusion]"
-    page.locator(map_of).wait_for(timeout=SLOW)
-    page.wait_for_timeout(1000)  # nothing comes later
-    assert page.locator(map_of).count() == page.locator("#viewer .map").count() == 1
-    assert occlusion.get_attribute("aria-pressed") == "true"
-    assert "Occlusion" in page.locator("#viewer .said").inner_text()
-    assert len(sent) == 2  # the first of five choices, and the last
-    with page.expect_download(timeout=SLOW) as saved:
-        page.get_by_role("button", name="Report as a page").click()
-    saved.value.save_as(tmp_path / "report.html")
-    text = (tmp_path / "report.html").read_text()
-    assert "Occlusion" in text and "Class activation map" not in text
-    # A map that is cancelled does not come, and what is shown stays chosen.
-    cam.click()
-    page.get_by_role("button", name="Cancel").dispatch_event("click")
-    page.wait_for_timeout(1000)
-    assert page.locator(map_of).count() == 1
-    assert occlusion.get_attribute("aria-pressed") == "true"
 
 
 PROBABILITY = "one => one.querySelector('.point:not(.before)').dataset.probability"
 
 
+@pytest.mark.slow
 def test_a_hidden_part_moves_the_probability_by_mouse_and_by_keys(page, xray):
     upload(page, xray)
     open_more(page)

@@ -26,7 +26,7 @@ def make_event(**values) -> gr.EventData:
 
 def hold(engine) -> dict:
     xray = Xray(draw_xray(4, ill=True, size=(120, 100)), mode="L")
-    return {"xray": xray, "prediction": engine.predict(xray, refuse=False)}
+    return {"number": 3, "xray": xray, "prediction": engine.predict(xray, refuse=False)}
 
 
 def test_only_an_upload_is_read_whatever_the_request_says(engine, tmp_path):
@@ -43,9 +43,9 @@ def test_requests_that_are_not_of_our_page_are_refused_in_a_sentence(engine):
     for function, values in (
         (viewer._simulate, {"x": "0.5", "y": 0.5, "diameter": 20}),
         (viewer._simulate, None),
-        (viewer._mask, {"border": [1], "box": [0, 0, 1, 1], "fill": "black"}),
-        (viewer._explain, {"methods": "cam"}),
-        (viewer._explain, {"methods": ["nothing"]}),
+        (viewer._mask, {"of": 3, "border": [1], "box": [0, 0, 1, 1], "fill": "black"}),
+        (viewer._explain, {"of": 3, "methods": "cam"}),
+        (viewer._explain, {"of": 3, "methods": ["nothing"]}),
     ):
         with pytest.raises(UserError):
             function(engine, gr.EventData(None, values), found)
@@ -55,21 +55,26 @@ def test_requests_that_are_not_of_our_page_are_refused_in_a_sentence(engine):
             viewer._analyse(engine, [], event)
     for empty in (None, found | {"prediction": SimpleNamespace(probability=None)}):
         with pytest.raises(UserError):
-            viewer._explain(engine, make_event(methods=["cam"]), empty)
+            viewer._explain(engine, make_event(of=3, methods=["cam"]), empty)
+    for function in (viewer._explain, viewer._report):  # another X-ray than the page shows
+        with pytest.raises(UserError, match="no longer holds"):
+            function(engine, make_event(of=2, methods=["cam"], format="html"), found)
 
 
 def test_numbers_of_a_request_are_bounded(engine):
     wild = make_event(x=-1e9, y=float("nan"), diameter=1e9)
     place, diameter = viewer._read_opacity(wild)
     assert place == (0, 0) and diameter == viewer.MOST_DIAMETER
-    answer = viewer._mask(engine, make_event(border=9, box=[], fill="?"), hold(engine))
+    answer = viewer._mask(engine, make_event(of=3, border=9, box=[], fill="?"), hold(engine))
     assert answer["image"].startswith("data:image/jpeg")
 
 
 def test_a_part_that_hides_nothing_asks_the_model_nothing(engine, monkeypatch):
     found = hold(engine)
     monkeypatch.setattr(engine, "predict", None)
-    answer = viewer._mask(engine, make_event(border=0, box=[0.5, 0, 0.5, 1], fill="gray"), found)
+    answer = viewer._mask(
+        engine, make_event(of=3, border=0, box=[0.5, 0, 0.5, 1], fill="gray"), found
+    )
     assert answer["before"] == found["prediction"].probability
 
 

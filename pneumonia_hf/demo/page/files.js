@@ -31,17 +31,23 @@ function request(data, name) {
 
 receivers.analyse = ({number, answer, image, width, height, view: position, side, scored, map}) => {
   wait(null);
-  if (number === undefined) return;
+  if (number === undefined) return restore();
   find("#answer").innerHTML = answer;
   const name = names[number];
   showMaps([]);
   Object.assign(view, usual);
-  shown = image ? {name, image, width, height, scored, said: [name, position, side && `side ${side}`]} : null;
+  shown = image ? {number, name, image, width, height, scored, said: [name, position, side && `side ${side}`]} : null;
   setMode(image ? "view" : "empty");
   if (!shown) return;
   showImage(image);
   if (map) explain(map);
 };
+
+// The mode of what is shown, when nothing new has come.
+function restore() {
+  if (!shown) setMode("empty");
+  else if (shown.simulated) setMode("opacity");
+}
 
 function showImage(image) {
   xray.src = image;
@@ -83,7 +89,7 @@ function addExamples() {
 }
 
 actions.choose = () => find(".file").click();
-actions.cancel = () => { ++uploads; cancel("analyse", "explain"); if (!shown) setMode("empty"); syncMaps(); };
+actions.cancel = () => { ++uploads; cancel("analyse", "explain", "report"); restore(); syncMaps(); };
 find(".file").addEventListener("change", ({target}) => { open(target.files[0]); target.value = ""; });
 stage.addEventListener("dragover", (event) => { event.preventDefault(); stage.classList.add("over"); });
 for (const name of ["dragleave", "drop"]) stage.addEventListener(name, () => stage.classList.remove("over"));
@@ -93,7 +99,7 @@ document.addEventListener("paste", (event) => {
   if (file && element.isConnected && element.offsetParent) open(file);
 });
 for (const kind of ["html", "pdf"])
-  actions[kind] = () => { wait("Writing the report"); ask("report", {format: kind, methods: mapsShown(), window: view.window, level: view.level, invert: view.invert}); };
+  actions[kind] = () => { wait("Writing the report"); ask("report", {format: kind, of: shown.number, methods: mapsShown(), window: view.window, level: view.level, invert: view.invert}); };
 receivers.report = ({number, name, kind, text, base64}) => {
   wait(null);
   if (number === undefined) return;

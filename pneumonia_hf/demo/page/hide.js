@@ -4,7 +4,7 @@ let corner = null;
 
 function askMask() {
   placeRegion(hidden.box);
-  ask("mask", {border: hidden.border, box: hidden.box, fill: hidden.fill});
+  ask("mask", {of: shown.number, border: hidden.border, box: hidden.box, fill: hidden.fill});
 }
 
 // The yellow frame; the film itself shows what is hidden when the answer has come.

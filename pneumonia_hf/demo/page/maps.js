@@ -7,7 +7,7 @@ const mapsShown = () => mapped.slice(0, 1);
 function explain(...methods) {
   chosen = methods;
   if (!methods.length) { cancel("explain"); showMaps([]); }
-  else { wait("Computing the map"); ask("explain", {methods}); }
+  else { wait("Computing the map"); ask("explain", {of: shown.number, methods}); }
   find(".panel.why").hidden = !methods.length;
   find("[data-do=why]").setAttribute("aria-pressed", methods.length > 0);
   syncMethods();
