@@ -24,11 +24,13 @@ from pneumonia_hf.inference.predictor import Predictor
 
 # Nothing else stands before the X-ray.
 HEADER = """
+<div class="slim">
 <h1>Pneumonia in chest X-rays</h1>
 <p>Reads one frontal chest X-ray, and says when it is unsure.</p>
 <span class="chip" title="It makes errors, above all on X-rays unlike its training data.">Research
 software, not a medical device: not for diagnosis</span>
 <nav aria-label="About">{links}</nav>
+</div>
 """
 BATCH = (
     "Up to {batch} X-rays, or zip files of them. Sorted by what needs attention: pneumonias, "

@@ -62,7 +62,7 @@ def list_examples(engine: Engine, folder: Path | None) -> list[Example]:
             Example("No pneumonia", "simulated patient", _simulate_patient),
             Example("Pneumonia", "simulated patient", partial(_simulate_patient, PNEUMONIA)),
             Example("Another disease", "real X-ray, round masses", partial(engine.read, str(REAL))),
-            Example("Not a frontal X-ray", "simulated, from the side", _simulate_side),
+            Example("Side view", "simulated, not frontal", _simulate_side),
         ]
     found: list[Example] = []
     for path in sorted(folder.iterdir()):

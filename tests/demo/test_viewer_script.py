@@ -285,16 +285,16 @@ def test_an_opacity_follows_mouse_and_keys_and_its_map_waits_for_rest(page):
     respond_with_map()
     assert shown_maps(page) == []  # of the place before
     moved = respond()
-    assert moved["x"] == pytest.approx(first["x"] + 0.01) and moved["diameter"] == 60
+    assert moved["x"] == pytest.approx(first["x"] + 0.01) and moved["diameter"] == 80
     page.wait_for_timeout(150)
     assert len(requests(page, "attribute")) == 1  # the hand has not come to rest
     grown = respond()
-    assert grown["x"] == moved["x"] and grown["diameter"] == 64
+    assert grown["x"] == moved["x"] and grown["diameter"] == 84
     page.wait_for_function("sent.filter(one => one.kind === 'attribute').length === 2")
-    assert respond_with_map()["diameter"] == 64
+    assert respond_with_map()["diameter"] == 84
     assert shown_maps(page) == ["cam"]
     page.keyboard.press("-")
-    assert shown_maps(page) == [] and respond()["diameter"] == 60
+    assert shown_maps(page) == [] and respond()["diameter"] == 80
     box = page.locator(".film").bounding_box()
     page.mouse.click(box["x"] + 0.7 * box["width"], box["y"] + 0.4 * box["height"])
     clicked = respond()

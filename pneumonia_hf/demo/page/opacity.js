@@ -1,5 +1,5 @@
 // What if there were pneumonia? An opacity in the simulated patient, moved and grown by hand.
-const opacity = {x: 0.28, y: 0.35, diameter: 60};
+const opacity = {x: 0.28, y: 0.35, diameter: 80};
 const film_mm = props.film;  // width and height of the simulated film in mm
 let back = null, resting = null, following = true;  // resting: the timer that asks for the map
 
@@ -69,7 +69,7 @@ actions.opacity = () => {
   back = shown;
   shown = null;
   setMode("opacity");
-  find(".more").hidden = false;
+  Object.assign(find(".more"), {hidden: false, open: true});
   stage.focus({preventScroll: true});
   askOpacity();
 };

@@ -12,6 +12,10 @@ document.addEventListener("keydown", (event) => {
   next.focus();
   next.click();
 });
+// The tables of About scroll on a phone, and so must take the focus.
+new MutationObserver(() => {
+  for (const table of document.querySelectorAll("#about table:not([tabindex])")) table.tabIndex = 0;
+}).observe(document.body, {childList: true, subtree: true});
 document.addEventListener("click", (event) => {
   const link = event.target.closest("#header a[href='#about']");
   if (!link) return;

@@ -22,7 +22,8 @@ const tools = {
   out: "Zoom out (-, wheel)", in: "Zoom in (+, wheel, pinch)", fit: "Fit and reset (F, double-click)",
   map: "Show or hide the map (M)", strength: "Strength of the map", save: "Save the image as shown", full: "Full screen",
 };
-const pressed = {invert: () => view.invert, pan: () => view.pan, map: () => view.showMap};
+const hasMap = () => find(".maps").childElementCount > 0;
+const pressed = {invert: () => view.invert, pan: () => view.pan, map: () => view.showMap && hasMap()};
 
 function make(tag, attributes = {}, ...children) {
   const made = document.createElement(tag);
@@ -70,8 +71,7 @@ function draw() {
   find(".maps").style.opacity = view.showMap ? view.strength : 0;
   stage.classList.toggle("zoomed", view.zoom > 1);
   for (const [name, is] of Object.entries(pressed)) find(`[data-do=${name}]`).setAttribute("aria-pressed", is());
-  const hasMap = find(".maps").childElementCount > 0;
-  for (const name of ["map", "strength"]) find(`[data-do=${name}]`).disabled = !hasMap;
+  for (const name of ["map", "strength"]) find(`[data-do=${name}]`).disabled = !hasMap();
   for (const name of ["preset", "invert", "pan", "out", "in", "fit", "save"]) find(`[data-do=${name}]`).disabled = !shown;
   const [title, level, width] = presets[view.preset];
   const known = view.level === level && view.window === width ? ` (${title})` : "";
