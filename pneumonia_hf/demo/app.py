@@ -27,8 +27,8 @@ HEADER = """
 <div class="slim">
 <h1>Pneumonia in chest X-rays</h1>
 <p>Reads one frontal chest X-ray, and says when it is unsure.</p>
-<span class="chip" title="It makes errors, above all on X-rays unlike its training data.">Research
-software, not a medical device: not for diagnosis</span>
+<span class="chip" title="Not for diagnosis. It makes errors, above all on
+X-rays unlike its training data.">Research only: not a medical device</span>
 <nav aria-label="About">{links}</nav>
 </div>
 """
