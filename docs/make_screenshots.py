@@ -167,7 +167,9 @@ def take(browser, url: str, size: tuple[int, int, str], state: str, path: Path) 
     page.screenshot(path=path)
     context.close()
     with Image.open(path) as image:
-        image.convert("RGB").quantize(256, Image.Quantize.FASTOCTREE).save(path, optimize=True)
+        shown = image.convert("RGB")
+        # With this palette and dithered: gray levels keep their steps.
+        shown.quantize(palette=shown.quantize(256, kmeans=1)).save(path, optimize=True)
 
 
 def take_all(url: str, folder: Path | None) -> None:
