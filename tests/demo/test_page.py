@@ -56,7 +56,8 @@ def upload(page, path) -> str:
 
 def wait_for_name(page, name) -> None:
     """Wait for the answer to a file or an example: its name comes with it."""
-    page.locator("#viewer .corner.name", has_text=name).wait_for(timeout=SLOW)
+    exact = re.compile(rf"^{re.escape(name)}( ·|$)")
+    page.locator("#viewer .corner.name", has_text=exact).wait_for(timeout=SLOW)
 
 
 def open_more(page) -> None:
