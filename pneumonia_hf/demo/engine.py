@@ -6,6 +6,7 @@ import time
 import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from pneumonia_hf.demo.limits import BUSY, Limits
 from pneumonia_hf.demo.micro_batch import MicroBatcher
 from pneumonia_hf.errors import UserError, XrayError
 from pneumonia_hf.files import read_json
+from pneumonia_hf.imaging.phantom import simulate
 from pneumonia_hf.imaging.read import START, is_image_name, is_image_start, open_xray
 from pneumonia_hf.imaging.xray import Xray
 from pneumonia_hf.inference.attribution import AttributionMap, attribute, methods_for
@@ -95,6 +97,12 @@ class Engine:
         )
         sound = [one for one in self.methods if self.verdicts.get(one) != "fail"]
         self.offered_method: str = self.default_method or (sound or self.methods)[0]
+
+    @cached_property
+    def simulated_normal(self) -> float:
+        """The probability of the simulated patient without an opacity."""
+        xray = Xray(simulate()[0], mode="L")
+        return self.predict(xray, refuse=False).probability
 
     def title_of(self, method: str) -> str:
         """Return a method's name with the verdict of its tests, by the model's reports."""

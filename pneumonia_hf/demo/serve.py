@@ -58,12 +58,14 @@ def serve(uploads: Path) -> None:
     from PIL import Image
 
     from pneumonia_hf.demo.app import build_demo, launch_options
+    from pneumonia_hf.demo.examples import find_folder
     from pneumonia_hf.demo.uploads import delete_regularly
     from pneumonia_hf.inference.backends import BACKENDS
     from pneumonia_hf.inference.predictor import Predictor
     from pneumonia_hf.labels import LABELS
     from pneumonia_hf.models.model_folder import DEFAULT_MODEL
 
+    examples = find_folder()
     model = read_setting("MODEL_ID") or DEFAULT_MODEL
     revision = read_setting("MODEL_REVISION")
     backend = read_setting("BACKEND") or "torch"
@@ -77,7 +79,7 @@ def serve(uploads: Path) -> None:
         flags=("MODEL_ID and MODEL_REVISION" if revision else "MODEL_ID", "POSITIVE_LABEL"),
     )
     predictor.predict(Image.new("L", (64, 64)))  # the first visitor does not wait for set-up
-    demo = build_demo(predictor, limits)
+    demo = build_demo(predictor, limits, examples)
     delete_regularly(uploads, limits.kept_seconds)
     gc.collect()  # all that is new is walked through now, and not in the first request
     gc.enable()

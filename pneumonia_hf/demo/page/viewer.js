@@ -1,165 +1,159 @@
-// Shows an X-ray and its attribution maps. Window, level, zoom and opacity change in the browser.
-// The value: {image: address, maps: [{title, source}]}, or null.
-const usual = {level: 128, window: 255, zoom: 100, opacity: 60, invert: false, x: 0, y: 0};
-const state = {...usual};
-const filterName = "levels-" + Math.random().toString(36).slice(2);
+// The viewer: one X-ray, its window, zoom and maps. All parts share this function: see viewer.py.
 const find = (selector) => element.querySelector(selector);
 const all = (selector) => [...element.querySelectorAll(selector)];
+const usual = {level: 128, window: 255, zoom: 1, x: 0, y: 0, invert: false, preset: 0};
+const view = {...usual, strength: 0.6, showMap: true, pan: false};
+const presets = [["as read", 128, 255], ["dark lungs", 80, 160], ["bright areas", 170, 170], ["high contrast", 128, 110]];
+// What is shown: an image of the visitor or an example, what was found in it, and its maps.
+let shown = null;
+const stage = find(".stage"), film = find(".film"), xray = find(".xray"), workspace = find(".workspace");
+const clamp = (value, low, high) => Math.min(high, Math.max(low, value));
+const icons = {
+  choose: "M4 17v3h16v-3M12 15V4M7 9l5-5 5 5", preset: "M12 3a9 9 0 1 0 0 18V3M16 8h3M16 12h5M16 16h3",
+  invert: "M4 4h16v16H4zM4 20L20 4v16z", pan: "M12 3v18M3 12h18M9 6l3-3 3 3M9 18l3 3 3-3M6 9l-3 3 3 3M18 9l3 3-3 3",
+  out: "M10 4a6 6 0 1 0 0 12a6 6 0 1 0 0-12M15 15l6 6M7 10h6", in: "M10 4a6 6 0 1 0 0 12a6 6 0 1 0 0-12M15 15l6 6M7 10h6M10 7v6",
+  fit: "M4 9V4h5M15 4h5v5M20 15v5h-5M9 20H4v-5M9 9h6v6H9z", map: "M12 4l9 5-9 5-9-5zM3 14l9 5 9-5",
+  strength: "M12 3c4 5 6 8 6 11a6 6 0 0 1-12 0c0-3 2-6 6-11M12 20V8", save: "M12 4v11M7 10l5 5 5-5M4 20h16",
+  full: "M4 9V4h5M15 4h5v5M20 15v5h-5M9 20H4v-5",
+};
+const tools = {
+  choose: "Open another X-ray (or drop or paste it here)", preset: "Next window preset (P); drag on the X-ray for window and level",
+  invert: "Invert (I)", pan: "Pan tool: drag moves the X-ray (else Shift and drag, or the middle button)",
+  out: "Zoom out (-, wheel)", in: "Zoom in (+, wheel, pinch)", fit: "Fit and reset (F, double-click)",
+  map: "Show or hide the map (M)", strength: "Strength of the map", save: "Save the image as shown", full: "Full screen",
+};
+const hasMap = () => find(".maps").childElementCount > 0;
+const pressed = {invert: () => view.invert, pan: () => view.pan, map: () => view.showMap && hasMap()};
+
+function make(tag, attributes = {}, ...children) {
+  const made = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
+  made.append(...children);
+  return made;
+}
+
+function addTools() {
+  for (const [name, title] of Object.entries(tools)) {
+    const button = make("button", {type: "button", "data-do": name, title, "aria-label": title});
+    button.innerHTML = `<svg viewBox="0 0 24 24" aria-hidden="true"><path d="${icons[name]}"/></svg>`;
+    find(".tools").append(button);
+  }
+}
 
 function levels() {
-  const slope = 255 / state.window, intercept = 0.5 - (state.level / 255) * slope;
-  return state.invert ? [-slope, 1 - intercept] : [slope, intercept];
+  const slope = 255 / view.window, intercept = 0.5 - (view.level / 255) * slope;
+  return view.invert ? [-slope, 1 - intercept] : [slope, intercept];
+}
+
+// Fit the film into the stage; region and maps are children of the film, so that they move with it.
+function layOut() {
+  if (!shown) return;
+  stage.style.setProperty("--ratio", shown.width / shown.height);
+  const room = [stage.clientWidth / shown.width, stage.clientHeight / shown.height];
+  const scale = Math.min(...room);
+  film.style.width = `${shown.width * scale}px`;
+  film.style.height = `${shown.height * scale}px`;
+  draw();
 }
 
 function draw() {
-  const filter = find("filter.levels");
-  if (!filter) return;
-  filter.id = filterName;
   const [slope, intercept] = levels();
-  for (const part of filter.querySelectorAll("feFuncR, feFuncG, feFuncB")) {
+  for (const part of all("feFuncR, feFuncG, feFuncB")) {
     part.setAttribute("slope", slope);
     part.setAttribute("intercept", intercept);
   }
-  const place = `translate(${state.x}%, ${state.y}%) scale(${state.zoom / 100})`;
-  for (const image of all(".xray")) {
-    image.style.filter = `url(#${filterName})`;
-    image.style.transform = place;
-  }
-  for (const map of all(".map")) {
-    map.style.opacity = state.opacity / 100;
-    map.style.transform = place;
-  }
-  for (const input of all("input[data-tool]")) input.value = state[input.dataset.tool];
-  const invert = find("[data-tool=invert]");
-  invert.setAttribute("aria-pressed", String(state.invert));
-  const preset = find("[data-tool=preset]"), wanted = `${state.level},${state.window}`;
-  preset.value = [...preset.options].some((one) => one.value === wanted) ? wanted : "";
+  const spare = (size, room) => Math.max(0, (size * view.zoom - room) / 2);
+  const most = [spare(film.offsetWidth, stage.clientWidth), spare(film.offsetHeight, stage.clientHeight)];
+  view.x = clamp(view.x, -most[0], most[0]);
+  view.y = clamp(view.y, -most[1], most[1]);
+  film.style.transform = `translate(${view.x}px, ${view.y}px) scale(${view.zoom})`;
+  film.style.setProperty("--zoom", view.zoom);
+  find(".maps").style.opacity = view.showMap ? view.strength : 0;
+  stage.classList.toggle("zoomed", view.zoom > 1);
+  for (const [name, is] of Object.entries(pressed)) find(`[data-do=${name}]`).setAttribute("aria-pressed", is());
+  for (const name of ["map", "strength"]) find(`[data-do=${name}]`).disabled = !hasMap();
+  for (const name of ["preset", "invert", "pan", "out", "in", "fit", "save"]) find(`[data-do=${name}]`).disabled = !shown;
+  const [title, level, width] = presets[view.preset];
+  const known = view.level === level && view.window === width ? ` (${title})` : "";
+  find(".levels").textContent = shown
+    ? `W ${Math.round(view.window)} L ${Math.round(view.level)}${known}${view.invert ? " inverted" : ""} · ${Math.round(100 * view.zoom)}%`
+    : "";
 }
 
-function addPane(panes, value, map) {
-  const figure = document.createElement("figure"), stage = document.createElement("div");
-  stage.className = "stage";
-  stage.tabIndex = 0;
-  stage.setAttribute("aria-label", "X-ray; arrow keys move it, + and - enlarge and shrink it");
-  const image = document.createElement("img");
-  image.className = "xray";
-  image.src = value.image;
-  image.draggable = false;
-  image.alt = "The X-ray as the model reads it";
-  stage.append(image);
-  if (map) {
-    const layer = document.createElement("img");
-    layer.className = "map";
-    layer.src = map.source;
-    layer.draggable = false;
-    layer.alt = `Attribution map, ${map.title}`;
-    stage.append(layer);
-  }
-  const caption = document.createElement("figcaption");
-  caption.textContent = map ? map.title : "X-ray as the model reads it";
-  figure.append(stage, caption);
-  panes.append(figure);
-}
-
-function render() {
-  const panes = find(".panes"), value = props.value;
-  if (!panes) return;
-  const kept = value && element.dataset.image === value.image;
-  if (!kept) Object.assign(state, usual);
-  element.dataset.image = value ? value.image : "";
-  panes.replaceChildren();
-  find(".tools").hidden = !value;
-  if (!value) {
-    const empty = document.createElement("p");
-    empty.className = "empty";
-    empty.textContent = "The X-ray appears here.";
-    panes.append(empty);
-    return;
-  }
-  const maps = value.maps || [];
-  if (maps.length !== 1) addPane(panes, value, null);
-  for (const map of maps) addPane(panes, value, map);
-  find(".of-map").hidden = !maps.length;
+// Zoom about a point of the screen; by default the middle of the stage.
+function zoomBy(factor, at) {
+  const box = stage.getBoundingClientRect(), before = view.zoom;
+  view.zoom = clamp(view.zoom * factor, 1, 8);
+  const ratio = view.zoom / before;
+  const [x, y] = at ? [at[0] - box.left - box.width / 2, at[1] - box.top - box.height / 2] : [0, 0];
+  view.x = x - (x - view.x) * ratio;
+  view.y = y - (y - view.y) * ratio;
   draw();
-}
-
-function save() {
-  for (const [number, stage] of all(".stage").entries()) {
-    const image = stage.querySelector(".xray"), map = stage.querySelector(".map");
-    const canvas = document.createElement("canvas");
-    canvas.width = image.naturalWidth;
-    canvas.height = image.naturalHeight;
-    const context = canvas.getContext("2d");
-    context.drawImage(image, 0, 0);
-    const pixels = context.getImageData(0, 0, canvas.width, canvas.height);
-    const [slope, intercept] = levels();
-    for (let at = 0; at < pixels.data.length; at += 4)
-      for (let colour = 0; colour < 3; colour++)
-        pixels.data[at + colour] = pixels.data[at + colour] * slope + 255 * intercept;
-    context.putImageData(pixels, 0, 0);
-    if (map) {
-      context.globalAlpha = state.opacity / 100;
-      context.drawImage(map, 0, 0, canvas.width, canvas.height);
-    }
-    const link = document.createElement("a");
-    link.download = map ? `xray-map-${number}.png` : "xray.png";
-    link.href = canvas.toDataURL("image/png");
-    link.click();
-  }
 }
 
 function move(x, y) {
-  const most = Math.max(0, (state.zoom - 100) / 2);
-  state.x = Math.min(most, Math.max(-most, state.x + x));
-  state.y = Math.min(most, Math.max(-most, state.y + y));
+  view.x += x;
+  view.y += y;
   draw();
 }
 
-function zoom(factor) {
-  state.zoom = Math.min(600, Math.max(100, state.zoom * factor));
-  move(0, 0);
+function window_(width, level) {
+  view.window = clamp(view.window + width, 10, 510);
+  view.level = clamp(view.level + level, 0, 255);
+  draw();
 }
 
-element.addEventListener("input", (event) => {
-  const tool = event.target.dataset && event.target.dataset.tool;
-  if (!tool) return;
-  if (tool === "preset") [state.level, state.window] = event.target.value.split(",").map(Number);
-  else state[tool] = Number(event.target.value);
-  move(0, 0);
-});
+function nextPreset() {
+  view.preset = (view.preset + 1) % presets.length;
+  [, view.level, view.window] = presets[view.preset];
+  draw();
+}
+
+function reset() {
+  Object.assign(view, usual);
+  draw();
+}
+
+function paint() {
+  const canvas = make("canvas");
+  canvas.width = xray.naturalWidth;
+  canvas.height = xray.naturalHeight;
+  const context = canvas.getContext("2d"), [slope, intercept] = levels();
+  context.drawImage(xray, 0, 0);
+  const pixels = context.getImageData(0, 0, canvas.width, canvas.height);
+  for (let at = 0; at < pixels.data.length; at += 4)
+    for (let colour = 0; colour < 3; colour++)
+      pixels.data[at + colour] = pixels.data[at + colour] * slope + 255 * intercept;
+  context.putImageData(pixels, 0, 0);
+  context.globalAlpha = view.showMap ? view.strength : 0;
+  const maps = all(".maps img"), cut = maps.length > 1 ? canvas.width * find(".divider").value / 100 : canvas.width;
+  maps.forEach((map, number) => {
+    context.save();
+    context.beginPath();
+    context.rect(number ? cut : 0, 0, number ? canvas.width - cut : cut, canvas.height);
+    context.clip();
+    context.drawImage(map, 0, 0, canvas.width, canvas.height);
+    context.restore();
+  });
+  return canvas.toDataURL("image/png");
+}
+
+function download(name, address) {
+  make("a", {download: name, href: address}).click();
+}
+
+const actions = {
+  preset: nextPreset, fit: reset,
+  invert: () => { view.invert = !view.invert; draw(); },
+  pan: () => { view.pan = !view.pan; draw(); },
+  out: () => zoomBy(0.8), in: () => zoomBy(1.25),
+  map: () => { view.showMap = !view.showMap; draw(); },
+  strength: () => { view.strength = view.strength > 0.9 ? 0.3 : view.strength + 0.35; draw(); },
+  save: () => download(all(".maps img").length && view.showMap ? "xray-with-map.png" : "xray.png", paint()),
+  full: () => document.fullscreenElement ? document.exitFullscreen() : find(".left").requestFullscreen(),
+};
 element.addEventListener("click", (event) => {
-  const button = event.target.closest("button[data-tool]");
-  if (!button) return;
-  if (button.dataset.tool === "invert") state.invert = !state.invert;
-  if (button.dataset.tool === "reset") Object.assign(state, usual);
-  if (button.dataset.tool === "save") save();
-  draw();
+  const button = event.target.closest("[data-do]");
+  if (button && actions[button.dataset.do]) actions[button.dataset.do](button);
 });
-let held = null;
-element.addEventListener("pointerdown", (event) => {
-  const stage = event.target.closest(".stage");
-  if (stage && state.zoom > 100) held = {x: event.clientX, y: event.clientY, box: stage.getBoundingClientRect()};
-});
-window.addEventListener("pointermove", (event) => {
-  if (!held) return;
-  const {x, y, box} = held;
-  Object.assign(held, {x: event.clientX, y: event.clientY});
-  move(100 * (event.clientX - x) / box.width, 100 * (event.clientY - y) / box.height);
-});
-window.addEventListener("pointerup", () => { held = null; });
-element.addEventListener("wheel", (event) => {
-  if (!event.ctrlKey || !event.target.closest(".stage")) return;
-  event.preventDefault();
-  zoom(event.deltaY < 0 ? 1.15 : 1 / 1.15);
-}, {passive: false});
-element.addEventListener("keydown", (event) => {
-  if (!event.target.closest(".stage")) return;
-  const steps = {ArrowLeft: [5, 0], ArrowRight: [-5, 0], ArrowUp: [0, 5], ArrowDown: [0, -5]};
-  if (steps[event.key]) move(...steps[event.key]);
-  else if (event.key === "+" || event.key === "=") zoom(1.25);
-  else if (event.key === "-") zoom(0.8);
-  else return;
-  event.preventDefault();
-});
-watch("value", render);
-render();
+new ResizeObserver(layOut).observe(stage);

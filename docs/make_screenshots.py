@@ -1,16 +1,16 @@
-"""Draw an X-ray and take the screenshots that the README shows.
+"""Take the screenshots that the README shows, and draw the X-ray that its quickstart reads.
 
-python docs/make_screenshot.py
+python docs/make_screenshots.py             # docs/app.png, docs/opacity.png, docs/drawn_xray.png
+python docs/make_screenshots.py FOLDER      # and each state of the page at four sizes, to look at
 
-Writes docs/drawn_xray.png, docs/app.png and docs/what-if.png. The image is drawn, since no X-ray
-is part of this repository. Needs requirements-dev.txt and Chromium (BROWSER_PATH names another
-browser).
+Needs requirements-dev.txt and Chromium (BROWSER_PATH names another browser).
 """
 
 from __future__ import annotations
 
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +18,10 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 FOLDER = Path(__file__).resolve().parent
-XRAY, SCREENSHOT = FOLDER / "drawn_xray.png", FOLDER / "app.png"
-WHAT_IF = SCREENSHOT.with_name("what-if.png")
+XRAY = FOLDER / "drawn_xray.png"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+SIZES = ((1440, 900, "light"), (1280, 800, "dark"), (390, 844, "light"), (360, 740, "dark"))
+WAIT = 120_000  # milliseconds
 
 
 def draw_xray(side: int = 512, seed: int = 13) -> Image.Image:
@@ -98,47 +99,98 @@ def draw_xray(side: int = 512, seed: int = 13) -> Image.Image:
     return Image.fromarray(drawn[top:bottom, left:right])
 
 
-def take_screenshots(url: str, output: Path, what_if: Path) -> None:
-    """Try the drawing in the app at `url`; save the answer, and a hidden part on a phone."""
+def open_answer(page, number: int = 1) -> None:
+    """Analyse an example: the simulated patient with pneumonia."""
+    page.locator("#viewer .examples button").nth(number).click()
+    page.locator("#viewer .corner.name:not(:empty)").wait_for(timeout=WAIT)
+
+
+def open_map(page) -> None:
+    """Ask why the simulated pneumonia is scored as it is."""
+    open_answer(page)
+    unfold(page)
+    page.locator("#viewer [data-do=why]").click()
+    page.locator("#viewer .map").first.wait_for(timeout=WAIT)
+
+
+def open_refusal(page) -> None:
+    """Analyse the side view."""
+    open_answer(page, 3)
+
+
+def open_hidden(page) -> None:
+    """Hide a part of the simulated pneumonia by the keyboard."""
+    open_answer(page)
+    unfold(page)
+    page.locator("#viewer .modes [data-do=hide]").click()
+    for key in ("ArrowRight", *["ArrowLeft"] * 5, *["Shift+ArrowDown"] * 3):
+        page.keyboard.press(key)
+    page.locator("#viewer .panel.hide .scale").wait_for(timeout=WAIT)
+
+
+def open_opacity(page) -> None:
+    """Make the opacity in the simulated patient grow."""
+    page.locator("#viewer .examples [data-do=opacity]").click()
+    page.locator("#viewer .panel.opacity .scale").wait_for(timeout=WAIT, state="attached")
+    for _ in range(15):
+        page.keyboard.press("+")
+    page.locator("#viewer .map").first.wait_for(timeout=WAIT, state="attached")
+    unfold(page)
+
+
+def unfold(page) -> None:
+    """Open what is folded on a phone."""
+    page.evaluate("document.querySelector('#viewer .more').open = true")
+
+
+STATES = {
+    "start": lambda page: None,
+    "answer": open_answer,
+    "map": open_map,
+    "refused": open_refusal,
+    "hidden": open_hidden,
+    "opacity": open_opacity,
+    "batch": lambda page: page.get_by_role("tab", name="Batch").click(),
+    "about": lambda page: page.get_by_role("tab", name="About").click(),
+}
+
+
+def take(browser, url: str, size: tuple[int, int, str], state: str, path: Path) -> None:
+    """Save a state of the page at a size, as a PNG of 256 colours."""
+    width, height, scheme = size
+    context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
+    page = context.new_page()
+    page.goto(url)
+    page.locator("#viewer .examples button").first.wait_for(timeout=WAIT)
+    STATES[state](page)
+    page.wait_for_timeout(2_500)  # until nothing moves
+    page.screenshot(path=path)
+    context.close()
+    with Image.open(path) as image:
+        shown = image.convert("RGB")
+        # With this palette and dithered: gray levels keep their steps.
+        shown.quantize(palette=shown.quantize(256, kmeans=1)).save(path, optimize=True)
+
+
+def take_all(url: str, folder: Path | None) -> None:
+    """Save the README's screenshots and, with a folder, each state at each size."""
     from playwright.sync_api import sync_playwright
 
-    browser = os.environ.get("BROWSER_PATH") or next(filter(None, map(shutil.which, BROWSERS)))
+    name = os.environ.get("BROWSER_PATH") or next(filter(None, map(shutil.which, BROWSERS)))
     with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(
-            executable_path=browser,
+        browser = playwright.chromium.launch(
+            executable_path=name,
             args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"],
         )
-        page = chromium.new_page(viewport={"width": 1280, "height": 900})
-        page.goto(url)
-        page.get_by_text("Try a drawing").click()
-        page.locator("#answer .decision").wait_for(timeout=60_000)
-        page.locator("#viewer img").first.wait_for(timeout=30_000)
-        page.wait_for_timeout(1_000)  # fonts and the fade of the progress bar
-        page.screenshot(path=output)
-        phone = chromium.new_page(viewport={"width": 390, "height": 900}, color_scheme="dark")
-        phone.goto(url)
-        phone.get_by_text("Try a drawing").click()
-        phone.locator("#viewer img").first.wait_for(timeout=30_000)
-        phone.get_by_role("tab", name="What if").click()
-        stage = phone.locator("#mask .stage")
-        stage.locator("img").wait_for()
-        phone.wait_for_timeout(1_000)
-        place = stage.bounding_box()
-        corners = [
-            (place["x"] + x * place["width"], place["y"] + y * place["height"])
-            for x, y in ((0.1, 0.5), (0.45, 0.9))
-        ]
-        phone.mouse.move(*corners[0])
-        phone.mouse.down()
-        phone.mouse.move(*corners[1], steps=4)
-        phone.mouse.up()
-        phone.get_by_text("With the hidden part").wait_for(timeout=30_000)
-        phone.wait_for_timeout(2_000)
-        phone.screenshot(path=what_if)
-        chromium.close()
+        take(browser, url, SIZES[0], "map", FOLDER / "app.png")
+        take(browser, url, SIZES[1], "opacity", FOLDER / "opacity.png")
+        for size in SIZES if folder else ():
+            for state in STATES:
+                take(browser, url, size, state, folder / f"{state}-{size[0]}.png")
+        browser.close()
 
 
-def main() -> None:
+def main(folder: Path | None) -> None:
     """Draw the X-ray, serve the default model, and save all images."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     from pneumonia_hf import Predictor, build_demo
@@ -151,11 +203,10 @@ def main() -> None:
     # Gradio takes the first free port from 7860 on.
     _, url, _ = demo.launch(**launch_options(Limits()), prevent_thread_lock=True, quiet=True)
     try:
-        take_screenshots(url, SCREENSHOT, WHAT_IF)
+        take_all(url, folder)
     finally:
         demo.close()
-    print(f"Wrote {XRAY.name}, {SCREENSHOT.name} and {WHAT_IF.name}.")
 
 
 if __name__ == "__main__":
-    main()
+    main(Path(sys.argv[1]) if sys.argv[1:] else None)
