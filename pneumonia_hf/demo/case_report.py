@@ -5,17 +5,28 @@ from __future__ import annotations
 import datetime
 import html
 import io
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+from PIL import Image
 
 from pneumonia_hf import __version__
-from pneumonia_hf.demo.answers import DECISIONS, name_model, to_percent
-from pneumonia_hf.demo.images import to_data_uri
-from pneumonia_hf.inference.attribution import overlay
+from pneumonia_hf.demo.answers import (
+    DECISIONS,
+    Scale,
+    explain,
+    list_warnings,
+    list_zones,
+    make_scale,
+    name_model,
+    to_percent,
+)
+from pneumonia_hf.demo.images import colour_map, to_data_uri
 
 if TYPE_CHECKING:
-    from PIL import Image
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
     from pneumonia_hf.demo.engine import Engine
     from pneumonia_hf.inference.predictor import Prediction
@@ -25,95 +36,161 @@ NO_NAME = (
     "This report does not name the patient or the file: text that is part of the X-ray itself "
     "is shown as it is."
 )
+NO_PLACE = "Bright places raised the score; they do not locate disease."
 IMAGE_SIDE = 900  # pixels
+ZONES = {"normal": "#4f9d6b", "unsure": "#e5b14a", "pneumonia": "#c9564d"}
+LEFT, WIDTH = 0.07, 0.86  # of the page
 
 
-def list_facts(engine: Engine, prediction: Prediction, method: str | None) -> list[tuple[str, str]]:
-    """Return the lines of a report: what, and its value."""
-    point = engine.predictor.operating_point
-    facts = [("Decision", f"{prediction.decision}: {DECISIONS[prediction.decision]}")]
-    if prediction.probability is not None:
-        facts += [
-            ("Probability of pneumonia", f"{to_percent(prediction.probability)}, where half of all "
-             "images show it"),
-            ("Positive at or above", to_percent(point.threshold)),
-            ("A person must look between", f"{to_percent(point.low)} and {to_percent(point.high)}"),
-        ]  # fmt: skip
-    facts += [("Reservation", text) for text in prediction.warnings]
-    if method:
-        facts.append(("Attribution map", f"{engine.title_of(method)}; it does not locate disease"))
+@dataclass(frozen=True)
+class View:
+    """What the viewer shows: levels as there, and the map that lies on the image."""
+
+    level: float = 128  # the gray level shown as middle gray, 0..255
+    window: float = 255  # gray levels from black to white
+    invert: bool = False
+    opacity: float = 60  # of the map, in %
+    method: str | None = None
+    values: np.ndarray | None = None  # the attribution map, [H, W] in 0..1
+
+    def draw(self, image: Image.Image, with_map: bool) -> Image.Image:
+        """Return the image as the viewer shows it, its longer side at most IMAGE_SIDE."""
+        small = image.copy()
+        small.thumbnail((IMAGE_SIDE, IMAGE_SIDE), Image.Resampling.LANCZOS)
+        shown = (np.asarray(small, np.float64) - self.level) / self.window + 0.5
+        shown = np.clip(1 - shown if self.invert else shown, 0, 1)
+        drawn = Image.fromarray((255 * shown).round().astype(np.uint8)).convert("RGB")
+        if with_map and self.values is not None:
+            layer = colour_map(self.values).resize(drawn.size, Image.Resampling.BILINEAR)
+            alpha = layer.getchannel("A").point(lambda one: one * self.opacity / 100)
+            drawn.paste(layer.convert("RGB"), mask=alpha)
+        return drawn
+
+    def describe(self) -> str:
+        """Return the settings in words."""
+        inverted = ", inverted" if self.invert else ""
+        opacity = f", map at {self.opacity:.0f}%" if self.values is not None else ""
+        return f"level {self.level:.0f}, window {self.window:.0f}{inverted}{opacity}"
+
+
+def list_images(engine: Engine, image: Image.Image, view: View) -> list[tuple[str, Image.Image]]:
+    """Return the images of a report with their titles."""
+    shown = [("X-ray", view.draw(image, with_map=False))]
+    if view.values is not None:
+        title = f"{engine.title_of(str(view.method))} ({engine.verdict_of(str(view.method))})"
+        shown.append((title, view.draw(image, with_map=True)))
+    return shown
+
+
+def list_facts(engine: Engine, prediction: Prediction, view: View) -> list[tuple[str, str]]:
+    """Return the technical lines of a report: what, and its value."""
     now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
-    facts.append(("Model", f"{name_model(engine.predictor)}, pneumonia-hf {__version__}, {now}"))
-    return facts
+    facts = [("Shown with", view.describe())]
+    if prediction.probability is not None:
+        point = engine.predictor.operating_point
+        facts.append(
+            ("At a prevalence of 50%", f"P(pneumonia) {prediction.probability:.4f}, threshold "
+             f"{point.threshold:.4f}, REFER {point.low:.4f} to {point.high:.4f}")
+        )  # fmt: skip
+    if view.values is not None:
+        facts.append(("Map", NO_PLACE))
+    return [
+        *facts,
+        ("Decision", prediction.decision),
+        ("Model", f"{name_model(engine.predictor)}, pneumonia-hf {__version__}"),
+        ("Made", now),
+    ]
 
 
-def to_html(
-    engine: Engine,
-    prediction: Prediction,
-    image: Image.Image,
-    values: np.ndarray | None,
-    method: str | None,
-) -> str:
+def to_html(engine: Engine, prediction: Prediction, image: Image.Image, view: View) -> str:
     """Return the report as one HTML file that loads nothing."""
-    shown = [("X-ray as the model reads it", image)]
-    if values is not None:
-        shown.append(("Attribution map", overlay(image, values)))
     figures = "".join(
-        f'<figure><img src="{to_data_uri(one, IMAGE_SIDE)}" alt="{title}">'
-        f"<figcaption>{title}</figcaption></figure>"
-        for title, one in shown
+        f'<figure><img src="{to_data_uri(one, IMAGE_SIDE)}" alt="{html.escape(title)}">'
+        f"<figcaption>{html.escape(title)}</figcaption></figure>"
+        for title, one in list_images(engine, image, view)
     )
+    number = ""
+    if prediction.probability is not None:
+        scale = make_scale(engine, prediction.probability)
+        number = (
+            f"<p><b class='big'>{to_percent(scale.probability)}</b> {html.escape(scale.title)}"
+            f"<br>{html.escape('; '.join(list_zones(scale)))}</p>"
+        )
+    warnings = "".join(f"<li>{html.escape(one)}</li>" for one in list_warnings(engine, prediction))
+    warned = f"<section><b>Warnings</b><ul>{warnings}</ul></section>" if warnings else ""
     rows = "".join(
         f"<tr><th scope='row'>{html.escape(name)}</th><td>{html.escape(text)}</td></tr>"
-        for name, text in list_facts(engine, prediction, method if values is not None else None)
+        for name, text in list_facts(engine, prediction, view)
     )
     return (
         "<!doctype html><html lang='en'><meta charset='utf-8'><title>X-ray report</title>"
         "<style>body{font-family:system-ui,sans-serif;max-width:50rem;margin:2rem auto;"
         "padding:0 1rem;color:#111}div{display:flex;gap:1rem}figure{flex:1;margin:0}"
-        "img{width:100%}figcaption{font-size:.85rem}th{text-align:left;vertical-align:top;"
-        "padding:.25rem 1rem .25rem 0;white-space:nowrap}</style>"
-        f"<h1>Pneumonia in a chest X-ray</h1><p><b>{NOTICE}</b></p><div>{figures}</div>"
+        "img{width:100%}figcaption,table{font-size:.85rem}th{text-align:left;vertical-align:top;"
+        "padding:.25rem 1rem .25rem 0;white-space:nowrap}.big{font-size:2rem}"
+        "section{border:1px solid #d99a1c;background:#fff4d6;padding:.5rem 1rem}</style>"
+        f"<h1>{DECISIONS[prediction.decision]}</h1><p><b>{NOTICE}</b></p><div>{figures}</div>"
+        f"{number}<p>{html.escape(explain(engine, prediction))}</p>{warned}"
         f"<table>{rows}</table><p>{NO_NAME}</p></html>"
     )
 
 
-def to_pdf(
-    engine: Engine,
-    prediction: Prediction,
-    image: Image.Image,
-    values: np.ndarray | None,
-    method: str | None,
-) -> bytes:
-    """Return the report as a PDF of one page, drawn by matplotlib."""
-    import textwrap
-
+def to_pdf(engine: Engine, prediction: Prediction, image: Image.Image, view: View) -> bytes:
+    """Return the report as a PDF of one A4 page, drawn by matplotlib."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8.27, 11.69))  # A4
-    figure.text(0.08, 0.95, "Pneumonia in a chest X-ray", size=16, weight="bold")
-    figure.text(0.08, 0.925, NOTICE, size=10, weight="bold")
-    shown = [("X-ray as the model reads it", image)]
-    if values is not None:
-        shown.append(("Attribution map", overlay(image, values)))
+    page = Figure(figsize=(8.27, 11.69))
+    page.text(LEFT, 0.955, DECISIONS[prediction.decision], size=20, weight="bold")
+    page.text(LEFT, 0.932, NOTICE, size=9)
+    shown = list_images(engine, image, view)
+    part = (WIDTH - 0.02 * (len(shown) - 1)) / len(shown)
+    # As high as the image is at this width, but not above 0.42 of the page.
+    height = min(0.42, part * image.height / image.width * 8.27 / 11.69)
     for place, (title, one) in enumerate(shown):
-        small = one.copy()
-        small.thumbnail((IMAGE_SIDE, IMAGE_SIDE))
-        axes = figure.add_axes((0.08 + 0.43 * place, 0.56, 0.41, 0.34))
-        axes.imshow(np.asarray(small), cmap="gray", vmin=0, vmax=255)
+        axes = page.add_axes((LEFT + (part + 0.02) * place, 0.905 - height, part, height))
+        axes.imshow(np.asarray(one))
         axes.set_title(title, size=9)
         axes.axis("off")
-    height = 0.52
-    facts = list_facts(engine, prediction, method if values is not None else None)
-    for name, text in [*facts, ("", NO_NAME)]:
-        lines = textwrap.wrap(text, 72)
-        figure.text(0.08, height, name, size=9, weight="bold", va="top")
-        # No mathematical notation: a model's name may hold a dollar sign.
-        figure.text(0.36 if name else 0.08, height, "\n".join(lines), size=9, va="top",
-                    parse_math=False)  # fmt: skip
-        height -= 0.018 * len(lines) + 0.008
+    top = 0.88 - height
+    if prediction.probability is not None:
+        scale = make_scale(engine, prediction.probability)
+        page.text(LEFT, top - 0.02, to_percent(scale.probability), size=22, weight="bold")
+        page.text(LEFT + 0.2, top - 0.015, scale.title, size=9)
+        _draw_bar(page.add_axes((LEFT, top - 0.055, WIDTH, 0.022)), scale)
+        top -= 0.095
+    top = _write(page, top, [explain(engine, prediction)], size=11)
+    if warnings := list_warnings(engine, prediction):
+        top = _write(page, top - 0.012, [f"Warning: {one}" for one in warnings], 10, "#fff4d6")
+    facts = [f"{name}: {text}" for name, text in list_facts(engine, prediction, view)]
+    top = _write(page, top - 0.006, [*facts, NO_NAME], size=8)
+    page.text(LEFT, top - 0.012, "Note", size=10, weight="bold", va="top")
+    box = page.add_axes((LEFT, 0.04, WIDTH, max(top - 0.075, 0.01)))
+    box.set(xticks=[], yticks=[])
     buffer = io.BytesIO()
     # Without dates and names of programs, so that the same image gives the same report.
-    figure.savefig(buffer, format="pdf", metadata={"CreationDate": None, "Producer": None,
-                                                   "Creator": None})  # fmt: skip
+    page.savefig(buffer, format="pdf", metadata={"CreationDate": None, "Producer": None,
+                                                 "Creator": None})  # fmt: skip
     return buffer.getvalue()
+
+
+def _draw_bar(axes: Axes, scale: Scale) -> None:
+    """Draw the scale with its named zones."""
+    edges = {"normal": (0, scale.low), "unsure": (scale.low, scale.high),
+             "pneumonia": (scale.high, 1)}  # fmt: skip
+    for name, (start, end) in edges.items():
+        axes.axvspan(start, end, color=ZONES[name], linewidth=0)
+    axes.plot([scale.probability], [0.5], "o", color="black", markersize=11, clip_on=False)
+    axes.set(xlim=(0, 1), ylim=(0, 1), xticks=[], yticks=[])
+    axes.text(0, -0.5, "   |   ".join(list_zones(scale)), size=9, va="top", color="black")
+
+
+def _write(page: Figure, top: float, texts: list[str], size: int, box: str = "white") -> float:
+    """Write paragraphs below `top`, and return where they end."""
+    import textwrap
+
+    lines = [line for one in texts for line in textwrap.wrap(one, round(1010 / size))]
+    frame = {"facecolor": box, "edgecolor": "#d99a1c" if box != "white" else box, "pad": 6}
+    # No mathematical notation: a model's name may hold a dollar sign.
+    page.text(LEFT, top, "\n".join(lines), size=size, va="top", parse_math=False, bbox=frame,
+              linespacing=1.35)  # fmt: skip
+    return top - len(lines) * size * 1.35 * 1.2 / (11.69 * 72) - 0.012
