@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from pneumonia_hf import __version__
 from pneumonia_hf.demo.limits import ASSUMED_PREVALENCE
 from pneumonia_hf.inference.predictor import Prediction, Predictor
 from pneumonia_hf.models.model_card import find_misfit
@@ -33,11 +34,6 @@ PLAIN = {
         "More unusual than 99% of the X-rays of the training hospitals: the answer may not hold."
     ),
     Reason.OTHER_ABNORMAL: "It looks abnormal, but not like pneumonia.",
-    Reason.BITS: "The DICOM file contradicts itself: what is shown may not be its image.",
-    Reason.WINDOW: (
-        "The DICOM file's own brightness could not be used: a workstation may show it otherwise."
-    ),
-    Reason.NO_THRESHOLD: "Nobody has set a limit for this model; 50% is used.",
 }
 # The reasons that matter most first; those of a model hold for all of its answers, and are last.
 IMPORTANCE = (REFUSING, {Reason.UNLIKE}, {Reason.OTHER_ABNORMAL}, OF_INPUT, {Reason.TOO_CLOSE})
@@ -101,10 +97,12 @@ def explain(engine: Engine, prediction: Prediction) -> str:
     return f"{leaning} (limit {limit}), but see the warning: it may not hold for this image."
 
 
-def to_html(engine: Engine, prediction: Prediction, seconds: float, *more: str) -> str:
+def to_html(
+    engine: Engine, prediction: Prediction, facts: list[tuple[str, str]], *more: str
+) -> str:
     """Return the verdict, the probability on a scale, what it means, and warnings.
 
-    `more` are further sentences below the first.
+    `facts` are further technical figures, and `more` further sentences below the first.
     """
     decision = prediction.decision
     parts = [
@@ -122,14 +120,11 @@ def to_html(engine: Engine, prediction: Prediction, seconds: float, *more: str) 
             f'<section class="warnings" aria-label="{name}"><b>{name}</b>'
             f"<ul>{listed}</ul></section>"
         )
-    facts = "".join(
+    listed = "".join(
         f"<dt>{html.escape(name)}</dt><dd>{html.escape(value)}</dd>"
-        for name, value in [
-            *list_figures(engine, prediction),
-            ("Time", f"{seconds:.2f} s"),
-        ]
+        for name, value in (*list_figures(engine, prediction), *facts)
     )
-    parts.append(f"<details><summary>Technical figures</summary><dl>{facts}</dl></details>")
+    parts.append(f"<details><summary>Technical figures</summary><dl>{listed}</dl></details>")
     return f'<div class="answer">{"".join(parts)}</div>'
 
 
@@ -149,7 +144,7 @@ def list_figures(engine: Engine, prediction: Prediction) -> list[tuple[str, str]
     if prediction.other_abnormal is not None:
         facts.append(("P(abnormal without pneumonia)", f"{prediction.other_abnormal:.4f}"))
     facts += [("Reason", one) for one in prediction.warnings]
-    return [*facts, ("Model", name_model(engine.predictor))]
+    return [*facts, ("Model", f"{name_model(engine.predictor)}, pneumonia-hf {__version__}")]
 
 
 def _list_alike(engine: Engine, prediction: Prediction) -> list[str]:

@@ -7,12 +7,12 @@ import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
 
 from pneumonia_hf.compat.gradio import make_upload
-from pneumonia_hf.demo.answers import to_error
-from pneumonia_hf.demo.batch_table import Line, to_csv, to_line, to_table
+from pneumonia_hf.demo.batch_table import describe_row, to_csv
 from pneumonia_hf.demo.engine import Batch, BatchRow, Engine
 from pneumonia_hf.errors import UserError
 from pneumonia_hf.imaging.xray import Xray
@@ -33,12 +33,13 @@ class ShownBatch:
     name: str  # of the file to save
     batch: Batch
     rows: list[BatchRow] = field(default_factory=list)  # without images
-    lines: list[Line] = field(default_factory=list)
+    described: list[dict[str, Any]] = field(default_factory=list)  # the rows, for the page
     contents: list[bytes] = field(default_factory=list)  # none once there is no room for them
 
-    def to_table(self, done: bool) -> str:
-        """Return the table of what has been analysed."""
-        return to_table(self.lines, len(self.batch.files), self.batch.skipped, done)
+    def describe(self, done: bool) -> dict[str, Any]:
+        """Return what batch.js shows."""
+        total, skipped = len(self.batch.files), self.batch.skipped
+        return {"rows": self.described, "total": total, "skipped": skipped, "done": done}
 
     def open(self, number: int, engine: Engine) -> Xray:
         """Return the X-ray of a row.
@@ -64,7 +65,7 @@ class BatchStore:
     def add(self, shown: ShownBatch, rows: list[BatchRow], engine: Engine) -> None:
         """Add results to a batch, with their files."""
         for row in rows:
-            shown.lines.append(to_line(row, len(shown.rows), engine))
+            shown.described.append(describe_row(row, engine))
             shown.rows.append(replace(row, xray=None, source=None))
             shown.contents.append(_read(row.source) if row.prediction else b"")
         with self.lock:
@@ -95,7 +96,6 @@ def add_batch(engine: Engine, state: gr.State, save_script: str) -> None:
         state: is set to the ShownBatch; the viewer opens a row of it as batch.js asks it to.
         save_script: saves a file in the browser.
     """
-    script = (PAGE / "batch.js").read_text(encoding="utf-8")
     gr.Markdown(BATCH.format(batch=engine.limits.batch))
     files = make_upload(
         file_count="multiple", height=170, label="X-rays or zip files", elem_id="batch-files"
@@ -104,7 +104,12 @@ def add_batch(engine: Engine, state: gr.State, save_script: str) -> None:
         run = gr.Button("Analyse", variant="primary")
         stop = gr.Button("Stop", visible=False)
         save = gr.Button("Save as CSV")
-    table = gr.HTML(elem_id="batch", js_on_load=script, apply_default_css=False)
+    table = gr.HTML(
+        html_template='<div class="list"></div>',
+        js_on_load=(PAGE / "batch.js").read_text(encoding="utf-8"),
+        elem_id="batch",
+        apply_default_css=False,
+    )
     saved, store = gr.JSON(visible=False), BatchStore()
 
     def analyse(paths: list[str] | None) -> Iterator[tuple]:
@@ -113,16 +118,16 @@ def add_batch(engine: Engine, state: gr.State, save_script: str) -> None:
                 raise UserError("Upload X-rays or a zip file of them first.")
             name = Path(paths[0]).stem if len(paths) == 1 else "xrays"
             shown = ShownBatch(name, engine.open_batch(paths))
-            yield shown.to_table(done=False), shown, gr.Button(visible=True)
+            yield shown.describe(done=False), shown, gr.Button(visible=True)
             for rows in engine.score(shown.batch):
                 store.add(shown, rows, engine)
-                yield shown.to_table(done=False), shown, gr.skip()
-            yield shown.to_table(done=True), shown, gr.Button(visible=False)
+                yield shown.describe(done=False), shown, gr.skip()
+            yield shown.describe(done=True), shown, gr.Button(visible=False)
         except UserError as error:
-            yield to_error(str(error)), None, gr.Button(visible=False)
+            yield {"fault": str(error)}, None, gr.Button(visible=False)
 
-    def end(shown: ShownBatch | None) -> tuple[str, gr.Button]:
-        return shown.to_table(done=True) if shown else "", gr.Button(visible=False)
+    def end(shown: ShownBatch | None) -> tuple:
+        return shown.describe(done=True) if shown else None, gr.Button(visible=False)
 
     def to_file(shown: ShownBatch | None) -> dict[str, str]:
         if not shown or not shown.rows:

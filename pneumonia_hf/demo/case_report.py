@@ -6,22 +6,23 @@ import datetime
 import html
 import io
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
-from pneumonia_hf import __version__
 from pneumonia_hf.demo.answers import (
     DECISIONS,
     Scale,
     explain,
+    list_figures,
     list_warnings,
     list_zones,
     make_scale,
-    name_model,
     to_percent,
 )
+from pneumonia_hf.demo.answers import to_html as answer_to_html
 from pneumonia_hf.demo.images import colour_map, to_data_uri
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ NO_NAME = (
     "This report does not name the patient or the file: text that is part of the X-ray itself "
     "is shown as it is."
 )
+HTML_OPEN = "<details open>"
 NO_PLACE = "Bright places raised the score; they do not locate disease."
 IMAGE_SIDE = 900  # pixels
 ZONES = {"normal": "#4f9d6b", "unsure": "#e5b14a", "pneumonia": "#c9564d"}
@@ -82,56 +84,29 @@ def list_images(engine: Engine, image: Image.Image, view: View) -> list[tuple[st
     return shown
 
 
-def list_facts(engine: Engine, prediction: Prediction, view: View) -> list[tuple[str, str]]:
-    """Return the technical lines of a report: what, and its value."""
+def list_facts(view: View) -> list[tuple[str, str]]:
+    """Return how the report was made: what, and its value."""
     now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
-    facts = [("Shown with", view.describe())]
-    if prediction.probability is not None:
-        point = engine.predictor.operating_point
-        facts.append(
-            ("At a prevalence of 50%", f"P(pneumonia) {prediction.probability:.4f}, threshold "
-             f"{point.threshold:.4f}, REFER {point.low:.4f} to {point.high:.4f}")
-        )  # fmt: skip
-    if view.values is not None:
-        facts.append(("Map", NO_PLACE))
-    return [
-        *facts,
-        ("Decision", prediction.decision),
-        ("Model", f"{name_model(engine.predictor)}, pneumonia-hf {__version__}"),
-        ("Made", now),
-    ]
+    place = [("Map", NO_PLACE)] if view.values is not None else []
+    return [("Shown with", view.describe()), *place, ("Made", now)]
 
 
 def to_html(engine: Engine, prediction: Prediction, image: Image.Image, view: View) -> str:
-    """Return the report as one HTML file that loads nothing."""
+    """Return the report as one HTML file that loads nothing: the images, and the page's answer."""
     figures = "".join(
         f'<figure><img src="{to_data_uri(one, IMAGE_SIDE)}" alt="{html.escape(title)}">'
         f"<figcaption>{html.escape(title)}</figcaption></figure>"
         for title, one in list_images(engine, image, view)
     )
-    number = ""
-    if prediction.probability is not None:
-        scale = make_scale(engine, prediction.probability)
-        number = (
-            f"<p><b class='big'>{to_percent(scale.probability)}</b> {html.escape(scale.title)}"
-            f"<br>{html.escape('; '.join(list_zones(scale)))}</p>"
-        )
-    warnings = "".join(f"<li>{html.escape(one)}</li>" for one in list_warnings(engine, prediction))
-    warned = f"<section><b>Warnings</b><ul>{warnings}</ul></section>" if warnings else ""
-    rows = "".join(
-        f"<tr><th scope='row'>{html.escape(name)}</th><td>{html.escape(text)}</td></tr>"
-        for name, text in list_facts(engine, prediction, view)
-    )
+    answer = answer_to_html(engine, prediction, list_facts(view)).replace("<details>", HTML_OPEN)
+    style = Path(__file__).with_name("page").joinpath("answer.css").read_text(encoding="utf-8")
     return (
         "<!doctype html><html lang='en'><meta charset='utf-8'><title>X-ray report</title>"
-        "<style>body{font-family:system-ui,sans-serif;max-width:50rem;margin:2rem auto;"
-        "padding:0 1rem;color:#111}div{display:flex;gap:1rem}figure{flex:1;margin:0}"
-        "img{width:100%}figcaption,table{font-size:.85rem}th{text-align:left;vertical-align:top;"
-        "padding:.25rem 1rem .25rem 0;white-space:nowrap}.big{font-size:2rem}"
-        "section{border:1px solid #d99a1c;background:#fff4d6;padding:.5rem 1rem}</style>"
-        f"<h1>{DECISIONS[prediction.decision]}</h1><p><b>{NOTICE}</b></p><div>{figures}</div>"
-        f"{number}<p>{html.escape(explain(engine, prediction))}</p>{warned}"
-        f"<table>{rows}</table><p>{NO_NAME}</p></html>"
+        f"<style>{style}:root{{--body-text-color:#111;--background-fill-primary:#fff}}"
+        "body{font-family:system-ui,sans-serif;max-width:50rem;margin:2rem auto;padding:0 1rem;"
+        "color:#111}.images{display:flex;gap:1rem}figure{flex:1;margin:0}img{width:100%}</style>"
+        f"<h1>Pneumonia in a chest X-ray</h1><p><b>{NOTICE}</b></p>"
+        f'<div class="images">{figures}</div>{answer}<p>{NO_NAME}</p></html>'
     )
 
 
@@ -161,7 +136,8 @@ def to_pdf(engine: Engine, prediction: Prediction, image: Image.Image, view: Vie
     top = _write(page, top, [explain(engine, prediction)], size=11)
     if warnings := list_warnings(engine, prediction):
         top = _write(page, top - 0.012, [f"Warning: {one}" for one in warnings], 10, "#fff4d6")
-    facts = [f"{name}: {text}" for name, text in list_facts(engine, prediction, view)]
+    facts = (*list_figures(engine, prediction), *list_facts(view))
+    facts = [f"{name}: {text}" for name, text in facts]
     top = _write(page, top - 0.006, [*facts, NO_NAME], size=8)
     page.text(LEFT, top - 0.012, "Note", size=10, weight="bold", va="top")
     box = page.add_axes((LEFT, 0.04, WIDTH, max(top - 0.075, 0.01)))

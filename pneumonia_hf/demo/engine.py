@@ -35,6 +35,7 @@ CHUNK = 8  # images of a batch that are scored before others have their turn
 # took 1.9 GB of memory.
 READ_IN_PARTS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 FILLS = ("black", "gray", "blurred")
+VERDICTS = {"pass": "passed its tests", "fail": "failed a test"}
 NAMES = {"cam": "Class activation map", "occlusion": "Occlusion"}
 ATTENTION = {"PNEUMONIA": 0, "REFER": 1, "REFUSED": 2, "": 3, "NORMAL": 4}  # "" is unreadable
 
@@ -52,10 +53,10 @@ class BatchRow:
 
 @dataclass(frozen=True)
 class Batch:
-    """The files of a batch that are to be scored, and those that are not."""
+    """The files of a batch."""
 
     files: tuple[tuple[str, Path | bytes | XrayError], ...]
-    skipped: tuple[tuple[str, str], ...]  # names of files in zip files, and why
+    skipped: tuple[tuple[str, str], ...]  # of files in zip files that are not scored: name, reason
     budget: Budget
 
 
@@ -127,8 +128,7 @@ class Engine:
 
     def verdict_of(self, method: str) -> str:
         """Return the verdict of a method's tests in words, by the model's reports."""
-        words = {"pass": "passed its tests", "fail": "failed a test"}
-        return words.get(self.verdicts.get(method, ""), "not tested")
+        return VERDICTS.get(self.verdicts.get(method, ""), "not tested")
 
     def read(self, path: str | None) -> Xray:
         """Return the X-ray of an upload.
@@ -143,11 +143,7 @@ class Engine:
         return self.read_content(file.name, file)
 
     def read_content(self, name: str, content: Path | bytes) -> Xray:
-        """Return the X-ray in a file or in its bytes.
-
-        Raises:
-            XrayError: it cannot be read, or has too many pixels.
-        """
+        """Return the X-ray in a file or in its bytes; XrayErrors are as of `open_xray`."""
         return open_xray(content, name, self.limits.megapixels * 10**6)
 
     def _check_file(self, file: Path) -> None:
@@ -219,8 +215,7 @@ class Engine:
         Raises:
             UserError: no image; more than the limits; it takes too long.
         """
-        budget, skipped = Budget(self.limits), []
-        found: list[tuple[str, Path | bytes | XrayError]] = []
+        budget, found, skipped = Budget(self.limits), [], []
         too_many = UserError(
             f"The batch has more than {count(self.limits.batch, 'image')}; send them in parts."
         )
@@ -231,10 +226,10 @@ class Engine:
             for name, content in self._open_zip(path, budget) if is_zip else [(path.name, path)]:
                 if isinstance(content, str):
                     skipped.append((name, content))
-                    continue
-                found.append((name, content))
-                if len(found) > self.limits.batch:
+                elif len(found) == self.limits.batch:
                     raise too_many
+                else:
+                    found.append((name, content))
         if not found:
             raise UserError("There is no image; upload X-rays or a zip file of them.")
         return Batch(tuple(found), tuple(skipped), budget)

@@ -108,7 +108,7 @@ def _analyse(
     except UserError as error:  # in the place of the answer, where it stays
         return None, number | {"answer": to_error(str(error))}
     seconds = time.perf_counter() - started
-    text = answer_to_html(engine, prediction, seconds)
+    text = answer_to_html(engine, prediction, [("Time", f"{seconds:.2f} s")])
     scored = prediction.probability is not None
     width, height = xray.image.size
     held = {"xray": xray, "prediction": prediction, "name": Path(name).stem}

@@ -3,21 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from pneumonia_hf.statistics.intervals import Interval
 from pneumonia_hf.statistics.log_odds import move_to_prevalence, to_logit
-
-
-@dataclass(frozen=True)
-class Share:
-    """A share of pneumonias with its 95% interval."""
-
-    value: float
-    low: float
-    high: float
 
 
 class ScoredAlike:
@@ -38,7 +29,7 @@ class ScoredAlike:
         self.low = np.minimum(np.maximum.accumulate(low), self.shares)
         self.high = np.maximum(np.minimum.accumulate(high[::-1])[::-1], self.shares)
 
-    def find(self, probability: float, prevalence: float) -> Share:
+    def find(self, probability: float, prevalence: float) -> Interval:
         """Return the share among images with a score, if `prevalence` of all showed pneumonia.
 
         Between two bins the interval goes from the lower bound of one to the upper bound of the
@@ -51,7 +42,7 @@ class ScoredAlike:
         low = self.low[below] if below >= 0 else 0.0
         high = self.high[above] if above < len(self.high) else 1.0
         moved = (move_to_prevalence(one, prevalence, self.prevalence) for one in (value, low, high))
-        return Share(*map(float, moved))
+        return Interval(*map(float, moved))
 
 
 def read_reports(reports: Iterable[dict[str, Any]]) -> list[tuple[dict[str, Any], ScoredAlike]]:

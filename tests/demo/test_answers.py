@@ -43,7 +43,7 @@ def predict(probability: float | None, decision: str, *caveats) -> Prediction:
 
 
 def test_the_words_of_a_sure_answer():
-    text = to_html(make_engine(), predict(0.996, "PNEUMONIA"), 0.3)
+    text = to_html(make_engine(), predict(0.996, "PNEUMONIA"), [])
     plain = re.sub("<[^>]+>", " ", text)
     assert "Looks like pneumonia" in plain
     assert re.search(
@@ -63,14 +63,14 @@ def test_close_to_the_limit_is_said_in_plain_words():
     assert list_warnings(engine, found) == [
         "Close to the limit: with other patients it could lie anywhere from 31% to 74%."
     ]
-    assert "Unsure: a person must look" in to_html(engine, found, 0.3)
+    assert "Unsure: a person must look" in to_html(engine, found, [])
     assert "would say normal, but it is too close" in explain(engine, found)
 
 
 def test_an_image_unlike_the_training_images_is_not_said_to_be_close():
     """Its point may lie in the zone of a decision, far from that where a person must look."""
     found = predict(0.02, "REFER", Reason.UNLIKE.caveat())
-    text = to_html(make_engine(), found, 0.3)
+    text = to_html(make_engine(), found, [])
     assert "More unusual than 99%" in text and "a person must look" in text
     assert "range" not in text and "Close to" not in text and "too close" not in text
     assert "but see the warning" in explain(make_engine(), found)
@@ -84,13 +84,13 @@ def test_warnings_are_ordered_by_importance_and_one_is_no_plural():
     )  # fmt: skip
     starts = [one.split()[0] for one in list_warnings(make_engine(), found)]
     assert starts == ["More", "The", "Close", "Nobody"]
-    assert "<b>Warnings</b>" in to_html(make_engine(), found, 0.3)
-    assert "<b>Warning</b>" in to_html(make_engine(), predict(0.5, "REFER", CLOSE), 0.3)
+    assert "<b>Warnings</b>" in to_html(make_engine(), found, [])
+    assert "<b>Warning</b>" in to_html(make_engine(), predict(0.5, "REFER", CLOSE), [])
 
 
 def test_a_refused_image_has_no_number():
     found = predict(None, "REFUSED", Reason.NO_CHEST_XRAY.caveat())
-    text = to_html(make_engine(), found, 0.3)
+    text = to_html(make_engine(), found, [])
     assert "Not read" in text and "%" not in text.partition("<details>")[0]
 
 
@@ -99,22 +99,25 @@ def test_the_prevalence_moves_what_is_shown_and_not_the_decision():
     assert scale.probability == pytest.approx(0.5)  # odds of 19 times 1/19
     assert scale.threshold == pytest.approx(0.05)
     assert scale.low < scale.threshold < scale.high < scale.probability
-    text = to_html(make_engine(0.05), predict(0.95, "PNEUMONIA"), 0.3)
+    text = to_html(make_engine(0.05), predict(0.95, "PNEUMONIA"), [])
     assert "assuming 5% of all X-rays show it" in text and ">50%<" in text
     assert "P(pneumonia) at a prevalence of 50%</dt><dd>0.9500" in text
     assert "if 5 of 100 do" in text
 
 
 def test_what_others_wrote_is_escaped():
-    text = to_html(make_engine(name="<b>model"), predict(0.95, "PNEUMONIA"), 0.3, "<i>more")
+    text = to_html(
+        make_engine(name="<b>model"), predict(0.95, "PNEUMONIA"), [("Time", "<u>")], "<i>more"
+    )
     assert "&lt;children&gt;, 170 X-rays" in text and "&lt;b&gt;model" in text
     assert "&lt;i&gt;more" in text
     assert "<children>" not in text and "<b>model" not in text and "<i>" not in text
+    assert "<u>" not in text
 
 
 def test_a_share_without_meaning_is_not_shown():
     """Between two bins that are far apart."""
-    text = to_html(make_engine(), predict(0.5, "REFER", CLOSE), 0.3)
+    text = to_html(make_engine(), predict(0.5, "REFER", CLOSE), [])
     assert "Test X-rays with such a score" not in text
 
 

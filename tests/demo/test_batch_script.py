@@ -5,34 +5,30 @@ import pytest
 from browsers import needs_browser
 
 from pneumonia_hf.demo.batch_page import PAGE
-from pneumonia_hf.demo.batch_table import Line, to_table
 
 pytestmark = needs_browser
 browser = browsers.browser
 START = """
-(script) => {
+([script, value]) => {
   window.opened = [];
+  window.props = {value};
   document.addEventListener("xray-open", ({detail}) => {
     document.dispatchEvent(new CustomEvent("xray-start"));
     opened.push(detail.row);
   });
   const element = document.querySelector("#batch");
   const watch = (_, act) => { window.redraw = act; };
-  Function("element", "trigger", "watch", script)(element, () => {}, watch);
+  Function("element", "props", "watch", script)(element, props, watch);
 }
 """
-ROWS = [("b10.png", "NORMAL", 0.1), ("torn.png", "", -1), ("a.png", "PNEUMONIA", 0.8),
-        ("b9.png", "REFER", 0.4), ("c.png", "PNEUMONIA", 0.9)]  # fmt: skip
-
-
-def make_line(number: int, file: str, decision: str, share: float) -> Line:
-    name = f'<button class="open">{file}</button>' if decision else file
-    cells = ("", file, share, number, bool(decision))
-    content = "".join(
-        f'<td data-value="{one}">{name if one == file else one}</td>' for one in cells
-    )
-    place = f'data-index="{number}" data-decision="{decision}"'
-    return Line(file, decision, share, f"<tr {place}>{content}</tr>")
+FILES = [("b10.png", "NORMAL", 0.1), ("<i>torn.png", "", None), ("a.png", "PNEUMONIA", 0.8),
+         ("b9.png", "REFER", 0.4), ("c.png", "PNEUMONIA", 0.9)]  # fmt: skip
+ROWS = [
+    {"file": file, "decision": decision, "probability": share, "words": f"It is {decision}.",
+     "percent": f"{share}", "warnings": "<b>odd", "image": None}
+    for file, decision, share in FILES
+]  # fmt: skip
+VALUE = {"rows": ROWS, "total": 5, "skipped": [["<i>.txt", "no image"]], "done": True}
 
 
 @pytest.fixture
@@ -40,19 +36,24 @@ def page(browser):
     page = browser.new_page(viewport={"width": 1000, "height": 800})
     faults = []
     page.on("pageerror", lambda error: faults.append(str(error)))
-    table = to_table([make_line(number, *row) for number, row in enumerate(ROWS)], len(ROWS))
     read = {name: (PAGE / name).read_text(encoding="utf-8")
             for name in ("batch.css", "batch.html", "batch.js")}  # fmt: skip
     tabs = "".join(f"<button role=tab onclick='tab = this.textContent'>{one}</button>"
                    for one in ("X-ray", "Batch"))  # fmt: skip
     page.set_content(
         f"<style>{read['batch.css']}</style>{tabs}<div id=batch-bar>{read['batch.html']}</div>"
-        f"<div id=batch>{table}</div>"
+        "<div id=batch><div class=list></div></div>"
     )
-    page.evaluate(START, read["batch.js"])
+    page.evaluate(START, [read["batch.js"], VALUE])
     yield page
     assert faults == []
     page.close()
+
+
+def show(page, **changes) -> str:
+    """Show another value, and return the text of the list."""
+    page.evaluate("value => { props.value = value; redraw(); }", VALUE | changes)
+    return page.locator("#batch").inner_text()
 
 
 def shown(page) -> list[str]:
@@ -64,7 +65,7 @@ def focused(page) -> str:
 
 
 def test_chips_filter_and_headings_sort_also_after_new_rows(page):
-    assert shown(page) == ["c.png", "a.png", "b9.png", "torn.png", "b10.png"]
+    assert shown(page) == ["c.png", "a.png", "b9.png", "<i>torn.png", "b10.png"]
     page.get_by_role("button", name="2 pneumonia").click()
     assert shown(page) == ["c.png", "a.png"]
     page.get_by_role("button", name="File").click()
@@ -72,12 +73,30 @@ def test_chips_filter_and_headings_sort_also_after_new_rows(page):
     page.evaluate("redraw()")  # as when the next images have been analysed
     assert shown(page) == ["a.png", "c.png"]
     page.get_by_role("button", name="all 5").click()
-    assert shown(page) == ["a.png", "b9.png", "b10.png", "c.png", "torn.png"]
+    assert shown(page) == ["<i>torn.png", "a.png", "b9.png", "b10.png", "c.png"]
     assert page.locator("th[aria-sort=ascending]").inner_text().startswith("File")
     page.get_by_role("button", name="Probability").click()
-    assert shown(page) == ["c.png", "a.png", "b9.png", "b10.png", "torn.png"]
+    assert shown(page) == ["c.png", "a.png", "b9.png", "b10.png", "<i>torn.png"]
     page.get_by_role("button", name="1 not readable").click()
-    assert shown(page) == ["torn.png"]
+    assert shown(page) == ["<i>torn.png"]
+
+
+def test_texts_of_others_are_text_and_what_was_skipped_is_listed_with_the_reason(page):
+    assert page.locator("#batch i").count() == page.locator("#batch b").count() == 0
+    text = page.locator("#batch").inner_text()
+    assert "1 file in zip files skipped" in text and "<i>.txt: no image" in text
+    many = show(page, skipped=[[f"{number}.txt", "why"] for number in range(70)])
+    assert "70 files in zip files skipped" in many and "and 20 other files" in many
+
+
+def test_the_list_says_how_far_it_is(page):
+    assert "5 X-rays analysed." in page.locator("#batch").inner_text()
+    assert "Analysing: 1 of 5 X-rays done." in show(page, rows=ROWS[:1], done=False)
+    assert page.locator("progress").get_attribute("value") == "1"
+    assert "Stopped: 1 of 5 X-rays analysed." in show(page, rows=ROWS[:1])
+    assert "1 X-ray analysed." in show(page, rows=ROWS[:1], total=1)
+    page.evaluate("props.value = {fault: 'There is no image.'}; redraw()")
+    assert page.get_by_role("alert").inner_text() == "There is no image."
 
 
 def test_the_keyboard_opens_an_image_and_goes_through_those_that_are_listed(page):

@@ -1,33 +1,85 @@
-// The table of a batch: chips filter it, headings sort it, and a row opens its X-ray in the viewer,
+// The list of a batch: chips filter it, headings sort it, and a row opens its X-ray in the viewer,
 // above which a bar (#batch-bar) goes on to the next. The viewer is asked by the event "xray-open" of
 // the document with {row, name}; it says "xray-start" whenever it opens anything.
-const state = {chip: "", column: 0, down: false, open: null};
+// The value: {rows, total, skipped, done} as of ShownBatch.describe, {fault}, or null.
+const names = {PNEUMONIA: "pneumonia", REFER: "unsure", REFUSED: "refused", "": "not readable", NORMAL: "normal"};
+const order = Object.keys(names);  // of need of attention
+const headings = {file: "File", probability: "Probability", decision: "Decision", warnings: "Warnings"};
+const most = 50;  // of the skipped files, that are listed
+const state = {chip: null, column: null, down: false, open: null};
 const all = (selector) => [...element.querySelectorAll(selector)];
 const bar = () => document.querySelector("#batch-bar .bar");
-const listed = () => all("tbody tr").filter((row) => !row.hidden);
-const openable = () => listed().filter((row) => row.querySelector(".open"));
+const openable = () => all("tbody tr").filter((row) => row.querySelector(".open"));
+const count = (number, thing) => `${number} ${thing}${number === 1 ? "" : "s"}`;
 
-function compare(one, other) {
-  const [a, b] = [one, other].map((row) => row.cells[state.column].dataset.value);
-  return state.column === 2 || state.column === 3 ? a - b : a.localeCompare(b, undefined, {numeric: true});
+function make(tag, attributes, ...children) {
+  const made = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
+  made.append(...children);
+  return made;
 }
 
-function apply() {
-  const body = element.querySelector("tbody");
-  if (!body) return;
-  if (!all(`[data-chip="${state.chip}"]`).length) state.chip = "";
-  if (state.column) {  // otherwise as it came: by need of attention
-    const sorted = all("tbody tr").sort(compare);
-    body.append(...(state.down ? sorted.reverse() : sorted));
+function compare(one, other) {
+  const attention = order.indexOf(one.decision) - order.indexOf(other.decision);
+  if (state.column === "probability") return (one.probability ?? -1) - (other.probability ?? -1);
+  if (state.column && state.column !== "decision")
+    return one[state.column].localeCompare(other[state.column], undefined, {numeric: true});
+  return attention || other.probability - one.probability;
+}
+
+function addStatus(list, {rows, total, skipped, done}) {
+  const part = `${rows.length} of ${count(total, "X-ray")}`;
+  const text = !done ? `Analysing: ${part} done.` : rows.length < total ? `Stopped: ${part} analysed.` : `${count(total, "X-ray")} analysed.`;
+  list.append(make("p", {role: "status"}, text));
+  if (!done) list.append(make("progress", {max: total, value: rows.length, "aria-label": "done"}));
+  const chips = make("div", {class: "chips", role: "group", "aria-label": "Show only"});
+  const number = (decision) => rows.filter((row) => decision === null || row.decision === decision).length;
+  for (const decision of [null, ...order.filter(number)]) {
+    const label = decision === null ? `all ${rows.length}` : `${number(decision)} ${names[decision]}`;
+    const chip = make("button", {type: "button", "aria-pressed": state.chip === decision}, label);
+    chip.addEventListener("click", () => { state.chip = decision; render(); });
+    chips.append(chip);
   }
-  for (const row of all("tbody tr"))
-    row.hidden = state.chip !== "" && (row.dataset.decision || "none") !== state.chip;
-  for (const chip of all("[data-chip]"))
-    chip.setAttribute("aria-pressed", String(chip.dataset.chip === state.chip));
-  for (const button of all("[data-column]")) {
-    const sorted = Number(button.dataset.column) === state.column;
-    button.closest("th").setAttribute("aria-sort", !sorted ? "none" : state.down ? "descending" : "ascending");
-  }
+  list.append(chips);
+  if (!skipped.length) return;
+  const lines = skipped.slice(0, most).map(([name, why]) => `${name}: ${why}`);
+  if (skipped.length > most) lines.push(`and ${count(skipped.length - most, "other file")}`);
+  list.append(make("details", {class: "skipped", open: ""}, make("summary", {}, `${count(skipped.length, "file")} in zip files skipped`),
+                   make("ul", {}, ...lines.map((line) => make("li", {}, line)))));
+}
+
+function addRow(row) {
+  const file = row.decision ? make("button", {type: "button", class: "open"}, row.file) : row.file;
+  const badge = make("span", {class: `badge ${row.decision.toLowerCase()}`}, row.words);
+  const cells = [row.image ? make("img", {src: row.image, alt: ""}) : "", file, row.percent, badge, row.warnings];
+  return make("tr", {"data-index": row.index}, ...cells.map((cell) => make("td", {}, cell)));
+}
+
+function render() {
+  const list = element.querySelector(".list"), value = props.value;
+  if (!list) return;
+  const focused = document.activeElement.textContent, within = list.contains(document.activeElement);
+  list.replaceChildren();
+  if (!value) return;
+  if (value.fault) return list.append(make("p", {role: "alert"}, value.fault));
+  const rows = value.rows.map((row, index) => ({...row, index}));
+  if (!rows.some((row) => row.decision === state.chip)) state.chip = null;
+  addStatus(list, {...value, rows});
+  const sorted = rows.filter((row) => state.chip === null || row.decision === state.chip).sort(compare);
+  if (state.down) sorted.reverse();
+  const head = make("tr", {}, make("th", {scope: "col"}, "X-ray"), ...Object.entries(headings).map(([column, title]) => {
+    const button = make("button", {type: "button"}, title);
+    button.addEventListener("click", () => {
+      state.down = state.column === column ? !state.down : column === "probability";
+      state.column = column;
+      render();
+    });
+    const is = state.column !== column ? "none" : state.down ? "descending" : "ascending";
+    return make("th", {scope: "col", "aria-sort": is}, button);
+  }));
+  const table = make("table", {class: "batch"}, make("thead", {}, head), make("tbody", {}, ...sorted.map(addRow)));
+  list.append(make("div", {class: "wide"}, table));
+  if (within) all("button").find((one) => one.textContent === focused)?.focus();
 }
 
 // Calls `act` when an element is on the screen, as it is after its tab has opened.
@@ -69,16 +121,8 @@ function back() {
 }
 
 element.addEventListener("click", (event) => {
-  const button = event.target.closest("button"), row = event.target.closest("tbody tr");
-  if (button && button.dataset.chip !== undefined) {
-    state.chip = button.dataset.chip;
-    apply();
-  } else if (button && button.dataset.column) {
-    const column = Number(button.dataset.column);
-    state.down = state.column === column ? !state.down : column === 2;
-    state.column = column;
-    apply();
-  } else if (row && row.querySelector(".open")) open(row);
+  const row = event.target.closest("tbody tr");
+  if (row && row.querySelector(".open")) open(row);
 });
 element.addEventListener("keydown", (event) => {
   const by = {ArrowDown: 1, ArrowUp: -1}[event.key];
@@ -98,5 +142,5 @@ document.addEventListener("keydown", (event) => {
   else if (event.key === "Escape") back();
 });
 document.addEventListener("xray-start", () => { bar().hidden = true; });
-watch("value", apply);
-apply();
+watch("value", render);
+render();
