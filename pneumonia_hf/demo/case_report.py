@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import html
 import io
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,7 +27,6 @@ from pneumonia_hf.demo.answers import to_html as answer_to_html
 from pneumonia_hf.demo.images import colour_map, to_data_uri
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
     from pneumonia_hf.demo.engine import Engine
@@ -41,7 +41,9 @@ HTML_OPEN = "<details open>"
 NO_PLACE = "Bright places raised the score; they do not locate disease."
 IMAGE_SIDE = 900  # pixels
 ZONES = {"normal": "#4f9d6b", "unsure": "#e5b14a", "pneumonia": "#c9564d"}
+PAGE = (8.27, 11.69)  # A4, in inches
 LEFT, WIDTH = 0.07, 0.86  # of the page
+NOTE = 0.1  # the least height of the room for a note
 
 
 @dataclass(frozen=True)
@@ -114,31 +116,27 @@ def to_pdf(engine: Engine, prediction: Prediction, image: Image.Image, view: Vie
     """Return the report as a PDF of one A4 page, drawn by matplotlib."""
     from matplotlib.figure import Figure
 
-    page = Figure(figsize=(8.27, 11.69))
+    page = Figure(figsize=PAGE)
+    facts = (*list_figures(engine, prediction), *list_facts(view))
+    facts = [f"{name}: {text}" for name, text in facts if name != "Reason"]  # it is a warning
+    warnings = [f"Warning: {one}" for one in list_warnings(engine, prediction)]
+    blocks = [([explain(engine, prediction)], 11, "white"), (warnings, 10, "#fff4d6"),
+              ([*facts, NO_NAME], 8, "white")]  # fmt: skip
+    blocks = [(_wrap(texts, size), size, box) for texts, size, box in blocks if texts]
+    bar = 0.095 if prediction.probability is not None else 0
+    room = 0.88 - bar - sum(_measure(lines, size) for lines, size, _ in blocks) - 0.08 - NOTE
     page.text(LEFT, 0.955, DECISIONS[prediction.decision], size=20, weight="bold")
     page.text(LEFT, 0.932, NOTICE, size=9)
-    shown = list_images(engine, image, view)
-    part = (WIDTH - 0.02 * (len(shown) - 1)) / len(shown)
-    # As high as the image is at this width, but not above 0.42 of the page.
-    height = min(0.42, part * image.height / image.width * 8.27 / 11.69)
-    for place, (title, one) in enumerate(shown):
-        axes = page.add_axes((LEFT + (part + 0.02) * place, 0.905 - height, part, height))
-        axes.imshow(np.asarray(one))
-        axes.set_title(title, size=9)
-        axes.axis("off")
-    top = 0.88 - height
-    if prediction.probability is not None:
-        scale = make_scale(engine, prediction.probability)
-        page.text(LEFT, top - 0.02, to_percent(scale.probability), size=22, weight="bold")
-        page.text(LEFT + 0.2, top - 0.015, scale.title, size=9)
-        _draw_bar(page.add_axes((LEFT, top - 0.055, WIDTH, 0.022)), scale)
-        top -= 0.095
-    top = _write(page, top, [explain(engine, prediction)], size=11)
-    if warnings := list_warnings(engine, prediction):
-        top = _write(page, top - 0.012, [f"Warning: {one}" for one in warnings], 10, "#fff4d6")
-    facts = (*list_figures(engine, prediction), *list_facts(view))
-    facts = [f"{name}: {text}" for name, text in facts]
-    top = _write(page, top - 0.006, [*facts, NO_NAME], size=8)
+    top = _draw_images(page, list_images(engine, image, view), room)
+    if bar:
+        _draw_scale(page, top, make_scale(engine, prediction.probability))
+        top -= bar
+    for lines, size, box in blocks:
+        frame = {"facecolor": box, "edgecolor": "white" if box == "white" else "#d99a1c", "pad": 6}
+        # No mathematical notation: a model's name may hold a dollar sign.
+        page.text(LEFT, top, "\n".join(lines), size=size, va="top", parse_math=False, bbox=frame,
+                  linespacing=1.35)  # fmt: skip
+        top -= _measure(lines, size)
     page.text(LEFT, top - 0.012, "Note", size=10, weight="bold", va="top")
     box = page.add_axes((LEFT, 0.04, WIDTH, max(top - 0.075, 0.01)))
     box.set(xticks=[], yticks=[])
@@ -149,8 +147,24 @@ def to_pdf(engine: Engine, prediction: Prediction, image: Image.Image, view: Vie
     return buffer.getvalue()
 
 
-def _draw_bar(axes: Axes, scale: Scale) -> None:
-    """Draw the scale with its named zones."""
+def _draw_images(page: Figure, shown: list[tuple[str, Image.Image]], room: float) -> float:
+    """Draw the images side by side, at most `room` high, and return where they end."""
+    part = (WIDTH - 0.02 * (len(shown) - 1)) / len(shown)
+    width, height = shown[0][1].size
+    height = min(0.42, room, part * height / width * PAGE[0] / PAGE[1])
+    for place, (title, one) in enumerate(shown):
+        axes = page.add_axes((LEFT + (part + 0.02) * place, 0.905 - height, part, height))
+        axes.imshow(np.asarray(one))
+        axes.set_title(title, size=9)
+        axes.axis("off")
+    return 0.88 - height
+
+
+def _draw_scale(page: Figure, top: float, scale: Scale) -> None:
+    """Draw the probability, and below it the bar with its named zones."""
+    page.text(LEFT, top - 0.02, to_percent(scale.probability), size=22, weight="bold")
+    page.text(LEFT + 0.2, top - 0.015, scale.title, size=9)
+    axes = page.add_axes((LEFT, top - 0.055, WIDTH, 0.022))
     edges = {"normal": (0, scale.low), "unsure": (scale.low, scale.high),
              "pneumonia": (scale.high, 1)}  # fmt: skip
     for name, (start, end) in edges.items():
@@ -160,13 +174,10 @@ def _draw_bar(axes: Axes, scale: Scale) -> None:
     axes.text(0, -0.5, "   |   ".join(list_zones(scale)), size=9, va="top", color="black")
 
 
-def _write(page: Figure, top: float, texts: list[str], size: int, box: str = "white") -> float:
-    """Write paragraphs below `top`, and return where they end."""
-    import textwrap
+def _wrap(texts: list[str], size: int) -> list[str]:
+    return [line for one in texts for line in textwrap.wrap(one, round(1010 / size))]
 
-    lines = [line for one in texts for line in textwrap.wrap(one, round(1010 / size))]
-    frame = {"facecolor": box, "edgecolor": "#d99a1c" if box != "white" else box, "pad": 6}
-    # No mathematical notation: a model's name may hold a dollar sign.
-    page.text(LEFT, top, "\n".join(lines), size=size, va="top", parse_math=False, bbox=frame,
-              linespacing=1.35)  # fmt: skip
-    return top - len(lines) * size * 1.35 * 1.2 / (11.69 * 72) - 0.012
+
+def _measure(lines: list[str], size: int) -> float:
+    """Return the height of lines with the space below them, as a share of the page."""
+    return len(lines) * size * 1.35 * 1.2 / (PAGE[1] * 72) + 0.018

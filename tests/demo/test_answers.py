@@ -83,7 +83,7 @@ def test_warnings_are_ordered_by_importance_and_one_is_no_plural():
         Reason.UNLIKE.caveat(),
     )  # fmt: skip
     starts = [one.split()[0] for one in list_warnings(make_engine(), found)]
-    assert starts == ["More", "The", "Close", "Nobody"]
+    assert starts == ["More", "The", "Close", "This"]
     assert "<b>Warnings</b>" in to_html(make_engine(), found, [])
     assert "<b>Warning</b>" in to_html(make_engine(), predict(0.5, "REFER", CLOSE), [])
 
@@ -99,10 +99,10 @@ def test_the_prevalence_moves_what_is_shown_and_not_the_decision():
     assert scale.probability == pytest.approx(0.5)  # odds of 19 times 1/19
     assert scale.threshold == pytest.approx(0.05)
     assert scale.low < scale.threshold < scale.high < scale.probability
-    text = to_html(make_engine(0.05), predict(0.95, "PNEUMONIA"), [])
-    assert "assuming 5% of all X-rays show it" in text and ">50%<" in text
-    assert "P(pneumonia) at a prevalence of 50%</dt><dd>0.9500" in text
-    assert "if 5 of 100 do" in text
+    text = to_html(make_engine(0.05), predict(0.9, "PNEUMONIA"), [])
+    assert "assuming 5% of all X-rays show it" in text and ">32%<" in text
+    assert "P(pneumonia) at a prevalence of 50%</dt><dd>0.9000" in text
+    assert "32 of 100 showed pneumonia (95% interval 17 to 50), if 5 of 100 do" in text
 
 
 def test_what_others_wrote_is_escaped():

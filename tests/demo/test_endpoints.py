@@ -198,7 +198,7 @@ def test_mcp_describes_the_tools_that_it_has_and_what_they_take(app_url):
         assert ",," not in text and "http" not in text and "upload" not in text
         assert not tool["meta"]["file_data_present"]
     assert tools[0]["inputSchema"]["properties"]["image"]["format"] == "data-url"
-    assert "warnings and the distance from the training images;" in tools[0]["description"]
+    assert "warnings, the distance from the training images and" in tools[0]["description"]
 
 
 def ask(url: str, name: str, content: object, version: str = "") -> str:

@@ -274,7 +274,7 @@ def test_a_batch_becomes_a_table_and_a_csv(page, tmp_path):
     assert page.locator(".batch tbody tr:visible").all_inner_texts()[0].count("torn.png")
     assert page.locator(".batch tbody tr:visible").count() == 1
     page.get_by_role("button", name="all 20").click()
-    page.get_by_role("button", name="File").click()
+    page.locator("#batch").get_by_role("button", name="File", exact=True).click()
     names = page.locator(".batch td:nth-child(2)").all_inner_texts()
     assert names == ["torn.png", *(f"x{number}.png" for number in range(19))]
     page.get_by_role("button", name="Probability").click()

@@ -7,7 +7,7 @@ import pytest
 from helpers import draw_xray
 
 from pneumonia_hf import Predictor
-from pneumonia_hf.demo import viewer
+from pneumonia_hf.demo import batch_page, viewer
 from pneumonia_hf.demo.batch_page import BatchStore, ShownBatch
 from pneumonia_hf.demo.engine import BatchRow, Engine
 from pneumonia_hf.demo.limits import Limits
@@ -59,7 +59,8 @@ def test_an_x_ray_of_a_batch_is_opened_as_it_was_uploaded(engine, tmp_path):
         assert "no longer in memory" in viewer._analyse(engine, [], event, batch)[1]["answer"]
 
 
-def test_the_oldest_batch_loses_its_files_first():
+def test_the_oldest_batch_loses_its_files_first(monkeypatch):
+    monkeypatch.setattr(batch_page, "describe_row", lambda *_: {})
     batches = [ShownBatch(name, None) for name in "abc"]
     store = BatchStore(most=25)
     for batch in batches:
