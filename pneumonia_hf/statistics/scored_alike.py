@@ -36,8 +36,9 @@ class ScoredAlike:
         other, since nothing was measured there.
         """
         score = float(to_logit(np.float64(probability)))
-        below = int(np.searchsorted(self.log_odds, score, side="right")) - 1
-        above = int(np.searchsorted(self.log_odds, score, side="left"))
+        # The score of a bin itself is on both sides, whatever its rounding.
+        below = int(np.searchsorted(self.log_odds, score + 1e-9)) - 1
+        above = int(np.searchsorted(self.log_odds, score - 1e-9))
         value = np.interp(score, self.log_odds, self.shares)
         low = self.low[below] if below >= 0 else 0.0
         high = self.high[above] if above < len(self.high) else 1.0
