@@ -35,6 +35,11 @@ class ShownBatch:
     rows: list[BatchRow] = field(default_factory=list)  # without images
     described: list[dict[str, Any]] = field(default_factory=list)  # the rows, for the page
     contents: list[bytes] = field(default_factory=list)  # none once there is no room for them
+    stopped: bool = False
+
+    def stop(self) -> None:
+        """End the analysis after the images that are being scored."""
+        self.stopped = True
 
     def describe(self, done: bool) -> dict[str, Any]:
         """Return what batch.js shows."""
@@ -88,6 +93,24 @@ def _read(source: Path | bytes | None) -> bytes:
         return b""
 
 
+def analyse_batch(engine: Engine, store: BatchStore, paths: list[str] | None) -> Iterator[tuple]:
+    """Yield what the list shows, the ShownBatch, and the button that stops it."""
+    try:
+        if not paths:
+            raise UserError("Upload X-rays or a zip file of them first.")
+        name = Path(paths[0]).stem if len(paths) == 1 else "xrays"
+        shown = ShownBatch(name, engine.open_batch(paths))
+        yield shown.describe(done=False), shown, gr.Button(visible=True)
+        for rows in engine.score(shown.batch):
+            store.add(shown, rows, engine)
+            if shown.stopped:
+                break
+            yield shown.describe(done=False), shown, gr.skip()
+        yield shown.describe(done=True), shown, gr.Button(visible=False)
+    except UserError as error:
+        yield {"fault": str(error)}, None, gr.Button(visible=False)
+
+
 def add_batch(engine: Engine, state: gr.State, save_script: str) -> None:
     """Add the parts of the tab.
 
@@ -113,21 +136,7 @@ def add_batch(engine: Engine, state: gr.State, save_script: str) -> None:
     saved, store = gr.JSON(visible=False), BatchStore()
 
     def analyse(paths: list[str] | None) -> Iterator[tuple]:
-        try:
-            if not paths:
-                raise UserError("Upload X-rays or a zip file of them first.")
-            name = Path(paths[0]).stem if len(paths) == 1 else "xrays"
-            shown = ShownBatch(name, engine.open_batch(paths))
-            yield shown.describe(done=False), shown, gr.Button(visible=True)
-            for rows in engine.score(shown.batch):
-                store.add(shown, rows, engine)
-                yield shown.describe(done=False), shown, gr.skip()
-            yield shown.describe(done=True), shown, gr.Button(visible=False)
-        except UserError as error:
-            yield {"fault": str(error)}, None, gr.Button(visible=False)
-
-    def end(shown: ShownBatch | None) -> tuple:
-        return shown.describe(done=True) if shown else None, gr.Button(visible=False)
+        yield from analyse_batch(engine, store, paths)
 
     def to_file(shown: ShownBatch | None) -> dict[str, str]:
         if not shown or not shown.rows:
@@ -135,11 +144,12 @@ def add_batch(engine: Engine, state: gr.State, save_script: str) -> None:
         return {"name": f"{shown.name}.csv", "kind": "text/csv", "text": to_csv(shown.rows)}
 
     private = {"api_visibility": "private"}
-    running = run.click(
+    run.click(
         analyse, files, [table, state, stop], concurrency_id="batch", concurrency_limit=1,
         show_progress="hidden", **private,
     )  # fmt: skip
-    stop.click(end, state, [table, stop], cancels=[running], **private)
+    # Not gradio's `cancels`: after it the page never ran the event again.
+    stop.click(lambda shown: shown.stop() if shown else None, state, None, **private)
     save.click(to_file, state, saved, **private).success(
         None, saved, None, js=save_script, **private
     )

@@ -8,7 +8,7 @@ from helpers import draw_xray
 
 from pneumonia_hf import Predictor
 from pneumonia_hf.demo import batch_page, viewer
-from pneumonia_hf.demo.batch_page import BatchStore, ShownBatch
+from pneumonia_hf.demo.batch_page import BatchStore, ShownBatch, analyse_batch
 from pneumonia_hf.demo.engine import BatchRow, Engine
 from pneumonia_hf.demo.limits import Limits
 from pneumonia_hf.demo.viewer import describe_opacity
@@ -57,6 +57,19 @@ def test_an_x_ray_of_a_batch_is_opened_as_it_was_uploaded(engine, tmp_path):
     for row in (3, 99):
         event = make_event(number=1, path=None, example=-1, row=row)
         assert "no longer in memory" in viewer._analyse(engine, [], event, batch)[1]["answer"]
+
+
+def test_a_batch_that_is_stopped_keeps_what_is_done_and_another_can_follow(engine, tmp_path):
+    path = tmp_path / "x.png"
+    draw_xray(1, ill=True, size=(120, 100)).save(path)
+    for stops, done in ((True, 8), (False, 20)):
+        running = analyse_batch(engine, BatchStore(), [str(path)] * 20)
+        value, shown, _ = next(running)
+        assert (value["total"], value["rows"], value["done"]) == (20, [], False)
+        if stops:
+            shown.stop()
+        value, shown, _ = list(running)[-1]
+        assert value["done"] and len(value["rows"]) == len(shown.rows) == done
 
 
 def test_the_oldest_batch_loses_its_files_first(monkeypatch):
