@@ -17,7 +17,6 @@ import gradio as gr
 from gradio.data_classes import ListFiles
 from gradio.route_utils import FnIndexInferError
 from gradio.utils import get_function_description
-from pydantic import ValidationError
 from starlette.responses import JSONResponse
 
 from pneumonia_hf.errors import UserError
@@ -95,7 +94,7 @@ def _check_files(parts: Sequence[Any], values: list[Any]) -> list[Any]:
             checked[place] = [value]
         try:
             part.data_model.model_validate(checked[place], context={"validate_meta": True})
-        except (ValidationError, ValueError) as error:
+        except ValueError as error:  # or pydantic's, which is one
             wanted = "a list of uploaded files" if several else "one uploaded file"
             raise to_gradio(
                 WRONG_VALUE.format(name=part.label or "the file", wanted=wanted)

@@ -5,14 +5,13 @@ from __future__ import annotations
 import time
 import zipfile
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from PIL import Image, ImageFilter
 
-from pneumonia_hf import __version__
 from pneumonia_hf.demo.limits import ASSUMED_PREVALENCE, BUSY, Limits
 from pneumonia_hf.demo.micro_batch import MicroBatcher
 from pneumonia_hf.errors import UserError, XrayError
@@ -23,9 +22,7 @@ from pneumonia_hf.imaging.xray import Xray
 from pneumonia_hf.inference.attribution import AttributionMap, attribute, methods_for
 from pneumonia_hf.inference.network import COMPUTING
 from pneumonia_hf.inference.predictor import Prediction, Predictor
-from pneumonia_hf.labels import LABELS
 from pneumonia_hf.models.model_folder import REPORTS_FILE
-from pneumonia_hf.models.run_manifest import read_manifest
 from pneumonia_hf.statistics.scored_alike import read_reports
 
 NO_MAP = "none"  # of the attribution methods
@@ -307,33 +304,6 @@ class Engine:
         return [
             row if row.xray is None else replace(row, prediction=next(predictions)) for row in rows
         ]
-
-    def describe_model(self) -> dict[str, Any]:
-        """Return what a program should know of the model, without local paths."""
-        from pneumonia_hf.demo.answers import name_model
-
-        point = self.predictor.operating_point
-        return {
-            "model": name_model(self.predictor),
-            "backbone": read_manifest(self.predictor.path).backbone,
-            "version": __version__,
-            "labels": list(LABELS),
-            "threshold": point.threshold,
-            "refer_low": point.low,
-            "refer_high": point.high,
-            "calibrated_for_prevalence": ASSUMED_PREVALENCE,
-            "methods": self.methods,
-            "method_verdicts": self.verdicts,
-            "default_method": self.default_method,
-            "offered_method": self.offered_method,
-            "has_gate": any(one.gate is not None for one in self.predictor.networks),
-            "reports": [
-                {"data": one["data"], "n": one["n"], "auroc": one["metrics"]["auroc"]}
-                for one in self.reports
-            ],
-            "limits": asdict(self.limits),
-            "notice": "Research software, not a medical device.",
-        }
 
 
 def count(number: int, thing: str) -> str:
