@@ -95,7 +95,8 @@ def _describe_methods(engine: Engine) -> str:
         "**No method has passed its tests on this model**, so a map is shown on request only.\n\n"
     )  # fmt: skip
     lines = [
-        f"- {engine.title_of(name)}. {engine.sentences.get(name, '')}".rstrip()
+        f"- {engine.title_of(name)}: {engine.verdict_of(name)}. "
+        f"{engine.sentences.get(name, '')}".rstrip()
         for name in engine.methods
     ]
     return (

@@ -9,17 +9,15 @@ from typing import Any
 import gradio as gr
 from starlette.middleware import Middleware
 
-from pneumonia_hf.compat.gradio import SentenceBlocks, make_upload
+from pneumonia_hf.compat.gradio import SentenceBlocks
 from pneumonia_hf.demo.about import describe_model
-from pneumonia_hf.demo.answers import to_error
-from pneumonia_hf.demo.batch_table import to_csv, to_table
+from pneumonia_hf.demo.batch_page import add_batch
 from pneumonia_hf.demo.endpoints import add_endpoints
 from pneumonia_hf.demo.engine import Engine
 from pneumonia_hf.demo.examples import list_examples
 from pneumonia_hf.demo.guard import Guard
-from pneumonia_hf.demo.limits import Limits, read_setting
+from pneumonia_hf.demo.limits import Limits, read_prevalence, read_setting
 from pneumonia_hf.demo.viewer import add_viewer
-from pneumonia_hf.errors import UserError
 from pneumonia_hf.inference.predictor import Predictor
 
 # Nothing else stands before the X-ray.
@@ -32,10 +30,6 @@ X-rays unlike its training data.">Research only: not a medical device</span>
 <nav aria-label="About">{links}</nav>
 </div>
 """
-BATCH = (
-    "Up to {batch} X-rays, or zip files of them. Sorted by what needs attention: pneumonias, "
-    "undecided ones, files to check, and then the others."
-)
 PAGE = Path(__file__).with_name("page")
 # Saves a text or coded bytes, given as {name, kind, text or base64}, without a file on the server.
 SAVE = """
@@ -64,7 +58,7 @@ def launch_options(limits: Limits, login: str | None = None) -> dict[str, Any]:
     guard = Middleware(Guard, login=login, uploads=_upload_folder())
     return {
         "theme": _make_theme(),
-        "css": _read_page("page.css"),
+        "css": "".join(map(_read_page, ("page.css", "answer.css", "batch.css"))),
         "max_file_size": limits.upload_mb * 10**6,
         "state_session_capacity": limits.sessions,
         "app_kwargs": {"middleware": [guard]},
@@ -111,15 +105,19 @@ def _upload_folder() -> str:
 
 
 def build_demo(
-    predictor: Predictor, limits: Limits | None = None, examples: Path | None = None
+    predictor: Predictor,
+    limits: Limits | None = None,
+    examples: Path | None = None,
+    prevalence: float | None = None,
 ) -> gr.Blocks:
     """Return the app for one model; `.launch(**launch_options(limits))` serves it.
 
-    `examples` is a folder of images that are offered in the place of those built in. The endpoints
-    are those of `add_endpoints`; docs/space.md describes them.
+    `examples` is a folder of images that are offered in the place of those built in; `prevalence`
+    is as of `Engine`, and read from the environment if not given. The endpoints are those
+    of `add_endpoints`; docs/space.md describes them.
     """
     limits = limits or Limits.from_environment()
-    engine = Engine(predictor, limits)
+    engine = Engine(predictor, limits, prevalence or read_prevalence())
     kept = limits.kept_seconds
     with SentenceBlocks(
         title="Pneumonia in chest X-rays",
@@ -128,11 +126,14 @@ def build_demo(
     ) as demo:
         add_endpoints(engine)  # first: an event of the page would take one of their names
         gr.HTML(HEADER.format(links=_list_links(predictor)), elem_id="header")
+        batch = gr.State(None, time_to_live=1800)  # the visitor's last one
         with gr.Tabs():
             with gr.Tab("X-ray"):
-                add_viewer(engine, list_examples(engine, examples))
+                gr.HTML(_read_page("batch.html"), elem_id="batch-bar", js_on_load=None,
+                        apply_default_css=False)  # fmt: skip
+                add_viewer(engine, list_examples(engine, examples), batch)
             with gr.Tab("Batch"):
-                _add_batch(engine)
+                add_batch(engine, batch, SAVE)
             with gr.Tab("About"):
                 gr.Markdown(describe_model(engine), elem_id="about")
     return demo.queue(max_size=limits.queue)
@@ -148,40 +149,3 @@ def _list_links(predictor: Predictor) -> str:
     return "".join(
         f'<a href="{html.escape(address)}">{name}</a>' for name, address in links.items()
     )
-
-
-def _add_batch(engine: Engine) -> None:
-    limits = engine.limits
-    gr.Markdown(BATCH.format(batch=limits.batch))
-    files = make_upload(
-        file_count="multiple", height=170, label="X-rays or zip files", elem_id="batch-files"
-    )
-    with gr.Row():
-        run = gr.Button("Score them", variant="primary")
-        save = gr.Button("Save as CSV")
-    table = gr.HTML(elem_id="batch")
-    rows, saved = gr.State(None, time_to_live=1800), gr.JSON(visible=False)
-
-    def score(paths: list[str] | None):
-        if not paths:
-            raise UserError("Upload X-rays or a zip file of them first.")
-        found = []
-        for some in engine.score_batch(paths):
-            found += some
-            yield to_table(found, done=False), None
-        yield to_table(found), to_csv(found)
-
-    def to_file(text: str | None) -> dict[str, str]:
-        if not text:
-            raise UserError("Score a batch first.")
-        return {"name": "xrays.csv", "kind": "text/csv", "text": text}
-
-    def guarded(paths: list[str] | None):
-        try:
-            yield from score(paths)
-        except UserError as error:
-            yield to_error(str(error)), None
-
-    private = {"api_visibility": "private"}
-    run.click(guarded, files, [table, rows], concurrency_id="batch", concurrency_limit=1, **private)
-    save.click(to_file, rows, saved, **private).success(None, saved, None, js=SAVE, **private)

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Literal
 
 import gradio as gr
 
+from pneumonia_hf import __version__
 from pneumonia_hf.compat.gradio import hide_from_mcp, make_upload
+from pneumonia_hf.demo.answers import name_model
 from pneumonia_hf.demo.engine import NO_MAP
+from pneumonia_hf.demo.limits import ASSUMED_PREVALENCE
 from pneumonia_hf.errors import UserError
 from pneumonia_hf.inference.attribution import overlay
 from pneumonia_hf.inference.predictor import FIELDS
+from pneumonia_hf.labels import LABELS
+from pneumonia_hf.models.run_manifest import read_manifest
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -99,7 +105,7 @@ def add_endpoints(engine: Engine) -> None:
 
     def model_info() -> dict[str, Any]:
         """Describe the model: name, threshold, methods with their verdicts, reports and limits."""
-        return engine.describe_model()
+        return describe_model(engine)
 
     # Without file types: gradio logs a traceback for each file of another one, and the engine says
     # in a sentence what can be read.
@@ -139,3 +145,29 @@ def add_endpoints(engine: Engine) -> None:
     gr.Button(visible=False).click(
         model_info, None, gr.JSON(visible=False, label="model"), api_name="model_info", **requests
     )
+
+
+def describe_model(engine: Engine) -> dict[str, Any]:
+    """Return what a program should know of the model, without local paths."""
+    point = engine.predictor.operating_point
+    return {
+        "model": name_model(engine.predictor),
+        "backbone": read_manifest(engine.predictor.path).backbone,
+        "version": __version__,
+        "labels": list(LABELS),
+        "threshold": point.threshold,
+        "refer_low": point.low,
+        "refer_high": point.high,
+        "calibrated_for_prevalence": ASSUMED_PREVALENCE,
+        "methods": engine.methods,
+        "method_verdicts": engine.verdicts,
+        "default_method": engine.default_method,
+        "offered_method": engine.offered_method,
+        "has_gate": any(one.gate is not None for one in engine.predictor.networks),
+        "reports": [
+            {"data": one["data"], "n": one["n"], "auroc": one["metrics"]["auroc"]}
+            for one in engine.reports
+        ],
+        "limits": asdict(engine.limits),
+        "notice": "Research software, not a medical device.",
+    }

@@ -5,15 +5,14 @@ from __future__ import annotations
 import time
 import zipfile
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from PIL import Image, ImageFilter
 
-from pneumonia_hf import __version__
-from pneumonia_hf.demo.limits import BUSY, Limits
+from pneumonia_hf.demo.limits import ASSUMED_PREVALENCE, BUSY, Limits
 from pneumonia_hf.demo.micro_batch import MicroBatcher
 from pneumonia_hf.errors import UserError, XrayError
 from pneumonia_hf.files import read_json
@@ -23,9 +22,8 @@ from pneumonia_hf.imaging.xray import Xray
 from pneumonia_hf.inference.attribution import AttributionMap, attribute, methods_for
 from pneumonia_hf.inference.network import COMPUTING
 from pneumonia_hf.inference.predictor import Prediction, Predictor
-from pneumonia_hf.labels import LABELS
 from pneumonia_hf.models.model_folder import REPORTS_FILE
-from pneumonia_hf.models.run_manifest import read_manifest
+from pneumonia_hf.statistics.scored_alike import read_reports
 
 NO_MAP = "none"  # of the attribution methods
 NO_FILE = "Upload a chest X-ray first."
@@ -34,6 +32,7 @@ CHUNK = 8  # images of a batch that are scored before others have their turn
 # took 1.9 GB of memory.
 READ_IN_PARTS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 FILLS = ("black", "gray", "blurred")
+VERDICTS = {"pass": "passed its tests", "fail": "failed a test"}
 NAMES = {"cam": "Class activation map", "occlusion": "Occlusion"}
 ATTENTION = {"PNEUMONIA": 0, "REFER": 1, "REFUSED": 2, "": 3, "NORMAL": 4}  # "" is unreadable
 
@@ -46,6 +45,16 @@ class BatchRow:
     prediction: Prediction | None  # None: it could not be read
     fault: str  # why, as a sentence
     xray: Xray | None
+    source: Path | bytes | None = None  # what was read
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The files of a batch."""
+
+    files: tuple[tuple[str, Path | bytes | XrayError], ...]
+    skipped: tuple[tuple[str, str], ...]  # of files in zip files that are not scored: name, reason
+    budget: Budget
 
 
 class Budget:
@@ -79,18 +88,24 @@ class Budget:
 class Engine:
     """A predictor with the limits of the app."""
 
-    def __init__(self, predictor: Predictor, limits: Limits) -> None:
+    def __init__(
+        self, predictor: Predictor, limits: Limits, prevalence: float = ASSUMED_PREVALENCE
+    ) -> None:
         """Take a predictor and find its attribution methods.
 
-        `default_method` is the best one that passed its tests by the reports, None without any;
-        `offered_method` is then the first that did not fail, or else the first.
+        `prevalence` is the share of X-rays with pneumonia that the page assumes; decisions and the
+        answers for programs do not depend on it. `default_method` is the best method that passed
+        its tests by the reports, None without any; `offered_method` is then the first that did not
+        fail, or else the first.
         """
         self.predictor = predictor
         self.limits = limits
+        self.prevalence = prevalence
         self.batcher = MicroBatcher(predictor.predict_all)
         self.reports: list[dict[str, Any]] = (
             read_json(predictor.path / REPORTS_FILE, []) if predictor.path else []
         )
+        self.scored_alike = read_reports(self.reports)
         self.methods = methods_for(predictor)
         self.verdicts, self.sentences, self.default_method = _choose_method(
             self.reports, self.methods
@@ -105,11 +120,12 @@ class Engine:
         return self.predict(xray, refuse=False).probability
 
     def title_of(self, method: str) -> str:
-        """Return a method's name with the verdict of its tests, by the model's reports."""
-        verdict = {"pass": "passed its tests", "fail": "failed a test"}.get(
-            self.verdicts.get(method, ""), "not tested"
-        )
-        return f"{NAMES.get(method, method)} ({verdict})"
+        """Return a method's name for people."""
+        return NAMES.get(method, method)
+
+    def verdict_of(self, method: str) -> str:
+        """Return the verdict of a method's tests in words, by the model's reports."""
+        return VERDICTS.get(self.verdicts.get(method, ""), "not tested")
 
     def read(self, path: str | None) -> Xray:
         """Return the X-ray of an upload.
@@ -121,7 +137,11 @@ class Engine:
             raise UserError(NO_FILE)
         file = Path(path)
         self._check_file(file)
-        return open_xray(file, file.name, self.limits.megapixels * 10**6)
+        return self.read_content(file.name, file)
+
+    def read_content(self, name: str, content: Path | bytes) -> Xray:
+        """Return the X-ray in a file or in its bytes; XrayErrors are as of `open_xray`."""
+        return open_xray(content, name, self.limits.megapixels * 10**6)
 
     def _check_file(self, file: Path) -> None:
         if not file.is_file():
@@ -169,40 +189,55 @@ class Engine:
         """Yield the results on uploads, and on the images in zip files, a few at a time.
 
         Raises:
-            UserError: no image; more than the limits; it takes too long.
+            UserError: as of `open_batch` and `score`.
         """
-        budget = Budget(self.limits)
-        rows: list[BatchRow] = []
-        for name, content in self._list_files(paths, budget):
-            rows.append(self._read_row(name, content))
-            if len(rows) == CHUNK:
-                yield self._score(rows)
-                rows = []
-            budget.check_time()
-        if rows:
+        yield from self.score(self.open_batch(paths))
+
+    def score(self, batch: Batch) -> Iterator[list[BatchRow]]:
+        """Yield the results on the files of a batch, a few at a time.
+
+        Raises:
+            UserError: it takes too long.
+        """
+        for start in range(0, len(batch.files), CHUNK):
+            rows = []
+            for name, content in batch.files[start : start + CHUNK]:
+                rows.append(self._read_row(name, content))
+                batch.budget.check_time()
             yield self._score(rows)
 
-    def _list_files(
-        self, paths: Sequence[str], budget: Budget
-    ) -> list[tuple[str, Path | bytes | XrayError]]:
-        found: list[tuple[str, Path | bytes | XrayError]] = []
+    def open_batch(self, paths: Sequence[str]) -> Batch:
+        """Return the images among uploads and in zip files.
+
+        Raises:
+            UserError: no image; more than the limits; it takes too long.
+        """
+        budget, found, skipped = Budget(self.limits), [], []
         too_many = UserError(
-            f"The batch has more than {self.limits.batch} images; send them in parts."
+            f"The batch has more than {count(self.limits.batch, 'image')}; send them in parts."
         )
         if len(paths) > self.limits.batch:  # also of zip files without an image
             raise too_many
         for path in map(Path, paths):
             is_zip = path.suffix.lower() == ".zip"
-            for one in self._open_zip(path, budget) if is_zip else [(path.name, path)]:
-                found.append(one)
-                if len(found) > self.limits.batch:
+            for name, content in self._open_zip(path, budget) if is_zip else [(path.name, path)]:
+                if isinstance(content, str):
+                    skipped.append((name, content))
+                elif len(found) == self.limits.batch:
                     raise too_many
+                else:
+                    found.append((name, content))
         if not found:
             raise UserError("There is no image; upload X-rays or a zip file of them.")
-        return found
+        return Batch(tuple(found), tuple(skipped), budget)
 
-    def _open_zip(self, path: Path, budget: Budget) -> Iterator[tuple[str, bytes | XrayError]]:
-        """Yield the images in a zip file; they are read in memory, and nothing is unpacked."""
+    def _open_zip(
+        self, path: Path, budget: Budget
+    ) -> Iterator[tuple[str, bytes | XrayError | str]]:
+        """Yield the images in a zip file, and of what is skipped the reason as text.
+
+        They are read in memory, and nothing is unpacked.
+        """
         try:
             self._check_file(path)
         except XrayError as error:
@@ -215,16 +250,22 @@ class Engine:
                     budget.check_time()
                     name = Path(entry.filename).name
                     known = is_image_name(name)
-                    if entry.is_dir() or "__MACOSX" in entry.filename or known is False:
+                    if entry.is_dir():
+                        continue
+                    if "__MACOSX" in entry.filename:
+                        yield name, "written by macOS beside the files"
+                        continue
+                    if known is False:
+                        yield name, "its name is not that of an image"
                         continue
                     if entry.compress_type not in READ_IN_PARTS:
-                        if known:
-                            fault = f"{name} is not read; zip it again with deflate."
-                            yield name, XrayError(fault)
+                        fault = f"{name} is not read; zip it again with deflate."
+                        yield name, XrayError(fault) if known else "zip it again with deflate"
                         continue
                     if known is None:
                         with archive.open(entry) as opened:
                             if not is_image_start(opened.read(START)):
+                                yield name, "it does not begin as an image does"
                                 continue
                     # Not entry.file_size, which the file itself states.
                     with archive.open(entry) as opened:
@@ -248,9 +289,8 @@ class Engine:
             if isinstance(content, XrayError):
                 raise content
             if isinstance(content, Path):
-                return BatchRow(name, None, "", self.read(str(content)))
-            xray = open_xray(content, name, self.limits.megapixels * 10**6)
-            return BatchRow(name, None, "", xray)
+                return BatchRow(name, None, "", self.read(str(content)), content)
+            return BatchRow(name, None, "", self.read_content(name, content), content)
         except UserError as error:
             return BatchRow(name, None, str(error), None)
 
@@ -265,32 +305,10 @@ class Engine:
             row if row.xray is None else replace(row, prediction=next(predictions)) for row in rows
         ]
 
-    def describe_model(self) -> dict[str, Any]:
-        """Return what a program should know of the model, without local paths."""
-        from pneumonia_hf.demo.answers import name_model
 
-        point = self.predictor.operating_point
-        return {
-            "model": name_model(self.predictor),
-            "backbone": read_manifest(self.predictor.path).backbone,
-            "version": __version__,
-            "labels": list(LABELS),
-            "threshold": point.threshold,
-            "refer_low": point.low,
-            "refer_high": point.high,
-            "calibrated_for_prevalence": 0.5,
-            "methods": self.methods,
-            "method_verdicts": self.verdicts,
-            "default_method": self.default_method,
-            "offered_method": self.offered_method,
-            "has_gate": any(one.gate is not None for one in self.predictor.networks),
-            "reports": [
-                {"data": one["data"], "n": one["n"], "auroc": one["metrics"]["auroc"]}
-                for one in self.reports
-            ],
-            "limits": asdict(self.limits),
-            "notice": "Research software, not a medical device.",
-        }
+def count(number: int, thing: str) -> str:
+    """Return a number and what is counted, in the plural unless it is one."""
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"
 
 
 def _choose_method(

@@ -24,8 +24,8 @@ def to_data_uri(image: Image.Image, side: int = SHOWN_SIDE) -> str:
     return _encode(image, "JPEG", quality=93)
 
 
-def map_to_data_uri(values: np.ndarray) -> str:
-    """Return an attribution map, [H, W] in 0..1, as a coloured PNG that is clear where it is 0."""
+def colour_map(values: np.ndarray) -> Image.Image:
+    """Return an attribution map, [H, W] in 0..1, in colours that are clear where it is 0."""
     from matplotlib import colormaps
 
     colours: Colormap = colormaps["inferno"]
@@ -34,7 +34,12 @@ def map_to_data_uri(values: np.ndarray) -> str:
     level = np.asarray(small, np.float32) / 255
     pixels = (colours(level) * 255).round().astype(np.uint8)
     pixels[..., 3] = (255 * np.sqrt(level)).round()  # low evidence stays visible
-    return _encode(Image.fromarray(pixels, "RGBA"), "PNG")
+    return Image.fromarray(pixels, "RGBA")
+
+
+def map_to_data_uri(values: np.ndarray) -> str:
+    """Return a coloured attribution map as PNG in a data URI."""
+    return _encode(colour_map(values), "PNG")
 
 
 def thumbnail(image: Image.Image) -> str:

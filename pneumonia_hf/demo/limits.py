@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -10,6 +11,7 @@ from pneumonia_hf.errors import SettingError
 from pneumonia_hf.imaging.read import MAX_PIXELS
 
 BUSY = "The app is busy; try again in a minute."
+ASSUMED_PREVALENCE = 0.5  # for which the probabilities of every model are calibrated
 
 
 def read_setting(variable: str, environment: Mapping[str, str] = os.environ) -> str | None:
@@ -58,3 +60,22 @@ class Limits:
                 raise SettingError(f"{variable} is {text!r}; give a positive whole number.")
             given[one.name] = int(text)
         return cls(**given)
+
+
+def read_prevalence(environment: Mapping[str, str] = os.environ) -> float:
+    """Return PREVALENCE: the share of X-rays with pneumonia that the page assumes.
+
+    Raises:
+        SettingError: it is no share between 0 and 1.
+    """
+    text = read_setting("PREVALENCE", environment) or str(ASSUMED_PREVALENCE)
+    try:
+        share = float(text)
+    except ValueError:
+        share = math.nan
+    if not 0 < share < 1:
+        raise SettingError(
+            f"PREVALENCE is {text!r}; give the share of your X-rays that show pneumonia, between 0 "
+            f"and 1, such as 0.1."
+        )
+    return share

@@ -40,7 +40,7 @@ def make_upload_folder() -> tempfile.TemporaryDirectory:
 
 def serve(uploads: Path) -> None:
     """Serve the app, with `uploads` as gradio's folder for them."""
-    from pneumonia_hf.demo.limits import Limits, read_setting
+    from pneumonia_hf.demo.limits import Limits, read_prevalence, read_setting
     from pneumonia_hf.errors import SettingError
 
     for name in ("GRADIO_SERVER_NAME", "GRADIO_SERVER_PORT"):  # gradio reads them itself
@@ -51,7 +51,7 @@ def serve(uploads: Path) -> None:
     port = os.environ.get("GRADIO_SERVER_PORT", "7860")
     if not (port.isascii() and port.isdigit() and 0 < int(port) < 2**16):
         raise SettingError(f"GRADIO_SERVER_PORT is {port!r}; give a number from 1 to 65535.")
-    limits = Limits.from_environment()
+    limits, prevalence = Limits.from_environment(), read_prevalence()
     login = read_setting("APP_LOGIN")
     if login is not None and (":" not in login or len(login) < 10):
         raise SettingError("APP_LOGIN must be user:password, of ten characters or more.")
@@ -79,7 +79,7 @@ def serve(uploads: Path) -> None:
         flags=("MODEL_ID and MODEL_REVISION" if revision else "MODEL_ID", "POSITIVE_LABEL"),
     )
     predictor.predict(Image.new("L", (64, 64)))  # the first visitor does not wait for set-up
-    demo = build_demo(predictor, limits, examples)
+    demo = build_demo(predictor, limits, examples, prevalence)
     delete_regularly(uploads, limits.kept_seconds)
     gc.collect()  # all that is new is walked through now, and not in the first request
     gc.enable()

@@ -13,8 +13,9 @@ from typing import Any
 import gradio as gr
 
 from pneumonia_hf.demo import case_report
-from pneumonia_hf.demo.answers import describe_change, draw_scale, to_error
+from pneumonia_hf.demo.answers import describe_change, draw_scale, make_scale, to_error
 from pneumonia_hf.demo.answers import to_html as answer_to_html
+from pneumonia_hf.demo.batch_page import ShownBatch
 from pneumonia_hf.demo.engine import FILLS, NAMES, Engine, mask
 from pneumonia_hf.demo.examples import Example, film_size, simulate_opacity
 from pneumonia_hf.demo.images import map_to_data_uri, thumbnail, to_data_uri
@@ -33,14 +34,15 @@ RECEIVE = (
 )
 NUMBER = (int, float)
 Message = dict[str, Any]
-Held = dict[str, Any]  # the X-ray of a visitor, in memory: "xray" and its "prediction"
+Held = dict[str, Any]  # the X-ray of a visitor, in memory: "xray", its "prediction" and "name"
 
 
-def add_viewer(engine: Engine, examples: list[Example]) -> None:
+def add_viewer(engine: Engine, examples: list[Example], batch: gr.State) -> None:
     """Add the viewer to the blocks that are being built.
 
     Its JavaScript sends events; an event's answer goes to a hidden component, and from there to
-    the JavaScript again. None of the events is an endpoint of the API.
+    the JavaScript again. None of the events is an endpoint of the API. X-rays of `batch`, a
+    ShownBatch, are opened by number.
     """
     held = gr.State(None, time_to_live=1800)
     viewer = gr.HTML(
@@ -59,8 +61,8 @@ def add_viewer(engine: Engine, examples: list[Example]) -> None:
         fills=list(FILLS),
     )
 
-    def analyse(event: gr.EventData) -> tuple[Held | None, Message]:
-        return _analyse(engine, examples, event)
+    def analyse(event: gr.EventData, batch: ShownBatch | None) -> tuple[Held | None, Message]:
+        return _analyse(engine, examples, event, batch)
 
     def answer_for(function: Callable[..., Message]) -> Callable[..., Message]:
         # Not functools.partial: gradio finds the event by the annotation.
@@ -76,7 +78,7 @@ def add_viewer(engine: Engine, examples: list[Example]) -> None:
     for kind in ("analyse", *answers):
         channel, js = gr.JSON(visible=False), RECEIVE.format(kind=kind)
         if kind == "analyse":
-            done = viewer.analyse(analyse, None, [held, channel], **work)
+            done = viewer.analyse(analyse, batch, [held, channel], **work)
         else:
             done = getattr(viewer, kind)(answer_for(answers[kind]), held, channel, **work)
         private = {"api_visibility": "private"}
@@ -85,22 +87,32 @@ def add_viewer(engine: Engine, examples: list[Example]) -> None:
 
 
 def _analyse(
-    engine: Engine, examples: list[Example], event: gr.EventData
+    engine: Engine,
+    examples: list[Example],
+    event: gr.EventData,
+    batch: ShownBatch | None = None,
 ) -> tuple[Held | None, Message]:
     started, number = time.perf_counter(), {"number": _take(event, "number", int)}
     path, example = _take(event, "path", (str, type(None))), _take(event, "example", int)
-    if not path and example not in range(len(examples)):
+    row = getattr(event, "row", -1)
+    of_batch = batch is not None and isinstance(row, int) and row >= 0
+    if not path and not of_batch and example not in range(len(examples)):
         raise UserError("There is no such example.")
     try:
-        xray = engine.read(_check_upload(path)) if path else examples[example].open()
+        if of_batch:
+            xray, name = batch.open(row, engine), batch.rows[row].file
+        else:
+            xray = engine.read(_check_upload(path)) if path else examples[example].open()
+            name = path or examples[example].title
         prediction = engine.predict(xray)
     except UserError as error:  # in the place of the answer, where it stays
         return None, number | {"answer": to_error(str(error))}
     seconds = time.perf_counter() - started
-    text = answer_to_html(prediction, engine.predictor, engine.reports, seconds)
+    text = answer_to_html(engine, prediction, [("Time", f"{seconds:.2f} s")])
     scored = prediction.probability is not None
     width, height = xray.image.size
-    return number | {"xray": xray, "prediction": prediction}, number | {
+    held = {"xray": xray, "prediction": prediction, "name": Path(name).stem}
+    return number | held, number | {
         "answer": text,
         "image": to_data_uri(xray.image),
         "width": width,
@@ -147,7 +159,8 @@ def _explain(engine: Engine, event: gr.EventData, found: Held | None) -> Message
 
 def _draw_map(engine: Engine, image: Any, method: str) -> Message:
     made = engine.attribute(image, method)
-    said = (f"{engine.title_of(method)}.", engine.sentences.get(method), *made.warnings)
+    verdict = f"{engine.title_of(method)}: {engine.verdict_of(method)}."
+    said = (verdict, engine.sentences.get(method), *made.warnings)
     title = " ".join(filter(None, said))
     return {"method": method, "title": title, "source": map_to_data_uri(made.values)}
 
@@ -157,13 +170,20 @@ def _report(engine: Engine, event: gr.EventData, found: Held | None) -> Message:
     found = _check(event, found)
     image, prediction = found["xray"].image, found["prediction"]
     method = next(iter(_take(event, "methods", list)), None)
-    values = engine.attribute(image, method).values if method else None
-    arguments = (engine, prediction, image, values, method)
-    if _take(event, "format", str) == "pdf":
+    shown = case_report.View(
+        level=_clip(_take(event, "level", NUMBER), -1000, 1000),
+        window=_clip(_take(event, "window", NUMBER), 1, 1000),
+        invert=_take(event, "invert", bool),
+        opacity=100 * _clip(_take(event, "strength", NUMBER), 0, 1),
+        method=method,
+        values=engine.attribute(image, method).values if method else None,
+    )
+    kind = _take(event, "format", str)
+    arguments, name = (engine, prediction, image, shown), f"{found['name']}-report.{kind}"
+    if kind == "pdf":
         coded = base64.b64encode(case_report.to_pdf(*arguments)).decode()
-        return {"name": "xray-report.pdf", "kind": "application/pdf", "base64": coded}
-    text = case_report.to_html(*arguments)
-    return {"name": "xray-report.html", "kind": "text/html", "text": text}
+        return {"name": name, "kind": "application/pdf", "base64": coded}
+    return {"name": name, "kind": "text/html", "text": case_report.to_html(*arguments)}
 
 
 def _mask(engine: Engine, event: gr.EventData, found: Held | None) -> Message:
@@ -179,13 +199,12 @@ def _mask(engine: Engine, event: gr.EventData, found: Held | None) -> Message:
     if border or box:
         # The gate is left out: a hidden part makes any image unlike the training images.
         after = engine.predict(replace(found["xray"], image=image), refuse=False).probability
-    point = engine.predictor.operating_point
-    scale = draw_scale(after, point.threshold, point.low, point.high, "Probability")
-    change = describe_change(before, after, point.threshold)
+    first, scale = make_scale(engine, before), make_scale(engine, after)
+    change = describe_change(first.probability, scale.probability, scale.threshold)
     return {
         "image": to_data_uri(image),
-        "before": before,
-        "text": f'<div class="answer"><p><b>{change}</b></p>{scale}</div>',
+        "before": first.probability,
+        "text": f'<div class="answer"><p><b>{change}</b></p>{draw_scale(scale)}</div>',
     }
 
 
@@ -220,19 +239,16 @@ def _simulate(engine: Engine, event: gr.EventData, found: Held | None) -> Messag
     xray, inside = simulate_opacity(*_read_opacity(event))
     # The gate only warns: its question is not whether this patient is simulated.
     probability = engine.predict(xray, refuse=False).probability
-    normal = engine.simulated_normal
-    point = engine.predictor.operating_point
-    text = describe_opacity(inside, normal, probability)
-    scale = draw_scale(
-        probability, point.threshold, point.low, point.high, "Probability of pneumonia"
-    )
+    normal = make_scale(engine, engine.simulated_normal).probability
+    scale = make_scale(engine, probability)
+    text = describe_opacity(inside, normal, scale.probability)
     width, height = xray.image.size
     return {
         "image": to_data_uri(xray.image),
         "width": width,
         "height": height,
         "normal": normal,
-        "text": f'<div class="answer"><p role="status"><b>{text}</b></p>{scale}</div>',
+        "text": f'<div class="answer"><p role="status"><b>{text}</b></p>{draw_scale(scale)}</div>',
     }
 
 

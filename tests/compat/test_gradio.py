@@ -11,7 +11,6 @@ import pytest
 
 from pneumonia_hf.compat.gradio import (
     FAULT,
-    MISFIT,
     SentenceBlocks,
     make_upload,
 )
@@ -43,8 +42,9 @@ def test_fault_of_the_app_is_a_sentence_and_asks_for_a_traceback_in_the_log(monk
 
 def test_inputs_of_another_form_and_addresses_are_sentences():
     with SentenceBlocks(analytics_enabled=False) as demo:
-        gr.Button().click(lambda file: None, make_upload(), None)
-    assert ask(demo, 5) == (MISFIT, False)
+        gr.Button().click(lambda file: None, make_upload(label="image"), None)
+    sentence, traceback = ask(demo, 5)
+    assert sentence.startswith("The value of image does not fit this endpoint") and not traceback
     address = {"path": "http://127.0.0.1:9/x.png", "meta": {"_type": "gradio.FileData"}}
     sentence, traceback = ask(demo, address)
     assert sentence.startswith("Addresses are not read") and not traceback

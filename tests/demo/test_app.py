@@ -96,6 +96,7 @@ def test_an_error_of_a_setting_names_its_variable(monkeypatch, tmp_path):
         {"APP_LOGIN": "ann"},
         {"GRADIO_SERVER_PORT": "99999"},
         {"MAX_BATCH": "many"},
+        {"PREVALENCE": "10"},
         {"GRADIO_TEMP_DIR": "/dev/null/x"},
     ):
         with monkeypatch.context() as patch, pytest.raises(UserError) as found:

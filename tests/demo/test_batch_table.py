@@ -1,18 +1,24 @@
-"""A batch as a table and as CSV."""
+"""The rows of a batch for the page and as CSV; the page itself is in test_batch_script.py."""
 
 import csv
+from types import SimpleNamespace
 
 from PIL import Image
 
-from pneumonia_hf.demo.batch_table import COLUMNS, to_csv, to_table
+from pneumonia_hf.demo.batch_table import COLUMNS, describe_row, to_csv
 from pneumonia_hf.demo.engine import BatchRow
 from pneumonia_hf.imaging.xray import Xray
 from pneumonia_hf.inference.predictor import Prediction
 from pneumonia_hf.reasons import Caveat, Reason
+from pneumonia_hf.statistics.thresholds import OperatingPoint
+
+PREDICTOR = SimpleNamespace(operating_point=OperatingPoint(0.5, 0.4, 0.6))
+ENGINE = SimpleNamespace(predictor=PREDICTOR, prevalence=0.5, reports=[])
 
 
 def make_row(file: str, decision: str, probability: float | None) -> BatchRow:
-    prediction = Prediction(decision, probability, 0.5, decision, (Caveat(Reason.UNLIKE, "<odd>"),))
+    caveats = (Caveat(Reason.COLOURED, "<odd>"),)
+    prediction = Prediction(decision, probability, 0.5, decision, caveats)
     return BatchRow(file, prediction, "", Xray(Image.new("L", (200, 100)), "L"))
 
 
@@ -29,17 +35,20 @@ ROWS = [
 def test_what_needs_attention_comes_first_and_no_spreadsheet_computes_a_name():
     header, *lines = csv.reader(to_csv(ROWS).splitlines())
     assert tuple(header) == COLUMNS
-    assert [line[0] for line in lines] == [
-        "'=1+1.png", "ill.png", "doubt.png", "cat.png", "<torn>.png", "well.png",
-    ]  # fmt: skip
+    names = ["'=1+1.png", "ill.png", "doubt.png", "cat.png", "<torn>.png", "well.png"]
+    assert [line[0] for line in lines] == names
     assert lines[0][1:] == ["0.93", "0.5", "PNEUMONIA", "<odd>", ""]
     assert lines[3][1:] == ["", "0.5", "REFUSED", "<odd>", ""]
     assert lines[4][1:] == ["", "", "", "It is torn.", ""]
 
 
-def test_the_table_counts_decisions_and_escapes_what_others_wrote():
-    text = to_table(ROWS, done=False)
-    assert "6 images so far: 1 NORMAL, 1 not readable, 2 PNEUMONIA, 1 REFUSED, 1 REFER." in text
-    assert "&lt;torn&gt;.png" in text and "&lt;odd&gt;" in text
-    assert "<torn>" not in text and "<odd>" not in text
-    assert text.count("<img") == 5 and text.count("<tr>") == 7
+def test_a_row_is_described_in_plain_words_for_the_page():
+    rows = [describe_row(row, ENGINE) for row in ROWS]
+    assert [row["words"] for row in rows[:2]] == ["No pneumonia seen", "Not readable"]
+    assert rows[5]["words"] == "Unsure: a person must look"
+    assert (rows[3]["percent"], rows[3]["warnings"]) == ("93.0%", "<odd>")
+    assert rows[1] == {"file": "<torn>.png", "decision": "", "words": "Not readable",
+                       "probability": None, "percent": "", "warnings": "It is torn.",
+                       "image": None}  # fmt: skip
+    assert [row["image"] is None for row in rows] == [False, True, False, False, False, False]
+    assert rows[4]["probability"] is None and rows[4]["percent"] == ""

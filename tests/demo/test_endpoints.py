@@ -174,15 +174,31 @@ def test_examples_of_the_api_are_what_the_app_takes(client, app_url, image, monk
     for name in ("/predict", "/explain", "/predict_batch"):
         snippets = info["named_endpoints"][name]["code_snippets"]
         file = "handle_file('xray.png')"
-        given = f"files=[{file}]" if name == "/predict_batch" else f"image={file}"
+        given = f"files={file}" if name == "/predict_batch" else f"image={file}"
         assert f"{given}," in snippets["python"]
+        assert 'fetch("xray.png")' in snippets["javascript"]
         assert not re.search(r"https?://(?!127\.0\.0\.1)", "".join(
             snippets[one] for one in ("python", "javascript", "bash")))  # fmt: skip
     monkeypatch.chdir(image.parent)
-    program = info["named_endpoints"]["/predict"]["code_snippets"]["python"]
-    found = {}
-    exec(program.replace("print(result)", ""), found)
-    assert found["result"][0]["decision"]
+    for name in ("/predict", "/predict_batch"):
+        program = info["named_endpoints"][name]["code_snippets"]["python"]
+        found = {}
+        exec(program.replace("print(result)", ""), found)
+        assert found["result"][0]["decision"]
+
+
+def test_mcp_describes_the_tools_that_it_has_and_what_they_take(app_url):
+    """The page 'Use via MCP' shows this list."""
+    tools = json.loads(
+        urllib.request.urlopen(f"{app_url}/gradio_api/mcp/schema", timeout=10).read()
+    )
+    assert [one["name"] for one in tools] == ["predict", "explain", "model_info"]
+    for tool in tools:
+        text = json.dumps(tool)
+        assert ",," not in text and "http" not in text and "upload" not in text
+        assert not tool["meta"]["file_data_present"]
+    assert tools[0]["inputSchema"]["properties"]["image"]["format"] == "data-url"
+    assert "warnings, the distance from the training images and" in tools[0]["description"]
 
 
 def ask(url: str, name: str, content: object, version: str = "") -> str:
@@ -202,17 +218,20 @@ def test_wrong_calls_get_a_sentence_and_leave_no_traceback(app_url, client, imag
     files = {"files": ("xray.png", image.read_bytes())}
     (path,) = httpx.post(app_url + "/gradio_api/upload", files=files).json()
     file = {"path": path, "meta": {"_type": "gradio.FileData"}}
-    for wrong in (
-        [file],
-        [],
-        ["text", "none"],
-        [5, "none"],
-        [{"path": path}, "none"],
-        [{}, "none"],
+    for wrong, named in (
+        ([file], "takes image, method"),
+        ([], "takes image, method"),
+        (["text", "none"], "The value of image"),
+        ([5, "none"], "The value of image"),
+        ([{"path": path}, "none"], "The value of image"),
+        ([{}, "none"], "The value of image"),
     ):
-        assert "does not fit this endpoint" in ask(app_url, "predict", {"data": wrong}), wrong
+        found = ask(app_url, "predict", {"data": wrong})
+        assert "does not fit this endpoint" in found and named in found, (wrong, found)
     assert "not in the list of choices" in ask(app_url, "predict", {"data": [file, "eigencam"]})
-    assert "does not fit this endpoint" in ask(app_url, "predict_batch", {"data": [file]})
+    assert "The value of files does not fit" in ask(app_url, "predict_batch", {"data": [5]})
+    one, several = (ask(app_url, "predict_batch", {"data": [given]}) for given in (file, [file]))
+    assert one == several and one.startswith("event: complete")
     for name, content, version in (
         ("nothing", {"data": [file]}, ""),
         ("nothing", {"image": file}, "/v2"),

@@ -9,7 +9,7 @@ import pytest
 from helpers import draw_xray
 
 from pneumonia_hf import Predictor
-from pneumonia_hf.demo.engine import Budget, Engine
+from pneumonia_hf.demo.engine import Engine, count
 from pneumonia_hf.demo.limits import Limits
 from pneumonia_hf.errors import UserError
 
@@ -69,8 +69,15 @@ def test_images_in_a_zip_file_are_found_by_their_first_bytes(image, tmp_path):
     data = image.read_bytes()
     contents = {"a.jfif": data, "b": data, "c.png": data, "notes.txt": data, "d": b"text"}
     (tmp_path / "x.zip").write_bytes(make_zip(**contents, **{".e": data, "__MACOSX/f.png": data}))
-    found = engine._list_files([str(tmp_path / "x.zip")], Budget(engine.limits))
-    assert found == [("a.jfif", data), ("b", data), ("c.png", data)]
+    batch = engine.open_batch([str(tmp_path / "x.zip")])
+    assert batch.files == (("a.jfif", data), ("b", data), ("c.png", data))
+    # And of each other one it is said why.
+    assert batch.skipped == (
+        ("notes.txt", "its name is not that of an image"),
+        ("d", "it does not begin as an image does"),
+        (".e", "its name is not that of an image"),
+        ("f.png", "written by macOS beside the files"),
+    )
 
 
 def test_all_zips_of_a_request_share_one_budget(tiny_model, image, tmp_path, monkeypatch):
@@ -133,7 +140,8 @@ def test_only_a_method_that_passed_its_tests_is_the_default(tiny_model, tmp_path
     predictor = Predictor.from_pretrained(model)
     untested = Engine(predictor, Limits())
     assert (untested.default_method, untested.offered_method) == (None, "cam")
-    assert untested.title_of("cam") == "Class activation map (not tested)"
+    assert untested.title_of("cam") == "Class activation map"
+    assert untested.verdict_of("cam") == "not tested"
 
     def test_of(best, **verdicts):
         results = [
@@ -147,8 +155,8 @@ def test_only_a_method_that_passed_its_tests_is_the_default(tiny_model, tmp_path
     (model / "reports.json").write_text(json.dumps([{"data": "old"}, first, second]))
     engine = Engine(predictor, Limits())
     assert engine.default_method == engine.offered_method == "occlusion"
-    assert engine.title_of("cam") == "Class activation map (failed a test)"
-    assert engine.title_of("occlusion") == "Occlusion (passed its tests)"
+    assert engine.verdict_of("cam") == "failed a test"
+    assert engine.verdict_of("occlusion") == "passed its tests"
     assert engine.sentences == {"cam": "It is a fail.", "occlusion": "It is a pass."}
     # The best by one report failed by another.
     third = test_of(None, occlusion="fail")
@@ -195,3 +203,9 @@ def test_a_mask_hides_the_border_and_a_part_and_nothing_else():
         assert (found[hidden] != before[hidden]).mean() > 0.5
     assert (np.asarray(mask(image, 0.1, (0.25, 0.4, 0.5, 0.6)))[hidden] == 0).all()
     assert np.array_equal(np.asarray(mask(image, 0, None)), before)
+
+
+def test_one_is_no_plural():
+    assert [count(number, "image") for number in (0, 1, 2000)] == [
+        "0 images", "1 image", "2,000 images",
+    ]  # fmt: skip

@@ -47,11 +47,11 @@ def xray(tmp_path):
 
 
 def upload(page, path) -> str:
-    """Choose a file, also in the place of another, and return the decision's badge."""
+    """Choose a file, also in the place of another, and return the decision."""
     page.locator("#viewer .tools button").first.wait_for(timeout=SLOW)
     page.locator("#viewer input.file").set_input_files(path)
     wait_for_name(page, path.name)
-    return page.locator("#answer .badge").inner_text()
+    return page.locator("#answer .decision").get_attribute("data-decision")
 
 
 def wait_for_name(page, name) -> None:
@@ -132,6 +132,7 @@ def test_answer_view_and_maps_of_an_xray(page, xray, tmp_path):
         assert not page.locator("#viewer .modes").is_visible()
     with page.expect_download() as saved:
         page.get_by_role("button", name="Save the image").click()
+    assert saved.value.suggested_filename == "xray.png"
     saved.value.save_as(tmp_path / "saved.png")
     with Image.open(tmp_path / "saved.png") as image:
         assert image.size == (300, 240) and np.ptp(np.asarray(image)) > 50
@@ -232,7 +233,7 @@ def test_report_of_a_dicom_names_no_patient(page, tmp_path):
                                   ("Report as PDF", "pdf", b"%PDF")):  # fmt: skip
         with page.expect_download(timeout=SLOW) as saved:
             page.get_by_role("button", name=button).click()
-        assert saved.value.suggested_filename == f"xray-report.{suffix}"
+        assert saved.value.suggested_filename == f"Doe_Jane-report.{suffix}"
         saved.value.save_as(tmp_path / f"report.{suffix}")
         content = (tmp_path / f"report.{suffix}").read_bytes()
         assert content.startswith(start) and len(content) > 10_000
@@ -256,8 +257,8 @@ def test_a_batch_becomes_a_table_and_a_csv(page, tmp_path):
     page.locator("#batch-files").get_by_text("torn").first.wait_for(timeout=SLOW)
     clear = page.locator("#batch-files").get_by_label("Clear").first.bounding_box()
     assert min(clear["width"], clear["height"]) >= 30
-    page.get_by_role("button", name="Score them").click()
-    page.get_by_text("20 images: ").wait_for(timeout=SLOW)
+    page.get_by_role("button", name="Analyse").click()
+    page.get_by_text("20 X-rays analysed.").wait_for(timeout=SLOW)
     assert page.locator(".batch tbody tr").count() == 20
     if page.viewport_size["width"] < 400:  # rows become blocks, in which a name has room
         assert page.locator(".batch td:nth-child(2)").first.bounding_box()["width"] > 140
@@ -268,6 +269,41 @@ def test_a_batch_becomes_a_table_and_a_csv(page, tmp_path):
     lines = (tmp_path / "saved.csv").read_text().splitlines()
     assert lines[0].startswith("file,probability,threshold,decision,warnings")
     assert len(lines) == 21
+    # Chips filter, headings sort.
+    page.get_by_role("button", name="1 not readable").click()
+    assert page.locator(".batch tbody tr:visible").all_inner_texts()[0].count("torn.png")
+    assert page.locator(".batch tbody tr:visible").count() == 1
+    page.get_by_role("button", name="all 20").click()
+    page.locator("#batch").get_by_role("button", name="File", exact=True).click()
+    names = page.locator(".batch td:nth-child(2)").all_inner_texts()
+    assert names == ["torn.png", *(f"x{number}.png" for number in range(19))]
+    page.get_by_role("button", name="Probability").click()
+    assert page.locator(".batch td:nth-child(2)").last.inner_text() == "torn.png"
+    # The keyboard goes through the list, opens an X-ray, and goes on to the next and back.
+    rows = page.locator(".batch .open")
+    rows.first.focus()
+    page.keyboard.press("ArrowDown")
+    name = page.evaluate("document.activeElement.textContent")
+    assert name == rows.nth(1).inner_text()
+    page.keyboard.press("Enter")
+    page.locator("#batch-bar .bar").get_by_text(f"{name}: 2 of 19").wait_for(timeout=SLOW)
+    page.locator("#answer .decision").wait_for(timeout=SLOW)
+    first = page.locator("#viewer .xray").get_attribute("src")
+    page.wait_for_function("document.activeElement.dataset.step == '1'", timeout=SLOW)
+    page.keyboard.press("Enter")
+    page.locator("#batch-bar .bar").get_by_text(": 3 of 19").wait_for(timeout=SLOW)
+    page.wait_for_function(
+        "first => document.querySelector('#viewer .xray')?.src != first", arg=first, timeout=SLOW
+    )
+    page.keyboard.press("Escape")
+    name = rows.nth(2).inner_text()
+    page.wait_for_function(
+        "name => document.activeElement.textContent == name", arg=name, timeout=SLOW
+    )
+    # An upload ends it.
+    open_tab(page, "X-ray")
+    upload(page, files[0])
+    page.locator("#batch-bar .bar").wait_for(state="hidden", timeout=SLOW)
 
 
 def test_page_reports_an_unreadable_file_and_goes_on(page, xray, tmp_path):
@@ -325,7 +361,7 @@ def test_examples_of_the_default_model_mean_what_they_are_called(browser, tmp_pa
         ):
             examples.nth(number).dispatch_event("click")
             wait_for_name(page, name)
-            assert page.locator("#answer .badge").inner_text() in decisions
+            assert page.locator("#answer .decision").get_attribute("data-decision") in decisions
         assert "side view" in page.locator("#answer .warnings").inner_text()
         assert page.get_by_role("button", name="Why?").is_disabled()
         # On a phone a table of About keeps its words whole, and the footer begins with a word.

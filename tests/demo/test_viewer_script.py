@@ -227,7 +227,7 @@ def test_gestures_and_keys_change_the_view(page):
     assert levels.inner_text() == before
     with page.expect_download() as saved:
         page.get_by_role("button", name="Save the image").click()
-    assert saved.value.suggested_filename == "xray.png"
+    assert saved.value.suggested_filename == "a.png"
 
 
 def test_arrow_keys_move_what_is_hidden_and_the_border(page):

@@ -17,6 +17,7 @@ async function open(file) {
 }
 
 function start(text) {
+  document.dispatchEvent(new CustomEvent("xray-start"));
   cancel("analyse", "explain", "mask", "simulate", "attribute", "report");
   setMode("view");
   stage.focus({preventScroll: true});
@@ -25,7 +26,7 @@ function start(text) {
 
 const names = {};  // of the files, by request: an answer brings its own name back
 function request(data, name) {
-  ask("analyse", data);
+  ask("analyse", {row: -1, ...data});
   names[asked] = name;
 }
 
@@ -94,12 +95,18 @@ find(".file").addEventListener("change", ({target}) => { open(target.files[0]); 
 stage.addEventListener("dragover", (event) => { event.preventDefault(); stage.classList.add("over"); });
 for (const name of ["dragleave", "drop"]) stage.addEventListener(name, () => stage.classList.remove("over"));
 stage.addEventListener("drop", (event) => { event.preventDefault(); open(event.dataTransfer.files[0]); });
+// An X-ray of the batch: batch.js asks for it by its row.
+document.addEventListener("xray-open", ({detail: {row, name}}) => {
+  ++uploads;
+  start(`Reading ${name}`);
+  request({path: null, example: -1, row}, name);
+});
 document.addEventListener("paste", (event) => {
   const file = event.clipboardData.files[0];
   if (file && element.isConnected && element.offsetParent) open(file);
 });
 for (const kind of ["html", "pdf"])
-  actions[kind] = () => { wait("Writing the report"); ask("report", {format: kind, of: shown.number, methods: mapsShown(), window: view.window, level: view.level, invert: view.invert}); };
+  actions[kind] = () => { wait("Writing the report"); ask("report", {format: kind, of: shown.number, methods: view.showMap ? mapsShown() : [], window: view.window, level: view.level, invert: view.invert, strength: view.strength}); };
 receivers.report = ({number, name, kind, text, base64}) => {
   wait(null);
   if (number === undefined) return;

@@ -138,6 +138,8 @@ function paint() {
   return canvas.toDataURL("image/png");
 }
 
+const stem = () => shown.name.replace(/\.[^.]*$/, "");
+
 function download(name, address) {
   make("a", {download: name, href: address}).click();
 }
@@ -149,7 +151,7 @@ const actions = {
   out: () => zoomBy(0.8), in: () => zoomBy(1.25),
   map: () => { view.showMap = !view.showMap; draw(); },
   strength: () => { view.strength = view.strength > 0.9 ? 0.3 : view.strength + 0.35; draw(); },
-  save: () => download(all(".maps img").length && view.showMap ? "xray-with-map.png" : "xray.png", paint()),
+  save: () => download(all(".maps img").length && view.showMap ? `${stem()}-${mapped.join("-")}.png` : `${stem()}.png`, paint()),
   full: () => document.fullscreenElement ? document.exitFullscreen() : find(".left").requestFullscreen(),
 };
 element.addEventListener("click", (event) => {

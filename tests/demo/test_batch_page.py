@@ -1,0 +1,66 @@
+"""A batch that is analysed, stopped, and opened again."""
+
+import gradio as gr
+import pytest
+from helpers import draw_xray
+
+from pneumonia_hf import Predictor
+from pneumonia_hf.demo import batch_page, viewer
+from pneumonia_hf.demo.batch_page import BatchStore, ShownBatch, analyse_batch
+from pneumonia_hf.demo.engine import BatchRow, Engine
+from pneumonia_hf.demo.limits import Limits
+from pneumonia_hf.errors import UserError
+from pneumonia_hf.inference.predictor import Prediction
+
+
+@pytest.fixture
+def engine(tiny_model):
+    return Engine(Predictor.from_pretrained(tiny_model), Limits())
+
+
+def make_event(**values) -> gr.EventData:
+    return gr.EventData(None, values)
+
+
+def test_an_x_ray_of_a_batch_is_opened_as_it_was_uploaded(engine, tmp_path):
+    files = []
+    for number in range(3):
+        files.append(tmp_path / f"x{number}.png")
+        draw_xray(number, ill=True, size=(120, 100)).save(files[-1])
+    batch, store = ShownBatch("x", engine.open_batch(list(map(str, files)))), BatchStore()
+    for rows in engine.score(batch.batch):
+        store.add(batch, rows, engine)
+    files[1].unlink()  # as after KEPT_SECONDS
+    held, answer = viewer._analyse(
+        engine, [], make_event(number=1, path=None, example=-1, row=1), batch
+    )
+    assert held["name"] == "x1" and answer["width"] == 120
+    assert held["prediction"].probability == pytest.approx(batch.rows[1].prediction.probability)
+    for row in (3, 99):
+        event = make_event(number=1, path=None, example=-1, row=row)
+        assert "no longer in memory" in viewer._analyse(engine, [], event, batch)[1]["answer"]
+
+
+def test_a_batch_that_is_stopped_keeps_what_is_done_and_another_can_follow(engine, tmp_path):
+    path = tmp_path / "x.png"
+    draw_xray(1, ill=True, size=(120, 100)).save(path)
+    for stops, done in ((True, 8), (False, 20)):
+        running = analyse_batch(engine, BatchStore(), [str(path)] * 20)
+        value, shown, _ = next(running)
+        assert (value["total"], value["rows"], value["done"]) == (20, [], False)
+        if stops:
+            shown.stop()
+        value, shown, _ = list(running)[-1]
+        assert value["done"] and len(value["rows"]) == len(shown.rows) == done
+
+
+def test_the_oldest_batch_loses_its_files_first(monkeypatch):
+    monkeypatch.setattr(batch_page, "describe_row", lambda *_: {})
+    batches = [ShownBatch(name, None) for name in "abc"]
+    store = BatchStore(most=25)
+    for batch in batches:
+        row = BatchRow("x", Prediction(None, None, 0.5, "REFUSED", ()), "", None, bytes(10))
+        store.add(batch, [row], None)
+    assert [len(batch.contents[0]) for batch in batches] == [0, 10, 10]
+    with pytest.raises(UserError, match="no longer in memory"):
+        batches[0].open(0, None)
