@@ -125,7 +125,7 @@ def test_an_xray_can_be_replaced_at_any_time_and_its_name_goes_with_it(page):
     last = requests(page, "analyse")[-1]
     assert last["example"] == 0 and last["path"] is None
     answer_image(page, last["number"], 400)
-    assert (name_of(page), width_of(page)) == ("Example", 400)
+    assert (name_of(page), width_of(page)) == ("Example · simulated", 400)
     # What cannot be read leaves no other image beside its error.
     hand_over(page, "torn.png", "drop")
     answer(page, "analyse", number=requests(page, "analyse")[-1]["number"], answer="<p>Torn.</p>")

@@ -25,19 +25,19 @@ function start(text) {
 }
 
 const names = {};  // of the files, by request: an answer brings its own name back
-function request(data, name) {
+function request(data, name, note) {
   ask("analyse", {row: -1, ...data});
-  names[asked] = name;
+  names[asked] = [name, note];
 }
 
 receivers.analyse = ({number, answer, image, width, height, view: position, side, scored, map}) => {
   wait(null);
   if (number === undefined) return restore();
   find("#answer").innerHTML = answer;
-  const name = names[number];
+  const [name, note] = names[number];
   showMaps([]);
   Object.assign(view, usual);
-  shown = image ? {number, name, image, width, height, scored, said: [name, position, side && `side ${side}`]} : null;
+  shown = image ? {number, name, image, width, height, scored, said: [name, note, position, side && `side ${side}`]} : null;
   setMode(image ? "view" : "empty");
   if (!shown) return;
   showImage(image);
@@ -81,7 +81,7 @@ function addExamples() {
   const list = find(".examples");
   props.examples.forEach(({title, note, image}, number) => {
     const button = make("button", {type: "button"}, make("img", {src: image, alt: ""}), make("b", {}, title), make("span", {}, note));
-    button.addEventListener("click", () => { ++uploads; start(`Reading ${title}`); request({path: null, example: number}, title); });
+    button.addEventListener("click", () => { ++uploads; start(`Reading ${title}`); request({path: null, example: number}, title, note); });
     list.append(make("li", {}, button));
   });
   const dot = make("span", {class: "dot"}), picture = make("span", {class: "with-dot"}, make("img", {src: props.phantom, alt: ""}), dot);
