@@ -150,6 +150,20 @@ def _explain_download_error(
     return None
 
 
+def find_dataset_commit(name: str, revision: str | None) -> str:
+    """Return the commit of a dataset on the Hub.
+
+    Raises:
+        UserError: no such dataset or revision, or an unreachable Hub.
+    """
+    from huggingface_hub import dataset_info
+
+    try:
+        return dataset_info(name, revision=revision).sha
+    except Exception as error:  # of the Hub and of the network
+        raise UserError(explain_data_error(error, name, revision)) from error
+
+
 def explain_data_error(error: BaseException, name: str, revision: str | None) -> str:
     """Return the sentence for an error of the datasets library when it opens a dataset."""
     from datasets.exceptions import DatasetNotFoundError

@@ -103,7 +103,7 @@ def _predict_in_parts(
     options: argparse.Namespace, paths: list[Path], streams: list[str], launched: bool
 ) -> int:
     """Score with all processes of the launcher; the main one merges and prints the counts."""
-    from pneumonia_hf.data.image_stream import stream_images
+    from pneumonia_hf.data.image_stream import identify_stream, stream_images
     from pneumonia_hf.errors import UserError
     from pneumonia_hf.evaluation.scores import identify_model
     from pneumonia_hf.inference.parts import merge_parts, prepare_parts, score_parts
@@ -118,8 +118,14 @@ def _predict_in_parts(
         state = start_scoring()
     predictor = _load(options, state and str(state.device))
     folder = Path(f"{options.output}.parts")
-    identity = [*identify_model(predictor), *map(str, paths), *streams]
-    images = chain(((None, path) for path in paths), *map(stream_images, streams))
+    identity = [*identify_model(predictor), *map(str, paths), *map(identify_stream, streams)]
+    several = len(streams) > 1
+    streamed = (
+        (f"{source}/{name}" if several else name, image)
+        for source in streams
+        for name, image in stream_images(source)
+    )
+    images = chain(((None, path) for path in paths), streamed)
     if state is None:
         prepare_parts(folder, identity)
         count = score_parts(predictor, images, folder)

@@ -27,8 +27,11 @@ def to_bytes(image: Any) -> bytes | XrayError:
         return XrayError("The row holds no image.")
     if image["bytes"]:
         return image["bytes"]
+    from datasets.utils.file_utils import xopen  # also of addresses such as zip:// and hf://
+
     try:
-        return Path(image["path"]).read_bytes()
+        with xopen(image["path"], "rb") as file:
+            return file.read()
     except OSError as error:
         return XrayError(f"The row holds no image, only a path ({error.strerror}).")
 

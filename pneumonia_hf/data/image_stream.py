@@ -7,13 +7,28 @@ from typing import TYPE_CHECKING
 
 from pneumonia_hf.data.dataset_rows import find_image_column, iterate_rows, keep_encoded, to_bytes
 from pneumonia_hf.data.hub_source import load_hub
-from pneumonia_hf.data.shard_source import find_shards, stream_files
+from pneumonia_hf.data.shard_source import find_shards, stat_shards, stream_files
 from pneumonia_hf.errors import XrayError
+from pneumonia_hf.hub import find_dataset_commit
 
 if TYPE_CHECKING:
     from datasets import IterableDataset
 
 STREAMS = ("hub:", "shards:")  # how such a source begins
+
+
+def identify_stream(source: str) -> str:
+    """Return what changes when the images of a stream do: sizes and times of shards, or a commit.
+
+    Raises:
+        UserError: as `stream_images`.
+    """
+    kind, _, where = source.partition(":")
+    if kind == "shards":
+        files = find_shards(where).values()
+        return repr([(one, stat_shards("|".join(one))) for one in files])
+    name, _, revision = where.partition("@")
+    return f"{source} {find_dataset_commit(name.partition(':')[0], revision or None)}"
 
 
 def stream_images(source: str) -> Iterator[tuple[str, bytes | XrayError]]:

@@ -143,7 +143,8 @@ def _list_links(predictor: Predictor) -> str:
     """Return links to the model card, the reports and, in a Space, the code."""
     local = Path(predictor.name).expanduser().is_dir()
     hub = "https://huggingface.co"
-    links = {"Model card": "#about" if local else f"{hub}/{predictor.name}", "Reports": "#about"}
+    card = "#about" if local else f"{hub}/{predictor.name.partition('@')[0]}"
+    links = {"Model card": card, "Reports": "#about"}
     if space := read_setting("SPACE_ID"):
         links["Code"] = f"{hub}/spaces/{space}/tree/main"
     return "".join(

@@ -13,7 +13,7 @@ import gradio as gr
 
 from pneumonia_hf.compat.gradio import make_upload
 from pneumonia_hf.demo.batch_table import describe_row, to_csv
-from pneumonia_hf.demo.engine import Batch, BatchRow, Engine
+from pneumonia_hf.demo.engine import BatchRow, Engine
 from pneumonia_hf.errors import UserError
 from pneumonia_hf.imaging.xray import Xray
 
@@ -31,7 +31,8 @@ class ShownBatch:
     """The results of one visitor's batch, and its files, which can be opened again."""
 
     name: str  # of the file to save
-    batch: Batch
+    total: int  # images
+    skipped: tuple[tuple[str, str], ...]  # as of Batch
     rows: list[BatchRow] = field(default_factory=list)  # without images
     described: list[dict[str, Any]] = field(default_factory=list)  # the rows, for the page
     contents: list[bytes] = field(default_factory=list)  # none once there is no room for them
@@ -43,8 +44,8 @@ class ShownBatch:
 
     def describe(self, done: bool) -> dict[str, Any]:
         """Return what batch.js shows."""
-        total, skipped = len(self.batch.files), self.batch.skipped
-        return {"rows": self.described, "total": total, "skipped": skipped, "done": done}
+        facts = {"total": self.total, "skipped": self.skipped, "done": done}
+        return {"rows": self.described} | facts
 
     def open(self, number: int, engine: Engine) -> Xray:
         """Return the X-ray of a row.
@@ -99,9 +100,10 @@ def analyse_batch(engine: Engine, store: BatchStore, paths: list[str] | None) ->
         if not paths:
             raise UserError("Upload X-rays or a zip file of them first.")
         name = Path(paths[0]).stem if len(paths) == 1 else "xrays"
-        shown = ShownBatch(name, engine.open_batch(paths))
+        batch = engine.open_batch(paths)
+        shown = ShownBatch(name, len(batch.files), batch.skipped)
         yield shown.describe(done=False), shown, gr.Button(visible=True)
-        for rows in engine.score(shown.batch):
+        for rows in engine.score(batch):
             store.add(shown, rows, engine)
             if shown.stopped:
                 break

@@ -151,7 +151,7 @@ def _draw_images(page: Figure, shown: list[tuple[str, Image.Image]], room: float
     """Draw the images side by side, at most `room` high, and return where they end."""
     part = (WIDTH - 0.02 * (len(shown) - 1)) / len(shown)
     width, height = shown[0][1].size
-    height = min(0.42, room, part * height / width * PAGE[0] / PAGE[1])
+    height = max(0.02, min(0.42, room, part * height / width * PAGE[0] / PAGE[1]))
     for place, (title, one) in enumerate(shown):
         axes = page.add_axes((LEFT + (part + 0.02) * place, 0.905 - height, part, height))
         axes.imshow(np.asarray(one))

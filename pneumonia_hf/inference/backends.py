@@ -231,7 +231,7 @@ def write_program(
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # deprecations inside the exporter
         try:
-            return torch.onnx.export(
+            program = torch.onnx.export(
                 module,
                 (example,),
                 dynamo=True,
@@ -240,11 +240,13 @@ def write_program(
                 output_names=output_names,
                 dynamic_shapes=(shapes,),
             )
+            for node in program.model.graph:  # paths of this machine
+                node.metadata_props.pop("pkg.torch.onnx.stack_trace", None)
+            return program
         except torch.onnx.errors.OnnxExporterError as error:
             reason = str(error).strip().splitlines()[0]
             raise UserError(
-                f"This network cannot be written as ONNX ({reason}); use it with PyTorch, by the "
-                f"backend torch."
+                f"This network cannot be written as ONNX ({reason}); use the backend torch."
             ) from error
 
 

@@ -38,7 +38,7 @@ REPORT_FIGURES = [name for name in FIGURE_FILES if not name.startswith("examples
 ONNX_FILES = {"model.onnx": False, "model_with_preprocessing.onnx": True}
 # Tokens of the Hub, and absolute paths, which are no parts of an address or a fraction.
 PRIVATE = re.compile(
-    r"\bhf_[A-Za-z0-9]{20,}|(?<![\w.:/)])/(?:[\w.@-]+/)+[\w.@-]+|\b[A-Z]:\\+[\w.-]+\\+[\w.-]+"
+    r"\bhf_[A-Za-z0-9]{20,}|(?:(?<![\w./)])|(?<=file://))/(?:[\w.@-]+/)+[\w.@-]+|\b[A-Z]:\\+[\w.-]+\\+[\w.-]+"
 )
 
 

@@ -24,6 +24,7 @@ PROJECT = "pneumonia-hf"
 WHEEL_NAME = re.compile(r"pneumonia_hf-[\w.+]+-py3-none-any\.whl")
 # Of the package's files; whatever else lies there stays on this machine.
 SUFFIXES = {".py", ".md", ".json", ".html", ".css", ".js", ".npz"}
+EXAMPLE = "rg1.png"  # the one image of the package
 # What a file beside the wheel begins with. It does not leave the wheel to pip: a Space installs its
 # requirements before its files are there, and pip checks one hash only where all have one.
 LOADER = '''\
@@ -58,7 +59,9 @@ def make_wheel() -> tuple[str, bytes]:
     files = {
         f"pneumonia_hf/{path.relative_to(package).as_posix()}": path.read_bytes()
         for path in package.rglob("*")
-        if path.suffix in SUFFIXES and DEFAULT_MODEL not in path.parents and path.is_file()
+        if (path.suffix in SUFFIXES or path.name == EXAMPLE)
+        and DEFAULT_MODEL not in path.parents
+        and path.is_file()
     }
     info = f"{name}.dist-info"
     tag = "Wheel-Version: 1.0\nGenerator: pneumonia-hf\nRoot-Is-Purelib: true\nTag: py3-none-any\n"

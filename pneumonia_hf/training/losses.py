@@ -42,9 +42,14 @@ class BoxTargets:
 
 
 def weigh_classes(labels: np.ndarray) -> Tensor:
-    """Return the class weights that balance all classes over `labels`: float32 [C]."""
+    """Return the class weights over `labels` that give PNEUMONIA a half, and the others the rest.
+
+    float32 [C]. So probabilities are for the prevalence that calibration assumes.
+    """
     counts = np.bincount(labels, minlength=len(LABELS))
-    return torch.tensor(len(labels) / (len(counts) * counts), dtype=torch.float32)
+    shares = np.full(len(counts), 0.5 / (len(counts) - 1))
+    shares[1] = 0.5
+    return torch.tensor(len(labels) * shares / counts, dtype=torch.float32)
 
 
 def to_two_classes(logits: Tensor, index: int) -> Tensor:

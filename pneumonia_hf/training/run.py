@@ -182,7 +182,8 @@ def number_classes(data: Dataset) -> np.ndarray:
             f"No training image is of a class besides {' and '.join(LABELS)}; give a source as "
             f"one_vs_rest:FOLDER, or leave --other_class out."
         )
-    return np.where(is_other, len(LABELS), data["label"][:])
+    labels = np.asarray(data["label"][:])
+    return np.where(is_other & (labels == 0), len(LABELS), labels)
 
 
 def number_cells(data: Dataset, names: Sequence[str]) -> np.ndarray:

@@ -27,8 +27,9 @@ def test_an_x_ray_of_a_batch_is_opened_as_it_was_uploaded(engine, tmp_path):
     for number in range(3):
         files.append(tmp_path / f"x{number}.png")
         draw_xray(number, ill=True, size=(120, 100)).save(files[-1])
-    batch, store = ShownBatch("x", engine.open_batch(list(map(str, files)))), BatchStore()
-    for rows in engine.score(batch.batch):
+    read = engine.open_batch(list(map(str, files)))
+    batch, store = ShownBatch("x", len(read.files), read.skipped), BatchStore()
+    for rows in engine.score(read):
         store.add(batch, rows, engine)
     files[1].unlink()  # as after KEPT_SECONDS
     held, answer = viewer._analyse(
@@ -56,7 +57,7 @@ def test_a_batch_that_is_stopped_keeps_what_is_done_and_another_can_follow(engin
 
 def test_the_oldest_batch_loses_its_files_first(monkeypatch):
     monkeypatch.setattr(batch_page, "describe_row", lambda *_: {})
-    batches = [ShownBatch(name, None) for name in "abc"]
+    batches = [ShownBatch(name, 1, ()) for name in "abc"]
     store = BatchStore(most=25)
     for batch in batches:
         row = BatchRow("x", Prediction(None, None, 0.5, "REFUSED", ()), "", None, bytes(10))

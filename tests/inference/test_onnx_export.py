@@ -133,6 +133,7 @@ def test_script_exports_a_saved_model(small, tmp_path):
 def test_file_with_preprocessing_takes_gray_images_of_any_size(small, tmp_path):
     before = small.probabilities(IMAGES)
     path = export_onnx(small, tmp_path / "whole.onnx", with_preprocessing=True)
+    assert b"site-packages" not in path.read_bytes() and b"/tests/" not in path.read_bytes()
     session = onnxruntime.InferenceSession(path)
     assert [one.name for one in session.get_outputs()] == ["probability"]
     for size in ((200, 120), (50, 90)):

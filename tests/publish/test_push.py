@@ -119,7 +119,14 @@ def test_nothing_of_patients_or_users_is_pushed(hub, model, tmp_path):
 
 @pytest.mark.parametrize(
     "text",
-    ["/home/ann/xrays/p1.png", "/mnt/pacs/p1.dcm", "C:\\\\Users\\\\ann", "hf_" + 30 * "a"],
+    [
+        "/home/ann/xrays/p1.png",
+        "shards:/home/ann/x/a.tar",
+        "file:///home/ann/x",
+        "/mnt/pacs/p1.dcm",
+        "C:\\\\Users\\\\ann",
+        "hf_" + 30 * "a",
+    ],
 )
 def test_a_path_or_token_in_a_file_ends_the_push_before_anything_is_sent(hub, light, text):
     run = json.loads((light / "run.json").read_text())

@@ -26,6 +26,8 @@ def test_wheel_holds_the_package_without_the_default_model_or_foreign_files():
     data = {"imaging/phantom.npz", "demo/page/page.css", "models/model_card.md",
             "reporting/templates/page.html", "evaluation/schema.json"}  # fmt: skip
     assert {f"pneumonia_hf/{one}" for one in data} <= names
+    page = (ROOT / "pneumonia_hf/demo/page").iterdir()  # a Space opens its examples at the start
+    assert {one.relative_to(ROOT).as_posix() for one in page} <= names
     assert not [one for one in names if "default_model" in one or "__pycache__" in one]
     assert len(content) < 3_000_000
     # RECORD names each file with its hash, as pip checks it.

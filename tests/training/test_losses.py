@@ -156,3 +156,11 @@ def test_loss_of_the_boxes_is_that_of_the_positions_of_known_images():
     assert loss(outputs_of(*logits.tolist()), targets).item() == pytest.approx(expected.item())
     of_images = make_loss(box_weight=0.0)(outputs_of(*logits.tolist()), targets)
     assert of_images.item() == pytest.approx(math.log(2))
+
+
+def test_three_classes_are_weighed_so_that_half_is_pneumonia():
+    labels = np.repeat([0, 1, 2], [10, 30, 60])
+    weights = weigh_classes(labels).numpy()
+    sums = np.bincount(labels, weights[labels])
+    assert sums == pytest.approx([25, 50, 25])
+    assert weigh_classes(np.repeat([0, 1], [10, 30])).numpy() == pytest.approx([2, 2 / 3])

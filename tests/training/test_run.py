@@ -60,9 +60,9 @@ def test_images_of_other_classes_are_the_third():
     from datasets import Dataset
 
     data = Dataset.from_dict(
-        {"label": [0, 0, 1, 0], "class": ["NORMAL", "EDEMA", "PNEUMONIA", None]}
+        {"label": [0, 0, 1, 0, 1], "class": ["NORMAL", "EDEMA", "PNEUMONIA", None, "VIRUS"]}
     )
-    assert number_classes(data).tolist() == [0, 2, 1, 0]
+    assert number_classes(data).tolist() == [0, 2, 1, 0, 1]
     for without in (data.select([0, 2, 3]), data.remove_columns("class")):
         with pytest.raises(UserError, match="one_vs_rest:FOLDER, or leave --other_class out"):
             number_classes(without)

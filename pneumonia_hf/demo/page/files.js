@@ -11,6 +11,7 @@ async function open(file) {
   } catch (error) {
     if (turn !== uploads) return;
     wait(null);
+    restore();
     find("#answer").innerHTML = '<div class="answer"><p class="fault" role="alert"></p></div>';
     find("#answer .fault").textContent = "The file could not be uploaded; it may be larger than this app allows.";
   }
@@ -31,7 +32,7 @@ function request(data, name, note) {
 }
 
 receivers.analyse = ({number, answer, image, width, height, view: position, side, scored, map}) => {
-  wait(null);
+  cancel("explain", "mask", "report");  // of the X-ray before, asked for while this one was read
   if (number === undefined) return restore();
   find("#answer").innerHTML = answer;
   const [name, note] = names[number];
@@ -48,6 +49,7 @@ receivers.analyse = ({number, answer, image, width, height, view: position, side
 function restore() {
   if (!shown) setMode("empty");
   else if (shown.simulated) setMode("opacity");
+  else showImage(shown.image);  // without a part that was hidden
 }
 
 function showImage(image) {
@@ -77,7 +79,7 @@ function setMode(mode) {
 function addExamples() {
   const minutes = Math.ceil(props.kept * 1.25 / 60);
   find(".privacy").textContent = "JPEG, PNG, TIFF, BMP, WebP or DICOM. Deleted from the server's disk within "
-    + `${minutes} minutes and from its memory within half an hour; never stored or sent elsewhere.`;
+    + `${minutes} minutes and from its memory within an hour; never stored or sent elsewhere.`;
   const list = find(".examples");
   props.examples.forEach(({title, note, image}, number) => {
     const button = make("button", {type: "button"}, make("img", {src: image, alt: ""}), make("b", {}, title), make("span", {}, note));

@@ -74,4 +74,4 @@ def list_classes(evaluation: Evaluation) -> np.ndarray:
     names = rows["class"][:] if "class" in rows.column_names else [None] * len(rows)
     own = [name if name in LABELS or not name else OTHER for name in names]
     pairs = zip(own, evaluation.labels.tolist(), strict=True)
-    return np.array([name or LABELS[label] for name, label in pairs])
+    return np.array([LABELS[1] if label else name or LABELS[0] for name, label in pairs])
