@@ -173,7 +173,7 @@ def test_invalid_card_is_refused_before_a_repository_is_created(
     model = tmp_path / "model"
     shutil.copytree(tiny_model, model, ignore=shutil.ignore_patterns("checkpoints"))
     card = model / "README.md"
-    card.write_text(card.read_text().replace("base_model: ", "base_model: /home/me/"))
+    card.write_text(card.read_text().replace("base_model: ", "base_model: no valid id/"))
     assert_one_sentence(push(model, "me/x", hub_environment), "card", "base_model")
     assert hub.repositories == {}
 

@@ -235,7 +235,7 @@ def test_missing_inputs_of_the_other_scripts_are_one_sentence(tiny_model, tmp_pa
     common = ["--model", tiny_model]
     done = call_script("predict.py", *common, "--input", tmp_path / "no", "--output", "-")
     assert done.returncode == 2
-    assert done.stdout.splitlines()[1].endswith("/no does not exist.")
+    assert done.stdout.splitlines()[1].endswith("/no does not exist.,")
     (tmp_path / "empty").mkdir()
     done = call_script("predict.py", *common, "--input", tmp_path / "empty", "--output", "-")
     assert_one_sentence(done, "No images in")
