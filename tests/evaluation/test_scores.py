@@ -28,12 +28,12 @@ class StubPredictor:
 
 @pytest.mark.parametrize("reason", Reason)
 def test_only_the_checks_of_file_and_pixels_count_as_input_checks(reason):
-    values = dict.fromkeys(("view", "bits", "modality", "width", "height"), 1)
+    values = dict.fromkeys(("view", "bits", "modality", "width", "height", "classes"), 1)
     caveat = reason.caveat(**values, low=0.1, high=0.2)
     found = Prediction("NORMAL", 0.1, 0.5, "REFER", (Reason.TTA_ON.caveat(), caveat))
     of_others = "UNLIKE TOO_CLOSE NO_THRESHOLD NO_COMMON_THRESHOLD NO_OWN_THRESHOLD"
     others = {*of_others.split(), "OTHER_ABNORMAL", "TTA_ON", "TTA_STRANGE", "TTA_MISSED"}
-    others |= {one.name for one in REFUSING}
+    others |= {"CROPS", "MORE_CLASSES", *(one.name for one in REFUSING)}
     assert bool(found.reasons & OF_INPUT) == (reason.name not in others)
     assert not OF_INPUT & REFUSING
 
