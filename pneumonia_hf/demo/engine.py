@@ -326,9 +326,13 @@ def _choose_method(
     verdicts: dict[str, str] = {}
     sentences: dict[str, str] = {}
     for name, found in ((one["method"], one) for part in tested for one in part["results"]):
-        if name in supported and verdicts.get(name) != "fail":
+        if name not in supported:
+            continue
+        if verdicts.get(name) != "fail":
             verdicts[name] = found["verdict"]
-            sentences[name] = found.get("sentence", "")
+        said, known = found.get("sentence", ""), sentences.setdefault(name, "")
+        if said not in known:  # reports may have the same phantom
+            sentences[name] = f"{known} {said}".lstrip()
     passed = [name for name in supported if verdicts.get(name) == "pass"]
     best = [found["best"] for found in tested if found["best"] in passed]
     return verdicts, sentences, (best or passed or [None])[0]

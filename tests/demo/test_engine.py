@@ -157,7 +157,8 @@ def test_only_a_method_that_passed_its_tests_is_the_default(tiny_model, tmp_path
     assert engine.default_method == engine.offered_method == "occlusion"
     assert engine.verdict_of("cam") == "failed a test"
     assert engine.verdict_of("occlusion") == "passed its tests"
-    assert engine.sentences == {"cam": "It is a fail.", "occlusion": "It is a pass."}
+    both = "It is a fail. It is a pass."
+    assert engine.sentences == {"cam": both, "occlusion": "It is a pass."}
     # The best by one report failed by another.
     third = test_of(None, occlusion="fail")
     for reports, default, offered in (
