@@ -156,10 +156,10 @@ def find_dataset_commit(name: str, revision: str | None) -> str:
     Raises:
         UserError: no such dataset or revision, or an unreachable Hub.
     """
-    from huggingface_hub import dataset_info
+    from huggingface_hub import HfApi
 
     try:
-        return dataset_info(name, revision=revision).sha
+        return HfApi().dataset_info(name, revision=revision).sha
     except Exception as error:  # of the Hub and of the network
         raise UserError(explain_data_error(error, name, revision)) from error
 

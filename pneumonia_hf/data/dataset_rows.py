@@ -27,10 +27,10 @@ def to_bytes(image: Any) -> bytes | XrayError:
         return XrayError("The row holds no image.")
     if image["bytes"]:
         return image["bytes"]
-    from datasets.utils.file_utils import xopen  # also of addresses such as zip:// and hf://
+    import fsspec
 
     try:
-        with xopen(image["path"], "rb") as file:
+        with fsspec.open(image["path"], "rb") as file:  # also zip:// and hf://
             return file.read()
     except OSError as error:
         return XrayError(f"The row holds no image, only a path ({error.strerror}).")

@@ -20,6 +20,8 @@ STREAMS = ("hub:", "shards:")  # how such a source begins
 def identify_stream(source: str) -> str:
     """Return what changes when the images of a stream do: sizes and times of shards, or a commit.
 
+    Of shards at an address whose server states neither, the addresses alone.
+
     Raises:
         UserError: as `stream_images`.
     """

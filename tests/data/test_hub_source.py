@@ -4,7 +4,7 @@ import pytest
 from hub_server import LocalHub, Repository
 from xray_files import assert_equals_drawn, kinds_of, make_parquet
 
-from pneumonia_hf.data.image_stream import stream_images
+from pneumonia_hf.data.image_stream import identify_stream, stream_images
 from pneumonia_hf.data.load import load_splits
 from pneumonia_hf.errors import UserError
 
@@ -110,5 +110,9 @@ def test_a_dataset_is_streamed_without_a_copy(hub, tmp_path):
     assert len(found) == len({name for name, _ in found}) == 4
     assert all(name.startswith("test/") and isinstance(image, bytes) for name, image in found)
     assert not list((tmp_path / "datasets").rglob("*.arrow"))
-    with pytest.raises(UserError, match="nobody/films"):
-        list(stream_images("hub:nobody/films"))
+    first = identify_stream("hub:someone/films")
+    repository.commit("more", {"data/test-00001-of-00002.parquet": make_parquet(2, 30)})
+    assert identify_stream("hub:someone/films") != first
+    for use in (identify_stream, lambda source: list(stream_images(source))):
+        with pytest.raises(UserError, match="nobody/films"):
+            use("hub:nobody/films")

@@ -1,9 +1,13 @@
 """Images are streamed in order, with or without labels."""
 
+import zipfile
+
 import pytest
 from xray_files import make_parquet, make_tar
 
-from pneumonia_hf.data.image_stream import stream_images
+from pneumonia_hf.data.dataset_rows import to_bytes
+from pneumonia_hf.data.image_stream import identify_stream, stream_images
+from pneumonia_hf.data.shard_source import _stat_files as stat_of_minute
 from pneumonia_hf.errors import UserError
 
 
@@ -34,3 +38,24 @@ def test_a_table_without_images_is_one_sentence(tmp_path):
     pq.write_table(pyarrow.table({"age": [3]}), tmp_path / "ages.parquet")
     with pytest.raises(UserError, match=r"has no image column \(it has age\)"):
         list(stream_images(f"shards:{tmp_path}/ages.parquet"))
+
+
+def test_a_stream_is_another_one_once_a_shard_is_added_or_written_anew(tmp_path):
+    source = f"shards:{tmp_path}/*.parquet"
+    (tmp_path / "b.parquet").write_bytes(make_parquet(2))
+    known = {identify_stream(source)}
+    assert known == {identify_stream(source)}
+    (tmp_path / "a.parquet").write_bytes(make_parquet(2))
+    known.add(identify_stream(source))
+    (tmp_path / "b.parquet").write_bytes(make_parquet(3))
+    stat_of_minute.cache_clear()  # sizes are kept for a minute
+    known.add(identify_stream(source))
+    assert len(known) == 3
+
+
+def test_an_image_within_a_zip_file_is_read(tmp_path):
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        archive.writestr("train/a.png", b"content")
+    inside = {"path": f"zip://train/a.png::{tmp_path}/x.zip", "bytes": None}
+    assert to_bytes(inside) == b"content"
+    assert "only a path" in str(to_bytes({"path": str(tmp_path / "gone.png"), "bytes": None}))

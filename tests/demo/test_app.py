@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import urllib.request
+from types import SimpleNamespace
 from unittest.mock import Mock
 
 import pytest
@@ -146,3 +147,10 @@ def test_garbage_is_collected_while_the_app_serves(tmp_path):
     assert during[0] == after[0] == "True"
     assert int(during[1]) > 0  # once before it serves, so that no request waits for it
     assert not list(tmp_path.glob("xrays-*"))  # the folder of uploads
+
+
+def test_the_card_of_a_pinned_model_is_on_the_hub_without_its_revision():
+    from pneumonia_hf.demo.app import _list_links
+
+    links = _list_links(SimpleNamespace(name="me/NAME@0123abcd"))
+    assert 'href="https://huggingface.co/me/NAME"' in links

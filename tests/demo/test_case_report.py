@@ -84,3 +84,11 @@ def test_the_pdf_has_room_for_a_note_also_with_many_warnings(engine, monkeypatch
     images, note = boxes[-4:-2], boxes[-1]
     # The page is filled: from the top to the note at its foot.
     assert images[0][1] + images[0][3] > 0.85 and note[1] == pytest.approx(0.04)
+
+
+def test_the_pdf_is_drawn_also_if_text_leaves_no_room_for_images(engine):
+    from matplotlib.figure import Figure
+
+    from pneumonia_hf.demo.case_report import _draw_images
+
+    assert _draw_images(Figure(), [("X-ray", IMAGE)], room=-0.1) < 0.88

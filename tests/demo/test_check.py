@@ -23,6 +23,22 @@ def default() -> Predictor:
     return Predictor.from_pretrained(DEFAULT_MODEL)
 
 
+def test_the_saved_token_goes_to_no_address(monkeypatch):
+    given = []
+
+    def connect(address, token, **_):
+        given.append((address, token))
+        raise ConnectionError
+
+    monkeypatch.setattr("gradio_client.Client", connect)
+    monkeypatch.setattr(check, "find_space_address", lambda space: "https://me-demo.hf.space")
+    for space in ("http://10.0.0.5:7860", "me/demo"):
+        with pytest.raises(HubError, match="does not answer as this app"):
+            check_space(space)
+    # None: the client takes the saved one.
+    assert given == [("http://10.0.0.5:7860", False), ("https://me-demo.hf.space", None)]
+
+
 def test_a_running_app_answers_as_its_model_and_not_as_another(
     app_url, tiny_model, monkeypatch, capsys
 ):

@@ -63,7 +63,7 @@ def test_a_batch_is_bounded(engine, image, tmp_path, monkeypatch):
         assert row.prediction is None and "upload the file again" in row.fault
 
 
-def test_images_in_a_zip_file_are_found_by_their_first_bytes(image, tmp_path):
+def test_images_in_a_zip_file_are_found_by_their_first_bytes(image, tmp_path, monkeypatch):
     engine = Engine.__new__(Engine)  # without a model
     engine.limits = Limits()
     data = image.read_bytes()
@@ -78,6 +78,8 @@ def test_images_in_a_zip_file_are_found_by_their_first_bytes(image, tmp_path):
         (".e", "its name is not that of an image"),
         ("f.png", "written by macOS beside the files"),
     )
+    monkeypatch.setattr("pneumonia_hf.demo.engine.MOST_SKIPPED", 2)
+    assert len(engine.open_batch([str(tmp_path / "x.zip")]).skipped) == 2
 
 
 def test_all_zips_of_a_request_share_one_budget(tiny_model, image, tmp_path, monkeypatch):

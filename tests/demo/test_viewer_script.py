@@ -27,7 +27,10 @@ PROPS = {
 START = """
 ([script, props]) => {
   window.sent = [];
-  const upload = async (file) => ({path: `/uploads/${file.name}`});
+  const upload = async (file) => {
+    if (window.refused) throw new Error("413");
+    return {path: `/uploads/${file.name}`};
+  };
   Function("element", "trigger", "props", "server", "upload", "watch", script)(
     document.querySelector("#viewer"), (kind, data) => sent.push({kind, ...data}), props, {},
     upload, () => {});
@@ -301,3 +304,30 @@ def test_an_opacity_follows_mouse_and_keys_and_its_map_waits_for_rest(page):
     assert (clicked["x"], clicked["y"]) == pytest.approx((0.7, 0.4), abs=0.01)
     page.get_by_role("button", name="What if there were pneumonia?").last.click()
     assert page.locator(".welcome").is_visible()
+
+
+def test_a_map_asked_for_while_a_file_is_read_does_not_come_over_it(page):
+    open_image(page)
+    hand_over(page, "b.png", "drop")
+    page.evaluate("document.querySelector('.modes [data-do=why]').click()")
+    number = requests(page, "analyse")[-1]["number"]
+    answer_image(page, number, 200)
+    answer_maps(page, "cam")  # of the X-ray before
+    assert (name_of(page), shown_maps(page)) == ("b.png", [])
+
+
+@pytest.mark.parametrize("ends", ["cancelled", "too large"])
+def test_a_file_that_does_not_come_leaves_the_whole_x_ray(page, ends):
+    open_image(page)
+    page.get_by_role("button", name="What if I hide something?").click()
+    number = requests(page, "mask")[-1]["number"]
+    answer(page, "mask", number=number, image=draw(90), text="", before=0.4)
+    assert width_of(page) == 90
+    if ends == "too large":
+        page.evaluate("window.refused = true")
+    hand_over(page, "b.png", "drop")
+    if ends == "cancelled":
+        page.get_by_role("button", name="Cancel").click()
+    else:
+        assert "larger than this app allows" in page.locator("#answer").inner_text()
+    assert (name_of(page), width_of(page)) == ("a.png", 120)

@@ -20,7 +20,7 @@ CLASSES = (LABELS[0], OTHER, LABELS[1])
 
 
 def measure(evaluation: Evaluation, numbers: Mapping[str, Any]) -> Section:
-    """Return how well the model tells other abnormal images from normal ones, if it does."""
+    """Return how well the model separates other abnormal images from normal ones, if it does."""
     scores = evaluation.scores
     classes = list_classes(evaluation)
     if np.isnan(scores.other).all() or not {LABELS[0], OTHER} <= set(classes.tolist()):
