@@ -174,7 +174,7 @@ def explain_data_error(error: BaseException, name: str, revision: str | None) ->
     chain: BaseException | None = error
     while chain is not None:
         if isinstance(chain, ConnectionError) or is_connection_error(chain):
-            return f"{name} cannot be reached; check the network, or give --data_dir a folder."
+            return f"{name} cannot be reached; check the network, or give a folder."
         chain = chain.__cause__ or chain.__context__
     if isinstance(error, FileNotFoundError):
         return f"{name}{at} does not exist; check --data_dir."

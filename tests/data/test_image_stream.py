@@ -40,7 +40,7 @@ def test_a_table_without_images_is_one_sentence(tmp_path):
         list(stream_images(f"shards:{tmp_path}/ages.parquet"))
 
 
-def test_a_stream_is_another_one_once_a_shard_is_added_or_written_anew(tmp_path):
+def test_a_stream_is_another_one_once_a_shard_is_added_or_written_anew(tmp_path, monkeypatch):
     source = f"shards:{tmp_path}/*.parquet"
     (tmp_path / "b.parquet").write_bytes(make_parquet(2))
     known = {identify_stream(source)}
@@ -51,6 +51,11 @@ def test_a_stream_is_another_one_once_a_shard_is_added_or_written_anew(tmp_path)
     stat_of_minute.cache_clear()  # sizes are kept for a minute
     known.add(identify_stream(source))
     assert len(known) == 3
+    # A server that states neither size nor time.
+    monkeypatch.setattr("pneumonia_hf.data.image_stream.stat_shards", lambda _: None)
+    known = {identify_stream(source)}
+    (tmp_path / "c.parquet").write_bytes(make_parquet(2))
+    assert identify_stream(source) not in known
 
 
 def test_an_image_within_a_zip_file_is_read(tmp_path):
