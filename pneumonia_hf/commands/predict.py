@@ -138,9 +138,8 @@ def _predict_in_parts(
     decisions, probabilities = merge_parts(folder, Path(options.output), count)
     failed = decisions.pop(None, 0)
     counts = ", ".join(f"{n} {name}" for name, n in decisions.most_common())
-    print(
-        f"{count} image{'s' * (count != 1)}: {counts or 'none scored'}, {failed} that could not be read."
-    )
+    images = f"{count} image{'s' * (count != 1)}"
+    print(f"{images}: {counts or 'none scored'}, {failed} that could not be read.")
     if misfit := explain_score_misfit(predictor, probabilities):
         print(misfit, file=sys.stderr)
     # A launcher takes another status for a crash, and prints a traceback.

@@ -154,7 +154,7 @@ def test_only_a_method_that_passed_its_tests_is_the_default(tiny_model, tmp_path
 
     first = test_of("occlusion", cam="fail", occlusion="pass")
     second = test_of("cam", cam="pass")
-    (model / "reports.json").write_text(json.dumps([{"data": "old"}, first, second]))
+    (model / "reports.json").write_text(json.dumps([{"data": "old"}, first, second, first]))
     engine = Engine(predictor, Limits())
     assert engine.default_method == engine.offered_method == "occlusion"
     assert engine.verdict_of("cam") == "failed a test"
