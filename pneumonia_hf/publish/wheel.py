@@ -66,8 +66,10 @@ def make_wheel() -> tuple[str, bytes]:
     info = f"{name}.dist-info"
     tag = "Wheel-Version: 1.0\nGenerator: pneumonia-hf\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
     files[f"{info}/WHEEL"] = tag.encode()
-    for file in ("METADATA", "entry_points.txt"):
-        files[f"{info}/{file}"] = (about.read_text(file) or "").encode()
+    # An editable installation has an egg-info folder too, which names its metadata otherwise.
+    metadata = about.read_text("METADATA") or about.read_text("PKG-INFO")
+    files[f"{info}/METADATA"] = metadata.encode()
+    files[f"{info}/entry_points.txt"] = (about.read_text("entry_points.txt") or "").encode()
     record = f"{info}/RECORD"
     lines = [f"{path},{_hash(content)},{len(content)}" for path, content in sorted(files.items())]
     files[record] = "\n".join([*lines, f"{record},,", ""]).encode()

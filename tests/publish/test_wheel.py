@@ -30,6 +30,8 @@ def test_wheel_holds_the_package_without_the_default_model_or_foreign_files():
     assert {one.relative_to(ROOT).as_posix() for one in page} <= names
     assert not [one for one in names if "default_model" in one or "__pycache__" in one]
     assert len(content) < 3_000_000
+    (about,) = (archive.read(one).decode() for one in names if one.endswith(".dist-info/METADATA"))
+    assert f"\nName: pneumonia-hf\nVersion: {version('pneumonia-hf')}\n" in about
     # RECORD names each file with its hash, as pip checks it.
     (record,) = (one for one in names if one.endswith("/RECORD"))
     for line in archive.read(record).decode().splitlines():
