@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pneumonia_hf.data.folder_source import list_others
 from pneumonia_hf.data.sources import parse_source
@@ -18,6 +19,9 @@ from pneumonia_hf.evaluation.steps import Steps
 from pneumonia_hf.files import expand
 from pneumonia_hf.inference.predictor import Predictor
 from pneumonia_hf.models.model_folder import ENSEMBLE_FILE, check_model_folder
+
+if TYPE_CHECKING:
+    from accelerate import PartialState
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,7 @@ def report_on(
     audit: str = "full",
     published: Path | None = None,
     with_images: bool = False,
+    state: PartialState | None = None,
 ) -> Report:
     """Score models on data, and write the report into `folder`.
 
@@ -63,6 +68,7 @@ def report_on(
         config: what to measure.
         folder: of the report.
         audit, published, with_images: as of `Additions`.
+        state: of a launcher's processes, which share the scoring; the main one alone writes.
 
     Raises:
         UserError: as of the functions that it calls.
@@ -76,8 +82,9 @@ def report_on(
         if inputs.sites:  # they may have folders that this data lacks
             wanted = [one for one in wanted if (expand(sources[0].where) / one).is_dir()]
         others = list_others(sources[0].where, wanted)
+    device = str(state.device) if state else None
     predictor = Predictor.from_pretrained(
-        models.models, tta=models.tta, positive_label=models.positive_label
+        models.models, device=device, tta=models.tta, positive_label=models.positive_label
     )
     split, data = choose_split(inputs.data_dir, inputs.split, predictor, config.strict)
     if inputs.images:
@@ -89,15 +96,18 @@ def report_on(
     if models.compare:
         second = Predictor.from_pretrained(
             models.compare,
+            device=device,
             tta=models.tta,
             positive_label=models.compare_positive_label,
             flags=("--compare", "--compare_positive_label"),
         )
-    steps = Steps(folder.with_name(f".{folder.name}.steps"), identify(predictor, data))
+    kept = folder.with_name(f".{folder.name}.steps")
+    steps = Steps(kept, identify(predictor, data), state)
     name = inputs.name or " + ".join(one.name for one in sources)
     additions = Additions(sites, second, published, inputs.label_source, audit, with_images)
     report = evaluate_predictor(predictor, data, name, split, config, others, additions, steps)
-    write_report(report, folder)
+    if steps.is_main:
+        write_report(report, folder)
     steps.remove()
     return report
 

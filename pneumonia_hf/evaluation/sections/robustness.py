@@ -104,14 +104,15 @@ def measure_robustness(
     pixels = shrink(predictor, images)
     threshold = predictor.operating_point.threshold
     every = PERTURBATIONS | CONTROLS
-    scores = {}
+    steps, scores = steps or Steps(), {}
     for name, level in list_cases():
-        found = (steps or Steps()).run(
+        found = steps.run(
             f"{name} {level:g} of {len(labels)}",
             lambda name=name, level=level: {
                 "log_odds": score(
                     predictor,
                     pixels if name == "plain" else perturb(pixels, labels, name, level, seed),
+                    steps,
                 )
             },
             passes=len(labels),
@@ -190,9 +191,14 @@ def shrink(predictor: Predictor, images: Iterable[Image.Image]) -> np.ndarray:
     return np.concatenate([resize([image], largest.processor).numpy() for image in images])
 
 
-def score(predictor: Predictor, pixels: np.ndarray) -> np.ndarray:
+def score(predictor: Predictor, pixels: np.ndarray, steps: Steps) -> np.ndarray:
     """Return the predictor's log odds of gray images: float64 [N]; `pixels` is as of `shrink`."""
-    return np.concatenate([predictor.log_odds(chunk) for chunk in in_chunks(pixels)])
+
+    def of_rows(rows: Sequence[int]) -> Iterator[float]:
+        for chunk in in_chunks(pixels[rows]):
+            yield from predictor.log_odds(chunk).tolist()
+
+    return np.array(steps.share(of_rows, len(pixels)))
 
 
 def in_chunks(pixels: np.ndarray) -> Iterator[list[Image.Image]]:
