@@ -13,13 +13,13 @@ import numpy as np
 
 from pneumonia_hf.errors import UserError
 from pneumonia_hf.files import replace_text, unfinished_file
+from pneumonia_hf.inference.read_ahead import CHUNK
 
 if TYPE_CHECKING:
     from accelerate import PartialState
     from tqdm.auto import tqdm
 
 KEY_FILE = "key.json"
-SHARE = 64  # images, a multiple of the predictor's CHUNK
 Result = TypeVar("Result")
 
 
@@ -98,13 +98,13 @@ class Steps:
     ) -> list[Result]:
         """Return `function`'s result for each of `count` numbers; processes share the numbers.
 
-        SHARE neighbours stay together: images in other batches would get other rounding errors.
+        CHUNK neighbours stay together: images in other batches would get other rounding errors.
         """
         if not self.is_shared:
             return list(function(range(count)))
         from pneumonia_hf.distributed import share_out
 
-        return share_out(function, count, SHARE)
+        return share_out(function, count, CHUNK)
 
     def _file_of(self, name: str) -> Path | None:
         digest = hashlib.sha256(name.encode()).hexdigest()[:16]

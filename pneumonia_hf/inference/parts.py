@@ -19,14 +19,14 @@ from typing import TYPE_CHECKING, Any
 from pneumonia_hf.errors import UserError, XrayError
 from pneumonia_hf.files import read_json, write_json
 from pneumonia_hf.inference.batch import COLUMNS, open_table
-from pneumonia_hf.inference.read_ahead import UndecodedImage, cut
+from pneumonia_hf.inference.read_ahead import CHUNK, UndecodedImage, cut
 
 if TYPE_CHECKING:
     import pyarrow
 
     from pneumonia_hf.inference.predictor import Prediction, Predictor
 
-PART = 64  # images, a multiple of CHUNK; larger parts would share few images unevenly
+PART = CHUNK  # images: the batches of one process, and few images are shared evenly
 INPUT_FILE = "input.json"  # what the parts are of
 
 

@@ -9,13 +9,14 @@ from pyarrow import parquet
 
 from pneumonia_hf import Predictor
 from pneumonia_hf.errors import UserError, XrayError
-from pneumonia_hf.inference import parts
+from pneumonia_hf.inference import parts, read_ahead
 from pneumonia_hf.inference.batch import find_inputs, write_predictions
 
 
 @pytest.fixture
 def small_parts(monkeypatch):
     monkeypatch.setattr(parts, "PART", 3)
+    monkeypatch.setattr(read_ahead, "CHUNK", 3)  # or images would be in other batches
 
 
 @pytest.fixture(scope="module")
