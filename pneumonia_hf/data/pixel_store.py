@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import mmap
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -34,7 +33,7 @@ if TYPE_CHECKING:
 
 CACHE_VARIABLE = "PNEUMONIA_HF_CACHE"  # environment variable with the cache folder
 _chosen: ContextVar[str | Path | None] = ContextVar("cache folder", default=None)
-MAPPED = 16 << 20  # bytes read through the map before its pages are released
+CHECKED = 256  # images whose checksums are computed with one map
 # The modules whose code determines pixels and facts.
 _MODULES = "read xray dicom dicom_display modalities jpeg_headers grayscale preprocess".split()
 READING = (
@@ -83,72 +82,52 @@ class XrayPixels:
         """
         import torch
 
-        if not self.store.is_mapped and len(self.rows):
-            facts = self.store.facts()
-            exists = self.rows.max() < len(facts)
-            if not exists or np.any(facts["content"][self.rows] != self.hashes):
-                raise UserError(
-                    f"The cache in {self.store.folder} was deleted while in use; start again."
-                )
-        return torch.from_numpy(self.store.read(self.rows[np.asarray(indices, dtype=np.int64)]))
+        indices = np.asarray(indices, dtype=np.int64)
+        rows, facts = self.rows[indices], self.store.facts()
+        exists = rows.max(initial=-1) < len(facts)
+        if not exists or np.any(facts["content"][rows] != self.hashes[indices]):
+            raise UserError(
+                f"The cache in {self.store.folder} was deleted while in use; start again."
+            )
+        return torch.from_numpy(self.store.pixels()[rows])
 
     def facts(self, name: str) -> np.ndarray:
         """Return one field of FACTS for every image: [N, ...]."""
         return self.store.facts()[name][self.rows]
 
 
+@dataclass(frozen=True)
 class PixelStore:
-    """The folder of one store."""
+    """The folder of one store, whose files are mapped anew for each batch.
 
-    def __init__(self, folder: Path, height: int, width: int) -> None:
-        self.folder = folder
-        self.height, self.width = height, width
-        self._map: mmap.mmap | None = None
-        self._read = 0
+    So a process gives back the pages that it has read, and its memory does not grow with the number
+    of images; the system still caches them.
+    """
 
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_map": None, "_read": 0}
-
-    @property
-    def is_mapped(self) -> bool:
-        """Whether this process has mapped the pixels."""
-        return self._map is not None
-
-    @property
-    def stride(self) -> int:
-        """The bytes of one image."""
-        return self.height * self.width
+    folder: Path
+    height: int
+    width: int
 
     def count(self) -> int:
         """Return the number of complete images."""
         return min(
             _size(self.folder / "facts.bin") // FACTS.itemsize,
-            _size(self.folder / "pixels.bin") // self.stride,
+            _size(self.folder / "pixels.bin") // (self.height * self.width),
         )
 
     def facts(self) -> np.ndarray:
         """Return the memory-mapped records: FACTS [count]."""
-        count = self.count()
-        if not count:
-            return np.zeros(0, FACTS)
-        return np.memmap(self.folder / "facts.bin", FACTS, "r", shape=(count,))
+        return self._map("facts.bin", FACTS)
 
-    def read(self, rows: np.ndarray) -> np.ndarray:
-        """Return a copy of the images at `rows`: uint8 [N, 1, H, W]."""
-        if self._map is None or (len(rows) and (rows.max() + 1) * self.stride > len(self._map)):
-            with (self.folder / "pixels.bin").open("rb") as file:
-                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        count = len(self._map) // self.stride
-        images = np.frombuffer(self._map, np.uint8, count * self.stride)
-        out = images.reshape(count, 1, self.height, self.width)[rows]
-        del images
-        self._read += out.nbytes
-        if self._read > MAPPED and hasattr(mmap, "MADV_DONTNEED"):
-            # Release the pages (the system still caches them), so that this process's memory
-            # does not grow with the number of images.
-            self._map.madvise(mmap.MADV_DONTNEED)
-            self._read = 0
-        return out
+    def pixels(self) -> np.ndarray:
+        """Return the memory-mapped images: uint8 [count, 1, H, W]."""
+        return self._map("pixels.bin", np.uint8, 1, self.height, self.width)
+
+    def _map(self, name: str, kind: Any, *of_one: int) -> np.ndarray:
+        shape = (self.count(), *of_one)
+        if not shape[0]:  # such a file cannot be mapped
+            return np.empty(shape, kind)
+        return np.memmap(self.folder / name, kind, "r", shape=shape)
 
     def append(self, pixels: np.ndarray, facts: np.ndarray) -> np.ndarray:
         """Append images and return their rows; the caller must hold `lock`.
@@ -161,7 +140,8 @@ class PixelStore:
         for one, record in zip(pixels, facts, strict=True):
             record["checksum"] = compute_checksum(one, record)
         # Pixels first: a record guarantees that its pixels are on the disk.
-        _write_at(self.folder / "pixels.bin", start * self.stride, pixels.tobytes())
+        place = start * self.height * self.width
+        _write_at(self.folder / "pixels.bin", place, pixels.tobytes())
         _write_at(self.folder / "facts.bin", start * FACTS.itemsize, facts.tobytes())
         return np.arange(start, start + len(facts))
 
@@ -177,10 +157,13 @@ class PixelStore:
         """
         facts = self.facts()
         rows = np.array([index.get(int(content), -1) for content in hashes], np.int64)
-        for at in np.flatnonzero(rows >= 0):
-            record = facts[rows[at]]
-            if compute_checksum(self.read(rows[at : at + 1])[0], record) != record["checksum"]:
-                rows[at] = -1
+        known = np.flatnonzero(rows >= 0)
+        for start in range(0, len(known), CHECKED):
+            batch = known[start : start + CHECKED]
+            for at, image in zip(batch, self.pixels()[rows[batch]], strict=True):
+                record = facts[rows[at]]
+                if compute_checksum(image, record) != record["checksum"]:
+                    rows[at] = -1
         return rows
 
     def lock(self) -> AbstractContextManager[None]:
