@@ -14,26 +14,13 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
-from pneumonia_hf.compat.torch import Cause, find_cause
+from pneumonia_hf.compat.argparse import list_flags
+from pneumonia_hf.compat.torch import find_cause
 from pneumonia_hf.errors import DataError, ModelError, SettingError, Stopped, UserError
 from pneumonia_hf.memory import keep_freed_memory
 
 EXIT_FAULT = 2
 EXIT_STOPPED = 143  # 128 + SIGTERM, as in a shell
-CAUSES = {
-    Cause.DISK_FULL: "The disk is full; free some space and start again: completed work is kept.",
-    Cause.OUT_OF_MEMORY: (
-        "The accelerator's memory is too small; halve --per_device_train_batch_size."
-    ),
-    Cause.WORKER_DEAD: (
-        "A process that reads the data was killed, perhaps for lack of memory; lower "
-        "--dataloader_num_workers, and continue with --resume from the last checkpoint."
-    ),
-    Cause.PEER_GONE: (
-        "Another process has ended; read its message, and start all processes again, a training "
-        "run with --resume: completed work is kept."
-    ),
-}
 # Flags and recipe keys of earlier versions, which are still read.
 OLD_NAMES = {"stages": "phases", "trainable_stages": "trainable_layer_groups"}
 
@@ -80,7 +67,7 @@ def format_error(error: BaseException) -> str | None:
     if isinstance(error, UserError):
         return str(error)
     if cause := find_cause(error):
-        return CAUSES[cause]
+        return cause
     if isinstance(error, ImportError) and not str(error.name).startswith("pneumonia_hf"):
         reason = str(error).splitlines()[0].rstrip(".")
         return (
@@ -137,19 +124,19 @@ def parse_recipe(
     disable_progress_bar()  # one for each small weight file; ours and those of downloads stay
     arguments = _rename_flags(arguments)
     own = {one.name: one for kind in kinds for one in fields(kind) if one.init}
-    known = {"-h", "--help", "--config"} | {flag for one in own.values() for flag in _flags_of(one)}
+    parser = Parser(kinds, description=description, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--config", help="Recipe: a YAML file of the flags below.")
+    known = {text for one in list_flags(parser) for text in one.option_strings}
     for flag in arguments:
         name = flag.partition("=")[0]
         if name.startswith("--") and name not in known:
             raise SettingError(f"Unknown flag {name}{similar(name, known)}.")
     recipe = _config_flag(arguments)
-    keys = _read_recipe(recipe) if recipe else {}
+    keys = read_yaml(recipe, "recipe", "--config") if recipe else {}
     all_keys = own.keys() | {one.name for kind in others for one in fields(kind) if one.init}
     for key in keys:
         if key not in all_keys:
             raise SettingError(f"{recipe} has an unknown key {key!r}{similar(key, all_keys)}.")
-    parser = Parser(kinds, description=description, allow_abbrev=False, exit_on_error=False)
-    parser.add_argument("--config", help="Recipe: a YAML file of the flags below.")
     first = []  # the recipe as flags, before those of the command line: the last one wins
     for key, value in keys.items():
         if key in own and not (value is None and own[key].default is None):
@@ -180,12 +167,6 @@ def check_choices(config: Any) -> None:
             )
 
 
-def _flags_of(one: Field) -> list[str]:
-    """Return the flags that HfArgumentParser makes for a field."""
-    names = [one.name, f"no_{one.name}"] if one.default is True else [one.name]
-    return list(dict.fromkeys(f"--{text}" for n in names for text in (n, n.replace("_", "-"))))
-
-
 def _to_flags(one: Field, value: Any) -> list[str]:
     """Return a line of a recipe as on the command line; nothing if the field cannot have it."""
     if isinstance(value, list) and "list" in str(one.type).lower():
@@ -213,19 +194,26 @@ def _config_flag(arguments: Sequence[str]) -> Path | None:
     return finder.parse_known_args(arguments)[0].config
 
 
-def _read_recipe(path: Path) -> dict:
+def read_yaml(path: Path, what: str, flag: str) -> dict[str, Any]:
+    """Return the lines of a YAML file, with the present names of old keys.
+
+    `what` the file is and the `flag` that names it are for the messages.
+
+    Raises:
+        SettingError: no such file, or not such a one.
+    """
     import yaml
 
     try:
         keys = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise SettingError(f"The recipe {path} does not exist; check --config.") from error
+        raise SettingError(f"The {what} {path} does not exist; check {flag}.") from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
-        fault = f"The recipe {path} is not a YAML file that can be read: {reason}."
+        fault = f"The {what} {path} is not a YAML file that can be read: {reason}."
         raise SettingError(fault) from error
     if not isinstance(keys, dict):
-        raise SettingError(f"The recipe {path} must hold lines of `key: value`.")
+        raise SettingError(f"The {what} {path} must hold lines of `key: value`.")
     return {OLD_NAMES.get(str(key), str(key)): value for key, value in keys.items()}
 
 

@@ -11,7 +11,7 @@ from pneumonia_hf.audit.dataset import (
     finding_of_images,
     finding_of_issues,
 )
-from pneumonia_hf.data.issues import ISSUE_KINDS
+from pneumonia_hf.data.issues import ISSUE_KINDS, NOT_STRICT
 from pneumonia_hf.imaging.xray import LEAST_SPREAD, LONGEST_SHAPE, SMALLEST_SIDE
 from pneumonia_hf.labels import LABELS
 
@@ -127,8 +127,8 @@ def check_strays(xrays: Xrays) -> Finding:
     kinds = ("mask", "not_an_image", "odd_name", "unknown_label", "no_place", "system_file")
     cases = [one for one in xrays.issues if one.kind in kinds]
     counts = {kind: sum(one.kind == kind for one in cases) for kind in kinds}
-    text = "; ".join(f"{n} {ISSUE_KINDS[kind].title}" for kind, n in counts.items() if n)
-    verdict = "warn" if any(ISSUE_KINDS[one.kind].strict for one in cases) else "pass"
+    text = "; ".join(f"{n} {ISSUE_KINDS[kind]}" for kind, n in counts.items() if n)
+    verdict = "warn" if {one.kind for one in cases} - NOT_STRICT else "pass"
     return finding_of_issues(verdict, cases, f"{text or 'no file is left out'}.", kinds=counts)
 
 
@@ -136,7 +136,7 @@ def check_metadata(xrays: Xrays) -> Finding:
     """Disagreements of metadata.csv and its folder."""
     cases = [one for one in xrays.issues if one.kind.startswith("metadata_")]
     text = "; ".join(
-        f"{sum(one.kind == kind for one in cases)} files {ISSUE_KINDS[kind].title}"
+        f"{sum(one.kind == kind for one in cases)} files {ISSUE_KINDS[kind]}"
         for kind in dict.fromkeys(one.kind for one in cases)
     )
     text = f"{text or 'no metadata.csv disagrees with its folder'}."

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass
 from pathlib import Path
 
 from pneumonia_hf.cli import check_inputs, flag, parse_recipe
@@ -19,8 +19,8 @@ from pneumonia_hf.errors import UserError, XrayError
 class PreviewArguments:
     """The X-rays to augment, and the sheet to write."""
 
-    data_dir: list[str] = field(metadata={"help": "Sources of X-rays, as for training."})
-    output: str = field(metadata={"help": "PNG file to write."})
+    data_dir: list[str] = flag(MISSING, "Sources of X-rays, as for training.")
+    output: str = flag(MISSING, "PNG file to write.")
     image_size: int = flag(224, "Side of the model's input in pixels.")
     seed: int = flag(13, "Seed of the choice of images and the augmentation.")
     overwrite: bool = flag(False, "Replace an older sheet.")

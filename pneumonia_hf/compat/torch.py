@@ -8,7 +8,6 @@ which stand for much else, say it in words. tests/compat/test_torch.py fails whe
 from __future__ import annotations
 
 import errno
-from enum import Enum, auto
 from pathlib import Path
 from traceback import walk_tb
 from typing import TYPE_CHECKING
@@ -27,15 +26,17 @@ PEER_IS_GONE = (
     "Connection reset by peer",
     "NCCL communicator was aborted",
 )
-
-
-class Cause(Enum):
-    """What is behind an error."""
-
-    DISK_FULL = auto()
-    OUT_OF_MEMORY = auto()  # of the accelerator
-    WORKER_DEAD = auto()  # a process that reads data
-    PEER_GONE = auto()  # another process of the run
+# What a user should know of each.
+DISK_FULL = "The disk is full; free some space and start again: completed work is kept."
+OUT_OF_MEMORY = "The accelerator's memory is too small; halve --per_device_train_batch_size."
+WORKER_DEAD = (
+    "A process that reads the data was killed, perhaps for lack of memory; lower "
+    "--dataloader_num_workers, and continue with --resume from the last checkpoint."
+)
+PEER_GONE = (
+    "Another process has ended; read its message, and start all processes again, a training "
+    "run with --resume: completed work is kept."
+)
 
 
 def stamp_weights(model: nn.Module) -> tuple:
@@ -54,24 +55,24 @@ def stamp_weights(model: nn.Module) -> tuple:
     return tuple(found)
 
 
-def find_cause(error: BaseException) -> Cause | None:
-    """Return what is behind an error, however the libraries wrap it, if it is one of these."""
+def find_cause(error: BaseException) -> str | None:
+    """Return the sentence above that says what is behind an error, however it is wrapped."""
     wrapped: BaseException | None = error
     while wrapped is not None:
         is_os_error = isinstance(wrapped, OSError) and wrapped.errno in (errno.ENOSPC, errno.EDQUOT)
         if is_os_error or any(words in str(wrapped) for words in DISK_IS_FULL):
-            return Cause.DISK_FULL
+            return DISK_FULL
         wrapped = wrapped.__cause__ or wrapped.__context__
     if type(error).__name__ == "OutOfMemoryError":  # without the import of torch
-        return Cause.OUT_OF_MEMORY
+        return OUT_OF_MEMORY
     if isinstance(error, RuntimeError):
         if WORKER_IS_DEAD in str(error):
-            return Cause.WORKER_DEAD
+            return WORKER_DEAD
         if any(words in str(error) for words in PEER_IS_GONE):
-            return Cause.PEER_GONE
+            return PEER_GONE
     if isinstance(error, ConnectionError | EOFError):
         # A worker died while it sent a batch: the error is that of the pipe.
         files = [Path(frame.f_code.co_filename) for frame, _ in walk_tb(error.__traceback__)]
         if any(file.parent.name == "multiprocessing" for file in files):
-            return Cause.WORKER_DEAD
+            return WORKER_DEAD
     return None

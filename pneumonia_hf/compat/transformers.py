@@ -5,40 +5,20 @@ tests/compat/test_transformers.py fails when a part is renamed or no longer call
 
 from __future__ import annotations
 
-from typing import Any
-
-from torch import nn
-from torch.optim.lr_scheduler import LRScheduler
-from torch.utils.data import Sampler
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 
 class OpenTrainer(Trainer):
     """The Trainer with a public method for each step that a subclass may change."""
 
-    def prepare_batch(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """Move a batch to the device: before each step of training and evaluation."""
-        return super()._prepare_inputs(inputs)
-
-    def make_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
-        """Return the order of the training images."""
-        return super()._get_train_sampler(train_dataset)
-
-    def save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Write a checkpoint, and remove older ones."""
-        super()._save_checkpoint(model, trial)
-
-    def load_checkpoint(self, folder: str, model: nn.Module | None = None) -> None:
-        """Load the weights of a checkpoint, when a run is resumed."""
-        super()._load_from_checkpoint(folder, model)
+    # Move a batch to the device: before each step of training and evaluation.
+    prepare_batch = Trainer._prepare_inputs
+    make_train_sampler = Trainer._get_train_sampler  # the order of the training images
+    save_checkpoint = Trainer._save_checkpoint  # and remove older ones
+    load_checkpoint = Trainer._load_from_checkpoint  # its weights, when a run is resumed
 
     def on_resume(self, folder: str) -> None:
         """Change the state of a resumed run, once it is read from its checkpoint."""
-
-    def follow(self, scheduler: LRScheduler) -> None:
-        """Use a schedule of our own: it is made anew for each training, as the Trainer's are."""
-        self.lr_scheduler = scheduler
-        self._created_lr_scheduler = True
 
     def _prepare_inputs(self, inputs):
         return self.prepare_batch(inputs)

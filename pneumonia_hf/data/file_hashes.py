@@ -9,7 +9,7 @@ import hashlib
 import logging
 import sqlite3
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from itertools import islice
@@ -76,6 +76,10 @@ def to_hex(hashes: Iterable[int]) -> list[str]:
     return [f"{int(content):016x}" for content in hashes]
 
 
+TABLE = (
+    "CREATE TABLE IF NOT EXISTS files (path TEXT PRIMARY KEY, size INTEGER, modified INTEGER, "
+    "changed INTEGER, content TEXT) WITHOUT ROWID"
+)
 DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
@@ -91,32 +95,19 @@ class HashCache:
     def __init__(self) -> None:
         self.path = cache_folder() / "hashes.sqlite"
 
-    def _connect(self) -> sqlite3.Connection:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        base = sqlite3.connect(self.path, timeout=30)
-        try:
-            base.execute(
-                "CREATE TABLE IF NOT EXISTS files (path TEXT PRIMARY KEY, size INTEGER, "
-                "modified INTEGER, changed INTEGER, content TEXT) WITHOUT ROWID"
-            )
-        except sqlite3.Error:  # damaged, or locked for too long
-            base.close()
-            raise
-        return base
-
     def get(self, data: Dataset) -> np.ndarray:
         """Return the cached hash of each unchanged file, 0 for the others: uint64 [N]."""
         query = "SELECT content FROM files WHERE (path, size, modified, changed) = (?, ?, ?, ?)"
         hashes = np.zeros(len(data), np.uint64)
-        try:
-            with closing(self._connect()) as base:
-                for number, address in enumerate(list_addresses(data)):
-                    with suppress(OSError):
-                        if stat := stat_image(address):
-                            row = base.execute(query, stat).fetchone()
-                            hashes[number] = int(row[0], 16) if row else 0
-        except (sqlite3.Error, OSError) as error:
-            self._handle(error)
+
+        def look_up(base: sqlite3.Connection) -> None:
+            for number, address in enumerate(list_addresses(data)):
+                with suppress(OSError):
+                    if stat := stat_image(address):
+                        row = base.execute(query, stat).fetchone()
+                        hashes[number] = int(row[0], 16) if row else 0
+
+        self._use(look_up)
         return hashes
 
     def put(self, found: Iterable[tuple[Stat | None, int]]) -> None:
@@ -127,13 +118,17 @@ class HashCache:
             for stat, content in found
             if stat and content and max(stat[2:]) < now
         ]
-        try:
-            with closing(self._connect()) as base, base:
-                base.executemany("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?)", rows)
-        except (sqlite3.Error, OSError) as error:
-            self._handle(error)
+        insert = "INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?)"
+        self._use(lambda base: base.executemany(insert, rows))
 
-    def _handle(self, error: Exception) -> None:
-        logger.debug("The cache of file hashes is not used: %s", error)
-        if getattr(error, "sqlite_errorcode", None) in DAMAGED:
-            self.path.unlink(missing_ok=True)
+    def _use(self, action: Callable[[sqlite3.Connection], object]) -> None:
+        """Call `action` with the open database, unless it is damaged, or locked for too long."""
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with closing(sqlite3.connect(self.path, timeout=30)) as base, base:
+                base.execute(TABLE)
+                action(base)
+        except (sqlite3.Error, OSError) as error:
+            logger.debug("The cache of file hashes is not used: %s", error)
+            if getattr(error, "sqlite_errorcode", None) in DAMAGED:
+                self.path.unlink(missing_ok=True)

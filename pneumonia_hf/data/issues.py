@@ -21,29 +21,22 @@ class DataIssue:
     count: int = 1  # of files; `file` is the first
 
 
-@dataclass(frozen=True)
-class IssueKind:
-    """The message of one kind of issue, and whether --strict makes it an error."""
-
-    title: str
-    strict: bool = True
-
-
 ISSUE_KINDS = {
-    "unreadable": IssueKind("cannot be read as X-rays and are left out"),
-    "mask": IssueKind("are masks and not X-rays, and are left out"),
-    "not_an_image": IssueKind("are not images and are left out"),
-    "odd_name": IssueKind("have names that are not valid UTF-8 and are left out"),
-    "closed_folder": IssueKind("folder(s) cannot be opened and are left out"),
-    "unknown_label": IssueKind("are neither NORMAL nor PNEUMONIA and are left out"),
-    "no_place": IssueKind("are outside the split and class folders and are left out"),
-    "metadata_missing_file": IssueKind("are listed in metadata.csv but do not exist"),
-    "metadata_left_out": IssueKind("are not listed in metadata.csv"),
-    "metadata_other_label": IssueKind("have a label in metadata.csv that contradicts their folder"),
-    "both_labels": IssueKind("patient(s) have images of both labels", strict=False),
-    "own_patient": IssueKind("do not name their patient: each counts as one", strict=False),
-    "system_file": IssueKind("were created by an operating system and are left out", strict=False),
+    "unreadable": "cannot be read as X-rays and are left out",
+    "mask": "are masks and not X-rays, and are left out",
+    "not_an_image": "are not images and are left out",
+    "odd_name": "have names that are not valid UTF-8 and are left out",
+    "closed_folder": "folder(s) cannot be opened and are left out",
+    "unknown_label": "are neither NORMAL nor PNEUMONIA and are left out",
+    "no_place": "are outside the split and class folders and are left out",
+    "metadata_missing_file": "are listed in metadata.csv but do not exist",
+    "metadata_left_out": "are not listed in metadata.csv",
+    "metadata_other_label": "have a label in metadata.csv that contradicts their folder",
+    "both_labels": "patient(s) have images of both labels",
+    "own_patient": "do not name their patient: each counts as one",
+    "system_file": "were created by an operating system and are left out",
 }
+NOT_STRICT = {"both_labels", "own_patient", "system_file"}  # of which --strict makes no error
 FIRST_CASES = 3  # of each kind, in messages
 
 
@@ -57,7 +50,7 @@ def log_issues(issues: Iterable[DataIssue], strict: bool = False) -> None:
     for issue in issues:
         kinds.setdefault(issue.kind, []).append(issue)
     lines = {kind: _describe_issues(kind, cases) for kind, cases in kinds.items()}
-    if strict and (counts := [line for kind, line in lines.items() if ISSUE_KINDS[kind].strict]):
+    if strict and (counts := [line for kind, line in lines.items() if kind not in NOT_STRICT]):
         raise UserError(
             f"{' '.join(counts)} Fix or remove them, or leave out --strict to go on without them."
         )
@@ -71,4 +64,4 @@ def _describe_issues(kind: str, cases: Sequence[DataIssue]) -> str:
     count = sum(one.count for one in cases)
     more = "; ..." if count > min(len(cases), FIRST_CASES) else ""
     noun = "" if kind in ("both_labels", "closed_folder") else "file(s) "
-    return f"{count} {noun}{ISSUE_KINDS[kind].title}: {first}{more}."
+    return f"{count} {noun}{ISSUE_KINDS[kind]}: {first}{more}."

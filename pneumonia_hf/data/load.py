@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pneumonia_hf.cli import flag
 from pneumonia_hf.data.file_hashes import hash_images, to_hex
 from pneumonia_hf.data.issues import DataIssue, log_issues
 from pneumonia_hf.data.pixel_store import cache_in
@@ -33,60 +34,44 @@ IMAGE_LISTS = ("test_images", "validation_images", "exclude_images")
 class DataConfig:
     """Where the X-rays are and how they are split."""
 
-    data_dir: list[str] = field(
-        metadata={
-            "help": "One or more sources, each [NAME=][KIND:]WHERE: a folder with train/ val/ "
-            "test/ or with NORMAL/ and PNEUMONIA/, one_vs_rest:FOLDER (all other classes are "
-            "NORMAL too), hub:OWNER/NAME[:CONFIG][@REVISION], medmnist:224, shards:PATH_OR_URL."
-        }
+    data_dir: list[str] = flag(
+        MISSING,
+        "One or more sources, each [NAME=][KIND:]WHERE: a folder with train/ val/ "
+        "test/ or with NORMAL/ and PNEUMONIA/, one_vs_rest:FOLDER (all other classes are "
+        "NORMAL too), hub:OWNER/NAME[:CONFIG][@REVISION], medmnist:224, shards:PATH_OR_URL.",
     )
-    data_name: str | None = field(
-        default=None,
-        metadata={"help": "Name of the data in the model card; default: the sources' names."},
+    data_name: str | None = flag(
+        None, "Name of the data in the model card; default: the sources' names."
     )
-    validation_fraction: float = field(
-        default=0.15, metadata={"help": "Share of the images for validation, in whole patients."}
+    validation_fraction: float = flag(
+        0.15, "Share of the images for validation, in whole patients."
     )
-    test_fraction: float = field(
-        default=0.15, metadata={"help": "Share of the images for testing, in whole patients."}
+    test_fraction: float = flag(0.15, "Share of the images for testing, in whole patients.")
+    hospitals: list[str] | None = flag(
+        None,
+        "Sources of one hospital, each NAME=SOURCE,SOURCE,...; by default each source "
+        "is a hospital of its own. What must hold at an unseen hospital leaves all of it out.",
     )
-    hospitals: list[str] | None = field(
-        default=None,
-        metadata={
-            "help": "Sources of one hospital, each NAME=SOURCE,SOURCE,...; by default each source "
-            "is a hospital of its own. What must hold at an unseen hospital leaves all of it out."
-        },
+    test_images: list[str] | None = flag(
+        None,
+        "Files with hashes of images, 16 digits of their SHA-256 a line: they are the "
+        "test split of their source, and no other image of their patients is trained on.",
     )
-    test_images: list[str] | None = field(
-        default=None,
-        metadata={
-            "help": "Files with hashes of images, 16 digits of their SHA-256 a line: they are the "
-            "test split of their source, and no other image of their patients is trained on."
-        },
+    validation_images: list[str] | None = flag(
+        None, "Files with hashes of images, as for --test_images, for validation."
     )
-    validation_images: list[str] | None = field(
-        default=None,
-        metadata={"help": "Files with hashes of images, as for --test_images, for validation."},
+    exclude_images: list[str] | None = flag(
+        None, "Files with hashes of images, as for --test_images, that no split gets."
     )
-    exclude_images: list[str] | None = field(
-        default=None,
-        metadata={"help": "Files with hashes of images, as for --test_images, that no split gets."},
+    smallest_validation: int = flag(
+        100, "A val/ split with fewer images joins train/, and a new one is made."
     )
-    smallest_validation: int = field(
-        default=100,
-        metadata={"help": "A val/ split with fewer images joins train/, and a new one is made."},
-    )
-    split_seed: int = field(default=13, metadata={"help": "Seed of the patient-grouped split."})
-    strict: bool = field(
-        default=False,
-        metadata={"help": "Stop if any file or row is not a readable, labelled X-ray."},
-    )
-    cache_dir: str | None = field(
-        default=None,
-        metadata={
-            "help": "Folder for decoded images and hashes; default: $PNEUMONIA_HF_CACHE or "
-            "~/.cache/pneumonia-hf."
-        },
+    split_seed: int = flag(13, "Seed of the patient-grouped split.")
+    strict: bool = flag(False, "Stop if any file or row is not a readable, labelled X-ray.")
+    cache_dir: str | None = flag(
+        None,
+        "Folder for decoded images and hashes; default: $PNEUMONIA_HF_CACHE or "
+        "~/.cache/pneumonia-hf.",
     )
 
     def __post_init__(self) -> None:

@@ -62,9 +62,6 @@ class XrayPixels:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return {"pixel_values": self.pixels([index])[0], "labels": int(self.labels[index])}
-
     def __getitems__(self, indices: Sequence[int]) -> dict[str, Tensor]:
         """Return a whole batch, as torch's loaders request it."""
         import torch

@@ -17,7 +17,7 @@ from optuna.distributions import (
     IntDistribution,
 )
 
-from pneumonia_hf.cli import OLD_NAMES
+from pneumonia_hf.cli import read_yaml
 from pneumonia_hf.compat.argparse import list_flags
 from pneumonia_hf.errors import UserError
 from pneumonia_hf.models.build import ModelConfig
@@ -43,20 +43,11 @@ def read_ranges(
         UserError: no such file, an unknown name, a range that is ill-formed or ends where the
             recipe refuses it.
     """
-    import yaml
-
-    try:
-        lines = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"The ranges {path} do not exist; check --ranges.") from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{path} is not a YAML file that can be read: {reason}.") from error
-    if not isinstance(lines, dict) or not lines:
+    lines = read_yaml(path, "file of ranges", "--ranges")
+    if not lines:
         raise UserError(f"{path} must hold lines such as `learning_rate: [1.0e-5, 1.0e-3, log]`.")
     ranges = {}
     for name, entry in lines.items():
-        name = OLD_NAMES.get(name, name)
         if name not in _flags():
             raise UserError(f"{path} names {name!r}, which cannot be searched{_similar(name)}")
         try:

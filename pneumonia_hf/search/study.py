@@ -13,7 +13,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,9 +26,8 @@ from sqlalchemy import URL
 from sqlalchemy.exc import DatabaseError
 from sqlalchemy.pool import NullPool
 from transformers import TrainerCallback
-from transformers.hf_argparser import HfArg
 
-from pneumonia_hf.cli import check_choices, format_error
+from pneumonia_hf.cli import check_choices, flag, format_error
 from pneumonia_hf.data.file_hashes import hash_images, to_hex
 from pneumonia_hf.data.load import load_xrays
 from pneumonia_hf.data.pixel_store import cache_in
@@ -57,19 +56,18 @@ PRUNERS = {
 class SearchConfig:
     """What is searched, and for how long."""
 
-    ranges: str = HfArg(
-        help="A YAML file with a line for each hyper-parameter, by its name in a recipe: "
-        "[low, high], [low, high, log] or {choices: [...]}."
+    ranges: str = flag(
+        MISSING,
+        "A YAML file with a line for each hyper-parameter, by its name in a recipe: "
+        "[low, high], [low, high, log] or {choices: [...]}.",
     )
-    n_trials: int = HfArg(default=20, help="Trials in all, those before --resume included.")
-    timeout: float | None = HfArg(
-        default=None, help="Minutes after which no further trial is started."
+    n_trials: int = flag(20, "Trials in all, those before --resume included.")
+    timeout: float | None = flag(None, "Minutes after which no further trial is started.")
+    pruner: Literal["median", "none"] = flag(
+        "median", "median: stop a trial below the median of the others; or none."
     )
-    pruner: Literal["median", "none"] = HfArg(
-        default="median", help="median: stop a trial below the median of the others; or none."
-    )
-    keep: Literal["best", "all"] = HfArg(
-        default="best", help="Whose weights and checkpoints are kept: the best trial's, or all."
+    keep: Literal["best", "all"] = flag(
+        "best", "Whose weights and checkpoints are kept: the best trial's, or all."
     )
 
     def __post_init__(self) -> None:

@@ -204,6 +204,14 @@ class XrayTrainingArguments(TrainingArguments):
             return self.precision
         return fast_precision("cpu" if self.use_cpu else None)
 
+    @property
+    def schedule_settings(self) -> dict[str, Any] | None:
+        """The settings of the schedule, which the Trainer passes on to it."""
+        if self.lr_scheduler_type != PLATEAU:
+            return self.lr_scheduler_kwargs
+        mode = "max" if self.greater_is_better else "min"
+        return {"mode": mode, "factor": self.plateau_factor, "patience": self.plateau_patience}
+
     def read_phases(self, trainable_layer_groups: int | None = None) -> list[Phase]:
         """Return the training phases in order; where `phases` is not given, it is one.
 

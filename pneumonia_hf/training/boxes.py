@@ -9,41 +9,31 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pneumonia_hf.data.boxes import BOXES, draw_boxes
+from pneumonia_hf.data.pixel_store import XrayPixels
 
 if TYPE_CHECKING:
     from datasets import Dataset
-
-    from pneumonia_hf.data.pixel_store import XrayPixels
 
 MASKS, KNOWN = "masks", "known"  # keys of a batch
 
 
 @dataclass(frozen=True)
-class BoxedPixels:
-    """A torch dataset like XrayPixels, whose batches also have masks of the boxes.
+class BoxedPixels(XrayPixels):
+    """XrayPixels whose batches also have masks of the boxes.
 
     A batch has MASKS, uint8 [N, 1, H, W], 255 in a box, and KNOWN, bool [N]: whether all opacities
     of an image have their box. That holds for the images with a box, and for those without
     pneumonia of a source that has boxes.
     """
 
-    pixels: XrayPixels
     boxes: Sequence[str | None]  # of each image: its cell of the column BOXES
     known: np.ndarray  # bool [N]
-
-    @property
-    def labels(self) -> np.ndarray:
-        """The class number of each image: int64 [N]."""
-        return self.pixels.labels
-
-    def __len__(self) -> int:
-        return len(self.pixels)
 
     def __getitems__(self, indices: Sequence[int]) -> dict[str, Any]:
         """Return a whole batch, as torch's loaders request it."""
         import torch
 
-        batch = self.pixels.__getitems__(indices)
+        batch = super().__getitems__(indices)
         masks = torch.zeros_like(batch["pixel_values"])
         for mask, index in zip(masks, indices, strict=True):
             drawn = draw_boxes(self.boxes[index], *mask.shape[-2:])
@@ -62,4 +52,4 @@ def add_boxes(pixels: XrayPixels, data: Dataset) -> BoxedPixels | None:
     sources = np.array(data["source"][:])
     is_boxed = np.isin(sources, sources[has_box])
     known = has_box | (is_boxed & (pixels.labels != 1))
-    return BoxedPixels(pixels, boxes, known)
+    return BoxedPixels(**vars(pixels), boxes=boxes, known=known)

@@ -198,14 +198,10 @@ def _describe_phase(model: PreTrainedModel, phase: Phase, outcome: Outcome) -> d
     learning, weights = count_trainable(model)
     return {
         "trainable_stages": phase.trainable_layer_groups,
-        "epochs": outcome.epochs,
         "learning_rate": phase.learning_rate,
         "part": phase.name,
         "share_of_weights": round(learning / weights, 5),
-        "checkpoint": outcome.checkpoint,
-        "metric": outcome.metric,
-        "steps": outcome.steps,
-        "images_per_second": outcome.images_per_second,
+        **{name: value for name, value in asdict(outcome).items() if name != "log"},
     }
 
 

@@ -23,7 +23,7 @@ from pneumonia_hf.errors import UserError
 from pneumonia_hf.evaluation.perturbations import ROBUST
 from pneumonia_hf.labels import LABELS
 from pneumonia_hf.training.arguments import XrayTrainingArguments
-from pneumonia_hf.training.boxes import BoxedPixels, add_boxes
+from pneumonia_hf.training.boxes import add_boxes
 from pneumonia_hf.training.checkpoints import CHECKPOINTS, UNFINISHED
 from pneumonia_hf.training.counterfactuals import CounterfactualPixels
 from pneumonia_hf.training.distillation import UNLABELLED, Teacher, load_teacher, load_unlabelled
@@ -55,7 +55,7 @@ class Images:
     cells: np.ndarray | None  # number of the values of `arguments.balance` of each, [N]
     # What the network learns: the training images with their boxes, if the loss needs them, and
     # with the class of OTHER, if it has one.
-    train: XrayPixels | BoxedPixels
+    train: XrayPixels
 
 
 @dataclass(frozen=True)

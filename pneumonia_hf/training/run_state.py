@@ -50,13 +50,8 @@ def check_output_folder(arguments: XrayTrainingArguments) -> None:
     if arguments.overwrite:
         return
     has_run = has_progress(folder)
-    if has_run and arguments.resume and not _is_older(folder):
-        return
     if has_run and arguments.resume:
-        raise UserError(
-            f"The run in {folder} is of version 0.4 or older, whose checkpoints have another "
-            f"layout; give --overwrite to start again."
-        )
+        return
     held = sorted(name for name in (*MODEL_FILES, ENSEMBLE_FILE) if (folder / name).exists())
     if held and not (arguments.resume and arguments.seeds and held == [ENSEMBLE_FILE]):
         what = "a saved model" if "model.safetensors" in held else " and ".join(held)
@@ -72,15 +67,9 @@ def check_output_folder(arguments: XrayTrainingArguments) -> None:
 
 def has_progress(output: Path) -> bool:
     """Return whether `output` holds checkpoints of a run, or a search."""
-    if _is_older(output) or (output / STUDY_FILE).exists():
+    if (output / STUDY_FILE).exists():
         return True
     return any(list_checkpoints(phase) for phase in (output / CHECKPOINTS).glob("phase-*"))
-
-
-def _is_older(output: Path) -> bool:
-    """Return whether the checkpoints in `output` are of version 0.4 or older."""
-    checkpoints = output / CHECKPOINTS
-    return any(checkpoints.glob("checkpoint-*")) or any(checkpoints.glob("stage-*/checkpoint-*"))
 
 
 def clear(output: Path) -> None:

@@ -18,7 +18,6 @@ from transformers import (
     BaseImageProcessor,
     PreTrainedModel,
     TrainerCallback,
-    default_data_collator,
     set_seed,
 )
 
@@ -218,6 +217,7 @@ def _make_trainer(run: Run, model: PreTrainedModel, number: int, phase: Phase) -
         output_dir=str(phase_folder(run.folder, number)),
         num_train_epochs=phase.epochs,
         learning_rate=phase.learning_rate,
+        lr_scheduler_kwargs=run.arguments.schedule_settings,
         seed=(run.arguments.seed + number - 1) % 2**32,
         load_best_model_at_end=False,  # the Trainer would load it non-strictly
         push_to_hub=False,  # the Trainer would push checkpoints
@@ -290,9 +290,9 @@ def _check_reachable(checkpoint: Path, arguments: XrayTrainingArguments) -> None
         )
 
 
-def take_batch(batch: dict[str, Tensor] | list[dict[str, Any]]) -> dict[str, Tensor]:
-    """Return a whole batch unchanged, as XrayPixels gives it; collate single images."""
-    return batch if isinstance(batch, dict) else default_data_collator(batch)
+def take_batch(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return a batch as XrayPixels gives it: nothing is left to collate."""
+    return batch
 
 
 def _explain_refusal(error: Exception) -> UserError:

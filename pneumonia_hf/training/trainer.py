@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader, Sampler
 from transformers import AutoModelForImageClassification, TrainerState
@@ -25,7 +24,7 @@ from pneumonia_hf.models.activation_map import (
     to_activation_map,
     to_log_odds,
 )
-from pneumonia_hf.training.arguments import PLATEAU, XrayTrainingArguments
+from pneumonia_hf.training.arguments import XrayTrainingArguments
 from pneumonia_hf.training.augment import augment
 from pneumonia_hf.training.averaging import load_average, make_average, save_average
 from pneumonia_hf.training.boxes import KNOWN, MASKS
@@ -281,21 +280,6 @@ class XrayTrainer(OpenTrainer):
         kind, common = self.get_optimizer_cls_and_kwargs(self.args, model)
         self.optimizer = kind(settings, **common)
         return self.optimizer
-
-    def create_scheduler(self, num_training_steps: int, optimizer=None) -> LRScheduler:
-        """Make the Trainer's schedule; a plateau schedule follows the direction of the metric."""
-        if self.args.lr_scheduler_type != PLATEAU:
-            return super().create_scheduler(num_training_steps, optimizer)
-        if self.lr_scheduler is None:
-            optimizer = self.optimizer if optimizer is None else optimizer
-            plateau = ReduceLROnPlateau(
-                getattr(optimizer, "optimizer", optimizer),
-                mode="max" if self.args.greater_is_better else "min",
-                factor=self.args.plateau_factor,
-                patience=self.args.plateau_patience,
-            )
-            self.follow(plateau)
-        return self.lr_scheduler
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log, or raise a UserError if the loss is NaN."""

@@ -219,7 +219,7 @@ def test_contradictions_of_metadata_and_folders_are_reported(tmp_path, caplog):
     ]
     assert found["both_labels"] == ["a"]
     for kind in found:
-        assert ISSUE_KINDS[kind].title in caplog.text
+        assert ISSUE_KINDS[kind] in caplog.text
     row = splits["all"]["file"][:].index("NORMAL/IM-0001-0000.png")
     assert splits["all"]["label"][row] == 0  # the folder takes precedence
     with pytest.raises(UserError, match=r"gone\.png"):

@@ -30,9 +30,6 @@ def test_loader_gets_whole_batches_with_and_without_workers(data, tmp_path):
     from pneumonia_hf.training.train import take_batch
 
     split = decode_in(tmp_path / "cache", data).pixels
-    one = split[7]
-    assert torch.equal(one["pixel_values"], split.pixels([7])[0])
-    assert one["labels"] == data["label"][7]
     copy = pickle.loads(pickle.dumps(split))
     assert torch.equal(copy.pixels(range(85)), split.pixels(range(85)))
     for workers in (0, 2):
