@@ -124,7 +124,7 @@ def main() -> None:
     if options.resamples is not None and options.resamples < 20:
         raise UserError(f"--resamples is {options.resamples}; give 20 or more.")
 
-    from pneumonia_hf.data.load import read_image_list
+    from pneumonia_hf.data.load import read_image_lists
     from pneumonia_hf.data.pixel_store import cache_in
     from pneumonia_hf.data.sources import parse_source
     from pneumonia_hf.distributed import start_scoring
@@ -135,7 +135,7 @@ def main() -> None:
     from pneumonia_hf.reporting.write import check_folder
 
     if options.images:
-        read_image_list(options.images)  # for its errors, before images are scored
+        read_image_lists([options.images])  # for its errors, before images are scored
     check_folder(options.output_dir, options.overwrite, FILES)
     card = check_card(options.model, options.tta) if options.add_to_card else None
     sites = options.external or []

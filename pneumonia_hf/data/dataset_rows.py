@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pneumonia_hf.data.issues import DataIssue
 from pneumonia_hf.data.patients import find_patient
-from pneumonia_hf.data.table import ALL, SPLIT_NAMES, Listing, RowTable
+from pneumonia_hf.data.table import ALL, SPLIT_NAMES, RowTable, XrayData
 from pneumonia_hf.errors import UserError, XrayError
 from pneumonia_hf.labels import LABELS, find_label, find_plain_label
 
@@ -40,11 +40,6 @@ def first_line(error: Exception) -> str:
     """Return the first line of an error's text, or its type, without a full stop."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[0].rstrip(".")[:200]
-
-
-def find_columns(features: Features, where: str) -> tuple[str, str]:
-    """Return the names of the image column and the label column."""
-    return find_image_column(features, where), _label_column(features, where)
 
 
 def find_image_column(features: Features, where: str) -> str:
@@ -87,7 +82,7 @@ def list_rows(
     address: str,
     name: str,
     where: str,
-    listing: Listing,
+    listing: XrayData,
     names: list[str] | None,
 ) -> None:
     """Add the split `name` to `listing`, reading all columns except images row by row.
@@ -98,7 +93,7 @@ def list_rows(
     from datasets import Image as ImageFeature
 
     split = SPLIT_NAMES.get(name.lower(), ALL)
-    if split in listing.splits:
+    if split in listing:
         raise UserError(f"{where} has two {split} splits; keep one of them.")
     prefix = "" if split == ALL else f"{split}/"
     label_name = _label_column(data.features, where)
@@ -134,7 +129,7 @@ def list_rows(
         known = getattr(kind, "names", None)
         reason = f"its classes are {', '.join(known)}" if known else "no label is one of them"
         raise UserError(f"{where} has no image labelled NORMAL or PNEUMONIA: {reason}.")
-    listing.splits[split] = table.finish(listing)
+    listing[split] = table.finish(listing)
 
 
 def iterate_rows(data: Dataset | IterableDataset, where: str) -> Iterator[dict]:
@@ -165,7 +160,7 @@ def list_file_names(data: Dataset, where: str) -> list[str] | None:
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    image, _ = find_columns(data.features, where)
+    image = find_image_column(data.features, where)
     names: list[str] = []
     for batch in data.select_columns(image).with_format("arrow").iter(1000):
         if not pa.types.is_struct(batch[image].type):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from pneumonia_hf.data.issues import DataIssue, log_issues
 from pneumonia_hf.data.patients import find_patient
-from pneumonia_hf.data.table import ALL, SPLIT_NAMES, Listing, RowTable
+from pneumonia_hf.data.table import ALL, SPLIT_NAMES, RowTable, XrayData
 from pneumonia_hf.errors import UserError
 from pneumonia_hf.files import expand
 from pneumonia_hf.imaging.read import is_image_file
@@ -28,7 +28,7 @@ MASK_FOLDER = re.compile(r"(.*[\W_])?(masks?|segmentations?)", re.IGNORECASE)
 SYSTEM_FILES = {"thumbs.db", "desktop.ini", "__macosx"}
 
 
-def list_one_vs_rest(where: str) -> Listing:
+def list_one_vs_rest(where: str) -> XrayData:
     """List a folder as `list_folder` does, with the images of all other classes as NORMAL.
 
     That is for folders of images that are abnormal without pneumonia. The column `class` has the
@@ -37,7 +37,7 @@ def list_one_vs_rest(where: str) -> Listing:
     return list_folder(where, one_vs_rest=True)
 
 
-def list_folder(where: str, one_vs_rest: bool = False) -> Listing:
+def list_folder(where: str, one_vs_rest: bool = False) -> XrayData:
     """List `train/ val/ test/` with class folders, class folders alone, or a flat folder.
 
     A flat folder holds images and a metadata.csv with their labels.
@@ -68,14 +68,14 @@ def list_folder(where: str, one_vs_rest: bool = False) -> Listing:
             f"({classes[0].name}); move one or the other into a separate folder."
         )
     if classes or (not splits and any("label" in row for row in lister.rows.values())):
-        listing.splits[ALL] = lister.list_split(root, "", has_metadata)
+        listing[ALL] = lister.list_split(root, "", has_metadata)
     elif splits:
         for folder, name in splits.items():
-            if name in listing.splits:
+            if name in listing:
                 raise UserError(f"{root} has two {name} folders; keep one of them.")
             # A person number of the Kermany set identifies a patient only within a split.
             has_own = lister.read_metadata(folder) or has_metadata
-            listing.splits[name] = lister.list_split(folder, f"{name}/", has_own)
+            listing[name] = lister.list_split(folder, f"{name}/", has_own)
         for path in lister.walk(root, skip=set(splits)):
             lister.report_unused(path, in_split=False)
     else:
@@ -85,7 +85,7 @@ def list_folder(where: str, one_vs_rest: bool = False) -> Listing:
             f"{root} has neither train/ val/ test/ nor NORMAL/ and PNEUMONIA/ folders; {hint}"
         )
     lister.report_missing()
-    for name, split in listing.splits.items():
+    for name, split in listing.items():
         if not len(split) and listing.issues:
             first = listing.issues[0]
             raise UserError(
@@ -141,7 +141,7 @@ class _Lister:
     def __init__(self, root: Path, one_vs_rest: bool = False) -> None:
         self.root = root
         self.one_vs_rest = one_vs_rest
-        self.listing = Listing({})
+        self.listing = XrayData()
         self.rows: dict[str, dict[str, str]] = {}  # of metadata.csv files, by absolute path
         self.tables: set[Path] = set()  # metadata.csv files that were read
         self.found: set[str] = set()  # paths in `rows` whose image was listed

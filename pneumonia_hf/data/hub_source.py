@@ -7,7 +7,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from pneumonia_hf.data.dataset_rows import (
-    find_columns,
+    find_image_column,
     first_line,
     keep_encoded,
     list_file_names,
@@ -15,23 +15,22 @@ from pneumonia_hf.data.dataset_rows import (
     to_bytes,
 )
 from pneumonia_hf.data.issues import DataIssue
-from pneumonia_hf.data.table import SPLIT_NAMES, Listing
+from pneumonia_hf.data.table import SPLIT_NAMES, XrayData
 from pneumonia_hf.errors import UserError, XrayError
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
 
 
-def list_hub(where: str) -> Listing:
+def list_hub(where: str) -> XrayData:
     """List a dataset on the Hub, `owner/name` with an optional `:configuration` and `@revision`.
 
     It needs an image column and a label column; `patient_id` or `patient` is optional.
     """
-    listing = Listing({})
+    listing = XrayData()
     splits = load_hub(where)
     known = any(split.lower() in SPLIT_NAMES for split in splits)
     for split, data in splits.items():
-        find_columns(data.features, where)
         if known and split.lower() not in SPLIT_NAMES:
             reason = "its split is not train, validation or test"
             listing.issues.append(DataIssue("no_place", split, reason, count=len(data)))
@@ -45,7 +44,7 @@ def read_hub(where: str, numbers: Sequence[int]) -> Iterator[bytes | XrayError]:
     """Yield the bytes of the numbered images of a split, `owner/name@@split`."""
     where, _, split = where.rpartition("@@")
     data = load_hub(where)[split]
-    image, _ = find_columns(data.features, where)
+    image = find_image_column(data.features, where)
     images = keep_encoded(data.select_columns(image), image)
     for number in numbers:
         try:

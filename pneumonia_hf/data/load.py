@@ -168,19 +168,17 @@ def _list_sources(
     several = len(sources) > 1
     listed = []
     for source in sources:
-        listing = SOURCES[source.kind].list(source.where)
-        splits = {
-            name: _add_source(d, source, hospitals, several) for name, d in listing.splits.items()
-        }
+        found = SOURCES[source.kind].list(source.where)
+        splits = {name: _add_source(d, source, hospitals, several) for name, d in found.items()}
         for name, data in splits.items():
             _check_one_source(source, name, data, may_lack or several)
-        issues = [*listing.issues, *find_both_labels(listing.splits)]
+        issues = [*found.issues, *find_both_labels(found)]
         if several:
             issues = [
                 DataIssue(one.kind, f"{source.name}:{one.file}", one.reason, one.count)
                 for one in issues
             ]
-        listed.append(XrayData(splits, tuple(issues)))
+        listed.append(XrayData(splits, issues))
     return listed
 
 
@@ -311,28 +309,26 @@ def _find_listed(data: Dataset, paths: Sequence[str]) -> np.ndarray:
     return np.isin(to_hex(hash_images(data)), list(read_image_lists(paths)))
 
 
-def read_image_lists(paths: Sequence[str]) -> set[str]:
-    """Return the hashes of several lists of images, as `read_image_list` does."""
-    return set().union(*map(read_image_list, paths))
-
-
-def read_image_list(path: str | Path) -> set[str]:
-    """Return the hashes of a list of images: a line each, besides comments after #.
+def read_image_lists(paths: Sequence[str | Path]) -> set[str]:
+    """Return the hashes in lists of images: a line each, besides comments after #.
 
     Raises:
         UserError: no such file, or a line that is no hash.
     """
-    try:
-        lines = Path(path).expanduser().read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"The list of images {path} cannot be read; check the path.") from error
-    found = {line.partition("#")[0].strip() for line in lines} - {""}
-    wrong = next((one for one in found if not re.fullmatch("[0-9a-f]{16}", one)), None)
-    if wrong or not found:
-        raise UserError(
-            f"{path} must hold 16 hex digits of an image's SHA-256 a line, not {wrong!r}."
-        )
-    return found
+    listed = set()
+    for path in paths:
+        try:
+            lines = Path(path).expanduser().read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"The list of images {path} cannot be read; check the path.") from error
+        found = {line.partition("#")[0].strip() for line in lines} - {""}
+        wrong = next((one for one in found if not re.fullmatch("[0-9a-f]{16}", one)), None)
+        if wrong or not found:
+            raise UserError(
+                f"{path} must hold 16 hex digits of an image's SHA-256 a line, not {wrong!r}."
+            )
+        listed |= found
+    return listed
 
 
 def _join(several: Sequence[XrayData], names: Sequence[str]) -> XrayData:
@@ -344,7 +340,7 @@ def _join(several: Sequence[XrayData], names: Sequence[str]) -> XrayData:
         tables = [splits[name] for splits in several if name in splits]
         if tables:
             joined[name] = tables[0] if len(tables) == 1 else concatenate_datasets(tables)
-    return XrayData(joined, tuple(one for splits in several for one in splits.issues))
+    return XrayData(joined, [one for splits in several for one in splits.issues])
 
 
 def _check_classes(splits: XrayData, sources: Sequence[str]) -> None:

@@ -8,23 +8,23 @@ from functools import lru_cache
 from typing import Any
 
 from pneumonia_hf.data.dataset_rows import first_line
-from pneumonia_hf.data.table import SPLIT_NAMES, Listing, RowTable
+from pneumonia_hf.data.table import SPLIT_NAMES, RowTable, XrayData
 from pneumonia_hf.errors import UserError
 from pneumonia_hf.files import expand
 
 
-def list_medmnist(where: str) -> Listing:
+def list_medmnist(where: str) -> XrayData:
     """List PneumoniaMNIST at 28, 64, 128 or 224 pixels: `medmnist:224`, or `medmnist:224@FOLDER`.
 
     It has no patients. Its images are cropped images of the Kermany set.
     """
-    listing = Listing({})
+    listing = XrayData()
     for name in ("train", "val", "test"):
         split, table = SPLIT_NAMES[name], RowTable()
         for number, label in enumerate(_load_medmnist(where, name)[1]):
             file = f"{split}/{number:05}.png"
             table.add(f"medmnist:{where}@@{name}#{number}", file, int(label), None)
-        listing.splits[split] = table.finish(listing)
+        listing[split] = table.finish(listing)
     return listing
 
 

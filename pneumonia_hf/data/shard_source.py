@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 import time
 from collections.abc import Iterator, Sequence
@@ -13,14 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pneumonia_hf.data.dataset_rows import (
-    find_columns,
+    find_image_column,
     first_line,
     iterate_rows,
     keep_encoded,
     list_rows,
     to_bytes,
 )
-from pneumonia_hf.data.table import ALL, SPLIT_NAMES, Listing
+from pneumonia_hf.data.table import ALL, SPLIT_NAMES, XrayData
 from pneumonia_hf.errors import UserError, XrayError
 from pneumonia_hf.files import expand
 
@@ -28,14 +27,18 @@ if TYPE_CHECKING:
     from datasets import IterableDataset
 
 
-def list_shards(where: str) -> Listing:
+# What file systems say of a file that changes when it does.
+MARKS = ("ETag", "etag", "LastModified", "mtime", "created", "xet_hash", "blob_id")
+
+
+def list_shards(where: str) -> XrayData:
     """List local or remote Parquet (`.parquet`) or WebDataset (`.tar`) shards by streaming them.
 
     `where` holds paths or URLs, with `*` as a wildcard and `,` as separator. No file is stored:
     labels are streamed now, and images when they are read. File names give the splits
     (`train-000.tar`, `test-000.tar`); files without one form the split `all`.
     """
-    listing = Listing({})
+    listing = XrayData()
     for split, files in find_shards(where).items():
         data, names = stream_files(tuple(files), labels_only=True), _stream_names(tuple(files))
         list_rows(data, f"shards:{'|'.join(files)}", split, where, listing, names)
@@ -50,7 +53,7 @@ def read_shards(where: str, numbers: Sequence[int]) -> Iterator[bytes | XrayErro
     """
     files = tuple(where.split("|"))
     data = stream_files(files)
-    image, _ = find_columns(data.features, files[0])
+    image = find_image_column(data.features, files[0])
     data = keep_encoded(data.select_columns(image), image)
     at, rows = 0, iterate_rows(data, files[0])
     for number in numbers:
@@ -73,27 +76,22 @@ def stat_shards(where: str) -> tuple[int, int, int] | None:
 def _stat_files(files: tuple[str, ...], _minute: int) -> tuple[int, int, int] | None:
     import fsspec
 
-    size, times, marks = 0, [], []
+    size, times, marks = 0, [0], []
     for file in files:
-        if "://" not in file:
-            stat = os.stat(file)
-            size += stat.st_size
-            times += [stat.st_mtime_ns, stat.st_ctime_ns]
-            continue
         try:
             system, inner = fsspec.url_to_fs(file)
             info = system.info(inner)
         except Exception:
             return None  # file systems raise many types; reading reports the error
-        keys = ("ETag", "etag", "LastModified", "mtime", "xet_hash", "blob_id")
-        mark = next((info[key] for key in keys if info.get(key)), None)
-        if mark is None or not info.get("size"):
+        found = [info[key] for key in MARKS if info.get(key)]
+        if not found or not info.get("size"):
             return None
         size += info["size"]
-        marks.append(str(mark))
+        marks.append(found)
+        times += [int(one * 1e9) for one in found if isinstance(one, float)]  # of local files
     # Any value that changes when one of the files does.
-    digest = hashlib.sha256(repr((times, marks)).encode()).digest()
-    return size, max(times, default=0), int.from_bytes(digest[:6], "big")
+    digest = hashlib.sha256(repr(marks).encode()).digest()
+    return size, max(times), int.from_bytes(digest[:6], "big")
 
 
 def find_shards(where: str) -> dict[str, list[str]]:
@@ -147,7 +145,7 @@ def stream_files(files: tuple[str, ...], labels_only: bool = False) -> IterableD
         data = load_dataset(**options)
         if not labels_only:
             return data
-        image, _ = find_columns(data.features, files[0])
+        image = find_image_column(data.features, files[0])
         if kind == "webdataset":
             return data.remove_columns(image)
         # With `columns`, no image is downloaded for its label.
@@ -166,7 +164,7 @@ def _stream_names(files: tuple[str, ...]) -> list[str] | None:
     if ".parquet" not in files[0]:
         return None
     names: list[str] = []
-    image, _ = find_columns(stream_files(files).features, files[0])
+    image = find_image_column(stream_files(files).features, files[0])
     for file in files:
         try:
             with fsspec.open(file, "rb").open() as opened, pq.ParquetFile(opened) as table:

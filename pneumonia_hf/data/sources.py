@@ -18,7 +18,7 @@ from pneumonia_hf.data.folder_source import list_folder, list_one_vs_rest
 from pneumonia_hf.data.hub_source import list_hub, read_hub
 from pneumonia_hf.data.medmnist_source import list_medmnist, read_medmnist
 from pneumonia_hf.data.shard_source import list_shards, read_shards, stat_shards
-from pneumonia_hf.data.table import Listing, batches
+from pneumonia_hf.data.table import XrayData, batches
 from pneumonia_hf.errors import UserError, XrayError
 from pneumonia_hf.files import expand
 
@@ -44,7 +44,7 @@ class Source:
 class SourceKind:
     """The functions of one kind of source."""
 
-    list: Callable[[str], Listing]
+    list: Callable[[str], XrayData]
     # Reads the numbered images of `WHERE`; None: the images are files.
     read: Callable[[str, Sequence[int]], Iterator[bytes | XrayError]] | None = None
     # Size and times of the files of `WHERE`, which change when the images do.

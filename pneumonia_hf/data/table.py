@@ -7,8 +7,7 @@ source.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -36,29 +35,15 @@ NO_METADATA = {*OWN_COLUMNS, "boxes"} - {"source"}
 RESERVED = {*OWN_COLUMNS, "path", "bytes", ""}  # further columns get another name
 
 
-@dataclass(frozen=True, eq=False)
-class XrayData(Mapping):
+class XrayData(dict):
     """The splits of one or several sources by name (train, validation, test; or `all`)."""
 
-    splits: dict[str, Dataset]
-    issues: tuple[DataIssue, ...] = ()
-
-    def __getitem__(self, name: str) -> Dataset:
-        return self.splits[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.splits)
-
-    def __len__(self) -> int:
-        return len(self.splits)
-
-
-@dataclass
-class Listing:
-    """The splits and data issues of one source."""
-
-    splits: dict[str, Dataset]  # train, validation, test; or `all`
-    issues: list[DataIssue] = field(default_factory=list)
+    def __init__(
+        self, splits: Mapping[str, Dataset] | None = None, issues: Iterable[DataIssue] = ()
+    ) -> None:
+        """Take the splits and the data issues that were found; a source adds its own later."""
+        super().__init__(splits or {})
+        self.issues = list(issues)
 
 
 class RowTable:
@@ -111,7 +96,7 @@ class RowTable:
         self.columns = {name: [] for name in self.columns}
         self.extras = []
 
-    def finish(self, listing: Listing) -> Dataset:
+    def finish(self, listing: XrayData) -> Dataset:
         """Return the rows as a Dataset, and add an issue to `listing` for unnamed patients."""
         import pyarrow as pa
         from datasets import ClassLabel, Features, Value

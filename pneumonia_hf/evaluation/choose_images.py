@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from pneumonia_hf.data.file_hashes import hash_content, hash_images, to_hex
 from pneumonia_hf.data.folder_source import OtherImage
-from pneumonia_hf.data.load import load_splits, read_image_list
+from pneumonia_hf.data.load import load_splits, read_image_lists
 from pneumonia_hf.data.table import ALL
 from pneumonia_hf.errors import UserError
 from pneumonia_hf.inference.predictor import Predictor
@@ -29,7 +29,7 @@ def select_listed(
     Raises:
         UserError: the list cannot be read, or names none of the images.
     """
-    listed = read_image_list(path)
+    listed = read_image_lists([path])
     rows = [row for row, one in enumerate(to_hex(hash_images(data))) if one in listed]
     if not rows:
         raise UserError(f"None of the images is in {path}; check --images and --data_dir.")

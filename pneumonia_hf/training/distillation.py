@@ -15,7 +15,7 @@ from pneumonia_hf.data.file_hashes import to_hex
 from pneumonia_hf.data.issues import log_issues
 from pneumonia_hf.data.load import DataConfig, read_image_lists
 from pneumonia_hf.data.pixel_store import XrayPixels
-from pneumonia_hf.data.table import Listing, RowTable
+from pneumonia_hf.data.table import RowTable, XrayData
 from pneumonia_hf.errors import UserError
 from pneumonia_hf.files import expand
 from pneumonia_hf.imaging.preprocess import normalise
@@ -154,7 +154,7 @@ def load_unlabelled(
             raise UserError(f"{folder} is no folder; check --unlabelled.")
         for file in find_inputs([path]):
             table.add(str(file), f"{path.name}/{file.relative_to(path).as_posix()}", 0, str(file))
-    decoded = decode(table.finish(Listing({})), processor, "unlabelled")
+    decoded = decode(table.finish(XrayData()), processor, "unlabelled")
     log_issues(decoded.issues, config.strict)
     lists = [*(config.exclude_images or []), *(config.test_images or [])]
     pixels, left_out = decoded.pixels, held_out | read_image_lists(lists)

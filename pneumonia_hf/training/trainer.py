@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -160,38 +162,27 @@ class XrayTrainer(OpenTrainer):
                 known = torch.cat([known, known.new_zeros(count)])
                 pixels = torch.cat([pixels, masks.to(pixels)], dim=1)
             pixels, masks = augment(pixels, self.recipe.augment).split([1, pixels.shape[1] - 1], 1)
-            if self.mix or self.teacher:
-                pixels, inputs["labels"] = self._make_targets(pixels, inputs["labels"])
+            labels = inputs["labels"]
+            classes = nn.functional.one_hot(labels, self.model.config.num_labels).float()
+            if self.mix:
+                mixed, classes = self.mix(pixels[: len(labels)].float(), labels)
+                pixels = torch.cat([mixed, pixels[len(labels) :]])
+            targets = Targets(classes)
+            if self.teacher:
+                targets = self.teacher.make_targets(pixels, classes)
             if known is not None:
-                inputs["labels"] = self._add_boxes(inputs["labels"], masks / 255, known)
+                read_map = partial(self._read_map, masks.shape[-2:])
+                targets = replace(targets, boxes=BoxTargets(masks / 255, known, read_map))
+            inputs["labels"] = targets
         pixel_values = normalise(pixels, self.processing_class)
         if self.recipe.model.channels_last:
             pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
         return inputs | {"pixel_values": pixel_values}
 
-    def _make_targets(self, pixels: Tensor, labels: Tensor) -> tuple[Tensor, Targets]:
-        """Mix the labelled pixels, and return all pixels with their targets."""
-        classes = self._to_shares(labels)
-        if self.mix:
-            mixed, classes = self.mix(pixels[: len(labels)].float(), labels)
-            pixels = torch.cat([mixed, pixels[len(labels) :]])
-        targets = self.teacher.make_targets(pixels, classes) if self.teacher else Targets(classes)
-        return pixels, targets
-
-    def _to_shares(self, labels: Tensor) -> Tensor:
-        return nn.functional.one_hot(labels, self.model.config.num_labels).float()
-
-    def _add_boxes(self, labels: Tensor | Targets, masks: Tensor, known: Tensor) -> Targets:
-        if not isinstance(labels, Targets):
-            labels = Targets(self._to_shares(labels))
-
-        def read_map() -> Tensor:
-            features = self.features[-1].float()
-            found = to_activation_map(self.model, features, masks.shape[-2:])
-            logits = found.values + found.rest[..., None, None]
-            return to_log_odds(logits)
-
-        return replace(labels, boxes=BoxTargets(masks, known, read_map))
+    def _read_map(self, size: Sequence[int]) -> Tensor:
+        """Return the log odds of each position in the last forward pass: [N, h, w]."""
+        found = to_activation_map(self.model, self.features[-1].float(), size)
+        return to_log_odds(found.values + found.rest[..., None, None])
 
     def compute_loss(self, model, inputs, *args, **kwargs):
         """Compute the loss of a batch, with the activation map for the loss of the boxes."""

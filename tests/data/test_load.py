@@ -12,10 +12,10 @@ from pneumonia_hf.data.load import (
     DataConfig,
     load_splits,
     load_xrays,
-    read_image_list,
+    read_image_lists,
 )
 from pneumonia_hf.data.splits import split_by_patient
-from pneumonia_hf.data.table import Listing, RowTable
+from pneumonia_hf.data.table import RowTable, XrayData
 from pneumonia_hf.errors import UserError
 from pneumonia_hf.models.model_folder import DEFAULT_MODEL
 
@@ -155,7 +155,7 @@ def test_same_seed_gives_the_same_splits_and_another_seed_does_not(xray_folder):
 def many(tmp_path_factory):
     """Rows of 400 patients with 1 to 6 images each, three quarters with pneumonia."""
     generator = np.random.default_rng(0)
-    listing, table = Listing({}), RowTable()
+    listing, table = XrayData(), RowTable()
     for patient in range(400):
         for image in range(generator.integers(1, 7)):
             file = f"{patient}/{image}.png"
@@ -190,7 +190,7 @@ def test_share_that_whole_patients_cannot_meet_is_refused(tmp_path):
 
 
 def test_patient_with_both_labels_stays_in_one_split():
-    listing, table = Listing({}), RowTable()
+    listing, table = XrayData(), RowTable()
     for patient in range(100):
         for image in range(2):
             label = image if patient < 20 else patient % 2
@@ -312,7 +312,7 @@ SPLITS = ROOT / "train_scripts" / "splits"
 
 
 def test_committed_lists_of_test_images_are_in_no_other_list():
-    lists = {path.stem: read_image_list(path) for path in SPLITS.glob("*.txt")}
+    lists = {path.stem: read_image_lists([path]) for path in SPLITS.glob("*.txt")}
     assert lists["rsna_adult_validation"] < lists["rsna_adult_train"]
     for name in ("rsna_adult_test", "rsna_more_test"):
         tested = lists.pop(name)
@@ -324,7 +324,7 @@ def test_halves_of_the_adults_share_no_patient_and_lack_no_image():
     data = load_splits(f"one_vs_rest:{REAL_XRAYS / 'rsna_adult'}")["all"]
     hashes = to_hex(hash_images(data))
     patients = dict(zip(hashes, data["patient"][:], strict=True))
-    halves = [read_image_list(SPLITS / f"rsna_adult_{half}.txt") for half in ("train", "test")]
+    halves = [read_image_lists([SPLITS / f"rsna_adult_{half}.txt"]) for half in ("train", "test")]
     assert set.union(*halves) == set(hashes)
     assert not set.intersection(*({patients[one] for one in half} for half in halves))
 
@@ -336,7 +336,7 @@ def test_other_images_of_patients_of_both_rsna_samples_are_excluded():
         for name in ("rsna_adult", "rsna_more")
         for patient in load_splits(f"one_vs_rest:{REAL_XRAYS / name}")["all"]["patient"][:]
     }
-    excluded = read_image_list(SPLITS / "nih_excluded.txt")
+    excluded = read_image_lists([SPLITS / "nih_excluded.txt"])
     for name in ("nih_adult", "nih_sample"):
         mined = load_splits(f"one_vs_rest:{REAL_XRAYS / name}")["all"]
         kept = np.array([one not in excluded for one in to_hex(hash_images(mined))])
