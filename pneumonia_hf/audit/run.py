@@ -67,7 +67,7 @@ def join_splits(
     )
     split = np.repeat(np.arange(len(names), dtype=np.int8), [len(one) for one in several])
     rows = concatenate_datasets([data[name] for name in names])
-    return Xrays(rows, names, split, joined, data.issues, features)
+    return Xrays(rows, names, split, joined, tuple(data.issues), features)
 
 
 def audit_sources(
@@ -100,7 +100,7 @@ def audit_images(data: Dataset, quick: bool = False) -> dict[str, Finding]:
 
     processor = make_processor(SIZE, (0.5,) * 3, (0.5,) * 3)
     splits = {"test": data}
-    listed = XrayData(splits, tuple(find_both_labels(splits)))
+    listed = XrayData(splits, find_both_labels(splits))
     xrays = join_splits(*decode_splits(listed, processor, may_lack=True))
     skipped = {"near_duplicates"} if quick else set()
     return {name: CHECKS[name](xrays) for name in TEST_CHECKS if name not in skipped}

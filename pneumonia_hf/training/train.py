@@ -42,7 +42,7 @@ from pneumonia_hf.training.checkpoints import (
 )
 from pneumonia_hf.training.counterfactuals import compute_validation_metrics
 from pneumonia_hf.training.finalize import finalize
-from pneumonia_hf.training.interruption import SaveAndStop, catch_sigterm
+from pneumonia_hf.training.interruption import catch_sigterm
 from pneumonia_hf.training.losses import XrayLoss
 from pneumonia_hf.training.phases import Outcome, Phase
 from pneumonia_hf.training.recipe import Recipe
@@ -239,7 +239,8 @@ def _make_trainer(run: Run, model: PreTrainedModel, number: int, phase: Phase) -
         sites=images.sites,
         cells=images.cells,
         compute_metrics=partial(compute_validation_metrics, validation=run.validation),
-        callbacks=[*run.callbacks, SaveAndStop(run.stop)],
+        callbacks=list(run.callbacks),
+        stop=run.stop,
     )
 
 

@@ -39,6 +39,7 @@ from pneumonia_hf.training.checkpoints import (
     is_exhausted,
     remove_old,
 )
+from pneumonia_hf.training.interruption import StopRequest
 from pneumonia_hf.training.losses import BoxTargets, Targets
 from pneumonia_hf.training.phases import rate_of_parameters
 from pneumonia_hf.training.sampler import (
@@ -72,6 +73,7 @@ class XrayTrainer(OpenTrainer):
         sites: np.ndarray,
         cells: np.ndarray | None = None,
         teacher: Teacher | None = None,
+        stop: StopRequest | None = None,
         **kw,
     ) -> None:
         """Take the arguments of Trainer, and
@@ -81,6 +83,7 @@ class XrayTrainer(OpenTrainer):
             sites: number of the source of each training image, [N].
             cells: number of the cell of each for the BalancedSampler, [N].
             teacher: the model to distil.
+            stop: asks to end the run after a checkpoint.
         """
         super().__init__(*args, **kw)
         if self.args.box_weight and not supports_activation_map(self.model):
@@ -104,7 +107,7 @@ class XrayTrainer(OpenTrainer):
             if (own := list(module.parameters()))
             and not any(parameter.requires_grad for parameter in own)
         ]
-        self.add_callback(TrainingCallback(self))
+        self.add_callback(TrainingCallback(self, stop or StopRequest()))
 
     def _prepare_sharding(self) -> None:
         if not self.is_fsdp_enabled:  # accelerate would silently train unsharded
