@@ -110,7 +110,6 @@ def load_xrays(config: DataConfig) -> XrayData:
     with cache_in(config.cache_dir):
         splits = _join([_add_splits(own, config, text) for own, text in listed], SPLITS)
     _check_classes(splits, config.data_dir)
-    _warn_of_shared_patients(splits)
     log_issues(splits.issues, config.strict)
     return splits
 
@@ -255,7 +254,7 @@ def _add_splits(splits: XrayData, config: DataConfig, source: str) -> XrayData:
     own = dict(splits)
     if config.exclude_images:
         for name, data in own.items():
-            is_excluded = _find_listed(data, config.exclude_images)
+            is_excluded = find_listed(data, config.exclude_images)
             own[name] = data.select(np.flatnonzero(~is_excluded))
     count_kept = sum(map(len, own.values()))
     train = own.pop(ALL, None) or own.pop("train", None)
@@ -298,13 +297,13 @@ def _add_splits(splits: XrayData, config: DataConfig, source: str) -> XrayData:
 
 def _split_listed(train: Dataset, lists: Sequence[str]) -> tuple[Dataset, Dataset]:
     """Return the images of patients without a listed image, and the listed images."""
-    is_listed = _find_listed(train, lists)
+    is_listed = find_listed(train, lists)
     patients = np.asarray(train["patient"][:])
     is_tested = np.isin(patients, patients[is_listed])
     return train.select(np.flatnonzero(~is_tested)), train.select(np.flatnonzero(is_listed))
 
 
-def _find_listed(data: Dataset, paths: Sequence[str]) -> np.ndarray:
+def find_listed(data: Dataset, paths: Sequence[str]) -> np.ndarray:
     """Return whether each image is in a list of images: bool [N]."""
     return np.isin(to_hex(hash_images(data)), list(read_image_lists(paths)))
 
@@ -349,21 +348,3 @@ def _check_classes(splits: XrayData, sources: Sequence[str]) -> None:
         if len(sources) > 1 and not counts.all():
             lacking = LABELS[int(np.argmin(counts))]
             raise UserError(f"No source has {lacking} images for the {name} split; add some.")
-
-
-def _warn_of_shared_patients(splits: XrayData) -> None:
-    import pyarrow.compute as pc
-
-    patients = {name: pc.unique(column(split, "patient")) for name, split in splits.items()}
-    for one, other in (("train", "validation"), ("train", "test"), ("validation", "test")):
-        shared = patients[one].filter(pc.is_in(patients[one], patients[other]))
-        if len(shared):
-            logger.warning(
-                "%d patients are in %s and in %s (%s, ...): results on %s are optimistically "
-                "biased.",
-                len(shared),
-                one,
-                other,
-                min(shared.to_pylist()),
-                other,
-            )

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pneumonia_hf.data.file_hashes import hash_images, to_hex
-from pneumonia_hf.data.load import load_splits, read_hospitals, read_image_lists
+from pneumonia_hf.data.load import find_listed, load_splits, read_hospitals
 from pneumonia_hf.data.pixel_store import cache_in
 from pneumonia_hf.data.sources import parse_source
 from pneumonia_hf.errors import UserError
@@ -100,9 +99,7 @@ def _score(
 
     data = concatenate_datasets(list(load_splits(sources).values()))
     if lists := _unscored(recipe):
-        listed = sorted(read_image_lists(lists))
-        hashes = to_hex(hash_images(data))
-        data = data.select(np.flatnonzero(~np.isin(hashes, listed)))
+        data = data.select(np.flatnonzero(~find_listed(data, lists)))
     report = evaluate_predictor(
         Predictor.from_pretrained(model), data, site, config=EvaluationConfig(external=True)
     )
