@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 CACHE_VARIABLE = "PNEUMONIA_HF_CACHE"  # environment variable with the cache folder
 _chosen: ContextVar[str | Path | None] = ContextVar("cache folder", default=None)
+MAPPED = 16 << 20  # bytes read through a map before the file is mapped anew
 # The modules whose code determines pixels and facts.
 _MODULES = "read xray dicom dicom_display modalities jpeg_headers grayscale preprocess".split()
 READING = (
@@ -79,30 +80,24 @@ class XrayPixels:
         import torch
 
         indices = np.asarray(indices, dtype=np.int64)
-        rows, facts = self.rows[indices], self.store.facts()
-        exists = rows.max(initial=-1) < len(facts)
-        if not exists or np.any(facts["content"][rows] != self.hashes[indices]):
-            raise UserError(
-                f"The cache in {self.store.folder} was deleted while in use; start again."
-            )
-        return torch.from_numpy(self.store.pixels()[rows])
+        return torch.from_numpy(self.store.read(self.rows[indices], self.hashes[indices]))
 
     def facts(self, name: str) -> np.ndarray:
         """Return one field of FACTS for every image: [N, ...]."""
         return self.store.facts()[name][self.rows]
 
 
-@dataclass(frozen=True)
 class PixelStore:
-    """The folder of one store, whose files are mapped anew for each batch.
+    """The folder of one store."""
 
-    So a process gives back the pages that it has read, and its memory does not grow with the number
-    of images; the system still caches them.
-    """
+    def __init__(self, folder: Path, height: int, width: int) -> None:
+        self.folder = folder
+        self.height, self.width = height, width
+        self._pixels: np.memmap | None = None  # of this process
+        self._left = 0  # images to read from it
 
-    folder: Path
-    height: int
-    width: int
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_pixels": None}
 
     def count(self) -> int:
         """Return the number of complete images."""
@@ -113,17 +108,31 @@ class PixelStore:
 
     def facts(self) -> np.ndarray:
         """Return the memory-mapped records: FACTS [count]."""
-        return self._map("facts.bin", FACTS)
+        count = self.count()
+        if not count:  # an empty file cannot be mapped
+            return np.zeros(0, FACTS)
+        return np.memmap(self.folder / "facts.bin", FACTS, "r", shape=(count,))
 
-    def pixels(self) -> np.ndarray:
-        """Return the memory-mapped images: uint8 [count, 1, H, W]."""
-        return self._map("pixels.bin", np.uint8, 1, self.height, self.width)
+    def read(self, rows: np.ndarray, hashes: np.ndarray) -> np.ndarray:
+        """Return a copy of the images at `rows`, of files with these hashes: uint8 [N, 1, H, W].
 
-    def _map(self, name: str, kind: Any, *of_one: int) -> np.ndarray:
-        shape = (self.count(), *of_one)
-        if not shape[0]:  # such a file cannot be mapped
-            return np.empty(shape, kind)
-        return np.memmap(self.folder / name, kind, "r", shape=shape)
+        Raises:
+            UserError: the store was deleted or rebuilt since these rows were found.
+        """
+        last = rows.max(initial=-1)
+        if self._pixels is None or self._left <= 0 or last >= len(self._pixels):
+            # Mapped anew from time to time: so the process gives back the pages that it has read
+            # (the system still caches them), and its memory does not grow with the images.
+            facts = self.facts()
+            if last >= len(facts) or np.any(facts["content"][rows] != hashes):
+                raise UserError(
+                    f"The cache in {self.folder} was deleted while in use; start again."
+                )
+            shape = (len(facts), 1, self.height, self.width)
+            self._pixels = np.memmap(self.folder / "pixels.bin", np.uint8, "r", shape=shape)
+            self._left = MAPPED // (self.height * self.width)
+        self._left -= len(rows)
+        return self._pixels[rows]
 
     def append(self, pixels: np.ndarray, facts: np.ndarray) -> np.ndarray:
         """Append images and return their rows; the caller must hold `lock`.
