@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from argparse import Action, ArgumentTypeError
 from dataclasses import fields, replace
-from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from optuna.distributions import (
     IntDistribution,
 )
 
-from pneumonia_hf.cli import read_yaml
+from pneumonia_hf.cli import read_yaml, similar
 from pneumonia_hf.compat.argparse import list_flags
 from pneumonia_hf.errors import UserError
 from pneumonia_hf.models.build import ModelConfig
@@ -32,6 +31,7 @@ FIXED = FREE | {
     "eval_strategy", "eval_steps", "eval_delay", "eval_on_start", "required_sensitivity",
     "save_strategy", "save_steps", "push_to_hub", "resume_from_checkpoint", "parallelism_config",
 }  # fmt: skip
+WHY_FIXED = ": it would change what is compared, or nothing at all"
 
 
 def read_ranges(
@@ -49,7 +49,8 @@ def read_ranges(
     ranges = {}
     for name, entry in lines.items():
         if name not in _flags():
-            raise UserError(f"{path} names {name!r}, which cannot be searched{_similar(name)}")
+            why = WHY_FIXED if name in FIXED else similar(str(name), {*_flags()})
+            raise UserError(f"{path} names {name!r}, which cannot be searched{why}.")
         try:
             ranges[name] = one = _read_range(entry, _flags()[name])
             is_choice = isinstance(one, CategoricalDistribution)
@@ -102,13 +103,6 @@ def _flags() -> dict[str, Action]:
         if flag.dest not in FIXED and not flag.dest.startswith("hub_"):
             found.setdefault(flag.dest, flag)  # the second one of a name is its --no_ form
     return found
-
-
-def _similar(name: str) -> str:
-    if name in FIXED:
-        return ": it would change what is compared, or nothing at all."
-    close = get_close_matches(str(name), _flags(), n=1)
-    return f"; did you mean {close[0]}?" if close else "; use the names of a recipe."
 
 
 def _read_range(entry: Any, flag: Action) -> BaseDistribution:
