@@ -49,6 +49,7 @@ TESTED_ELSEWHERE = {
     "inference.batch": "through the command: tests/commands/test_predict.py",
     "inference.read_ahead": "through the predictor: tests/inference/test_predictor.py",
     "reasons": "by all that doubt an image, such as tests/imaging/test_xray.py",
+    "training.callback": "through training: tests/training/test_interruption.py",
     "training.counterfactuals": "through training: tests/training/test_trainer.py",
     "training.curves": "through training: tests/training/test_train.py",
     "training.finalize": "through training: tests/training/test_train.py",

@@ -17,9 +17,6 @@ class OpenTrainer(Trainer):
     save_checkpoint = Trainer._save_checkpoint  # and remove older ones
     load_checkpoint = Trainer._load_from_checkpoint  # its weights, when a run is resumed
 
-    def on_resume(self, folder: str) -> None:
-        """Change the state of a resumed run, once it is read from its checkpoint."""
-
     def _prepare_inputs(self, inputs):
         return self.prepare_batch(inputs)
 
@@ -31,12 +28,6 @@ class OpenTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         self.load_checkpoint(resume_from_checkpoint, model)
-
-    def _init_training_state(self, max_steps, steps_of_epoch, epochs, checkpoint, trial):
-        begun = super()._init_training_state(max_steps, steps_of_epoch, epochs, checkpoint, trial)
-        if checkpoint is not None:
-            self.on_resume(checkpoint)
-        return begun
 
 
 def use_one_gpu(arguments: TrainingArguments) -> None:

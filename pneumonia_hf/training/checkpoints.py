@@ -78,16 +78,6 @@ def last_checkpoint(folder: Path) -> Path | None:
     return (list_checkpoints(folder) or [None])[-1]
 
 
-def best_beside(checkpoint: str | Path) -> str | None:
-    """Return the path of the best checkpoint according to the state of `checkpoint`, or None.
-
-    The Trainer saves the path at which it was written; the run may have been moved since.
-    """
-    best = read_json(Path(checkpoint) / STATE_FILE, otherwise={}).get("best_model_checkpoint")
-    here = Path(checkpoint).parent / Path(best).name if best else None
-    return str(here) if here and here.is_dir() else None
-
-
 def remove_old(folder: Path, keep: int | None, best: str | None) -> None:
     """Remove all but `keep` checkpoints of a phase: the best, the newest, then newer ones."""
     if keep is None:

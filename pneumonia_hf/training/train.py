@@ -246,15 +246,13 @@ def _make_trainer(run: Run, model: PreTrainedModel, number: int, phase: Phase) -
 
 def _outcome_of(trainer: XrayTrainer, arguments: XrayTrainingArguments) -> Outcome:
     state, log = trainer.state, trainer.state.log_history
-    name = f"checkpoint-{state.global_step}"
-    if arguments.load_best_model_at_end and state.best_model_checkpoint:
-        name = Path(state.best_model_checkpoint).name
-    step = int(name.removeprefix("checkpoint-"))
+    is_best = arguments.load_best_model_at_end and state.best_global_step
+    step = state.best_global_step if is_best else state.global_step
     metric, speed = f"eval_{arguments.metric_for_best_model}", "train_samples_per_second"
     metrics = [entry[metric] for entry in log if entry["step"] == step and metric in entry]
     speeds = [entry[speed] for entry in log if speed in entry]
     return Outcome(
-        checkpoint=name,
+        checkpoint=f"checkpoint-{step}",
         metric=metrics[-1] if metrics else None,
         steps=state.global_step,
         epochs=state.epoch,

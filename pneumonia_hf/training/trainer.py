@@ -34,7 +34,6 @@ from pneumonia_hf.training.callback import TrainingCallback
 from pneumonia_hf.training.checkpoints import (
     STATE_FILE,
     UNFINISHED,
-    best_beside,
     install_checkpoint,
     is_exhausted,
     remove_old,
@@ -140,7 +139,6 @@ class XrayTrainer(OpenTrainer):
             state = TrainerState.load_from_json(str(checkpoint / STATE_FILE))
             is_last = state.global_step >= state.max_steps
             if is_last or is_exhausted(state.log_history, self.args):
-                state.best_model_checkpoint = best_beside(checkpoint)
                 self.state = state
                 return
             # It is in the log already, and early stopping would count another one.
@@ -331,14 +329,11 @@ class XrayTrainer(OpenTrainer):
         self.accelerator.wait_for_everyone()
         if self.args.local_process_index == 0:
             install_checkpoint(folder, name)  # on a machine with its own disk
-        if best := self.state.best_model_checkpoint:
-            self.state.best_model_checkpoint = str(folder / Path(best).name)
+        # By its step: a path would be that of the temporary folder, and the run may be moved.
+        best = folder / f"checkpoint-{self.state.best_global_step}"
+        self.state.best_model_checkpoint = str(best) if best.is_dir() else None
         if self.args.should_save:
             remove_old(folder, limit, self.state.best_model_checkpoint)
-
-    def on_resume(self, folder: str) -> None:
-        """Look for the best checkpoint beside this one: the run may have been moved."""
-        self.state.best_model_checkpoint = best_beside(folder)
 
     def load_checkpoint(self, folder: str, model: nn.Module | None = None) -> None:
         """Load weights and averaged weights, each tensor or none.

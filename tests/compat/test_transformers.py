@@ -5,7 +5,7 @@ from helpers import save_tiny_body, train_tiny
 
 from pneumonia_hf.training.trainer import XrayTrainer
 
-STEPS = ["prepare_batch", "make_train_sampler", "save_checkpoint", "load_checkpoint", "on_resume"]
+STEPS = ["prepare_batch", "make_train_sampler", "save_checkpoint", "load_checkpoint"]
 
 
 def test_the_trainer_calls_every_step_that_has_a_name_of_ours(tmp_path, xray_folder, monkeypatch):
