@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from transformers.trainer_utils import sort_checkpoints
 
 from pneumonia_hf.files import flush_to_disk, read_json
 from pneumonia_hf.training.phases import Outcome
@@ -69,8 +70,7 @@ def remove_checkpoint(checkpoint: Path) -> None:
 
 def list_checkpoints(folder: Path) -> list[Path]:
     """Return the checkpoints in the folder of a phase, oldest first."""
-    steps = ((path.name.removeprefix("checkpoint-"), path) for path in folder.glob("checkpoint-*"))
-    return [path for _, path in sorted((int(step), path) for step, path in steps if step.isdigit())]
+    return [Path(path) for path in sort_checkpoints(str(folder))]
 
 
 def last_checkpoint(folder: Path) -> Path | None:
@@ -82,14 +82,10 @@ def remove_old(folder: Path, keep: int | None, best: str | None) -> None:
     """Remove all but `keep` checkpoints of a phase: the best, the newest, then newer ones."""
     if keep is None:
         return
-    *older, newest = list_checkpoints(folder)
-    kept = {newest.name, Path(best).name if best else newest.name}
-    for path in reversed(older):
-        if path.name not in kept and len(kept) < keep:
-            kept.add(path.name)
-    for path in older:
-        if path.name not in kept:
-            remove_checkpoint(path)
+    # The best and the newest come last.
+    for path in sort_checkpoints(str(folder), best_model_checkpoint=best)[:-keep]:
+        if path != best:
+            remove_checkpoint(Path(path))
 
 
 def is_exhausted(log: list[dict[str, Any]], arguments: XrayTrainingArguments) -> bool:
