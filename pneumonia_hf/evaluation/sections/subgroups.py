@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from pneumonia_hf.evaluation.context import Evaluation
-from pneumonia_hf.evaluation.sections.drawing import draw_forest
 from pneumonia_hf.evaluation.subgroups import SUBGROUP_METRICS, Subgroup, measure_subgroups
+from pneumonia_hf.reporting.drawing import draw_forest
 from pneumonia_hf.reporting.numbers import to_text
 from pneumonia_hf.reporting.page import Figure, Section, Table
 from pneumonia_hf.statistics.intervals import Interval
