@@ -104,13 +104,11 @@ def measure_site(
     drop = None
     if main is not None:
         value = auroc(main.labels, main.probabilities, 0) - metrics["auroc"].value
-        pairs = zip(
-            draw_patients(main.labels, main.patients, resamples, seed=14), rows, strict=True
-        )
+        of_main = draw_patients(main.labels, main.patients, resamples, seed=14)
         drops = [
             auroc(main.labels[one], main.probabilities[one], 0)
             - auroc(labels[own], probabilities[own], 0)
-            for one, own in pairs
+            for one, own in zip(of_main, rows, strict=True)
         ]
         drop = percentile_interval(value, [] if has_few_patients(labels, patients) else drops)
     return SiteResult(

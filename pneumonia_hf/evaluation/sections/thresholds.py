@@ -25,7 +25,9 @@ def measure(evaluation: Evaluation, numbers: Mapping[str, Any]) -> Section:
     """Return the results at thresholds found on this data, by prevalence, and the net benefit."""
     labels, probabilities = evaluation.labels, evaluation.probabilities
     threshold, resamples = evaluation.threshold, evaluation.resamples
-    thresholds = list_thresholds(labels, probabilities, threshold, resamples)
+    thresholds = list_thresholds(
+        labels, probabilities, threshold, evaluation.scores.patients, resamples
+    )
     values = by_prevalence(labels, probabilities, threshold, resamples)
     curve = decision_curve(labels, probabilities)
     point = evaluation.predictor.operating_point
