@@ -159,7 +159,6 @@ def main() -> None:
         images=options.images,
         other_classes=tuple(options.other_classes),
         sites=tuple(sites),
-        label_source=options.label_source,
     )
     config = EvaluationConfig(
         resamples=options.resamples or (200 if options.quick else 1000),
@@ -168,17 +167,13 @@ def main() -> None:
         external=options.external == [],
         robustness_images=images["robustness"],
         attribution_images=images["attribution"],
+        audit="quick" if options.quick else "full",
+        label_source=options.label_source,
+        published=PUBLISHED if PUBLISHED.exists() else None,
+        with_images=options.with_images,
     )
     with cache_in(options.cache_dir):
-        report = report_on(
-            models,
-            inputs,
-            config,
-            options.output_dir,
-            "quick" if options.quick else "full",
-            PUBLISHED if PUBLISHED.exists() else None,
-            options.with_images,
-        )
+        report = report_on(models, inputs, config, options.output_dir)
     if card:
         add_report(card, report.numbers)
     print((options.output_dir / "report.md").read_text(encoding="utf-8").split("\n![")[0])

@@ -10,7 +10,7 @@ import numpy as np
 from pneumonia_hf.data.folder_source import OtherImage
 from pneumonia_hf.errors import UserError
 from pneumonia_hf.evaluation.choose_images import count_seen
-from pneumonia_hf.evaluation.context import Additions, Evaluation, EvaluationConfig
+from pneumonia_hf.evaluation.context import Evaluation, EvaluationConfig, Site
 from pneumonia_hf.evaluation.report import Report
 from pneumonia_hf.evaluation.scores import NO_CHEST, UNLIKE, Scores, score_images
 from pneumonia_hf.evaluation.sections import (
@@ -75,8 +75,9 @@ def evaluate_predictor(
     split: str = "all",
     config: EvaluationConfig | None = None,
     others: Sequence[OtherImage] = (),
-    additions: Additions | None = None,
     steps: Steps | None = None,
+    sites: tuple[Site, ...] = (),
+    second: Predictor | None = None,
 ) -> Report:
     """Score every image of `dataset` as the app would, and measure all sections.
 
@@ -84,20 +85,16 @@ def evaluate_predictor(
         predictor: the model, with its own threshold.
         dataset: with image, label and patient, as `load_splits` returns.
         data, split: names for the report.
-        config: what else to measure.
+        config: what else to measure and to show.
         others: images of neither class, as `list_others` returns them; they are in no metric.
-        additions: other data, another model, and what else a report may have.
         steps: where slow results are kept until the report is complete.
+        sites, second: other data for the same model, and a model to compare it with.
 
     Raises:
         UserError: a class is absent; an unknown column; external data that the model has seen;
             with `config.strict`, an unreadable image.
     """
-    config, additions, steps = (
-        config or EvaluationConfig(),
-        additions or Additions(),
-        steps or Steps(),
-    )
+    config, steps = config or EvaluationConfig(), steps or Steps()
     list_groups(dataset, config.subgroups)  # for its errors, before images are scored
     seen = count_seen(predictor, dataset)
     if config.external and any(seen.values()):
@@ -109,7 +106,9 @@ def evaluate_predictor(
     scores = score_images(predictor, dataset, name, config.strict, steps)
     groups = list_groups(scores.rows, config.subgroups)
     scored = score_other_classes(predictor, others, groups, scores, config.resamples)
-    evaluation = Evaluation(predictor, data, split, scores, seen, scored, config, additions, steps)
+    evaluation = Evaluation(
+        predictor, data, split, scores, seen, scored, config, steps, sites, second
+    )
     sections: list[Section] = []
     numbers: dict[str, Any] = {}
     copies, maps = robustness.count_passes(evaluation), attribution.count_passes(evaluation)

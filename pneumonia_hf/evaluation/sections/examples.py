@@ -44,7 +44,7 @@ def measure(evaluation: Evaluation, numbers: Mapping[str, Any]) -> Section:
             ],
         ),
     ]  # fmt: skip
-    if evaluation.additions.with_images:
+    if evaluation.config.with_images:
         method = (numbers["faithfulness"] or {}).get("best")
         draw = partial(draw_examples, evaluation.predictor, scores, found, method)
         body.append(Figure("examples", draw, is_wide=True, has_xrays=True))

@@ -17,8 +17,8 @@ COMPARED = ("auroc", "accuracy", "sensitivity", "specificity")
 
 
 def measure(evaluation: Evaluation, numbers: Mapping[str, Any]) -> Section:
-    """Return what others report on the same data, of the file `additions.published`."""
-    path = evaluation.additions.published
+    """Return what others report on the same data, of the file `config.published`."""
+    path = evaluation.config.published
     found = path and find_published(path, numbers["NORMAL"], numbers["PNEUMONIA"])
     if not found:
         return Section(TITLE, (), {"published": None})

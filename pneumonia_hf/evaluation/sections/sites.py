@@ -129,7 +129,7 @@ def measure(evaluation: Evaluation, numbers: Mapping[str, Any]) -> Section:
     """Return the results on other sites, and on images of neither class."""
     predictor, resamples = evaluation.predictor, evaluation.config.resamples
     found = []
-    for site in evaluation.additions.sites:
+    for site in evaluation.sites:
         scores = score_images(predictor, site.data, site.name, steps=evaluation.steps)
         views = {name: of for name, of in list_groups(scores.rows, []).items() if name == "view"}
         others = score_other_classes(predictor, site.others, views, scores, resamples).groups
