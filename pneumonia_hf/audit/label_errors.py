@@ -6,7 +6,7 @@ No image is scored by a model that was fitted on its patient or on another copy 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,24 +24,13 @@ COMPONENTS = 128  # of the features at most, and one for every ten images
 PIXELS = "pixels"  # features without a network
 
 
-@dataclass
+@dataclass(frozen=True)
 class FeatureConfig:
     """The frozen features for the search for doubtful labels."""
 
-    features: str = field(
-        default="dinov2-small",
-        metadata={
-            "help": "Backbone whose pretrained features are used to find doubtful labels; "
-            "pixels: gray levels, without a network; none: no search."
-        },
-    )
-    weights: str | None = field(
-        default=None,
-        metadata={
-            "help": "Pretrained weights of the backbone: a local folder or a Hub id. They must "
-            "not have been trained on these labels."
-        },
-    )
+    features: str = "dinov2-small"  # a backbone, or pixels (gray levels, without a network)
+    # Of the backbone: a folder or a Hub id, not trained on these labels; None: its own.
+    weights: str | None = None
 
     def __post_init__(self) -> None:
         from pneumonia_hf.models.backbones import BACKBONES

@@ -12,7 +12,7 @@ from pneumonia_hf.errors import UserError
 from pneumonia_hf.evaluation.choose_images import count_seen
 from pneumonia_hf.evaluation.context import Evaluation, EvaluationConfig, Site
 from pneumonia_hf.evaluation.report import Report
-from pneumonia_hf.evaluation.scores import NO_CHEST, UNLIKE, Scores, score_images
+from pneumonia_hf.evaluation.scores import NO_CHEST, UNLIKE, score_images
 from pneumonia_hf.evaluation.sections import (
     attribution,
     calibration,
@@ -157,39 +157,33 @@ def _list_failed(findings: Sequence[Mapping[str, str]], phantom: Sequence[str]) 
 
 def _list_notes(evaluation: Evaluation) -> tuple[list[str], list[str]]:
     """Return why the numbers are biased, and what else limits them; gravest first."""
-    seen, unreadable = evaluation.seen, len(evaluation.unreadable)
-    files = "file" if unreadable == 1 else "files"
-    notes = {
-        f"The model was trained on {seen['train']} of these images: the numbers are optimistically "
-        f"biased.": seen["train"],
-        f"Checkpoint and threshold were chosen on {seen['validation']} of these images: the "
-        f"numbers are optimistically biased.": seen["validation"],
+    seen, scores, predictor = evaluation.seen, evaluation.scores, evaluation.predictor
+    used = {
+        "train": "The model was trained on",
+        "validation": "Checkpoint and threshold were chosen on",
     }
-    more = {
-        f"{seen['test']} of these images are of the internal test set, of the same site as the "
-        f"training data: the numbers say little about another site.": seen["test"],
-        **dict.fromkeys(_explain_misfit(evaluation), 1),
-        **dict.fromkeys((one.sentence for one in evaluation.predictor.caveats), 1),
-        **dict.fromkeys(_describe_gate(evaluation.scores), 1),
-        f"{unreadable} {files} could not be read and are in no number below.": unreadable,
-    }
-    return tuple([text for text, count in part.items() if count] for part in (notes, more))
-
-
-def _explain_misfit(evaluation: Evaluation) -> list[str]:
-    """Return why the scores of images that the model does not know fit no hospital of its own."""
-    if any(evaluation.seen.values()):
-        return []
-    found = explain_score_misfit(evaluation.predictor, evaluation.probabilities)
-    return [found] if found else []
-
-
-def _describe_gate(scores: Scores) -> list[str]:
-    if np.isnan(scores.distances).all():  # no gate
-        return []
-    unlike, refused = (int(scores.reasons[name].sum()) for name in (UNLIKE, NO_CHEST))
-    return [
-        f"The input gate finds {unlike} of the {len(scores.labels)} images unlike the training "
-        f"images, and would refuse {refused} as no frontal chest X-rays; both are in every number "
-        f"below, as REFER."
+    biased = [
+        f"{text} {seen[split]} of these images: the numbers are optimistically biased."
+        for split, text in used.items()
+        if seen[split]
     ]
+    others = []
+    if seen["test"]:
+        others.append(
+            f"{seen['test']} of these images are of the internal test set, of the same site as the "
+            f"training data: the numbers say little about another site."
+        )
+    if not any(seen.values()):
+        others.append(explain_score_misfit(predictor, evaluation.probabilities))
+    others += [one.sentence for one in predictor.caveats]
+    if not np.isnan(scores.distances).all():  # there is a gate
+        unlike, refused = (int(scores.reasons[name].sum()) for name in (UNLIKE, NO_CHEST))
+        others.append(
+            f"The input gate finds {unlike} of the {len(scores.labels)} images unlike the training "
+            f"images, and would refuse {refused} as no frontal chest X-rays; both are in every "
+            f"number below, as REFER."
+        )
+    if unreadable := len(evaluation.unreadable):
+        files = "file" if unreadable == 1 else "files"
+        others.append(f"{unreadable} {files} could not be read and are in no number below.")
+    return biased, [one for one in dict.fromkeys(others) if one]

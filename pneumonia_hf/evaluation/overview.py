@@ -49,17 +49,11 @@ def read_row(text: str) -> ModelRow:
     internal, other = reports[0], reports[1] if len(reports) > 1 else None
     copies = (internal.get("robustness") or {}).get("results", ())
     swapped = [one["auroc"] for one in copies if (one["name"], one["level"]) == GAP]
-    return ModelRow(
-        name,
-        (
-            internal["metrics"]["auroc"],
-            swapped[0] if swapped else None,
-            other["metrics"]["auroc"] if other else None,
-        ),
-        any(other[f"seen_in_{split}"] for split in ("training", "validation", "test"))
-        if other
-        else None,
-    )
+    areas = (internal["metrics"]["auroc"], swapped[0] if swapped else None)
+    if other is None:
+        return ModelRow(name, (*areas, None))
+    knows = any(other[f"seen_in_{split}"] for split in ("training", "validation", "test"))
+    return ModelRow(name, (*areas, other["metrics"]["auroc"]), knows)
 
 
 def to_table(rows: list[ModelRow]) -> str:
