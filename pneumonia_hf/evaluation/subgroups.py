@@ -118,13 +118,12 @@ def to_groups(name: str, values: Sequence[Any]) -> list[str | None] | None:
     numbers = np.array([_to_number(one) for one in cells])
     given = np.array([one is not None for one in cells])
     if given.any() and np.isfinite(numbers[given]).all():
-        if name.lower() == "age":
-            return [_to_band(one, AGES) if known else NOT_GIVEN
-                    for one, known in zip(numbers, given, strict=True)]  # fmt: skip
-        if len(np.unique(numbers[given])) > MOST_VALUES:
-            edges = np.unique(np.quantile(numbers[given], [0.25, 0.5, 0.75]))
-            return [_to_band(one, edges) if known else NOT_GIVEN
-                    for one, known in zip(numbers, given, strict=True)]  # fmt: skip
+        is_age = name.lower() == "age"
+        if is_age or len(np.unique(numbers[given])) > MOST_VALUES:
+            quarters = np.unique(np.quantile(numbers[given], [0.25, 0.5, 0.75]))
+            edges = AGES if is_age else quarters
+            return [NOT_GIVEN if one is None else _to_band(number, edges)
+                    for one, number in zip(cells, numbers, strict=True)]  # fmt: skip
     groups = [NOT_GIVEN if one is None else str(one) for one in cells]
     return groups if 2 <= len(set(groups)) <= MOST_VALUES else None
 
@@ -140,11 +139,9 @@ def _to_band(number: float, edges: Sequence[float]) -> str:
     place = int(np.searchsorted(edges, number, side="right"))
     if place == 0:
         return f"below {edges[0]:g}"
-    return (
-        f"{edges[-1]:g} or more"
-        if place == len(edges)
-        else (f"{edges[place - 1]:g} to below {edges[place]:g}")
-    )
+    if place == len(edges):
+        return f"{edges[-1]:g} or more"
+    return f"{edges[place - 1]:g} to below {edges[place]:g}"
 
 
 def list_groups(data: Dataset, names: Sequence[str]) -> dict[str, list[str | None]]:
