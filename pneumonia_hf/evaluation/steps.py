@@ -59,21 +59,18 @@ class Steps:
 
         `passes` of the network, about, are needed to compute them.
         """
-        file = self._file_of(name)
-        if file is not None and file.exists():
+        digest = hashlib.sha256(name.encode()).hexdigest()[:16]
+        file = self.folder and self.folder / f"{digest}.npz"
+        if file and file.exists():
             if self.bar is not None:
                 self.bar.total -= passes  # it takes no time, and says nothing of the rest
             with np.load(file, allow_pickle=False) as stored:
                 return dict(stored)
         found = compute()
         self.advance(passes, name)
-        if file is not None:
+        if file:
             self._keep(file, found)
         return found
-
-    def _file_of(self, name: str) -> Path | None:
-        digest = hashlib.sha256(name.encode()).hexdigest()[:16]
-        return None if self.folder is None else self.folder / f"{digest}.npz"
 
     def _keep(self, file: Path, found: dict[str, np.ndarray]) -> None:
         folder = file.parent

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from pneumonia_hf.statistics.intervals import Interval, draw_patients, percentile_interval
+from pneumonia_hf.statistics.intervals import Interval, bootstrap, draw_patients
 from pneumonia_hf.statistics.log_odds import move_to_prevalence, to_logit, to_probability
 from pneumonia_hf.statistics.metrics import bootstrap_intervals, sensitivity, specificity
 
@@ -229,19 +229,17 @@ def by_prevalence(
     resamples: Sequence[np.ndarray],
 ) -> tuple[PredictiveValues, ...]:
     """Return the predictive values at each of PREVALENCES, with intervals over patients."""
-    own, *pairs = [
-        (sensitivity(labels[d], probabilities[d], threshold),
-         specificity(labels[d], probabilities[d], threshold))
-        for d in (np.arange(len(labels)), *resamples)
-    ]  # fmt: skip
-    found = []
-    for prevalence in PREVALENCES:
-        draws = zip(*(predictive_values(*pair, prevalence) for pair in pairs), strict=True)
-        both = map(percentile_interval, predictive_values(*own, prevalence), draws)
-        # Not defined if no resample changes the value.
-        both = (Interval(of.value) if of.low == of.high else of for of in both)
-        found.append(PredictiveValues(prevalence, *both))
-    return tuple(found)
+
+    def measure(rows: np.ndarray) -> list[float]:
+        images = labels[rows], probabilities[rows], threshold
+        both = sensitivity(*images), specificity(*images)
+        return np.ravel([predictive_values(*both, one) for one in PREVALENCES]).tolist()
+
+    found = bootstrap(measure, len(labels), resamples)
+    # Not defined if no resample changes the value.
+    found = [Interval(of.value) if of.low == of.high else of for of in found]
+    pairs = zip(PREVALENCES, found[::2], found[1::2], strict=True)
+    return tuple(PredictiveValues(*one) for one in pairs)
 
 
 def decision_curve(labels: np.ndarray, probabilities: np.ndarray) -> DecisionCurve:
