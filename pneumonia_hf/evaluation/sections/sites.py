@@ -13,7 +13,7 @@ from pneumonia_hf.data.folder_source import list_others
 from pneumonia_hf.data.load import load_splits
 from pneumonia_hf.data.sources import parse_source
 from pneumonia_hf.errors import UserError
-from pneumonia_hf.evaluation.choose_images import hashes_by_member, leave_out_used, list_used
+from pneumonia_hf.evaluation.choose_images import USED, leave_out_used, own_hashes
 from pneumonia_hf.evaluation.context import Evaluation, Site
 from pneumonia_hf.evaluation.scores import Scores, score_images
 from pneumonia_hf.evaluation.subgroups import Others, list_groups, score_other_classes
@@ -66,8 +66,7 @@ def load_site(text: str, predictor: Predictor, other_classes: Sequence[str] = ()
 
     source = parse_source(text)
     data = concatenate_datasets(list(load_splits([text]).values()))
-    used = list_used(predictor)
-    own_test = set().union(*hashes_by_member(predictor, "test"))
+    used, own_test = own_hashes(predictor, USED), own_hashes(predictor, ["test"])
     hashes, patients = to_hex(hash_images(data)), data["patient"][:]
     known = {patient for one, patient in zip(hashes, patients, strict=True) if one in used}
     new = [row for row, patient in enumerate(patients) if patient not in known]
