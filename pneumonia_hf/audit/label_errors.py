@@ -136,15 +136,11 @@ def _in_batches(
     """Return the features of the images at `rows`: float16 [N, D]."""
     from tqdm.auto import tqdm
 
-    out = None
-    starts = range(0, len(rows), 32)
-    for start in tqdm(starts, desc="Features", unit="batch", leave=False, disable=len(rows) < 500):
-        batch = rows[start : start + 32]
-        made = extract(images.pixels(batch))
-        if out is None:
-            out = np.empty((len(rows), made.shape[1]), np.float16)
-        out[start : start + len(batch)] = made
-    return out
+    starts = tqdm(
+        range(0, len(rows), 32), desc="Features", unit="batch", leave=False, disable=len(rows) < 500
+    )
+    made = (extract(images.pixels(rows[start : start + 32])) for start in starts)
+    return np.concatenate([batch.astype(np.float16) for batch in made])
 
 
 def _pixel_features(pixels: Any) -> np.ndarray:
