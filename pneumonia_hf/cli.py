@@ -30,8 +30,8 @@ CAUSES = {
         "--dataloader_num_workers, and continue with --resume from the last checkpoint."
     ),
     Cause.PEER_GONE: (
-        "Another process of this run has ended; read its message, and start all processes again "
-        "with --resume: the last checkpoint is kept."
+        "Another process has ended; read its message, and start all processes again, a training "
+        "run with --resume: completed work is kept."
     ),
 }
 # Flags and recipe keys of earlier versions, which are still read.

@@ -36,6 +36,9 @@ from pneumonia_hf.models.xray_cnn import XrayCnnConfig
 ROOT = Path(__file__).resolve().parents[1]
 # The real X-rays that lie beside some checkouts; tests that need them skip without.
 REAL_XRAYS = ROOT.parent / "shared" / "xrays"
+# Of two processes on the CPU.
+LAUNCHER = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", "--config_file",
+            str(ROOT / "train_scripts/accelerate/two_cpu_processes.yaml")]  # fmt: skip
 
 TINY_CONFIGS: dict[str, PreTrainedConfig] = {
     "vit-base": ViTConfig(

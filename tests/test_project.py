@@ -21,8 +21,8 @@ TRAINING = {"audit", "training", "search"}
 # What the other packages import inside a function only, and say so in a sentence without it.
 OPTIONAL = {"imagehash", "kornia", "medmnist", "onnx", "onnxruntime", "openvino"}
 # What another library imports for us.
-USED_THROUGH = {"accelerate": "transformers", "timm": "transformers", "onnxscript": "torch",
-                "tensorboard": "transformers", "torchvision": "transformers"}  # fmt: skip
+USED_THROUGH = {"timm": "transformers", "onnxscript": "torch", "tensorboard": "transformers",
+                "torchvision": "transformers"}  # fmt: skip
 
 
 def read_pins(name: str) -> dict[str, str]:

@@ -14,8 +14,8 @@ from helpers import ROOT
 PACKAGE = ROOT / "pneumonia_hf"
 # Each may import those before it, never those after it.
 ORDER = (
-    "errors reasons labels files compat memory hub cli imaging data statistics reporting models "
-    "inference audit evaluation training search demo publish commands"
+    "errors reasons labels files compat memory hub cli distributed imaging data statistics "
+    "reporting models inference audit evaluation training search demo publish commands"
 ).split()
 # The only modules or packages that may import a library.
 BOUNDARIES = {

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Train on two machines that are one: two network namespaces, joined by a cable of the kernel's.
+# Two machines that are one: two network namespaces, joined by a cable of the kernel's.
 #
 #   sudo tests/two_machines.sh shared|own FOLDER FLAG...
 #
@@ -11,7 +11,7 @@
 #
 # PYTHON names the interpreter, PROCESSES how many of them run on each machine (1), PORT the port
 # of machine 0 (29500; free on any computer, as the namespaces are new), LAUNCHER accelerate or
-# torchrun.
+# torchrun, SCRIPT another script than train.py: predict.py or evaluate_model.py.
 set -euo pipefail
 
 usage() { sed -n '3,6p' "$0" | sed 's/^# \{0,1\}//' >&2; exit 2; }
@@ -66,6 +66,9 @@ torchrun)
 esac
 
 disk=$folder/disk
+script=${SCRIPT:-train.py}
+output=(--output_dir "$disk/run")
+[ "$script" != predict.py ] || output=(--output "$disk/scores.parquet")
 mkdir -p "$disk"
 pids=()
 for rank in 0 1; do
@@ -79,7 +82,7 @@ for rank in 0 1; do
     ip netns exec "${names[rank]}" env GLOO_SOCKET_IFNAME=cable TP_SOCKET_IFNAME=cable \
         PNEUMONIA_HF_CACHE="$disk/cache" PYTHONUNBUFFERED=1 OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" \
         bash -c "$prepare && cd '$root' && exec \"\$@\"" machine \
-        "${launch[@]}" "$rank" "$root/train_scripts/train.py" "$@" --output_dir "$disk/run" \
+        "${launch[@]}" "$rank" "$root/train_scripts/$script" "$@" "${output[@]}" \
         >"$folder/machine-$rank.log" 2>&1 &
     pids+=($!)
 done
@@ -90,7 +93,8 @@ for rank in 0 1; do
     wait "${pids[rank]}" || status=$?
     echo "machine $rank: exit status $status; its log is $folder/machine-$rank.log"
     # What the script says; the launchers add a page of their own when it fails.
-    grep -aE '(^|\] ?)([A-Za-z]*[Ee]rror: |The finished model)' "$folder/machine-$rank.log" |
+    said='([A-Za-z]*[Ee]rror: |The saved model|The report is|[0-9]+ images?:)'
+    grep -aE "(^|\] ?)$said" "$folder/machine-$rank.log" |
         grep -av ChildFailedError | head -n 3 || true
     [ "$failed" != 0 ] || failed=$status
 done

@@ -2,6 +2,8 @@
 
 pneumonia-hf evaluate --model runs/NAME --data_dir DATA --split test \
     --output_dir eval_reports/NAME
+
+With `accelerate launch train_scripts/evaluate_model.py` several processes share the scoring.
 """
 
 from __future__ import annotations
@@ -125,6 +127,7 @@ def main() -> None:
     from pneumonia_hf.data.load import read_image_list
     from pneumonia_hf.data.pixel_store import cache_in
     from pneumonia_hf.data.sources import parse_source
+    from pneumonia_hf.distributed import start_scoring
     from pneumonia_hf.evaluation.context import EvaluationConfig
     from pneumonia_hf.evaluation.report import FILES
     from pneumonia_hf.evaluation.run import DataInputs, ModelInputs, check_card, report_on
@@ -172,8 +175,11 @@ def main() -> None:
         published=PUBLISHED if PUBLISHED.exists() else None,
         with_images=options.with_images,
     )
+    state = start_scoring()
     with cache_in(options.cache_dir):
-        report = report_on(models, inputs, config, options.output_dir)
+        report = report_on(models, inputs, config, options.output_dir, state)
+    if state and not state.is_main_process:
+        return
     if card:
         add_report(card, report.numbers)
     print((options.output_dir / "report.md").read_text(encoding="utf-8").split("\n![")[0])

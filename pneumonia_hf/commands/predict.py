@@ -79,7 +79,7 @@ def main() -> int:
     check_inputs(options.model)
     launched = int(os.environ.get("WORLD_SIZE", 1)) > 1
     if launched or streams or options.parts or options.output.endswith(".parquet"):
-        return _predict_in_parts(options, paths, streams, launched)
+        return _predict_in_parts(options, paths, streams)
     predictor = _load(options)
     failed = write_predictions(predictor, paths, options.output)
     if failed:
@@ -99,11 +99,10 @@ def _load(options: argparse.Namespace, device: str | None = None) -> Predictor:
     )
 
 
-def _predict_in_parts(
-    options: argparse.Namespace, paths: list[Path], streams: list[str], launched: bool
-) -> int:
+def _predict_in_parts(options: argparse.Namespace, paths: list[Path], streams: list[str]) -> int:
     """Score with all processes of the launcher; the main one merges and prints the counts."""
     from pneumonia_hf.data.image_stream import identify_stream, stream_images
+    from pneumonia_hf.distributed import broadcast_from_main, start_scoring
     from pneumonia_hf.errors import UserError
     from pneumonia_hf.evaluation.scores import identify_model
     from pneumonia_hf.inference.parts import merge_parts, prepare_parts, score_parts
@@ -111,11 +110,7 @@ def _predict_in_parts(
 
     if options.output == "-":
         raise UserError("Parts are kept beside the table; give --output a file.")
-    state = None
-    if launched:
-        from pneumonia_hf.training.distributed import broadcast_from_main, start_scoring
-
-        state = start_scoring()
+    state = start_scoring()
     predictor = _load(options, state and str(state.device))
     folder = Path(f"{options.output}.parts")
     identity = [*identify_model(predictor), *map(str, paths), *map(identify_stream, streams)]

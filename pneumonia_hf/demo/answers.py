@@ -210,10 +210,15 @@ def name_model(predictor: Predictor) -> str:
         return predictor.name
     local = Path(predictor.name).expanduser().is_dir()  # visitors do not see local paths
     name = predictor.path.resolve().name if local else predictor.name
-    # A Hub download lies in a folder that is named after its commit.
-    folder = predictor.path.resolve().name
+    commit = find_commit(predictor)
+    return f"{name} ({commit[:12]})" if commit and not local else name
+
+
+def find_commit(predictor: Predictor) -> str | None:
+    """Return the commit of a model of the Hub, whose download lies in a folder of that name."""
+    folder = predictor.path.resolve().name if predictor.path else ""
     is_commit = len(folder) == 40 and all(letter in "0123456789abcdef" for letter in folder)
-    return f"{name} ({folder[:12]})" if is_commit and not local else name
+    return folder if is_commit else None
 
 
 def to_error(text: str) -> str:

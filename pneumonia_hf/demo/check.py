@@ -28,7 +28,7 @@ def check_space(space: str, model: str | None = None) -> list[str]:
 
     Args:
         space: `owner/name` of a Space, or the address of an app.
-        model: folder or Hub id; by default what the app says it serves, at that revision.
+        model: folder or Hub id; by default what the app says it serves, at that commit.
 
     Raises:
         UserError: it does not run, or does not answer; the model is unknown here.
@@ -42,8 +42,9 @@ def check_space(space: str, model: str | None = None) -> list[str]:
         # The saved token goes to Spaces alone.
         token = False if space.startswith(ADDRESSES) else None
         client = Client(address, token, verbose=False, ssl_verify=context, httpx_kwargs=limit)
-        served = client.predict(api_name="/model_info")["model"]
-        predictor = Predictor.from_pretrained(model or name_served(served))
+        served = client.predict(api_name="/model_info")
+        model = model or name_served(served["model"], served.get("commit"))
+        predictor = Predictor.from_pretrained(model)
         for name, image in draw_images().items():
             with tempfile.TemporaryDirectory() as folder:
                 file = Path(folder) / "image.png"
@@ -71,8 +72,11 @@ def draw_images() -> dict[str, Image.Image]:
     }
 
 
-def name_served(text: str) -> str | Path:
-    """Return the model that `/model_info` names, `owner/name@revision (commit)` or the default.
+def name_served(text: str, commit: str | None) -> str | Path:
+    """Return the model that `/model_info` names, `owner/name@revision (...)` or the default.
+
+    It is named at its commit, as a branch may have moved since the app started. Earlier versions
+    of the app do not say which that is.
 
     Raises:
         ModelError: it is another folder of that machine.
@@ -82,7 +86,7 @@ def name_served(text: str) -> str | Path:
     name = text.partition(" ")[0]
     if "/" not in name or not HUB_ID.match(name.partition("@")[0]):
         raise ModelError(f"The app serves {text}, which is not of the Hub; name it as --model.")
-    return name
+    return f"{name.partition('@')[0]}@{commit}" if commit else name
 
 
 def compare(found: dict[str, Any], expected: Prediction) -> str | None:

@@ -9,7 +9,7 @@ import gradio as gr
 
 from pneumonia_hf import __version__
 from pneumonia_hf.compat.gradio import hide_from_mcp, make_upload
-from pneumonia_hf.demo.answers import name_model
+from pneumonia_hf.demo.answers import find_commit, name_model
 from pneumonia_hf.demo.engine import NO_MAP
 from pneumonia_hf.demo.limits import ASSUMED_PREVALENCE
 from pneumonia_hf.errors import UserError
@@ -152,6 +152,7 @@ def describe_model(engine: Engine) -> dict[str, Any]:
     point = engine.predictor.operating_point
     return {
         "model": name_model(engine.predictor),
+        "commit": find_commit(engine.predictor),  # of the Hub
         "backbone": read_manifest(engine.predictor.path).backbone,
         "version": __version__,
         "labels": list(LABELS),

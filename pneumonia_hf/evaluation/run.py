@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pneumonia_hf.data.folder_source import list_others
 from pneumonia_hf.data.sources import parse_source
@@ -18,6 +19,9 @@ from pneumonia_hf.evaluation.steps import Steps
 from pneumonia_hf.files import expand
 from pneumonia_hf.inference.predictor import Predictor
 from pneumonia_hf.models.model_folder import ENSEMBLE_FILE, check_model_folder
+
+if TYPE_CHECKING:
+    from accelerate import PartialState
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,7 @@ def report_on(
     inputs: DataInputs,
     config: EvaluationConfig,
     folder: Path,
+    state: PartialState | None = None,
 ) -> Report:
     """Score models on data, and write the report into `folder`.
 
@@ -58,6 +63,7 @@ def report_on(
         models, inputs: the models and the data.
         config: what to measure.
         folder: of the report.
+        state: of a launcher's processes, which share the scoring; the main one alone writes.
 
     Raises:
         UserError: as of the functions that it calls.
@@ -71,8 +77,9 @@ def report_on(
         if inputs.sites:  # they may have folders that this data lacks
             wanted = [one for one in wanted if (expand(sources[0].where) / one).is_dir()]
         others = list_others(sources[0].where, wanted)
+    device = str(state.device) if state else None
     predictor = Predictor.from_pretrained(
-        models.models, tta=models.tta, positive_label=models.positive_label
+        models.models, device=device, tta=models.tta, positive_label=models.positive_label
     )
     split, data = choose_split(inputs.data_dir, inputs.split, predictor, config.strict)
     if inputs.images:
@@ -84,14 +91,17 @@ def report_on(
     if models.compare:
         second = Predictor.from_pretrained(
             models.compare,
+            device=device,
             tta=models.tta,
             positive_label=models.compare_positive_label,
             flags=("--compare", "--compare_positive_label"),
         )
-    steps = Steps(folder.with_name(f".{folder.name}.steps"), identify(predictor, data))
+    kept = folder.with_name(f".{folder.name}.steps")
+    steps = Steps(kept, identify(predictor, data), state)
     name = inputs.name or " + ".join(one.name for one in sources)
     report = evaluate_predictor(predictor, data, name, split, config, others, steps, sites, second)
-    write_report(report, folder)
+    if steps.is_main:
+        write_report(report, folder)
     steps.remove()
     return report
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -73,8 +73,9 @@ def score_images(
     Raises:
         DataError: no image of a class can be read; with `strict`, any cannot.
     """
-    found = (steps or Steps()).run(
-        f"scores {identify(predictor, data)}", lambda: _predict(predictor, data, name)
+    steps = steps or Steps()
+    found = steps.run(
+        f"scores {identify(predictor, data)}", lambda: _predict(predictor, data, name, steps)
     )
     unreadable = tuple(found["unreadable"].tolist())
     kept = found["kept"]
@@ -156,11 +157,15 @@ def explain_left_out(result: Prediction | XrayError, file: str) -> str | None:
     return f"{file}: {Reason.MASK.value}" if Reason.MASK in result.reasons else None
 
 
-def _predict(predictor: Predictor, data: Dataset, name: str) -> dict[str, np.ndarray]:
+def _predict(predictor: Predictor, data: Dataset, name: str, steps: Steps) -> dict[str, np.ndarray]:
     from tqdm.auto import tqdm
 
-    results = predictor.predict_images(open_images(data), refuse=False)
-    results = list(tqdm(results, total=len(data), unit="image", desc=name, leave=False))
+    def score(rows: Sequence[int]) -> Iterable[Prediction | XrayError]:
+        found = predictor.predict_images(open_images(data.select(rows)), refuse=False)
+        shown = {"unit": "image", "desc": name, "leave": False, "disable": not steps.is_main}
+        return tqdm(found, total=len(rows), **shown)
+
+    results = steps.share(score, len(data))
     faults = [explain_left_out(*pair) for pair in zip(results, data["file"][:], strict=True)]
     kept = [row for row, fault in enumerate(faults) if fault is None]
     predictions: list[Prediction] = [results[row] for row in kept]

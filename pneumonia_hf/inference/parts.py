@@ -11,7 +11,7 @@ import csv
 import hashlib
 import os
 import shutil
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,14 +19,14 @@ from typing import TYPE_CHECKING, Any
 from pneumonia_hf.errors import UserError, XrayError
 from pneumonia_hf.files import read_json, write_json
 from pneumonia_hf.inference.batch import COLUMNS, open_table
-from pneumonia_hf.inference.read_ahead import UndecodedImage, cut
+from pneumonia_hf.inference.read_ahead import CHUNK, UndecodedImage, cut
 
 if TYPE_CHECKING:
     import pyarrow
 
     from pneumonia_hf.inference.predictor import Prediction, Predictor
 
-PART = 256  # images
+PART = CHUNK  # images: the batches of one process, and few images are shared evenly
 INPUT_FILE = "input.json"  # what the parts are of
 
 
@@ -64,16 +64,25 @@ def score_parts(
     from pyarrow import parquet
 
     count = 0
-    for number, some in enumerate(cut(images, PART)):
-        count += len(some)
-        path = folder / f"part-{number:06d}.parquet"
-        if number % processes == process and not path.exists():
-            found = predictor.predict_images(some)
-            rows = [to_row(str(name or source), one)
-                    for (name, source), one in zip(some, found, strict=True)]  # fmt: skip
-            unfinished = path.with_suffix(".unfinished")
-            parquet.write_table(to_arrow(rows), unfinished)
-            os.replace(unfinished, path)
+    begun: deque[tuple[Path, list[UndecodedImage]]] = deque()
+
+    def take_own() -> Iterator[UndecodedImage]:
+        nonlocal count
+        for number, some in enumerate(cut(images, PART)):
+            count += len(some)
+            path = folder / f"part-{number:06d}.parquet"
+            if number % processes == process and not path.exists():
+                begun.append((path, some))
+                yield from some
+
+    # One stream over all own parts: the next is read while one is scored.
+    for found in cut(predictor.predict_images(take_own()), PART):
+        path, some = begun.popleft()
+        rows = [to_row(str(name or source), one)
+                for (name, source), one in zip(some, found, strict=True)]  # fmt: skip
+        unfinished = path.with_suffix(".unfinished")
+        parquet.write_table(to_arrow(rows), unfinished)
+        os.replace(unfinished, path)
     return count
 
 

@@ -18,6 +18,7 @@ from pneumonia_hf.data.boxes import BOXES
 from pneumonia_hf.data.cache import decode_splits
 from pneumonia_hf.data.file_hashes import to_hex
 from pneumonia_hf.data.table import NO_METADATA
+from pneumonia_hf.distributed import broadcast_from_main
 from pneumonia_hf.errors import UserError
 from pneumonia_hf.evaluation.perturbations import ROBUST
 from pneumonia_hf.labels import LABELS
@@ -26,7 +27,6 @@ from pneumonia_hf.training.boxes import BoxedPixels, add_boxes
 from pneumonia_hf.training.checkpoints import CHECKPOINTS, UNFINISHED
 from pneumonia_hf.training.counterfactuals import CounterfactualPixels
 from pneumonia_hf.training.distillation import UNLABELLED, Teacher, load_teacher, load_unlabelled
-from pneumonia_hf.training.distributed import broadcast_from_main
 from pneumonia_hf.training.interruption import StopRequest
 from pneumonia_hf.training.phases import Phase
 from pneumonia_hf.training.recipe import Recipe

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from pneumonia_hf import __version__
+from pneumonia_hf.distributed import is_sharded
 from pneumonia_hf.errors import UserError
 from pneumonia_hf.files import hold_lock, read_json, write_json
 from pneumonia_hf.models.model_folder import ENSEMBLE_FILE, MODEL_FILES
 from pneumonia_hf.models.run_manifest import read_manifest
 from pneumonia_hf.training.checkpoints import CHECKPOINTS, list_checkpoints
-from pneumonia_hf.training.distributed import is_sharded
 
 if TYPE_CHECKING:
     from pneumonia_hf.training.arguments import XrayTrainingArguments

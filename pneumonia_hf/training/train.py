@@ -25,6 +25,7 @@ from transformers import (
 from pneumonia_hf.compat.trackio import keep_dashboard_closed
 from pneumonia_hf.data.load import load_xrays
 from pneumonia_hf.data.pixel_store import cache_in
+from pneumonia_hf.distributed import broadcast_from_main
 from pneumonia_hf.errors import UserError
 from pneumonia_hf.files import read_json, write_json
 from pneumonia_hf.memory import keep_freed_memory
@@ -41,7 +42,6 @@ from pneumonia_hf.training.checkpoints import (
     read_outcome,
 )
 from pneumonia_hf.training.counterfactuals import compute_validation_metrics
-from pneumonia_hf.training.distributed import broadcast_from_main
 from pneumonia_hf.training.finalize import finalize
 from pneumonia_hf.training.interruption import SaveAndStop, catch_sigterm
 from pneumonia_hf.training.losses import XrayLoss

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Sampler
 from transformers import AutoModelForImageClassification, TrainerState
 
 from pneumonia_hf.compat.transformers import OpenTrainer, shard_embeddings_with_parent
+from pneumonia_hf.distributed import is_sharded
 from pneumonia_hf.errors import UserError
 from pneumonia_hf.imaging.preprocess import normalise
 from pneumonia_hf.models.activation_map import (
@@ -37,7 +38,6 @@ from pneumonia_hf.training.checkpoints import (
     is_exhausted,
     remove_old,
 )
-from pneumonia_hf.training.distributed import is_sharded
 from pneumonia_hf.training.losses import BoxTargets, Targets
 from pneumonia_hf.training.phases import rate_of_parameters
 from pneumonia_hf.training.sampler import (

@@ -1,6 +1,7 @@
 """The answer in words."""
 
 import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from pneumonia_hf.demo.answers import (
     describe_change,
     explain,
+    find_commit,
     list_warnings,
     make_scale,
     name_model,
@@ -129,3 +131,5 @@ def test_numbers_in_words():
     assert describe_change(0.30, 0.32, 0.5) == "The probability rose by 2 points."
     assert "side of the threshold changed" in describe_change(0.49, 0.52, 0.5)
     assert name_model(make_engine().predictor) == "a model"
+    for folder, commit in ((40 * "a", 40 * "a"), (40 * "g", None), ("runs", None)):
+        assert find_commit(SimpleNamespace(path=Path("cache") / folder)) == commit

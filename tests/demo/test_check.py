@@ -66,7 +66,7 @@ def test_the_lines_of_the_page_lead_from_a_model_to_a_checked_space(
             # The Hub would run the Space with its variables; here it is the app of this model.
             space = hub.repositories["spaces/me/demo"]
             space.host, name = app_url, "{MODEL_ID}@{MODEL_REVISION}".format(**space.variables)
-            monkeypatch.setattr(check, "name_served", lambda text, name=name: name)
+            monkeypatch.setattr(check, "name_served", lambda *_, name=name: name)
         monkeypatch.setattr(sys, "argv", words)
         assert not commands.main()
     assert "me/demo answers as its model does here." in capsys.readouterr().out
@@ -100,11 +100,12 @@ def test_a_blank_image_is_decided_on_by_no_model(default):
 
 def test_name_that_an_app_gives_is_that_of_a_model():
     sha = 40 * "a"
-    assert name_served(f"me/x@{sha} ({sha[:12]})") == f"me/x@{sha}"
-    assert name_served("me/x (abcdefabcdef)") == "me/x"
-    assert name_served("default_model") == DEFAULT_MODEL
+    for name in ("me/x", "me/x@main"):  # a branch that may have moved
+        assert name_served(f"{name} ({sha[:12]})", sha) == f"me/x@{sha}"
+        assert name_served(name, None) == name
+    assert name_served("default_model", None) == DEFAULT_MODEL
     with pytest.raises(UserError, match="name it as --model"):
-        name_served("latest")
+        name_served("latest", None)
 
 
 def test_a_space_that_does_not_run_is_one_sentence(hub, own_client):

@@ -9,6 +9,7 @@ from pneumonia_hf.data.folder_source import OtherImage
 from pneumonia_hf.data.load import load_splits
 from pneumonia_hf.errors import UserError
 from pneumonia_hf.evaluation.scores import _predict
+from pneumonia_hf.evaluation.steps import Steps
 from pneumonia_hf.evaluation.subgroups import score_other_classes
 from pneumonia_hf.inference.predictor import Prediction
 from pneumonia_hf.reasons import OF_INPUT, REFUSING, Reason
@@ -42,7 +43,7 @@ def test_masks_are_in_no_measurement_and_are_listed(tmp_path, by_hand):
     folder = draw_folder(tmp_path / "data", patients=3)
     draw_mask(1, (80, 80)).save(folder / "PNEUMONIA" / "person9_virus_0.png")
     data = load_splits(folder)["all"]
-    found = _predict(StubPredictor(), data, "data")
+    found = _predict(StubPredictor(), data, "data", Steps())
     at = data["file"][:].index("PNEUMONIA/person9_virus_0.png")
     assert found["kept"].tolist() == [row for row in range(7) if row != at]
     assert len(found["probabilities"]) == 6 and not found["by_input_checks"].any()

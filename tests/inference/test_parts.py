@@ -2,24 +2,21 @@
 
 import os
 import subprocess
-import sys
 
 import pytest
-from helpers import ROOT, assert_one_sentence, call_script, draw_folder
+from helpers import LAUNCHER, ROOT, assert_one_sentence, call_script, draw_folder
 from pyarrow import parquet
 
 from pneumonia_hf import Predictor
 from pneumonia_hf.errors import UserError, XrayError
-from pneumonia_hf.inference import parts
+from pneumonia_hf.inference import parts, read_ahead
 from pneumonia_hf.inference.batch import find_inputs, write_predictions
-
-LAUNCHER = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", "--config_file",
-            str(ROOT / "train_scripts/accelerate/two_cpu_processes.yaml")]  # fmt: skip
 
 
 @pytest.fixture
 def small_parts(monkeypatch):
     monkeypatch.setattr(parts, "PART", 3)
+    monkeypatch.setattr(read_ahead, "CHUNK", 3)  # or images would be in other batches
 
 
 @pytest.fixture(scope="module")

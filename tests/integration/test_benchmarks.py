@@ -56,6 +56,13 @@ CASES = {
         "--backbones xray-cnn --rounds 1 --steps 1 --batch 2 --image_size 64",
         (("returns it, images/s", "keeps it, images/s", "ratio"),),
     ),
+    "processes.py": Case(
+        "--data_dir DATA --model MODEL --images 8 --rounds 1 --counts 16",
+        (
+            ("whole command, s", "scoring, s", "CPU of the busiest process, s"),
+            ("images", "peak memory, MB", "CPU, ms an image"),
+        ),
+    ),
     "precision.py": Case("--backbones xray-cnn --steps 1 --batch 2", (("ratio of their speeds",),)),
     "scale.py": Case(
         "--data_dir DATA --work_dir WORK --counts 80 --steps audit train --image_size 64",

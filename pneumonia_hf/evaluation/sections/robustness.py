@@ -100,14 +100,14 @@ def measure_robustness(
     labels, steps = np.asarray(labels), steps or Steps()
     pixels = shrink(predictor, images)
 
-    def score(name: str, level: float) -> dict[str, np.ndarray]:
+    def score_case(name: str, level: float) -> dict[str, np.ndarray]:
         copies = pixels if name == "plain" else perturb(pixels, labels, name, level, SEED)
-        return {"log_odds": np.concatenate(list(map(predictor.log_odds, in_chunks(copies))))}
+        return {"log_odds": score(predictor, copies, steps)}
 
     scores = {}
     for case in list_cases():
         name = f"{case[0]} {case[1]:g} of {len(labels)}"
-        found = steps.run(name, partial(score, *case), passes=len(labels))
+        found = steps.run(name, partial(score_case, *case), passes=len(labels))
         scores[case] = to_probability(found["log_odds"])
     threshold = predictor.operating_point.threshold
     draws = list(draw_patients(labels, patients, resamples, SEED))
@@ -164,6 +164,16 @@ def shrink(predictor: Predictor, images: Iterable[Image.Image]) -> np.ndarray:
     """Return images at the largest input size of the predictor: uint8 [N, 1, H, W]."""
     largest = max(predictor.networks, key=lambda one: one.processor.size["height"])
     return np.concatenate([resize([image], largest.processor).numpy() for image in images])
+
+
+def score(predictor: Predictor, pixels: np.ndarray, steps: Steps) -> np.ndarray:
+    """Return the predictor's log odds of gray images: float64 [N]; `pixels` is as of `shrink`."""
+
+    def of_rows(rows: Sequence[int]) -> Iterator[float]:
+        for chunk in in_chunks(pixels[rows]):
+            yield from predictor.log_odds(chunk).tolist()
+
+    return np.array(steps.share(of_rows, len(pixels)))
 
 
 def in_chunks(pixels: np.ndarray) -> Iterator[list[Image.Image]]:
