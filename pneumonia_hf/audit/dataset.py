@@ -126,18 +126,21 @@ def finding_of_issues(
 
 def finding_of_images(
     xrays: Xrays,
-    verdict: str,
     rows: np.ndarray,
     text: str,
     captions: Sequence[str] = (),
+    most: float = 0,
     **more: Any,
 ) -> Finding:
-    """Return a finding whose cases are the images at `rows`, each with a caption if given."""
-    shown = [(int(row), "") for row in rows[:MOST_EXAMPLES]]
-    if captions:
-        shown = [(row, caption) for (row, _), caption in zip(shown, captions, strict=False)]
-    examples = (xrays.describe(row) | ({"why": why} if why else {}) for row, why in shown)
+    """Return a finding whose cases are the images at `rows`, a warning if they are over `most`.
+
+    Each image has a caption, if they are given.
+    """
+    captions = captions or [""] * len(rows)
+    shown = [(int(row), why) for row, why in zip(rows[:MOST_EXAMPLES], captions, strict=False)]
+    examples = [xrays.describe(row) | ({"why": why} if why else {}) for row, why in shown]
     more |= {"files": xrays.files(rows)}
+    verdict = "warn" if len(rows) > most else "pass"
     return Finding(verdict, len(rows), text, tuple(examples), tuple(shown), more)
 
 

@@ -6,7 +6,7 @@ No image is scored by a model that was fitted on its patient or on another copy 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,24 +24,13 @@ COMPONENTS = 128  # of the features at most, and one for every ten images
 PIXELS = "pixels"  # features without a network
 
 
-@dataclass
+@dataclass(frozen=True)
 class FeatureConfig:
     """The frozen features for the search for doubtful labels."""
 
-    features: str = field(
-        default="dinov2-small",
-        metadata={
-            "help": "Backbone whose pretrained features are used to find doubtful labels; "
-            "pixels: gray levels, without a network; none: no search."
-        },
-    )
-    weights: str | None = field(
-        default=None,
-        metadata={
-            "help": "Pretrained weights of the backbone: a local folder or a Hub id. They must "
-            "not have been trained on these labels."
-        },
-    )
+    features: str = "dinov2-small"  # a backbone, or pixels (gray levels, without a network)
+    # Of the backbone: a folder or a Hub id, not trained on these labels; None: its own.
+    weights: str | None = None
 
     def __post_init__(self) -> None:
         from pneumonia_hf.models.backbones import BACKBONES
@@ -147,15 +136,11 @@ def _in_batches(
     """Return the features of the images at `rows`: float16 [N, D]."""
     from tqdm.auto import tqdm
 
-    out = None
-    starts = range(0, len(rows), 32)
-    for start in tqdm(starts, desc="Features", unit="batch", leave=False, disable=len(rows) < 500):
-        batch = rows[start : start + 32]
-        made = extract(images.pixels(batch))
-        if out is None:
-            out = np.empty((len(rows), made.shape[1]), np.float16)
-        out[start : start + len(batch)] = made
-    return out
+    starts = tqdm(
+        range(0, len(rows), 32), desc="Features", unit="batch", leave=False, disable=len(rows) < 500
+    )
+    made = (extract(images.pixels(rows[start : start + 32])) for start in starts)
+    return np.concatenate([batch.astype(np.float16) for batch in made])
 
 
 def _pixel_features(pixels: Any) -> np.ndarray:

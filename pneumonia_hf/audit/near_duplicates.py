@@ -41,7 +41,7 @@ def group_near(images: XrayPixels, exact: np.ndarray) -> tuple[np.ndarray, int]:
 
     _, firsts, members = np.unique(exact, return_index=True, return_inverse=True)
     groups = DisjointSet(range(len(firsts)))
-    similar = np.stack(_similar_pairs(images.facts("phash")[firsts]), axis=1)
+    similar = _similar_pairs(images.facts("phash")[firsts]).T
     left, unseen = max(100, int(MOST_PAIRS * len(firsts))), 0
     for start in range(0, len(similar), PAIRS):
         pairs = [
@@ -92,8 +92,8 @@ def correlate(ones: Tensor, others: Tensor) -> np.ndarray:
     return found.amax(0).numpy()
 
 
-def _similar_pairs(hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the indices of pairs with similar hashes, the most similar first: int64 [P]."""
+def _similar_pairs(hashes: np.ndarray) -> np.ndarray:
+    """Return the indices of pairs with similar hashes, the most similar first: [2, P]."""
 
     def compare(start: int) -> np.ndarray:
         tile = hashes[start : start + TILE]
@@ -115,8 +115,5 @@ def _similar_pairs(hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
     with ThreadPoolExecutor() as pool:
         found = list(pool.map(compare, range(0, len(hashes), TILE)))
-    if not found:
-        return np.zeros(0, np.int64), np.zeros(0, np.int64)
-    ones, others, bits = np.concatenate(found, axis=1)
-    order = np.lexsort((others, ones, bits))
-    return ones[order].astype(np.int64), others[order].astype(np.int64)
+    found = np.concatenate([np.zeros((3, 0), np.int32), *found], axis=1)
+    return found[:2, np.lexsort((found[1], found[0], found[2]))]

@@ -43,15 +43,8 @@ def check_sizes(xrays: Xrays) -> Finding:
     if len(odd):
         text += f"; {len(odd)} are too small or too long for a chest X-ray"
     captions = [f"{width[row]}x{height[row]}" for row in odd]
-    return finding_of_images(
-        xrays,
-        "warn" if len(odd) else "pass",
-        odd,
-        f"{text}.",
-        captions,
-        sizes=common,
-        aspect_ratio=_quantiles(ratio),
-    )
+    more = {"sizes": common, "aspect_ratio": _quantiles(ratio)}
+    return finding_of_images(xrays, odd, f"{text}.", captions, **more)
 
 
 def check_modes(xrays: Xrays) -> Finding:
@@ -65,8 +58,7 @@ def check_modes(xrays: Xrays) -> Finding:
     text = ", ".join(f"{count} {name}" for name, count in kinds.items())
     if len(coloured):
         text += f"; {len(coloured)} are coloured"
-    verdict = "warn" if len(coloured) else "pass"
-    return finding_of_images(xrays, verdict, coloured, f"{text}.", kinds=kinds)
+    return finding_of_images(xrays, coloured, f"{text}.", kinds=kinds)
 
 
 def check_brightness(xrays: Xrays) -> Finding:
@@ -81,14 +73,9 @@ def check_brightness(xrays: Xrays) -> Finding:
     text = f"mean gray level {middle:.0f} (5% to 95%: {low:.0f} to {high:.0f}); {by_class}"
     if len(odd):
         text += f"; {count_noun(odd, 'image')} below {DARK:.0f} or above {BRIGHT:.0f}"
-    return finding_of_images(
-        xrays,
-        "warn" if len(odd) > FEW * len(mean) else "pass",
-        odd,
-        f"{text}.",
-        [f"mean {mean[row]:.0f}" for row in odd],
-        mean=_quantiles(mean),
-    )
+    captions = [f"mean {mean[row]:.0f}" for row in odd]
+    few = FEW * len(mean)
+    return finding_of_images(xrays, odd, f"{text}.", captions, few, mean=_quantiles(mean))
 
 
 def check_saturated(xrays: Xrays) -> Finding:
@@ -96,21 +83,16 @@ def check_saturated(xrays: Xrays) -> Finding:
     white = xrays.images.facts("white").astype(np.float64)
     odd = np.flatnonzero(white > WHITE_SHARE)
     odd = odd[np.argsort(-white[odd], kind="stable")]
-    return finding_of_images(
-        xrays,
-        "warn" if len(odd) > FEW * len(white) else "pass",
-        odd,
-        f"{count_noun(odd, 'image')} with more than {WHITE_SHARE:.0%} white pixels.",
-        [f"{white[row]:.0%} white" for row in odd],
-        white=_quantiles(white),
-    )
+    text = f"{count_noun(odd, 'image')} with more than {WHITE_SHARE:.0%} white pixels."
+    captions = [f"{white[row]:.0%} white" for row in odd]
+    few = FEW * len(white)
+    return finding_of_images(xrays, odd, text, captions, few, white=_quantiles(white))
 
 
 def check_blank(xrays: Xrays) -> Finding:
     """Blank images."""
     blank = np.flatnonzero(xrays.images.facts("std") < LEAST_SPREAD)
-    verdict = "warn" if len(blank) else "pass"
-    return finding_of_images(xrays, verdict, blank, f"{count_noun(blank, 'image')}.")
+    return finding_of_images(xrays, blank, f"{count_noun(blank, 'image')}.")
 
 
 def check_unreadable(xrays: Xrays) -> Finding:

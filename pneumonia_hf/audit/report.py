@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from pneumonia_hf import __version__
 from pneumonia_hf.audit.dataset import VERDICTS, Finding, Xrays
@@ -18,17 +17,19 @@ from pneumonia_hf.audit.shortcuts import SHORTCUT_WARN
 from pneumonia_hf.data.patients import describe_patients
 from pneumonia_hf.labels import LABELS
 from pneumonia_hf.reporting import page as reporting
+from pneumonia_hf.reporting.drawing import COLOUR, MARK, draw_images, plot_intervals
 from pneumonia_hf.reporting.write import write_page
+from pneumonia_hf.statistics.intervals import Interval
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch import Tensor
 
-TILE = 128  # pixels of a thumbnail
+TILE = 320  # pixels of a thumbnail
 COLUMNS = 6
+MOST_LETTERS = 24  # of a line above a thumbnail
 AUDIT_FILES = ("audit.json", "audit.md", "audit.html")
 THUMBNAILS = "thumbnails"
-COLOURS = ("#1f5fa8", "#c0392b")  # of the classes
 
 
 def write_audit(
@@ -101,13 +102,9 @@ def _summarise(findings: dict[str, Finding], xrays: Xrays) -> reporting.Section:
         f"{split} {int(np.sum(xrays.split == number))}" for number, split in enumerate(xrays.splits)
     )
     patients = describe_patients(len(np.unique(xrays.patient)), xrays.by_file_name)
+    marks = {verdict: f"**{verdict}**" for verdict in VERDICTS[1:]}
     rows = [
-        [
-            check,
-            one.verdict if one.verdict == VERDICTS[0] else f"**{one.verdict}**",
-            one.count,
-            one.text,
-        ]
+        [check, marks.get(one.verdict, one.verdict), one.count, one.text]
         for check, one in findings.items()
     ]
     body = (
@@ -130,34 +127,22 @@ def _describe_example(example: dict[str, Any]) -> str:
     return "; ".join(texts)
 
 
-def draw_sheet(xrays: Xrays, finding: Finding) -> Image.Image:
+def draw_sheet(xrays: Xrays, finding: Finding) -> Figure:
     """Return thumbnails of a finding's images, with file names and captions."""
-    rows = [row for row, _ in finding.shown]
-    captions = [caption for _, caption in finding.shown]
-    names = [name.rsplit("/", 1)[-1] for name in xrays.files(rows)]
-    line, gap = 12, 6
-    lines = math.ceil(len(rows) / COLUMNS)
-    width = min(COLUMNS, len(rows)) * (TILE + gap) + gap
-    height = lines * (TILE + 2 * line + 2 * gap) + gap
-    sheet = Image.new("L", (width, height), 255)
-    draw = ImageDraw.Draw(sheet)
-    for place, (row, caption, name) in enumerate(zip(rows, captions, names, strict=True)):
-        x = gap + place % COLUMNS * (TILE + gap)
-        y = gap + place // COLUMNS * (TILE + 2 * line + 2 * gap)
+    images = []
+    for row, caption in finding.shown:
         image = Image.fromarray(xrays.images.pixels([row])[0, 0].numpy())
-        w, h = (int(xrays.images.facts(side)[row]) for side in ("width", "height"))
-        scale = TILE / max(w, h)  # in the X-ray's own shape
-        image = image.resize((max(1, round(w * scale)), max(1, round(h * scale))))
-        sheet.paste(image, (x + (TILE - image.width) // 2, y + TILE - image.height))
-        draw.text((x, y + TILE + 2), _fit(name), fill=0)
-        draw.text((x, y + TILE + 2 + line), _fit(caption), fill=0)
-    return sheet
+        image = image.resize([int(xrays.images.facts(side)[row]) for side in ("width", "height")])
+        image.thumbnail((TILE, TILE))  # in the X-ray's own shape
+        (name,) = xrays.files([row])
+        images.append((image, "\n".join(map(_fit, (name.rsplit("/", 1)[-1], caption)))))
+    return draw_images([images[at : at + COLUMNS] for at in range(0, len(images), COLUMNS)])
 
 
 def _fit(text: str) -> str:
     """Shorten a text in its middle to the width of a thumbnail."""
-    most = TILE // 6
-    return text if len(text) <= most else f"{text[: most // 2 - 1]}..{text[-(most // 2 - 1) :]}"
+    half = MOST_LETTERS // 2 - 1
+    return text if len(text) <= MOST_LETTERS else f"{text[:half]}..{text[-half:]}"
 
 
 def draw_overview(findings: dict[str, Finding], xrays: Xrays) -> Figure:
@@ -172,22 +157,19 @@ def draw_overview(findings: dict[str, Finding], xrays: Xrays) -> Figure:
         (brightness, mean, np.linspace(0, 255, 52), "Mean gray level"),
         (shape, np.clip(ratio, 0.4, 2.5), np.linspace(0.4, 2.5, 43), "Width to height"),
     ):
-        for label, name in enumerate(LABELS):
+        for label, (name, colour) in enumerate(zip(LABELS, (COLOUR, MARK), strict=True)):
             of_class = values[xrays.label == label]
             if len(of_class):
                 weights = np.full(len(of_class), 1 / len(of_class))
-                colour = COLOURS[label]
                 axes.hist(of_class, edges, weights=weights, color=colour, alpha=0.55, label=name)
         axes.set_title(title)
         axes.set_ylabel("share of the class")
         axes.legend()
-    areas = findings["shortcuts"].more.get("auroc", {}) if "shortcuts" in findings else {}
-    for place, one in enumerate(reversed(areas.values())):
-        shortcuts.plot([one["low"], one["high"]], [place, place], color=COLOURS[0])
-        shortcuts.plot(one["auroc"], place, "o", color=COLOURS[0])
-    shortcuts.set_yticks(range(len(areas)), list(reversed(areas)))
+    areas = findings["shortcuts"].more.get("auroc", {})
+    found = {name: Interval(one["auroc"], one["low"], one["high"]) for name, one in areas.items()}
+    plot_intervals(shortcuts, [(name, one, False) for name, one in found.items()])
     shortcuts.axvline(0.5, color="grey", linestyle=":")
     shortcuts.axvline(SHORTCUT_WARN, color="grey", linewidth=0.5)
-    shortcuts.set_xlim(min([0.35, *(one["low"] - 0.02 for one in areas.values())]), 1.02)
+    shortcuts.set_xlim(min([0.35, *(one.low - 0.02 for one in found.values())]), 1.02)
     shortcuts.set_title("AUROC from each alone, 95% interval")
     return figure

@@ -10,7 +10,7 @@ from pneumonia_hf.audit.dataset import Finding, Xrays
 from pneumonia_hf.audit.label_errors import MOST_ROWS, cross_validate, has_enough_groups
 from pneumonia_hf.data.ages import to_number
 from pneumonia_hf.data.table import NO_METADATA, column
-from pneumonia_hf.statistics.intervals import draw_patients, percentile_interval
+from pneumonia_hf.statistics.intervals import bootstrap, draw_patients
 from pneumonia_hf.statistics.metrics import auroc
 
 if TYPE_CHECKING:
@@ -129,11 +129,11 @@ def _as_numbers(values: np.ndarray) -> np.ndarray | None:
 def _area_over_patients(
     labels: np.ndarray, probabilities: np.ndarray, groups: np.ndarray
 ) -> dict[str, float]:
-    areas = [
-        auroc(labels[rows], probabilities[rows], 0.5)
-        for rows in draw_patients(labels, groups, RESAMPLES, seed=0)
-    ]
-    found = percentile_interval(auroc(labels, probabilities, 0.5), areas)
+    def measure(rows: np.ndarray) -> list[float]:
+        return [auroc(labels[rows], probabilities[rows], 0.5)]
+
+    draws = draw_patients(labels, groups, RESAMPLES, seed=0)
+    (found,) = bootstrap(measure, len(labels), draws)
     values = {"auroc": found.value, "low": found.low, "high": found.high}
     return {name: round(value, 4) for name, value in values.items()}
 

@@ -162,7 +162,6 @@ def main() -> None:
         images=options.images,
         other_classes=tuple(options.other_classes),
         sites=tuple(sites),
-        label_source=options.label_source,
     )
     config = EvaluationConfig(
         resamples=options.resamples or (200 if options.quick else 1000),
@@ -171,19 +170,14 @@ def main() -> None:
         external=options.external == [],
         robustness_images=images["robustness"],
         attribution_images=images["attribution"],
+        audit="quick" if options.quick else "full",
+        label_source=options.label_source,
+        published=PUBLISHED if PUBLISHED.exists() else None,
+        with_images=options.with_images,
     )
     state = start_scoring()
     with cache_in(options.cache_dir):
-        report = report_on(
-            models,
-            inputs,
-            config,
-            options.output_dir,
-            "quick" if options.quick else "full",
-            PUBLISHED if PUBLISHED.exists() else None,
-            options.with_images,
-            state,
-        )
+        report = report_on(models, inputs, config, options.output_dir, state)
     if state and not state.is_main_process:
         return
     if card:

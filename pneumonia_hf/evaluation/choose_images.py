@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -71,7 +71,8 @@ def choose_split(
     name = SPLIT_OF_NAME[split]
     if name in splits:
         return name, splits[name]
-    own = set.intersection(*hashes_by_member(predictor, name))
+    manifests = [read_manifest(member.path) for member in predictor.networks]
+    own = set.intersection(*(set(one.hashes.get(name, ())) for one in manifests))
     if not own:
         raise UserError(
             f"{where} has no {split} folder (it has {', '.join(sorted(splits))}), and the model "
@@ -87,27 +88,21 @@ def choose_split(
     return name, data.select(rows)
 
 
-def hashes_by_member(predictor: Predictor, split: str) -> list[set[str]]:
-    """Return the image hashes of a split of each member's training run; empty if unknown."""
-    manifests = (read_manifest(member.path) for member in predictor.networks)
-    return [set(manifest.hashes.get(split, ())) for manifest in manifests]
-
-
-def list_used(predictor: Predictor) -> set[str]:
-    """Return the hashes of all images on which the model or a member was trained or chosen."""
-    return set().union(*(one for split in USED for one in hashes_by_member(predictor, split)))
+def own_hashes(predictor: Predictor, splits: Collection[str]) -> set[str]:
+    """Return the hashes of all images in some splits of the model's or a member's training run."""
+    manifests = [read_manifest(member.path) for member in predictor.networks]
+    return set().union(*(one.hashes.get(split, ()) for one in manifests for split in splits))
 
 
 def leave_out_used(others: Sequence[OtherImage], predictor: Predictor) -> list[OtherImage]:
     """Return the images of neither class on which the model was neither trained nor chosen."""
-    used = list_used(predictor)
+    used = own_hashes(predictor, USED)
     return [one for one in others if to_hex([hash_content(one.path.read_bytes())])[0] not in used]
 
 
 def count_seen(predictor: Predictor, dataset: Dataset) -> dict[str, int]:
     """Return how many images are in each split of the model's (or a member's) training run."""
-    names = ("train", "validation", "test", "unlabelled")
-    known = {name: set.union(*hashes_by_member(predictor, name)) for name in names}
-    known["train"] |= known.pop("unlabelled")
+    splits = {"train": ("train", "unlabelled"), "validation": ("validation",), "test": ("test",)}
+    known = {name: own_hashes(predictor, of) for name, of in splits.items()}
     hashes = to_hex(hash_images(dataset)) if any(known.values()) else []
     return {name: sum(one in of_split for one in hashes) for name, of_split in known.items()}

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """What an evaluation measures, besides the metrics."""
+    """What an evaluation measures and shows, besides the metrics."""
 
     resamples: int = 1000  # of the bootstrap behind the intervals
     strict: bool = False  # an unreadable image is an error; otherwise the report lists it
@@ -34,6 +34,10 @@ class EvaluationConfig:
     external: bool = False  # the data is of another site than all training data
     robustness_images: int = 0  # drawn at random, perturbed and scored again
     attribution_images: int = 0  # true positives on which attribution methods are tested
+    audit: str = "none"  # of the data: none, quick or full
+    label_source: str | None = None  # who labelled the data, as the user says
+    published: Path | None = None  # a file of results of others
+    with_images: bool = False  # whether the report shows X-rays
 
 
 @dataclass(frozen=True)
@@ -48,18 +52,6 @@ class Site:
 
 
 @dataclass(frozen=True)
-class Additions:
-    """What a report may have besides the scores of one model on one data set."""
-
-    sites: tuple[Site, ...] = ()  # other data for the same model
-    second: Predictor | None = None  # a model to compare with
-    published: Path | None = None  # a file of results of others
-    label_source: str | None = None  # who labelled the data, as the user says
-    audit: str = "none"  # of the data: none, quick or full
-    with_images: bool = False  # whether the report shows X-rays
-
-
-@dataclass(frozen=True)
 class Evaluation:
     """A model, its scores on one data set, and what else is asked for."""
 
@@ -70,8 +62,9 @@ class Evaluation:
     seen: dict[str, int]  # images in each split of the model's training run, by their bytes
     others: ScoredOthers  # images of neither class
     config: EvaluationConfig
-    additions: Additions
     steps: Steps  # where slow results are kept
+    sites: tuple[Site, ...] = ()  # other data for the same model
+    second: Predictor | None = None  # a model to compare with
 
     @cached_property
     def model(self) -> str:

@@ -10,9 +10,9 @@ import numpy as np
 from pneumonia_hf.data.folder_source import OtherImage
 from pneumonia_hf.errors import UserError
 from pneumonia_hf.evaluation.choose_images import count_seen
-from pneumonia_hf.evaluation.context import Additions, Evaluation, EvaluationConfig
+from pneumonia_hf.evaluation.context import Evaluation, EvaluationConfig, Site
 from pneumonia_hf.evaluation.report import Report
-from pneumonia_hf.evaluation.scores import NO_CHEST, UNLIKE, Scores, score_images
+from pneumonia_hf.evaluation.scores import NO_CHEST, UNLIKE, score_images
 from pneumonia_hf.evaluation.sections import (
     attribution,
     calibration,
@@ -75,8 +75,9 @@ def evaluate_predictor(
     split: str = "all",
     config: EvaluationConfig | None = None,
     others: Sequence[OtherImage] = (),
-    additions: Additions | None = None,
     steps: Steps | None = None,
+    sites: tuple[Site, ...] = (),
+    second: Predictor | None = None,
 ) -> Report:
     """Score every image of `dataset` as the app would, and measure all sections.
 
@@ -84,20 +85,16 @@ def evaluate_predictor(
         predictor: the model, with its own threshold.
         dataset: with image, label and patient, as `load_splits` returns.
         data, split: names for the report.
-        config: what else to measure.
+        config: what else to measure and to show.
         others: images of neither class, as `list_others` returns them; they are in no metric.
-        additions: other data, another model, and what else a report may have.
         steps: where slow results are kept until the report is complete.
+        sites, second: other data for the same model, and a model to compare it with.
 
     Raises:
         UserError: a class is absent; an unknown column; external data that the model has seen;
             with `config.strict`, an unreadable image.
     """
-    config, additions, steps = (
-        config or EvaluationConfig(),
-        additions or Additions(),
-        steps or Steps(),
-    )
+    config, steps = config or EvaluationConfig(), steps or Steps()
     list_groups(dataset, config.subgroups)  # for its errors, before images are scored
     seen = count_seen(predictor, dataset)
     if config.external and any(seen.values()):
@@ -109,7 +106,9 @@ def evaluate_predictor(
     scores = score_images(predictor, dataset, name, config.strict, steps)
     groups = list_groups(scores.rows, config.subgroups)
     scored = score_other_classes(predictor, others, groups, scores, config.resamples)
-    evaluation = Evaluation(predictor, data, split, scores, seen, scored, config, additions, steps)
+    evaluation = Evaluation(
+        predictor, data, split, scores, seen, scored, config, steps, sites, second
+    )
     sections: list[Section] = []
     numbers: dict[str, Any] = {}
     copies, maps = robustness.count_passes(evaluation), attribution.count_passes(evaluation)
@@ -158,39 +157,33 @@ def _list_failed(findings: Sequence[Mapping[str, str]], phantom: Sequence[str]) 
 
 def _list_notes(evaluation: Evaluation) -> tuple[list[str], list[str]]:
     """Return why the numbers are biased, and what else limits them; gravest first."""
-    seen, unreadable = evaluation.seen, len(evaluation.unreadable)
-    files = "file" if unreadable == 1 else "files"
-    notes = {
-        f"The model was trained on {seen['train']} of these images: the numbers are optimistically "
-        f"biased.": seen["train"],
-        f"Checkpoint and threshold were chosen on {seen['validation']} of these images: the "
-        f"numbers are optimistically biased.": seen["validation"],
+    seen, scores, predictor = evaluation.seen, evaluation.scores, evaluation.predictor
+    used = {
+        "train": "The model was trained on",
+        "validation": "Checkpoint and threshold were chosen on",
     }
-    more = {
-        f"{seen['test']} of these images are of the internal test set, of the same site as the "
-        f"training data: the numbers say little about another site.": seen["test"],
-        **dict.fromkeys(_explain_misfit(evaluation), 1),
-        **dict.fromkeys((one.sentence for one in evaluation.predictor.caveats), 1),
-        **dict.fromkeys(_describe_gate(evaluation.scores), 1),
-        f"{unreadable} {files} could not be read and are in no number below.": unreadable,
-    }
-    return tuple([text for text, count in part.items() if count] for part in (notes, more))
-
-
-def _explain_misfit(evaluation: Evaluation) -> list[str]:
-    """Return why the scores of images that the model does not know fit no hospital of its own."""
-    if any(evaluation.seen.values()):
-        return []
-    found = explain_score_misfit(evaluation.predictor, evaluation.probabilities)
-    return [found] if found else []
-
-
-def _describe_gate(scores: Scores) -> list[str]:
-    if np.isnan(scores.distances).all():  # no gate
-        return []
-    unlike, refused = (int(scores.reasons[name].sum()) for name in (UNLIKE, NO_CHEST))
-    return [
-        f"The input gate finds {unlike} of the {len(scores.labels)} images unlike the training "
-        f"images, and would refuse {refused} as no frontal chest X-rays; both are in every number "
-        f"below, as REFER."
+    biased = [
+        f"{text} {seen[split]} of these images: the numbers are optimistically biased."
+        for split, text in used.items()
+        if seen[split]
     ]
+    others = []
+    if seen["test"]:
+        others.append(
+            f"{seen['test']} of these images are of the internal test set, of the same site as the "
+            f"training data: the numbers say little about another site."
+        )
+    if not any(seen.values()):
+        others.append(explain_score_misfit(predictor, evaluation.probabilities))
+    others += [one.sentence for one in predictor.caveats]
+    if not np.isnan(scores.distances).all():  # there is a gate
+        unlike, refused = (int(scores.reasons[name].sum()) for name in (UNLIKE, NO_CHEST))
+        others.append(
+            f"The input gate finds {unlike} of the {len(scores.labels)} images unlike the training "
+            f"images, and would refuse {refused} as no frontal chest X-rays; both are in every "
+            f"number below, as REFER."
+        )
+    if unreadable := len(evaluation.unreadable):
+        files = "file" if unreadable == 1 else "files"
+        others.append(f"{unreadable} {files} could not be read and are in no number below.")
+    return biased, [one for one in dict.fromkeys(others) if one]

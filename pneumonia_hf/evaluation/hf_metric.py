@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import datasets
 import evaluate
@@ -65,16 +64,4 @@ def describe_metric(name: str) -> str:
     return (
         f"{name}: {metric.title}. {text} Range {lowest} to {highest}; {better} is better; it "
         f"{prevalence} with the share of pneumonias."
-    )
-
-
-def compute_with_evaluate(
-    labels: Sequence[int], probabilities: Sequence[float], threshold: float
-) -> dict[str, float]:
-    """Return the result of `compute_metrics`, computed by XrayMetric."""
-    # One module for all: `evaluate.combine` would write the predictions once for each metric.
-    return XrayMetric().compute(
-        predictions=[float(one) for one in probabilities],
-        references=[int(one) for one in labels],
-        threshold=threshold,
     )

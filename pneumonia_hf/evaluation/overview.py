@@ -6,10 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from pneumonia_hf.errors import UserError
 from pneumonia_hf.evaluation.sections.robustness import GAP
 from pneumonia_hf.files import read_json
+from pneumonia_hf.reporting.numbers import read_interval
 from pneumonia_hf.reporting.page import markdown_table
+from pneumonia_hf.statistics.intervals import Interval
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -20,10 +24,10 @@ COLOURS = ("#1f5fa8", "#c0392b", "#3b7a3f")
 
 @dataclass(frozen=True)
 class ModelRow:
-    """The AUROC of a model in each of COLUMNS, as value, low and high; None: not measured."""
+    """The AUROC of a model in each of COLUMNS; None: not measured."""
 
     name: str
-    areas: tuple[dict[str, float] | None, ...]
+    areas: tuple[Interval | None, ...]
     # Whether the second site has images in the model's own splits; None without such a report.
     knows_site: bool | None = None
 
@@ -49,17 +53,12 @@ def read_row(text: str) -> ModelRow:
     internal, other = reports[0], reports[1] if len(reports) > 1 else None
     copies = (internal.get("robustness") or {}).get("results", ())
     swapped = [one["auroc"] for one in copies if (one["name"], one["level"]) == GAP]
-    return ModelRow(
-        name,
-        (
-            internal["metrics"]["auroc"],
-            swapped[0] if swapped else None,
-            other["metrics"]["auroc"] if other else None,
-        ),
-        any(other[f"seen_in_{split}"] for split in ("training", "validation", "test"))
-        if other
-        else None,
-    )
+    measured = (internal["metrics"]["auroc"], swapped[0] if swapped else None)
+    areas = tuple(map(read_interval, (*measured, other and other["metrics"]["auroc"])))
+    if other is None:
+        return ModelRow(name, areas)
+    knows = any(other[f"seen_in_{split}"] for split in ("training", "validation", "test"))
+    return ModelRow(name, areas, knows)
 
 
 def to_table(rows: list[ModelRow]) -> str:
@@ -67,7 +66,7 @@ def to_table(rows: list[ModelRow]) -> str:
     cells = [
         [
             one.name,
-            *("-" if area is None else f"{area['value']:.3f}" for area in one.areas),
+            *("-" if area is None else f"{area.value:.3f}" for area in one.areas),
             {None: "-", True: "yes", False: "no"}[one.knows_site],
         ]
         for one in rows
@@ -89,12 +88,13 @@ def draw_overview(rows: list[ModelRow]) -> Figure:
             if area is None:
                 continue
             y = place + (at - 1) * 0.24
-            axes.plot([area["low"], area["high"]], [y, y], color=colour, linewidth=2)
+            axes.plot([area.low, area.high], [y, y], color=colour, linewidth=2)
             face = "white" if at == 2 and row.knows_site is False else colour
-            axes.plot(area["value"], y, "osD"[at], color=colour, markerfacecolor=face, markersize=6)
-            side = "left" if area["low"] < 0.25 else "right"
-            end = area["high"] + 0.012 if side == "left" else area["low"] - 0.012
-            axes.text(end, y, f"{area['value']:.3f}", va="center", ha=side, fontsize=8)
+            axes.plot(area.value, y, "osD"[at], color=colour, markerfacecolor=face, markersize=6)
+            # Beside the interval, or without one beside the mark.
+            low, high = np.nan_to_num([area.low, area.high], nan=area.value)
+            side, end = ("left", high + 0.012) if low < 0.25 else ("right", low - 0.012)
+            axes.text(end, y, f"{area.value:.3f}", va="center", ha=side, fontsize=8)
     for colour, marker, name in zip(COLOURS, "osD", COLUMNS, strict=True):
         axes.plot([], [], marker, color=colour, label=name)
     if any(row.knows_site is False for row in rows):

@@ -32,10 +32,9 @@ from pneumonia_hf.reporting.numbers import read_interval, to_text
 from pneumonia_hf.statistics.hospitals import rates_at
 from pneumonia_hf.statistics.intervals import draw_patients
 from pneumonia_hf.statistics.metrics import bootstrap_intervals
-from pneumonia_hf.statistics.thresholds import choose_threshold, measure_left_out
+from pneumonia_hf.statistics.thresholds import RATES, choose_threshold, measure_left_out
 
 FEWEST_IMAGES = 20  # of each class
-RATES = ("sensitivity", "specificity")
 RESAMPLES = 300
 
 

@@ -15,7 +15,7 @@ from pneumonia_hf.data.sources import open_images
 from pneumonia_hf.errors import UserError
 from pneumonia_hf.inference.backends import measure_ranges
 from pneumonia_hf.inference.network import Network
-from pneumonia_hf.inference.predictor import Prediction, Predictor
+from pneumonia_hf.inference.predictor import Predictor
 from pneumonia_hf.inference.read_ahead import cut, read_or_fail
 from pneumonia_hf.labels import LABELS
 from pneumonia_hf.models.model_folder import QUANTIZATION_FILE, RUN_FILE, check_model_folder
@@ -59,7 +59,8 @@ def quantize(
     exact = Predictor.from_pretrained(
         folder, device="cpu", positive_label=positive_label, backend="onnx"
     )
-    before = _score(exact, validation)  # first, since a missing package is found there
+    # First, since a missing package is found there.
+    before, decisions = _score(exact, validation)
     network = exact.network
     rows = np.random.default_rng(13).permutation(len(train))[:IMAGES]
     drawn = train.select(np.sort(rows))
@@ -73,8 +74,16 @@ def quantize(
             network.model, network.processor, network.name, folder, network.gate, label, "int8",
             ranges=unfinished,
         )  # fmt: skip
-        after = _score(Predictor(int8), validation)
-        cost = _compare(before, after, np.asarray(validation["label"][:]))
+        after, decisions_after = _score(Predictor(int8), validation)
+        labels, changes = np.asarray(validation["label"][:]), np.abs(before - after)
+        cost = Cost(
+            len(labels),
+            auroc(labels, before, 0),
+            auroc(labels, after, 0),
+            float(changes.max()),
+            float(changes.mean()),
+            int(np.sum(decisions != decisions_after)),
+        )
         if not cost.auroc - cost.auroc_int8 < MOST_LOST:  # NaN is refused too
             raise UserError(
                 f"With int8 the AUROC on {cost.images} validation images falls from "
@@ -88,18 +97,7 @@ def quantize(
     return cost
 
 
-def _score(predictor: Predictor, data: Dataset) -> list[Prediction]:
-    return list(predictor.predict_images(open_images(data), refuse=False))
-
-
-def _compare(before: list[Prediction], after: list[Prediction], labels: np.ndarray) -> Cost:
-    first, second = (np.array([one.probability for one in some]) for some in (before, after))
-    changes = np.abs(first - second)
-    return Cost(
-        len(labels),
-        auroc(labels, first, 0),
-        auroc(labels, second, 0),
-        float(changes.max()),
-        float(changes.mean()),
-        sum(one.decision != other.decision for one, other in zip(before, after, strict=True)),
-    )
+def _score(predictor: Predictor, data: Dataset) -> tuple[np.ndarray, np.ndarray]:
+    """Return P(pneumonia) and the decision of each image: [N]."""
+    found = list(predictor.predict_images(open_images(data), refuse=False))
+    return np.array([one.probability for one in found]), np.array([one.decision for one in found])

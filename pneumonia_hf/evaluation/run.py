@@ -10,7 +10,7 @@ from pneumonia_hf.data.folder_source import list_others
 from pneumonia_hf.data.sources import parse_source
 from pneumonia_hf.errors import UserError
 from pneumonia_hf.evaluation.choose_images import choose_split, leave_out_used, select_listed
-from pneumonia_hf.evaluation.context import Additions, EvaluationConfig
+from pneumonia_hf.evaluation.context import EvaluationConfig
 from pneumonia_hf.evaluation.evaluate import evaluate_predictor
 from pneumonia_hf.evaluation.report import Report, write_report
 from pneumonia_hf.evaluation.scores import identify
@@ -45,7 +45,6 @@ class DataInputs:
     images: str | None = None  # a file of hashes: only these images
     other_classes: tuple[str, ...] = ()  # folders of images of neither class
     sites: tuple[str, ...] = ()  # further sources
-    label_source: str | None = None  # who labelled the data, in words
 
 
 def report_on(
@@ -53,9 +52,6 @@ def report_on(
     inputs: DataInputs,
     config: EvaluationConfig,
     folder: Path,
-    audit: str = "full",
-    published: Path | None = None,
-    with_images: bool = False,
     state: PartialState | None = None,
 ) -> Report:
     """Score models on data, and write the report into `folder`.
@@ -67,7 +63,6 @@ def report_on(
         models, inputs: the models and the data.
         config: what to measure.
         folder: of the report.
-        audit, published, with_images: as of `Additions`.
         state: of a launcher's processes, which share the scoring; the main one alone writes.
 
     Raises:
@@ -104,8 +99,7 @@ def report_on(
     kept = folder.with_name(f".{folder.name}.steps")
     steps = Steps(kept, identify(predictor, data), state)
     name = inputs.name or " + ".join(one.name for one in sources)
-    additions = Additions(sites, second, published, inputs.label_source, audit, with_images)
-    report = evaluate_predictor(predictor, data, name, split, config, others, additions, steps)
+    report = evaluate_predictor(predictor, data, name, split, config, others, steps, sites, second)
     if steps.is_main:
         write_report(report, folder)
     steps.remove()

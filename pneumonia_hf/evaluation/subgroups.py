@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -118,13 +118,12 @@ def to_groups(name: str, values: Sequence[Any]) -> list[str | None] | None:
     numbers = np.array([_to_number(one) for one in cells])
     given = np.array([one is not None for one in cells])
     if given.any() and np.isfinite(numbers[given]).all():
-        if name.lower() == "age":
-            return [_to_band(one, AGES) if known else NOT_GIVEN
-                    for one, known in zip(numbers, given, strict=True)]  # fmt: skip
-        if len(np.unique(numbers[given])) > MOST_VALUES:
-            edges = np.unique(np.quantile(numbers[given], [0.25, 0.5, 0.75]))
-            return [_to_band(one, edges) if known else NOT_GIVEN
-                    for one, known in zip(numbers, given, strict=True)]  # fmt: skip
+        is_age = name.lower() == "age"
+        if is_age or len(np.unique(numbers[given])) > MOST_VALUES:
+            quarters = np.unique(np.quantile(numbers[given], [0.25, 0.5, 0.75]))
+            edges = AGES if is_age else quarters
+            return [NOT_GIVEN if one is None else _to_band(number, edges)
+                    for one, number in zip(cells, numbers, strict=True)]  # fmt: skip
     groups = [NOT_GIVEN if one is None else str(one) for one in cells]
     return groups if 2 <= len(set(groups)) <= MOST_VALUES else None
 
@@ -140,11 +139,9 @@ def _to_band(number: float, edges: Sequence[float]) -> str:
     place = int(np.searchsorted(edges, number, side="right"))
     if place == 0:
         return f"below {edges[0]:g}"
-    return (
-        f"{edges[-1]:g} or more"
-        if place == len(edges)
-        else (f"{edges[place - 1]:g} to below {edges[place]:g}")
-    )
+    if place == len(edges):
+        return f"{edges[-1]:g} or more"
+    return f"{edges[place - 1]:g} to below {edges[place]:g}"
 
 
 def list_groups(data: Dataset, names: Sequence[str]) -> dict[str, list[str | None]]:
@@ -195,88 +192,83 @@ def measure_subgroups(
     threshold: float,
     patients: Sequence[str],
     resamples: Sequence[np.ndarray],
-    seed: int = 13,
 ) -> tuple[tuple[Subgroup, ...], tuple[Stratified, ...]]:
     """Return the metrics of each group of each column, and the AUROC within each column.
 
     All groups are measured on the same `resamples`, as of `draw_patients`. The p-values of all
     gaps are adjusted together (Benjamini and Yekutieli 2001, since groups overlap).
     """
-    everything = np.arange(len(labels))
-    groups, stratified = [], []
-    generator = np.random.default_rng(seed)
+    from scipy.stats import false_discovery_control
+
+    generator = np.random.default_rng(13)
     few = has_few_patients(labels, patients)
+
+    def measure_both(metric: str, mask: np.ndarray) -> np.ndarray:
+        """Return a metric of the images in a mask, and of all others: [2, 1 + resamples]."""
+        function, every = METRICS[metric].function, (np.arange(len(labels)), *resamples)
+        parts = ((rows[inside], rows[~inside]) for rows in every for inside in [mask[rows]])
+        return np.array(
+            [[function(labels[of], probabilities[of], threshold) for of in pair] for pair in parts]
+        ).T
+
+    groups, stratified, gaps = [], [], []
     for column, of_image in columns.items():
         values = np.array([one if one is not None else "" for one in of_image])
         names = sorted(set(values[values != ""].tolist()), key=sort_key)
         for number, value in enumerate(names):
             inside = values == value
             counts = np.bincount(labels[inside], minlength=2)
+            has_both = bool(counts.all())
             # An AUROC needs both classes.
-            wanted = inside | (labels != labels[inside][0]) if not counts.all() else inside
-            masks = {"auroc": wanted, "sensitivity": inside, "specificity": inside}
-            metrics, gaps = {}, {}
-            for metric, mask in masks.items():
-                if not _has_enough(metric, labels, inside, counts.all()):
+            wanted = inside if has_both else inside | (labels != labels[inside][0])
+            metrics = {}
+            for metric in SUBGROUP_METRICS:
+                mask = wanted if metric == "auroc" else inside
+                if not _has_enough(metric, labels, inside, has_both):
                     continue
-                pairs = np.array(
-                    [
-                        _inside_and_outside(metric, labels, probabilities, threshold, mask, rows)
-                        for rows in (everything, *resamples)
-                    ]
-                )  # [1 + resamples, 2]
-                own, rest = pairs.T
-                rows = np.flatnonzero(mask)
-                metrics[metric] = metric_interval(
-                    metric, labels[rows], probabilities[rows], threshold, own[1:]
-                )
-                difference = own - rest
+                own, rest = measure_both(metric, mask)
+                images = labels[mask], probabilities[mask], threshold
+                metrics[metric] = metric_interval(metric, *images, own[1:])
                 # The AUROC of a group with one class shares its counterpart with the others'.
-                alone = metric != "auroc" or counts.all()
-                if number + 1 == len(names) == 2 or not alone:
+                alone = metric != "auroc" or has_both
+                if number + 1 == len(names) == 2 or not alone or few:
                     continue
-                if _has_enough(metric, labels, ~mask, True) and not few:
-                    exact = (
+                if _has_enough(metric, labels, ~mask, True):
+                    difference = own - rest
+                    p = (
                         permutation_p(labels, probabilities, mask, difference[0], generator)
                         if metric == "auroc"
                         else fisher_p(metric, labels, probabilities, threshold, mask)
                     )
                     interval = percentile_interval(difference[0], difference[1:])
-                    gaps[metric] = Gap(interval, max(exact, bootstrap_p(difference)))
+                    gaps.append((len(groups), metric, interval, max(p, bootstrap_p(difference))))
             groups.append(
-                Subgroup(column, str(value), *map(int, counts), metrics, not counts.all(), gaps)
+                Subgroup(column, str(value), *map(int, counts), metrics, not has_both, {})
             )
         if all(one is not None for one in of_image):
-            shares = {name: np.mean(labels[values == name]) for name in names}
-            known = np.array([shares[one] for one in values.tolist()])
-
-            def areas(
-                rows: np.ndarray, strata: np.ndarray = values, known: np.ndarray = known
-            ) -> tuple[float, float, float, float]:
-                images = (labels[rows], probabilities[rows])
-                pooled, within = auroc(*images, 0), auroc_within(*images, strata[rows])
-                return pooled, within, pooled - within, auroc(labels[rows], known[rows], 0)
-
-            intervals = bootstrap(areas, len(labels), resamples)
-            stratified.append(Stratified(column, *intervals))
-    return _adjust(groups), tuple(stratified)
+            stratified.append(_stratify(column, values, labels, probabilities, resamples))
+    adjusted = false_discovery_control([p for *_, p in gaps], method="by") if gaps else ()
+    for (number, metric, interval, _), p in zip(gaps, adjusted, strict=True):
+        groups[number].gaps[metric] = Gap(interval, float(p))
+    return tuple(groups), tuple(stratified)
 
 
-def _inside_and_outside(
-    metric: str,
+def _stratify(
+    column: str,
+    values: np.ndarray,
     labels: np.ndarray,
     probabilities: np.ndarray,
-    threshold: float,
-    mask: np.ndarray,
-    rows: np.ndarray,
-) -> tuple[float, float]:
-    inside = mask[rows]
-    own, rest = rows[inside], rows[~inside]
-    function = METRICS[metric].function
-    return (
-        function(labels[own], probabilities[own], threshold),
-        function(labels[rest], probabilities[rest], threshold) if len(rest) else math.nan,
-    )
+    resamples: Sequence[np.ndarray],
+) -> Stratified:
+    shares = {name: np.mean(labels[values == name]) for name in np.unique(values).tolist()}
+    known = np.array([shares[one] for one in values.tolist()])
+
+    def areas(rows: np.ndarray) -> tuple[float, float, float, float]:
+        images = labels[rows], probabilities[rows]
+        pooled, within = auroc(*images, 0), auroc_within(*images, values[rows])
+        return pooled, within, pooled - within, auroc(labels[rows], known[rows], 0)
+
+    return Stratified(column, *bootstrap(areas, len(labels), resamples))
 
 
 def _has_enough(metric: str, labels: np.ndarray, mask: np.ndarray, both: bool) -> bool:
@@ -288,32 +280,6 @@ def _has_enough(metric: str, labels: np.ndarray, mask: np.ndarray, both: bool) -
     if metric == "auroc":
         return bool((counts[counts > 0] >= FEWEST).all() and (counts.all() or not both))
     return bool(counts[1 if metric == "sensitivity" else 0] >= FEWEST)
-
-
-def _adjust(groups: Sequence[Subgroup]) -> tuple[Subgroup, ...]:
-    """Return the groups with p-values that are adjusted for their number."""
-    from scipy.stats import false_discovery_control
-
-    places = [
-        (number, metric)
-        for number, one in enumerate(groups)
-        for metric, gap in one.gaps.items()
-        if not math.isnan(gap.p)
-    ]
-    if not places:
-        return tuple(groups)
-    raw = [groups[number].gaps[metric].p for number, metric in places]
-    adjusted = dict(zip(places, false_discovery_control(raw, method="by"), strict=True))
-    return tuple(
-        replace(
-            one,
-            gaps={
-                metric: replace(gap, p=float(adjusted.get((number, metric), math.nan)))
-                for metric, gap in one.gaps.items()
-            },
-        )
-        for number, one in enumerate(groups)
-    )
 
 
 def score_other_classes(
@@ -330,34 +296,32 @@ def score_other_classes(
     """
     predictions = list(predictor.predict_files([one.path for one in others], refuse=False))
     faults = list(map(explain_left_out, predictions, (one.file for one in others)))
-    unreadable = tuple(fault for fault in faults if fault)
-    pairs = zip(others, predictions, strict=True)
-    scored = [pair for pair, fault in zip(pairs, faults, strict=True) if not fault]
-    folders = [image.folder for image, _ in scored]
-    # Of each group the folder and value of each image, and whether a pneumonia belongs to it.
+    every = zip(others, predictions, faults, strict=True)
+    scored = [(image, found) for image, found, fault in every if not fault]
     ill = main.labels == 1
-    groups = [(name, [one == name for one in folders], ill) for name in dict.fromkeys(folders)]
+    # Of each group its members, and the pneumonias that belong to it.
+    groups = [
+        (name, [one for one in scored if one[0].folder == name], ill)
+        for name in dict.fromkeys(image.folder for image, _ in scored)
+    ]
     for column, of_main in columns.items():
         of_image = to_groups(column, [image.cells.get(column) for image, _ in scored]) or []
-        for folder, value in sorted(set(zip(folders, of_image, strict=False))):
-            inside = [pair == (folder, value) for pair in zip(folders, of_image, strict=True)]
+        members: dict[tuple[str, str], list] = {}
+        for one, value in zip(scored, of_image, strict=False):
+            members.setdefault((one[0].folder, value), []).append(one)
+        for folder, value in sorted(members):
             own = ill & np.array([one == value for one in of_main])
-            groups.append((f"{folder}, {column} {value}", inside, own))
-    summary = tuple(
-        _describe_others(
-            name, [scored[row] for row in np.flatnonzero(inside)], main, own, resamples
-        )
-        for name, inside, own in groups
-    )
+            groups.append((f"{folder}, {column} {value}", members[folder, value], own))
+    summary = tuple(_describe_others(*group, main, resamples) for group in groups)
     rows = tuple((one.file, one.folder, found.probability, found.decision) for one, found in scored)
-    return ScoredOthers(summary, rows, unreadable)
+    return ScoredOthers(summary, rows, tuple(filter(None, faults)))
 
 
 def _describe_others(
     name: str,
     members: Sequence[tuple[OtherImage, Prediction]],
-    main: Scores,
     ill: np.ndarray,
+    main: Scores,
     resamples: int,
 ) -> Others:
     """Describe a group of images of neither class; `ill` are its pneumonias in `main`."""

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
-    from PIL.Image import Image
 
 TEMPLATES = Path(__file__).with_name("templates")
 WITHOUT_IMAGES = "This page holds no X-ray: its figures are drawn from numbers only."
@@ -31,7 +30,7 @@ class Figure:
     """A figure, in files of its name."""
 
     name: str  # may begin with a folder, as in thumbnails/blank
-    draw: Callable[[], Drawing | Image]
+    draw: Callable[[], Drawing]
     is_wide: bool = False  # as wide as the page
     has_xrays: bool = False  # of patients; others are drawn from numbers
 

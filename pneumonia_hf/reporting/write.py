@@ -7,8 +7,6 @@ import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from PIL import Image
-
 from pneumonia_hf.errors import UserError
 from pneumonia_hf.files import write_json
 from pneumonia_hf.reporting.page import Figure, Page, to_html, to_markdown
@@ -82,9 +80,6 @@ def save_figures(figures: Sequence[Figure], folder: Path) -> dict[str, Path]:
             drawing = figure.draw()
             files[figure.name] = file = folder / f"{figure.name}.png"
             file.parent.mkdir(exist_ok=True)
-            if isinstance(drawing, Image.Image):
-                drawing.save(file)
-                continue
             box = None if figure.has_xrays else "tight"
             drawing.savefig(file, dpi=110, bbox_inches=box, metadata={"Software": None})
             if not figure.has_xrays:

@@ -220,17 +220,23 @@ def fit_logistic(labels: np.ndarray, logits: np.ndarray, offset: float) -> tuple
     if not 0 < np.sum(labels) < len(labels):
         return math.nan, math.nan
     intercept = _solve(labels, np.ones((len(labels), 1)), logits + offset)[0]
-    rises, falls = _separate(labels, logits)
-    if rises or falls:
-        return math.nan if rises and falls else math.inf if rises else -math.inf, intercept
-    terms = np.stack([logits + offset, np.ones(len(labels))], axis=1)
-    return _solve(labels, terms, np.zeros(len(labels)))[0], intercept
+    return _fit_slope(labels, logits + offset)[0], intercept
 
 
-def _separate(labels: np.ndarray, logits: np.ndarray) -> tuple[bool, bool]:
-    """Return whether no normal is above a pneumonia, and whether no pneumonia is above a normal."""
+def _fit_slope(labels: np.ndarray, logits: np.ndarray) -> tuple[float, float]:
+    """Return the slope of the labels' log odds on `logits`, and the largest log-likelihood."""
+    from scipy.special import xlogy
+
     ill, well = logits[labels == 1], logits[labels == 0]
-    return bool(well.max() <= ill.min()), bool(ill.max() <= well.min())
+    rises, falls = well.max() <= ill.min(), ill.max() <= well.min()
+    if rises or falls:
+        # A steep enough slope explains every label but those of ties at the border.
+        tied = labels[logits == (ill.min() if rises else ill.max())]
+        best = sum(float(xlogy(n, n / len(tied))) for n in np.bincount(tied))
+        return math.nan if rises and falls else math.inf if rises else -math.inf, best
+    terms = np.stack([logits, np.ones(len(labels))], axis=1)
+    found = _solve(labels, terms, np.zeros(len(labels)))
+    return found[0], _log_likelihood(labels, terms @ found)
 
 
 def _solve(labels: np.ndarray, terms: np.ndarray, fixed: np.ndarray) -> np.ndarray:
@@ -262,24 +268,14 @@ def calibration_p_value(labels: np.ndarray, probabilities: np.ndarray) -> float:
     The likelihood-ratio test with two degrees of freedom (Cox 1958, Miller et al. 1991), of the
     probabilities moved to the data's prevalence, for images that count as independent.
     """
-    from scipy.special import xlogy
     from scipy.stats import chi2
 
     share = float(np.mean(labels))
     if share in (0, 1):
         return math.nan
     logits = to_logit(probabilities) + math.log(share / (1 - share))
-    given = _log_likelihood(labels, logits)
-    rises, falls = _separate(labels, logits)
-    if rises or falls:
-        # A steep enough slope explains every label but those of ties at the border.
-        ill = logits[labels == 1]
-        tied = labels[logits == (ill.min() if rises else ill.max())]
-        best = sum(float(xlogy(n, n / len(tied))) for n in np.bincount(tied))
-    else:
-        terms = np.stack([logits, np.ones(len(labels))], axis=1)
-        best = _log_likelihood(labels, terms @ _solve(labels, terms, np.zeros(len(labels))))
-    return float(chi2.sf(max(2 * (best - given), 0), df=2))
+    gained = _fit_slope(labels, logits)[1] - _log_likelihood(labels, logits)
+    return float(chi2.sf(max(2 * gained, 0), df=2))
 
 
 def _log_likelihood(labels: np.ndarray, logits: np.ndarray) -> float:
@@ -306,20 +302,19 @@ def measure_calibration(
     if not math.isfinite(slope.value):  # that some draws have one says nothing of this data's
         slope = Interval(slope.value)
     moved = move_to_prevalence(probabilities, float(np.mean(labels)))
+    even = np.ones(len(labels))
     rows = [
-        _to_row("this data, as given", labels, probabilities),
-        _to_row("this data, moved to its prevalence", labels, moved),
+        _to_row("this data, as given", labels, probabilities, even),
+        _to_row("this data, moved to its prevalence", labels, moved, even),
     ]
     for prevalence in SHIFTED:
         weights = np.where(
             labels == 1, prevalence / labels.mean(), (1 - prevalence) / (1 - labels.mean())
         )
-        for name, of in (
-            ("as given", probabilities),
-            ("moved to it", move_to_prevalence(probabilities, prevalence)),
-        ):
-            name = f"prevalence {prevalence:.0%}, {name}"
-            rows.append(_to_row(name, labels, of, weights / weights.sum()))
+        weights /= weights.sum()
+        to_it = move_to_prevalence(probabilities, prevalence)
+        for name, of in (("as given", probabilities), ("moved to it", to_it)):
+            rows.append(_to_row(f"prevalence {prevalence:.0%}, {name}", labels, of, weights))
     return CalibrationQuality(
         slope,
         intercept,
@@ -330,11 +325,10 @@ def measure_calibration(
 
 
 def _to_row(
-    name: str, labels: np.ndarray, probabilities: np.ndarray, weights: np.ndarray | None = None
+    name: str, labels: np.ndarray, probabilities: np.ndarray, weights: np.ndarray
 ) -> LossRow:
     """Return the losses of images that weigh `weights`, [N]."""
     of_image = ((probabilities - labels) ** 2, log_losses(labels, probabilities))
-    weights = np.ones(len(labels)) if weights is None else weights
     losses = (float(np.average(one, weights=weights)) for one in of_image)
     return LossRow(name, *losses, calibration_gap(labels, probabilities, weights))
 
@@ -343,20 +337,13 @@ def list_bins(labels: np.ndarray, probabilities: np.ndarray) -> list[Calibration
     """Return bins of equal size, with Wilson's intervals of their shares of pneumonias."""
     from scipy.stats import binomtest
 
-    edges = bin_edges(probabilities, np.ones(len(labels)))
-    numbers = np.searchsorted(edges, probabilities, side="right")
+    numbers = np.searchsorted(
+        bin_edges(probabilities, np.ones(len(labels))), probabilities, side="right"
+    )
     found = []
-    for number in np.unique(numbers):
-        inside = numbers == number
-        ill = int(labels[inside].sum())
-        interval = binomtest(ill, int(inside.sum())).proportion_ci(method="wilson")
-        found.append(
-            CalibrationBin(
-                int(inside.sum()),
-                float(probabilities[inside].mean()),
-                float(ill / inside.sum()),
-                float(interval.low),
-                float(interval.high),
-            )
-        )
+    for inside in (numbers == number for number in np.unique(numbers)):
+        ill, images = int(labels[inside].sum()), int(inside.sum())
+        interval = binomtest(ill, images).proportion_ci(method="wilson")
+        mean = float(probabilities[inside].mean())
+        found.append(CalibrationBin(images, mean, ill / images, interval.low, interval.high))
     return found

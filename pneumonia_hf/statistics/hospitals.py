@@ -53,19 +53,16 @@ def measure_hospitals(
     for name, inside in sorted(groups.items()):
         images = labels[inside], probabilities[inside], threshold, patients[inside]
         draws = draw_patients(labels[inside], patients[inside], resamples)
+        metrics = bootstrap_intervals(*images, draws, OF_HOSPITALS)
+        of_class = {kind: inside & (labels == n) for n, kind in enumerate(CLASSES)}
         found[name] = {
             "patients": len(set(patients[inside].tolist())),
-            **{kind: int(np.sum(labels[inside] == n)) for n, kind in enumerate(CLASSES)},
-            **{
-                metric: asdict(interval)
-                for metric, interval in bootstrap_intervals(*images, draws, OF_HOSPITALS).items()
-            },
+            **{kind: int(np.sum(of)) for kind, of in of_class.items()},
+            **{metric: asdict(interval) for metric, interval in metrics.items()},
         }
-    for name in set(names.tolist()) & set(found):
-        found[name]["log_odds"] = {
-            kind: np.quantile(to_logit(probabilities[(names == name) & (labels == n)]), QUANTILES)
-            .round(4)
-            .tolist()
-            for n, kind in enumerate(CLASSES)
-        }
+        if name in names:
+            found[name]["log_odds"] = {
+                kind: np.quantile(to_logit(probabilities[of]), QUANTILES).round(4).tolist()
+                for kind, of in of_class.items()
+            }
     return found

@@ -22,10 +22,8 @@ def accuracy(labels: Labels, probabilities: Probabilities, threshold: float) -> 
 
 def balanced_accuracy(labels: Labels, probabilities: Probabilities, threshold: float) -> float:
     """Return the mean of sensitivity and specificity."""
-    return (
-        sensitivity(labels, probabilities, threshold)
-        + specificity(labels, probabilities, threshold)
-    ) / 2
+    images = labels, probabilities, threshold
+    return (sensitivity(*images) + specificity(*images)) / 2
 
 
 def sensitivity(labels: Labels, probabilities: Probabilities, threshold: float) -> float:
@@ -140,10 +138,7 @@ def log_loss(labels: Labels, probabilities: Probabilities, threshold: float) -> 
 
 def balanced_log_loss(labels: Labels, probabilities: Probabilities, threshold: float) -> float:
     """Return the log loss with each class weighing a half; NaN if a class is absent."""
-    weights = _balance(labels)
-    if weights is None:
-        return math.nan
-    return float(np.average(log_losses(labels, probabilities), weights=weights))
+    return float(np.average(log_losses(labels, probabilities), weights=_balance(labels)))
 
 
 def calibration_error(labels: Labels, probabilities: Probabilities, threshold: float) -> float:
@@ -162,25 +157,21 @@ def balanced_brier(labels: Labels, probabilities: Probabilities, threshold: floa
     It is the score in a population in which half have pneumonia, for which our probabilities are
     calibrated.
     """
-    weights = _balance(labels)
-    if weights is None:
-        return math.nan
-    return float(np.average((probabilities - labels) ** 2, weights=weights))
+    return float(np.average((probabilities - labels) ** 2, weights=_balance(labels)))
 
 
 def balanced_calibration_error(
     labels: Labels, probabilities: Probabilities, threshold: float
 ) -> float:
     """Return the calibration error with each class weighing a half; NaN if a class is absent."""
-    weights = _balance(labels)
-    return math.nan if weights is None else calibration_gap(labels, probabilities, weights)
+    return calibration_gap(labels, probabilities, _balance(labels))
 
 
-def bin_edges(probabilities: Probabilities, weights: np.ndarray, count: int = 10) -> np.ndarray:
-    """Return the inner edges of bins of equal weight: [count - 1]; a bin begins at its edge."""
+def bin_edges(probabilities: Probabilities, weights: np.ndarray) -> np.ndarray:
+    """Return the inner edges of ten bins of equal weight: [9]; a bin begins at its edge."""
     order = np.argsort(probabilities)
     weight = np.cumsum(weights[order])
-    places = np.searchsorted(weight, weight[-1] * np.arange(1, count) / count * (1 - 1e-12))
+    places = np.searchsorted(weight, weight[-1] * np.arange(1, 10) / 10 * (1 - 1e-12))
     # The first probability of the next bin.
     return probabilities[order][np.minimum(places + 1, len(order) - 1)]
 
@@ -212,10 +203,10 @@ def _ratio(upper: float, lower: float) -> float:
     return math.inf if upper > 0 else math.nan
 
 
-def _balance(labels: Labels) -> np.ndarray | None:
-    """Return weights that give both classes a sum of a half, [N]; None if one is absent."""
+def _balance(labels: Labels) -> np.ndarray:
+    """Return weights that give both classes a sum of a half, [N]; NaN if one is absent."""
     counts = np.bincount(labels, minlength=2)
-    return (0.5 / counts)[labels] if counts.all() else None
+    return 0.5 / counts[labels] if counts.all() else np.full(len(labels), math.nan)
 
 
 @dataclass(frozen=True)
@@ -325,14 +316,9 @@ def bootstrap_intervals(
     labels, probabilities = np.asarray(labels), np.asarray(probabilities, dtype=np.float64)
     draws = [compute_metrics(labels[d], probabilities[d], threshold, names) for d in resamples]
     few = ("auroc", "auprc") if has_few_patients(labels, patients) else ()
+    images = labels, probabilities, threshold
     return {
-        name: metric_interval(
-            name,
-            labels,
-            probabilities,
-            threshold,
-            [] if name in few else [draw[name] for draw in draws],
-        )
+        name: metric_interval(name, *images, [] if name in few else [one[name] for one in draws])
         for name in names
     }
 

@@ -10,16 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from pneumonia_hf.statistics.intervals import (
-    Interval,
-    draw_patients,
-    percentile_interval,
-)
+from pneumonia_hf.statistics.intervals import Interval, bootstrap, draw_patients
 from pneumonia_hf.statistics.log_odds import move_to_prevalence, to_logit, to_probability
-from pneumonia_hf.statistics.metrics import METRICS, metric_interval, sensitivity, specificity
+from pneumonia_hf.statistics.metrics import bootstrap_intervals, sensitivity, specificity
 
 THRESHOLD_RESAMPLES = 500
 LEAST_IMAGES = 10  # of each class, below which a hospital does not choose the threshold
+RATES = ("sensitivity", "specificity")
 SENSITIVITIES = (0.90, 0.95, 0.99)
 PREVALENCES = (0.01, 0.05, 0.20, 0.50)
 RISKS = np.round(np.arange(0.01, 1.0, 0.01), 2)  # of the decision curve
@@ -107,8 +104,7 @@ def measure_left_out(
         )
         images = labels[out], probabilities[out], point.threshold
         found.append((sensitivity(*images), specificity(*images)))
-    means = np.nanmean(found, axis=0).tolist()
-    return dict(zip(("sensitivity", "specificity"), means, strict=True))
+    return dict(zip(RATES, np.nanmean(found, axis=0).tolist(), strict=True))
 
 
 def list_measurable(labels: Sequence[int], groups: Sequence[str]) -> list[str]:
@@ -182,6 +178,7 @@ def list_thresholds(
     labels: np.ndarray,
     probabilities: np.ndarray,
     own: float,
+    patients: Sequence[str],
     resamples: Sequence[np.ndarray],
 ) -> tuple[ThresholdResult, ...]:
     """Return the results at the model's own threshold, and at thresholds found on this data.
@@ -197,18 +194,13 @@ def list_thresholds(
         found.append((f"sensitivity {wanted:.2f}", float(ill[missed]), False))
     found.append(("highest Youden index", youden_threshold(labels, probabilities), False))
 
-    def measure(metric: str, threshold: float) -> Interval:
-        function = METRICS[metric].function
-        draws = [function(labels[d], probabilities[d], threshold) for d in resamples]
-        return metric_interval(metric, labels, probabilities, threshold, draws)
-
+    images = labels, probabilities
     return tuple(
         ThresholdResult(
             name,
             threshold,
-            measure("sensitivity", threshold),
-            measure("specificity", threshold),
-            usable,
+            **bootstrap_intervals(*images, threshold, patients, resamples, RATES),
+            usable=usable,
         )
         for name, threshold, usable in found
     )
@@ -237,19 +229,17 @@ def by_prevalence(
     resamples: Sequence[np.ndarray],
 ) -> tuple[PredictiveValues, ...]:
     """Return the predictive values at each of PREVALENCES, with intervals over patients."""
-    own, *pairs = [
-        (sensitivity(labels[d], probabilities[d], threshold),
-         specificity(labels[d], probabilities[d], threshold))
-        for d in (np.arange(len(labels)), *resamples)
-    ]  # fmt: skip
-    found = []
-    for prevalence in PREVALENCES:
-        draws = zip(*(predictive_values(*pair, prevalence) for pair in pairs), strict=True)
-        both = map(percentile_interval, predictive_values(*own, prevalence), draws)
-        # Not defined if no resample changes the value.
-        both = (Interval(of.value) if of.low == of.high else of for of in both)
-        found.append(PredictiveValues(prevalence, *both))
-    return tuple(found)
+
+    def measure(rows: np.ndarray) -> list[float]:
+        images = labels[rows], probabilities[rows], threshold
+        both = sensitivity(*images), specificity(*images)
+        return np.ravel([predictive_values(*both, one) for one in PREVALENCES]).tolist()
+
+    found = bootstrap(measure, len(labels), resamples)
+    # Not defined if no resample changes the value.
+    found = [Interval(of.value) if of.low == of.high else of for of in found]
+    pairs = zip(PREVALENCES, found[::2], found[1::2], strict=True)
+    return tuple(PredictiveValues(*one) for one in pairs)
 
 
 def decision_curve(labels: np.ndarray, probabilities: np.ndarray) -> DecisionCurve:

@@ -77,7 +77,7 @@ def compute_validation_metrics(
     Raises:
         UserError: the predictions are not those of all images in their order, or are not finite.
     """
-    from pneumonia_hf.evaluation.hf_metric import compute_with_evaluate
+    from pneumonia_hf.evaluation.hf_metric import XrayMetric
 
     if not np.array_equal(prediction.label_ids, validation.labels):
         raise UserError(
@@ -93,6 +93,8 @@ def compute_validation_metrics(
         copies = validation.score(to_probability(log_odds))
         labels, log_odds = (of[: len(validation.plain)] for of in (labels, log_odds))
     losses = np.logaddexp(0, np.where(labels == 1, -log_odds, log_odds))
-    metrics = compute_with_evaluate(labels, to_probability(log_odds), threshold=0.5)
+    # One module for all: `evaluate.combine` would write the predictions once for each metric.
+    probabilities = to_probability(log_odds)
+    metrics = XrayMetric().compute(predictions=probabilities, references=labels, threshold=0.5)
     weights = weigh_classes(labels).numpy()[labels]
     return metrics | copies | {"loss": float(np.mean(losses * weights))}

@@ -25,7 +25,7 @@ def test_images_are_related_by_a_patient_or_by_an_xray_also_over_several_steps()
 
 def test_a_finding_names_split_label_and_reason_of_its_first_images_and_counts_all():
     xrays = make_xrays()
-    found = finding_of_images(xrays, "warn", np.array([1, 4]), "two.", ["dark", "small"])
+    found = finding_of_images(xrays, np.array([1, 4]), "two.", ["dark", "small"])
     assert found.examples == (
         {"file": "f1.png", "part": "train", "label": "PNEUMONIA", "why": "dark"},
         {"file": "f4.png", "part": "test", "label": "NORMAL", "why": "small"},
@@ -34,7 +34,7 @@ def test_a_finding_names_split_label_and_reason_of_its_first_images_and_counts_a
         "f1.png",
         "f4.png",
     ]
-    many = finding_of_images(xrays, "warn", np.arange(5).repeat(4), "many.")
+    many = finding_of_images(xrays, np.arange(5).repeat(4), "many.")
     assert (many.count, len(many.examples)) == (20, MOST_EXAMPLES)
     assert [count_noun(range(n), "image") for n in range(3)] == [
         "no images", "1 image", "2 images",

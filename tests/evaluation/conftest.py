@@ -8,7 +8,7 @@ from datasets import Dataset
 
 from pneumonia_hf import EvaluationConfig, Predictor, evaluate_predictor
 from pneumonia_hf.data.load import load_splits
-from pneumonia_hf.evaluation.context import Additions, Evaluation
+from pneumonia_hf.evaluation.context import Evaluation
 from pneumonia_hf.evaluation.report import write_report
 from pneumonia_hf.evaluation.scores import IN_RANGE, Scores
 from pneumonia_hf.evaluation.steps import Steps
@@ -59,4 +59,4 @@ def by_hand() -> Evaluation:
     predictor = SimpleNamespace(operating_point=OperatingPoint(0.5, 0.35, 0.65), has_threshold=True)
     others = ScoredOthers(unreadable=("x.png: it is empty",))
     config, seen = EvaluationConfig(resamples=40), dict.fromkeys(("train", "validation", "test"), 0)
-    return Evaluation(predictor, "data", "test", scores, seen, others, config, Additions(), Steps())
+    return Evaluation(predictor, "data", "test", scores, seen, others, config, Steps())

@@ -4,7 +4,8 @@ import pytest
 from helpers import assert_one_sentence, call_script
 from PIL import Image
 
-from pneumonia_hf.evaluation.overview import read_row
+from pneumonia_hf.evaluation.overview import ModelRow, draw_overview, read_row
+from pneumonia_hf.statistics.intervals import Interval
 
 
 def save_report(
@@ -44,6 +45,10 @@ def test_models_stand_side_by_side_in_a_table_and_a_figure(tmp_path):
     assert "| old | 0.990 | 0.150 | 0.800 | no |" in done.stdout
     assert "| new | 0.970 | - | - | - |" in done.stdout
     assert read_row(f"x={home},{known}").knows_site
+    # An area without an interval, of few patients, is drawn as its mark alone.
+    few = ModelRow("few", (Interval(0.9), None, None))
+    (axes,) = draw_overview([few]).axes
+    assert [text.get_position()[0] for text in axes.texts] == [pytest.approx(0.888)]
     with Image.open(output) as image:
         assert image.format == "PNG" and image.width > 500
 

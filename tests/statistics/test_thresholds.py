@@ -107,7 +107,9 @@ def test_thresholds_for_a_sensitivity_reach_it_and_only_the_models_own_is_usable
     labels, scores, patients = draw()
     rows = {
         one.name: one
-        for one in list_thresholds(labels, scores, 0.7, list(draw_patients(labels, patients, 50)))
+        for one in list_thresholds(
+            labels, scores, 0.7, patients, list(draw_patients(labels, patients, 50))
+        )
     }
     for wanted in (0.90, 0.95, 0.99):
         found = rows[f"sensitivity {wanted:.2f}"]

@@ -54,23 +54,17 @@ def measure(evaluation: Evaluation, numbers: Mapping[str, Any]) -> Section:
         return Section(TITLE, (NOT_TESTED,), {"faithfulness": None})
     rows = evaluation.scores.rows
     boxes = _read_column(evaluation)
+    patients = np.asarray(evaluation.scores.patients)
     images = [
-        MarkedImage(read_xray(source, name), draw_boxes(boxes[row], SIDE, SIDE), patient)
-        for row, patient, (name, source) in zip(
-            drawn,
-            np.asarray(evaluation.scores.patients)[drawn],
-            open_images(rows.select(drawn)),
-            strict=True,
-        )
+        MarkedImage(read_xray(source, name), draw_boxes(boxes[row], SIDE, SIDE), patients[row])
+        for row, (name, source) in zip(drawn, open_images(rows.select(drawn)), strict=True)
     ]
-    found = measure_faithfulness(
-        evaluation.predictor,
-        images,
-        simulate_opacities(),
-        evaluation.steps,
-        resamples=evaluation.config.resamples,
+    resamples = evaluation.config.resamples
+    return describe(
+        measure_faithfulness(
+            evaluation.predictor, images, simulate_opacities(), evaluation.steps, resamples
+        )
     )
-    return describe(found)
 
 
 def count_passes(evaluation: Evaluation) -> int:

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from pneumonia_hf.evaluation.context import Evaluation
-from pneumonia_hf.evaluation.sections.drawing import COLOUR, OTHER_COLOUR, make_axes
+from pneumonia_hf.reporting.drawing import COLOUR, OTHER_COLOUR, make_axes
 from pneumonia_hf.reporting.numbers import to_slope, to_text
 from pneumonia_hf.reporting.page import Figure, Section, Table
 from pneumonia_hf.statistics.calibration import CalibrationQuality, measure_calibration

@@ -109,18 +109,16 @@ ITEMS: tuple[Item, ...] = (
 
 def measure(evaluation: Evaluation, numbers: Numbers) -> Section:
     """Return each item with what the report says to it, or OPEN."""
-    answers = [(item, item.answer(numbers) if item.answer else OPEN) for item in ITEMS]
+    header = ("topic", "tripod", "claim", "answer")
+    rows = [
+        (item.topic, item.tripod, item.claim, item.answer(numbers) if item.answer else OPEN)
+        for item in ITEMS
+    ]
     body = (
         "What TRIPOD+AI (Collins et al. 2024, doi 10.1136/bmj-2023-078378) and CLAIM 2024 (Tejani "
         "et al. 2024, doi 10.1148/ryai.240300) ask for, in our words. What only people can say is "
         "left open.",
-        Table(
-            ["item", "TRIPOD+AI", "CLAIM 2024", "answer"],
-            [[item.topic, item.tripod, item.claim, answer] for item, answer in answers],
-        ),
+        Table(["item", "TRIPOD+AI", "CLAIM 2024", "answer"], rows),
     )
-    items = [
-        {"topic": item.topic, "tripod": item.tripod, "claim": item.claim, "answer": answer}
-        for item, answer in answers
-    ]
+    items = [dict(zip(header, row, strict=True)) for row in rows]
     return Section("Checklist", body, {"checklist": items})

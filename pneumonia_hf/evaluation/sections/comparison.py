@@ -81,12 +81,12 @@ def compare_scores(
 
 
 def measure(evaluation: Evaluation, numbers: Mapping[str, Any]) -> Section:
-    """Return the differences from `additions.second` on the same images.
+    """Return the differences from the second model on the same images.
 
     Raises:
         UserError: the two models could not read the same images.
     """
-    second, scores = evaluation.additions.second, evaluation.scores
+    second, scores = evaluation.second, evaluation.scores
     if second is None:
         return Section(TITLE, (), {"comparison": None})
     name = public_name(second.name) if second.path else second.name

@@ -19,7 +19,7 @@ SCHEMA_VERSION = 4  # of report.json; schema.json describes it
 
 def measure(evaluation: Evaluation, numbers: Mapping[str, Any]) -> Section:
     """Return the data and the model of a report, with the findings of the audit."""
-    scores, seen, additions = evaluation.scores, evaluation.seen, evaluation.additions
+    scores, seen, config = evaluation.scores, evaluation.seen, evaluation.config
     count, patients = len(scores.labels), len(set(scores.patients))
     by_file = named_by_file(scores.patients)
     normals, pneumonias = np.bincount(scores.labels, minlength=2).tolist()
@@ -28,8 +28,8 @@ def measure(evaluation: Evaluation, numbers: Mapping[str, Any]) -> Section:
         "since the model stores no threshold"
     )  # fmt: skip
     findings = []
-    if additions.audit != "none":
-        found = audit_images(scores.rows, quick=additions.audit == "quick")
+    if config.audit != "none":
+        found = audit_images(scores.rows, quick=config.audit == "quick")
         findings = [
             {"check": check, "verdict": one.verdict, "text": one.text}
             for check, one in found.items()
@@ -37,7 +37,7 @@ def measure(evaluation: Evaluation, numbers: Mapping[str, Any]) -> Section:
     body: list[str | Table] = [
         f"{count} images of {describe_patients(patients, by_file)}: {normals} NORMAL, {pneumonias} "
         f"PNEUMONIA (prevalence {to_share(pneumonias, count)}). Labels: "
-        f"{additions.label_source or 'their source is not stated'}. An image is positive at or "
+        f"{config.label_source or 'their source is not stated'}. An image is positive at or "
         f"above a probability of {point.threshold:.4f}, {threshold}. The tables count every image, "
         f"including the {evaluation.referral.referred} that the model refers to a person.",
         _describe_columns(evaluation),
@@ -58,7 +58,7 @@ def measure(evaluation: Evaluation, numbers: Mapping[str, Any]) -> Section:
         "schema_version": SCHEMA_VERSION,
         "data": evaluation.data,
         "split": evaluation.split,
-        "label_source": additions.label_source,
+        "label_source": config.label_source,
         "model": evaluation.model,
         "weights_sha256": evaluation.weights_sha256,
         "tta": evaluation.predictor.tta,
@@ -66,13 +66,13 @@ def measure(evaluation: Evaluation, numbers: Mapping[str, Any]) -> Section:
         "patients": patients,
         "patients_by_file_name": by_file,
         "prevalence": evaluation.prevalence,
-        "external": evaluation.config.external,
+        "external": config.external,
         "NORMAL": normals,
         "PNEUMONIA": pneumonias,
         "threshold": point.threshold,
         "refer_low": point.low,
         "refer_high": point.high,
-        "resamples": evaluation.config.resamples,
+        "resamples": config.resamples,
         "seen_in_training": seen["train"],
         "seen_in_validation": seen["validation"],
         "seen_in_test": seen["test"],

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pneumonia_hf.evaluation.context import Evaluation
-from pneumonia_hf.evaluation.sections.drawing import COLOUR, MARK, OTHER_COLOUR, make_axes
 from pneumonia_hf.labels import LABELS
+from pneumonia_hf.reporting.drawing import COLOUR, MARK, OTHER_COLOUR, make_axes
 from pneumonia_hf.reporting.numbers import to_text
 from pneumonia_hf.reporting.page import Figure, Section, Table
-from pneumonia_hf.statistics.intervals import draw_patients
 from pneumonia_hf.statistics.metrics import FEWEST_PATIENTS, METRICS
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Drawing
 
 BAND_RESAMPLES = 200
@@ -82,20 +82,13 @@ def draw_roc(evaluation: Evaluation) -> Drawing:
     """Return the ROC curve with a 95% band over patients, and the operating point on it."""
     from sklearn.metrics import roc_curve
 
-    def at_grid(rows: np.ndarray) -> np.ndarray:
-        curve = roc_curve(evaluation.labels[rows], evaluation.probabilities[rows])
-        return np.interp(GRID, curve[0], curve[1])
-
-    figure, axes = make_axes()
-    low, high = _band(evaluation, at_grid)
-    axes.fill_between(GRID, low, high, color=COLOUR, alpha=0.18, linewidth=0, label="95% band")
-    false_positives, true_positives, _ = roc_curve(evaluation.labels, evaluation.probabilities)
-    label = f"AUROC {to_text(evaluation.metrics['auroc'])}"
-    axes.plot(false_positives, true_positives, color=COLOUR, label=label)
-    axes.plot([0, 1], [0, 1], color=OTHER_COLOUR, linestyle=":", label="chance")
     metrics = evaluation.metrics
     point = 1 - metrics["specificity"].value, metrics["sensitivity"].value
-    axes.plot(*point, "o", color=MARK, label="at the threshold")
+    figure, axes = _draw_curve(
+        evaluation, lambda *images: roc_curve(*images)[:2], f"AUROC {to_text(metrics['auroc'])}",
+        point,
+    )  # fmt: skip
+    axes.plot([0, 1], [0, 1], color=OTHER_COLOUR, linestyle=":", label="chance")
     axes.legend(loc="lower right", fontsize=9)
     axes.set(xlabel="1 - specificity", ylabel="sensitivity", aspect="equal", title="ROC curve")
     return figure
@@ -105,23 +98,14 @@ def draw_precision_recall(evaluation: Evaluation) -> Drawing:
     """Return the precision-recall curve with a 95% band over patients."""
     from sklearn.metrics import precision_recall_curve
 
-    def at_grid(rows: np.ndarray) -> np.ndarray:
-        precision, recall, _ = precision_recall_curve(
-            evaluation.labels[rows], evaluation.probabilities[rows]
-        )
-        return np.interp(GRID, recall[::-1], precision[::-1])
+    def trace(labels: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        precision, recall, _ = precision_recall_curve(labels, probabilities)
+        return recall[::-1], precision[::-1]
 
-    figure, axes = make_axes()
-    low, high = _band(evaluation, at_grid)
-    axes.fill_between(GRID, low, high, color=COLOUR, alpha=0.18, linewidth=0, label="95% band")
-    label = f"AUPRC {to_text(evaluation.metrics['auprc'])}"
-    curve = precision_recall_curve(evaluation.labels, evaluation.probabilities)
-    axes.plot(curve[1], curve[0], color=COLOUR, label=label)
-    prevalence = evaluation.prevalence
-    axes.axhline(prevalence, color=OTHER_COLOUR, linestyle=":", label="chance (prevalence)")
-    metrics = evaluation.metrics
+    metrics, prevalence = evaluation.metrics, evaluation.prevalence
     point = metrics["sensitivity"].value, metrics["precision"].value
-    axes.plot(*point, "o", color=MARK, label="at the threshold")
+    figure, axes = _draw_curve(evaluation, trace, f"AUPRC {to_text(metrics['auprc'])}", point)
+    axes.axhline(prevalence, color=OTHER_COLOUR, linestyle=":", label="chance (prevalence)")
     axes.legend(loc="lower left", fontsize=9)
     axes.set(
         xlabel="sensitivity (recall)",
@@ -132,10 +116,19 @@ def draw_precision_recall(evaluation: Evaluation) -> Drawing:
     return figure
 
 
-def _band(
-    evaluation: Evaluation, at_grid: Callable[[np.ndarray], np.ndarray]
-) -> tuple[np.ndarray, np.ndarray]:
-    scores = evaluation.scores
-    rows = draw_patients(scores.labels, scores.patients, BAND_RESAMPLES, seed=13)
-    low, high = np.percentile([at_grid(one) for one in rows], [2.5, 97.5], axis=0)
-    return low, high
+def _draw_curve(
+    evaluation: Evaluation,
+    trace: Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]],
+    label: str,
+    point: tuple[float, float],
+) -> tuple[Drawing, Axes]:
+    """Draw the curve that `trace` returns, as x and y, for labels and probabilities."""
+    labels, probabilities = evaluation.labels, evaluation.probabilities
+    draws = evaluation.resamples[:BAND_RESAMPLES]
+    curves = [np.interp(GRID, *trace(labels[rows], probabilities[rows])) for rows in draws]
+    low, high = np.percentile(curves, [2.5, 97.5], axis=0)
+    figure, axes = make_axes()
+    axes.fill_between(GRID, low, high, color=COLOUR, alpha=0.18, linewidth=0, label="95% band")
+    axes.plot(*trace(labels, probabilities), color=COLOUR, label=label)
+    axes.plot(*point, "o", color=MARK, label="at the threshold")
+    return figure, axes

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -11,8 +11,8 @@ import numpy as np
 from PIL import Image
 
 from pneumonia_hf.evaluation.context import Evaluation
-from pneumonia_hf.evaluation.sections.drawing import COLOUR, MARK, OTHER_COLOUR
 from pneumonia_hf.imaging.phantom import OUTSIDE, ZONES, Opacity, simulate
+from pneumonia_hf.reporting.drawing import COLOUR, MARK, OTHER_COLOUR
 from pneumonia_hf.reporting.page import Figure, Section, Table
 from pneumonia_hf.statistics.log_odds import to_logit, to_probability
 
@@ -74,8 +74,7 @@ class Phantom:
 
     def mean_rise(self, name: str, diameter: float, density: float = 1) -> float | None:
         """Return the mean rise of the films of a kind, if there are any."""
-        kind = (name, diameter, density)
-        rises = [x.rise for x in self.cases if (x.name, x.diameter, x.density) == kind]
+        rises = list_rises(self.cases, [name], diameter, density)
         return float(np.mean(rises)) if rises else None
 
     def find_smallest(self, *zones: str) -> float | None:
@@ -111,28 +110,37 @@ def measure(evaluation: Evaluation, numbers: Mapping[str, Any]) -> Section:
 def measure_phantom(predictor: Predictor) -> Phantom:
     """Return the predictor's log odds and decisions on the films of the phantom."""
     films = make_films()
-    images = [image for _, image in films]
-    scored = [
-        (case, score)
-        for (case, _), score in zip(films, predictor.log_odds(images).tolist(), strict=True)
-    ]
-    normal = {case.seed: score for case, score in scored if case.name == NORMAL}
+    scores = predictor.log_odds([image for _, image in films]).tolist()
+    pairs = [(case, score) for (case, _), score in zip(films, scores, strict=True)]
+    normal = {case.seed: score for case, score in pairs if case.name == NORMAL}
     cases = tuple(
-        replace(case, log_odds=score, rise=score - normal[case.seed]) for case, score in scored
+        replace(case, log_odds=score, rise=score - normal[case.seed]) for case, score in pairs
     )
     usual = {
         case.name: image
         for case, image in films
-        if case.name == NORMAL or (case.name in ZONES and _is_usual(case))
+        if case.name == NORMAL
+        or (case.name in ZONES and (case.diameter, case.density) == (USUAL, 1))
     }
     decisions = [one.decision for one in predictor.predict_all(list(usual.values()))]
+    rises = (list_rises(cases, names) for names in (ZONES, [BESIDE]))
     return Phantom(
         cases,
         float(to_logit(np.float64(predictor.operating_point.threshold))),
-        _summarise([one.rise for one in cases if one.name in ZONES and _is_usual(one)]),
-        _summarise([one.rise for one in cases if one.name == BESIDE]),
+        *(Rise(float(np.mean(of)), float(np.std(of, ddof=1)), len(of)) for of in rises),
         dict(zip(usual, decisions, strict=True)),
     )
+
+
+def list_rises(
+    cases: Sequence[Case], names: Collection[str], diameter: float = USUAL, density: float = 1
+) -> list[float]:
+    """Return the rises of the films with these names, and opacities of one size and density."""
+    return [
+        one.rise
+        for one in cases
+        if one.name in names and (one.diameter, one.density) == (diameter, density)
+    ]
 
 
 @cache
@@ -158,14 +166,6 @@ def list_opacities() -> Iterator[tuple[Case, list[Opacity]]]:
         for place in OUTSIDE.values():
             control = Opacity(place, USUAL, outside=True, seed=seed)
             yield Case(BESIDE, USUAL, 1, seed), [control]
-
-
-def _is_usual(case: Case) -> bool:
-    return (case.diameter, case.density) == (USUAL, 1)
-
-
-def _summarise(rises: Sequence[float]) -> Rise:
-    return Rise(float(np.mean(rises)), float(np.std(rises, ddof=1)), len(rises))
 
 
 def _to_text(rise: Rise) -> str:
@@ -236,16 +236,13 @@ def draw_phantom(found: Phantom) -> Drawing:
     dose.set(xlabel="diameter of one opacity, mm", ylabel="log odds")
     # Outside: to look for the best place takes over a second on a busy machine, and then warns.
     dose.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8)
-    groups = {
-        "in the lungs": [one.rise for one in found.cases if one.name in ZONES and _is_usual(one)],
-        BESIDE: [one.rise for one in found.cases if one.name == BESIDE],
-    }
-    for place, (rises, colour) in enumerate(zip(groups.values(), (COLOUR, MARK), strict=True)):
+    for place, (names, colour) in enumerate(((ZONES, COLOUR), ([BESIDE], MARK))):
+        rises = list_rises(found.cases, names)
         spread = np.linspace(-0.15, 0.15, len(rises))
         control.plot(place + spread, rises, "o", color=colour, markersize=4)
         control.plot([place - 0.25, place + 0.25], [np.mean(rises)] * 2, color=colour)
     control.axhline(0, color=OTHER_COLOUR, linestyle=":")
-    control.set_xticks(range(len(groups)), groups)
+    control.set_xticks([0, 1], ["in the lungs", BESIDE])
     control.set(ylabel="rise of the log odds", title=f"Opacities of {USUAL} mm", xlim=(-0.5, 1.5))
     for axes in (dose, control):
         axes.grid(axis="y", alpha=0.3)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,66 +16,49 @@ TITLE = "Against others"
 COMPARED = ("auroc", "accuracy", "sensitivity", "specificity")
 
 
-@dataclass(frozen=True)
-class PublishedResult:
-    """What others report on the same images; None: not given."""
-
-    model: str
-    auroc: float | None
-    accuracy: float | None
-    sensitivity: float | None
-    specificity: float | None
-    source: str
-
-
-@dataclass(frozen=True)
-class Published:
-    """Published results on one data set."""
-
-    data: str
-    note: str
-    results: tuple[PublishedResult, ...]
-
-
 def measure(evaluation: Evaluation, numbers: Mapping[str, Any]) -> Section:
-    """Return what others report on the same data, of the file `additions.published`."""
-    path = evaluation.additions.published
+    """Return what others report on the same data, of the file `config.published`."""
+    path = evaluation.config.published
     found = path and find_published(path, numbers["NORMAL"], numbers["PNEUMONIA"])
     if not found:
         return Section(TITLE, (), {"published": None})
     own = [evaluation.model, *(to_text(evaluation.metrics[name]) for name in COMPARED)]
     rows = [
         [
-            one.model,
-            *("" if (value := getattr(one, name)) is None else f"{value:.3f}" for name in COMPARED),
-            one.source,
+            one["model"],
+            *("" if one[name] is None else f"{one[name]:.3f}" for name in COMPARED),
+            one["source"],
         ]
-        for one in found.results
+        for one in found["results"]
     ]
     body = (
-        f"The numbers of images are those of {found.data}. {found.note}",
+        f"The numbers of images are those of {found['data']}. {found['note']}",
         Table(
             ["model", *(METRICS[name].title for name in COMPARED), "source"],
             [[*own, "this report"], *rows],
         ),
     )
-    return Section(TITLE, body, {"published": asdict(found)})
+    return Section(TITLE, body, {"published": found})
 
 
-def find_published(path: Path, normals: int, pneumonias: int) -> Published | None:
-    """Return the published results on data with these numbers of images, or None.
+def find_published(path: Path, normals: int, pneumonias: int) -> dict[str, Any] | None:
+    """Return what others report on data with these numbers of images, or None.
+
+    It has `data`, the name of the data, a `note`, and `results`: of each `model` its `source` and
+    COMPARED, None where it is not given.
 
     Raises:
         UserError: the file cannot be read.
     """
     import yaml
 
+    keys = ("model", *COMPARED, "source")
     try:
-        sets = yaml.safe_load(path.read_text(encoding="utf-8"))["sets"]
-        for one in sets:
+        for one in yaml.safe_load(path.read_text(encoding="utf-8"))["sets"]:
             if (one["NORMAL"], one["PNEUMONIA"]) == (normals, pneumonias):
-                results = tuple(PublishedResult(**each) for each in one["results"])
-                return Published(one["name"], " ".join(one["note"].split()), results)
+                results = [{key: each[key] for key in keys} for each in one["results"]]
+                return {"data": one["name"], "note": " ".join(one["note"].split()),
+                        "results": results}  # fmt: skip
     except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
         raise UserError(
             f"{path} does not hold published results as eval_reports/published.yaml does: {error}."

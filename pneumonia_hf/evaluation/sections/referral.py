@@ -11,7 +11,7 @@ import numpy as np
 
 from pneumonia_hf.evaluation.context import Evaluation
 from pneumonia_hf.evaluation.scores import IN_RANGE
-from pneumonia_hf.evaluation.sections.drawing import COLOUR, MARK, make_axes
+from pneumonia_hf.reporting.drawing import COLOUR, MARK, make_axes
 from pneumonia_hf.reporting.numbers import to_share, to_text
 from pneumonia_hf.reporting.page import Figure, Section, Table
 from pneumonia_hf.statistics.selective import (

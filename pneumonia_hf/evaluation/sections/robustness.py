@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,16 +20,16 @@ from pneumonia_hf.evaluation.perturbations import (
     ROBUST,
     perturb,
 )
-from pneumonia_hf.evaluation.sections.drawing import COLOUR
 from pneumonia_hf.evaluation.steps import Steps
 from pneumonia_hf.imaging.preprocess import resize
 from pneumonia_hf.imaging.read import read_xray
 from pneumonia_hf.models.run_manifest import read_manifest
+from pneumonia_hf.reporting.drawing import COLOUR
 from pneumonia_hf.reporting.numbers import to_text
 from pneumonia_hf.reporting.page import Figure, Section, Table
 from pneumonia_hf.statistics.intervals import Interval, draw_patients, percentile_interval
 from pneumonia_hf.statistics.log_odds import to_probability
-from pneumonia_hf.statistics.metrics import METRICS, auroc, has_few_patients, metric_interval
+from pneumonia_hf.statistics.metrics import auroc, bootstrap_intervals, has_few_patients
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
@@ -37,6 +38,9 @@ if TYPE_CHECKING:
 
 GAP = ("frame_swap", 0.2)  # the perturbation of the shortcut gap
 PLAIN = ("plain", 0.0)
+EVERY = PERTURBATIONS | CONTROLS
+MEASURED = ("auroc", "sensitivity", "specificity")  # of each kind of copies
+SEED = 13  # of the bootstrap and of the perturbations
 TITLE = "Robustness"
 
 
@@ -72,19 +76,12 @@ class Robustness:
         return min(self.results[1:], key=lambda one: one.auroc.value)
 
 
-def to_json(found: Robustness) -> dict[str, Any]:
-    """Return the numbers as report.json has them."""
-    worst = {"name": found.worst.name, "level": found.worst.level}
-    return asdict(found) | {"worst": worst | {"auroc": found.worst.auroc.value}}
-
-
 def measure_robustness(
     predictor: Predictor,
     images: Iterable[Image.Image],
     labels: Sequence[int],
     patients: Sequence[str],
     resamples: int = 1000,
-    seed: int = 13,
     steps: Steps | None = None,
 ) -> Robustness:
     """Return the results of a model on every perturbation and level.
@@ -97,69 +94,47 @@ def measure_robustness(
         predictor: one model, or an ensemble, whose largest input size is used.
         images: gray, as `read_xray` returns them, in the order of `labels` and `patients`.
         labels: 0 (NORMAL) or 1 (PNEUMONIA); both must occur.
-        resamples, seed: of the bootstrap; `seed` also of the perturbations.
+        resamples: of the bootstrap.
         steps: where the scores of each kind of copies are kept, if anywhere.
     """
-    labels = np.asarray(labels)
+    labels, steps = np.asarray(labels), steps or Steps()
     pixels = shrink(predictor, images)
+
+    def score_case(name: str, level: float) -> dict[str, np.ndarray]:
+        copies = pixels if name == "plain" else perturb(pixels, labels, name, level, SEED)
+        return {"log_odds": score(predictor, copies, steps)}
+
+    scores = {}
+    for case in list_cases():
+        name = f"{case[0]} {case[1]:g} of {len(labels)}"
+        found = steps.run(name, partial(score_case, *case), passes=len(labels))
+        scores[case] = to_probability(found["log_odds"])
     threshold = predictor.operating_point.threshold
-    every = PERTURBATIONS | CONTROLS
-    steps, scores = steps or Steps(), {}
-    for name, level in list_cases():
-        found = steps.run(
-            f"{name} {level:g} of {len(labels)}",
-            lambda name=name, level=level: {
-                "log_odds": score(
-                    predictor,
-                    pixels if name == "plain" else perturb(pixels, labels, name, level, seed),
-                    steps,
-                )
-            },
-            passes=len(labels),
-        )
-        scores[name, level] = to_probability(found["log_odds"])
-    draws = list(draw_patients(labels, patients, resamples, seed))
-    areas = {case: [auroc(labels[d], one[d], 0) for d in draws] for case, one in scores.items()}
-    values = {case: auroc(labels, one, 0) for case, one in scores.items()}
-    plain = scores[PLAIN] >= threshold
+    draws = list(draw_patients(labels, patients, resamples, SEED))
     operations, selected = read_training(predictor)
-    few = has_few_patients(labels, patients)
-    results = []
+    results = {}
     for case, one in scores.items():
-        shares = [
-            metric_interval(
-                name,
-                labels,
-                one,
-                threshold,
-                [METRICS[name].function(labels[d], one[d], threshold) for d in draws],
-            )
-            for name in ("sensitivity", "specificity")
-        ]
-        area = metric_interval("auroc", labels, one, threshold, [] if few else areas[case])
-        flipped = float(np.mean((one >= threshold) != plain))
-        trained = case != PLAIN and every[case[0]].trained_by in operations
-        results.append(
-            PerturbedResult(
-                *case, area, *shares, flipped, trained, selected and case in COUNTERFACTUALS
-            )
-        )
-    gaps = {
-        f"{level:g}": percentile_interval(
-            values[PLAIN] - values[GAP[0], level],
-            [] if few else np.subtract(areas[PLAIN], areas[GAP[0], level]).tolist(),
-        )
-        for level in PERTURBATIONS[GAP[0]].levels
-    }
-    robust = float(np.mean([values[case] for case in (PLAIN, *COUNTERFACTUALS)]))
-    *kept, control = results
-    return Robustness(tuple(kept), control, gaps[f"{GAP[1]:g}"], gaps, robust, len(labels), seed)
+        metrics = bootstrap_intervals(labels, one, threshold, patients, draws, MEASURED)
+        flipped = float(np.mean((one >= threshold) != (scores[PLAIN] >= threshold)))
+        trained = case != PLAIN and EVERY[case[0]].trained_by in operations
+        of_selection = selected and case in COUNTERFACTUALS
+        results[case] = PerturbedResult(*case, **metrics, flipped=flipped, trained=trained,
+                                        selected=of_selection)  # fmt: skip
+    draws = [] if has_few_patients(labels, patients) else draws  # as for the areas themselves
+    gaps = {}
+    for level in PERTURBATIONS[GAP[0]].levels:
+        pair = scores[PLAIN], scores[GAP[0], level]
+        drops = [auroc(labels[d], pair[0][d], 0) - auroc(labels[d], pair[1][d], 0) for d in draws]
+        value = results[PLAIN].auroc.value - results[GAP[0], level].auroc.value
+        gaps[f"{level:g}"] = percentile_interval(value, drops)
+    robust = float(np.mean([results[case].auroc.value for case in (PLAIN, *COUNTERFACTUALS)]))
+    *kept, control = results.values()
+    return Robustness(tuple(kept), control, gaps[f"{GAP[1]:g}"], gaps, robust, len(labels), SEED)
 
 
 def list_cases() -> list[tuple[str, float]]:
     """Return the name and level of each kind of copies, first the plain images."""
-    every = PERTURBATIONS | CONTROLS
-    return [PLAIN] + [(name, at) for name, one in every.items() for at in one.levels]
+    return [PLAIN] + [(name, at) for name, one in EVERY.items() for at in one.levels]
 
 
 def count_passes(evaluation: Evaluation) -> int:
@@ -233,7 +208,6 @@ def measure(evaluation: Evaluation, numbers: Mapping[str, Any]) -> Section:
 
 def describe(found: Robustness) -> Section:
     """Return the section of measured results."""
-    every = PERTURBATIONS | CONTROLS
     worst = found.worst
     swaps = ", ".join(
         f"{to_text(gap)} at {float(level):.0%} ({1 - (1 - 2 * float(level)) ** 2:.0%} of the area)"
@@ -259,7 +233,7 @@ def describe(found: Robustness) -> Section:
             [
                 [
                     one.name.replace("_", " "),
-                    f"{one.level:g} {every[one.name].unit}" if one.name in every else "",
+                    f"{one.level:g} {EVERY[one.name].unit}" if one.name in EVERY else "",
                     *(to_text(part) for part in (one.auroc, one.sensitivity, one.specificity)),
                     f"{one.flipped:.1%}",
                     "yes, and selection" if one.selected else "yes" if one.trained else "",
@@ -269,7 +243,8 @@ def describe(found: Robustness) -> Section:
         ),
         Figure("robustness", lambda: draw_robustness(found), is_wide=True),
     )
-    return Section(TITLE, body, {"robustness": to_json(found)})
+    summary = {"name": worst.name, "level": worst.level, "auroc": worst.auroc.value}
+    return Section(TITLE, body, {"robustness": asdict(found) | {"worst": summary}})
 
 
 def draw_robustness(found: Robustness) -> Drawing:

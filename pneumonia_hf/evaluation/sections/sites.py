@@ -13,12 +13,12 @@ from pneumonia_hf.data.folder_source import list_others
 from pneumonia_hf.data.load import load_splits
 from pneumonia_hf.data.sources import parse_source
 from pneumonia_hf.errors import UserError
-from pneumonia_hf.evaluation.choose_images import hashes_by_member, leave_out_used, list_used
+from pneumonia_hf.evaluation.choose_images import USED, leave_out_used, own_hashes
 from pneumonia_hf.evaluation.context import Evaluation, Site
 from pneumonia_hf.evaluation.scores import Scores, score_images
-from pneumonia_hf.evaluation.sections.drawing import draw_forest
 from pneumonia_hf.evaluation.subgroups import Others, list_groups, score_other_classes
 from pneumonia_hf.files import expand
+from pneumonia_hf.reporting.drawing import draw_forest
 from pneumonia_hf.reporting.numbers import to_share, to_text
 from pneumonia_hf.reporting.page import Figure, Section, Table
 from pneumonia_hf.statistics.intervals import Interval, draw_patients, percentile_interval
@@ -26,7 +26,6 @@ from pneumonia_hf.statistics.metrics import auroc, bootstrap_intervals, has_few_
 from pneumonia_hf.statistics.selective import Referral, measure_referral
 
 if TYPE_CHECKING:
-    from pneumonia_hf.evaluation.steps import Steps
     from pneumonia_hf.inference.predictor import Predictor
 
 COMPARED = ("auroc", "accuracy", "sensitivity", "specificity", "ece_balanced")
@@ -54,9 +53,7 @@ class SiteResult:
         return bool(self.left_out or self.in_test)
 
 
-def load_site(
-    text: str, predictor: Predictor, other_classes: Sequence[str] = (), strict: bool = False
-) -> Site:
+def load_site(text: str, predictor: Predictor, other_classes: Sequence[str] = ()) -> Site:
     """Return the images of the source `[NAME=][KIND:]WHERE` that are new to the model.
 
     Images are recognised by their bytes. All images of a patient are left out if one of them is in
@@ -68,9 +65,8 @@ def load_site(
     from datasets import concatenate_datasets
 
     source = parse_source(text)
-    data = concatenate_datasets(list(load_splits([text], strict).values()))
-    used = list_used(predictor)
-    own_test = set().union(*hashes_by_member(predictor, "test"))
+    data = concatenate_datasets(list(load_splits([text]).values()))
+    used, own_test = own_hashes(predictor, USED), own_hashes(predictor, ["test"])
     hashes, patients = to_hex(hash_images(data)), data["patient"][:]
     known = {patient for one, patient in zip(hashes, patients, strict=True) if one in used}
     new = [row for row, patient in enumerate(patients) if patient not in known]
@@ -96,25 +92,22 @@ def measure_site(
     resamples: int,
     main: Scores | None = None,
     others: Sequence[Others] = (),
-    seed: int = 13,
 ) -> SiteResult:
     """Return the results of a site, and the drop of the AUROC from `main` to it.
 
     Patients of the two sites are resampled independently.
     """
-
-    def area(of: Scores, rows: np.ndarray) -> float:
-        return auroc(of.labels[rows], of.probabilities[rows], 0)
-
     labels, probabilities, patients = scores.labels, scores.probabilities, scores.patients
-    rows = list(draw_patients(labels, patients, resamples, seed))
+    rows = list(draw_patients(labels, patients, resamples))
     metrics = bootstrap_intervals(labels, probabilities, threshold, patients, rows, COMPARED)
     drop = None
     if main is not None:
-        value = area(main, np.arange(len(main.labels))) - metrics["auroc"].value
-        of_main = draw_patients(main.labels, main.patients, resamples, seed + 1)
+        value = auroc(main.labels, main.probabilities, 0) - metrics["auroc"].value
+        of_main = draw_patients(main.labels, main.patients, resamples, seed=14)
         drops = [
-            area(main, one) - area(scores, own) for one, own in zip(of_main, rows, strict=True)
+            auroc(main.labels[one], main.probabilities[one], 0)
+            - auroc(labels[own], probabilities[own], 0)
+            for one, own in zip(of_main, rows, strict=True)
         ]
         drop = percentile_interval(value, [] if has_few_patients(labels, patients) else drops)
     return SiteResult(
@@ -131,38 +124,16 @@ def measure_site(
     )
 
 
-def score_site(
-    site: Site,
-    predictor: Predictor,
-    main: Scores,
-    resamples: int,
-    steps: Steps | None = None,
-) -> SiteResult:
-    """Return the results on a site.
-
-    Raises:
-        UserError: as of `score_images`.
-    """
-    scores = score_images(predictor, site.data, site.name, steps=steps)
-    columns = list_groups(scores.rows, [])
-    views = {name: of for name, of in columns.items() if name == "view"}
-    others = score_other_classes(predictor, site.others, views, scores, resamples).groups
-    threshold = predictor.operating_point.threshold
-    return measure_site(site, scores, threshold, resamples, main, others)
-
-
 def measure(evaluation: Evaluation, numbers: Mapping[str, Any]) -> Section:
     """Return the results on other sites, and on images of neither class."""
-    found = [
-        score_site(
-            site,
-            evaluation.predictor,
-            evaluation.scores,
-            evaluation.config.resamples,
-            evaluation.steps,
-        )
-        for site in evaluation.additions.sites
-    ]
+    predictor, resamples = evaluation.predictor, evaluation.config.resamples
+    found = []
+    for site in evaluation.sites:
+        scores = score_images(predictor, site.data, site.name, steps=evaluation.steps)
+        views = {name: of for name, of in list_groups(scores.rows, []).items() if name == "view"}
+        others = score_other_classes(predictor, site.others, views, scores, resamples).groups
+        images = scores, evaluation.threshold, resamples, evaluation.scores
+        found.append(measure_site(site, *images, others))
     groups = [("", one) for one in evaluation.others.groups]
     groups += [(f"{site.name}, ", one) for site in found for one in site.others]
     body = _describe_sites(evaluation, found) if found else []

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from pneumonia_hf.evaluation.context import Evaluation
-from pneumonia_hf.evaluation.sections.drawing import COLOUR, OTHER_COLOUR, make_axes
+from pneumonia_hf.reporting.drawing import COLOUR, OTHER_COLOUR, make_axes
 from pneumonia_hf.reporting.numbers import to_text
 from pneumonia_hf.reporting.page import Figure, Section, Table
 from pneumonia_hf.statistics.thresholds import (
@@ -25,7 +25,9 @@ def measure(evaluation: Evaluation, numbers: Mapping[str, Any]) -> Section:
     """Return the results at thresholds found on this data, by prevalence, and the net benefit."""
     labels, probabilities = evaluation.labels, evaluation.probabilities
     threshold, resamples = evaluation.threshold, evaluation.resamples
-    thresholds = list_thresholds(labels, probabilities, threshold, resamples)
+    thresholds = list_thresholds(
+        labels, probabilities, threshold, evaluation.scores.patients, resamples
+    )
     values = by_prevalence(labels, probabilities, threshold, resamples)
     curve = decision_curve(labels, probabilities)
     point = evaluation.predictor.operating_point

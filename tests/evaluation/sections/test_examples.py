@@ -18,14 +18,11 @@ def test_examples_are_the_surest_right_and_wrong_the_least_sure_and_the_referred
     found = choose_examples(
         Scores(rows, labels, scores, *np.full((2, 8), np.nan), decisions, {}, ()), 0.5, count=2
     )
-    kinds = {}
-    for one in found:
-        kinds.setdefault(one.kind, []).append(one.file)
-    assert kinds == {
-        "surest right": ["f0", "f3"],
-        "surest wrong": ["f2", "f5"],
-        "least sure": ["f6", "f7"],
-        "referred, far from the threshold": ["f7", "f6"],
+    assert found == {
+        "surest right": [0, 3],
+        "surest wrong": [2, 5],
+        "least sure": [6, 7],
+        "referred, far from the threshold": [7, 6],
     }
 
 

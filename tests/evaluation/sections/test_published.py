@@ -18,11 +18,11 @@ from pneumonia_hf.reporting.page import to_markdown
 def test_published_results_are_shown_for_data_of_their_size_only(report, tmp_path):
     path = ROOT / "eval_reports" / "published.yaml"
     found = find_published(path, 234, 390)
-    assert "public test split" in found.data and len(found.results) >= 8
-    assert all(one.source for one in found.results)
+    assert "public test split" in found["data"] and len(found["results"]) >= 8
+    assert all(one["source"] for one in found["results"])
     assert find_published(path, 234, 391) is None
-    additions = replace(report.evaluation.additions, published=path)
-    evaluation = replace(report.evaluation, additions=additions)
+    config = replace(report.evaluation.config, published=path)
+    evaluation = replace(report.evaluation, config=config)
     shown = show_published(evaluation, {"NORMAL": 234, "PNEUMONIA": 390})
     page = replace(report.page, sections=[shown])
     assert "## Against others" in to_markdown(page, ()) and "Doerrich" in to_markdown(page, ())
