@@ -31,19 +31,6 @@ X-rays unlike its training data.">Research only: not a medical device</span>
 </div>
 """
 PAGE = Path(__file__).with_name("page")
-# Saves a text or coded bytes, given as {name, kind, text or base64}, without a file on the server.
-SAVE = """
-(file) => {
-  if (!file) return;
-  const bytes = file.base64 === undefined
-    ? new TextEncoder().encode(file.text)
-    : Uint8Array.from(atob(file.base64), (letter) => letter.charCodeAt(0));
-  const link = document.createElement("a");
-  link.href = URL.createObjectURL(new Blob([bytes], {type: file.kind}));
-  link.download = file.name;
-  link.click();
-}
-"""
 
 
 def _read_page(name: str) -> str:
@@ -133,7 +120,7 @@ def build_demo(
                         apply_default_css=False)  # fmt: skip
                 add_viewer(engine, list_examples(engine, examples), batch)
             with gr.Tab("Batch"):
-                add_batch(engine, batch, SAVE)
+                add_batch(engine, batch)
             with gr.Tab("About"):
                 gr.Markdown(describe_model(engine), elem_id="about")
     return demo.queue(max_size=limits.queue)

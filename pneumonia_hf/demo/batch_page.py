@@ -22,6 +22,7 @@ BATCH = (
     "unsure ones, files to check, and then the others. A click on one opens it."
 )
 PAGE = Path(__file__).with_name("page")
+SAVE = '(detail) => { document.dispatchEvent(new CustomEvent("save-file", {detail})); }'
 KEPT_MB = 500  # of the files of all visitors' batches together, in memory
 GONE = "This X-ray is no longer in memory; upload it again."
 
@@ -113,14 +114,8 @@ def analyse_batch(engine: Engine, store: BatchStore, paths: list[str] | None) ->
         yield {"fault": str(error)}, None, gr.Button(visible=False)
 
 
-def add_batch(engine: Engine, state: gr.State, save_script: str) -> None:
-    """Add the parts of the tab.
-
-    Args:
-        engine: what analyses.
-        state: is set to the ShownBatch; the viewer opens a row of it as batch.js asks it to.
-        save_script: saves a file in the browser.
-    """
+def add_batch(engine: Engine, state: gr.State) -> None:
+    """Add the parts of the tab, which set `state` to the ShownBatch that the viewer opens."""
     gr.Markdown(BATCH.format(batch=engine.limits.batch))
     files = make_upload(
         file_count="multiple", height=170, label="X-rays or zip files", elem_id="batch-files"
@@ -131,7 +126,7 @@ def add_batch(engine: Engine, state: gr.State, save_script: str) -> None:
         save = gr.Button("Save as CSV")
     table = gr.HTML(
         html_template='<div class="list"></div>',
-        js_on_load=(PAGE / "batch.js").read_text(encoding="utf-8"),
+        js_on_load="".join((PAGE / one).read_text("utf-8") for one in ("dom.js", "batch.js")),
         elem_id="batch",
         apply_default_css=False,
     )
@@ -153,5 +148,5 @@ def add_batch(engine: Engine, state: gr.State, save_script: str) -> None:
     # Not gradio's `cancels`: after it the page never ran the event again.
     stop.click(lambda shown: shown.stop() if shown else None, state, None, **private)
     save.click(to_file, state, saved, **private).success(
-        None, saved, None, js=save_script, **private
+        None, saved, None, js=SAVE, **private
     )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -56,6 +57,10 @@ class Batch:
     files: tuple[tuple[str, Path | bytes | XrayError], ...]
     skipped: tuple[tuple[str, str], ...]  # of files in zip files that are not scored: name, reason
     budget: Budget
+
+
+class Stopped(Exception):
+    """A map is no longer wanted, before it is complete."""
 
 
 class Budget:
@@ -170,17 +175,26 @@ class Engine:
         finally:
             COMPUTING.release()
 
-    def attribute(self, image: Image.Image, method: str) -> AttributionMap:
-        """Return the attribution map of an image.
+    def attribute(
+        self, image: Image.Image, method: str, is_wanted: Callable[[], bool] = lambda: True
+    ) -> AttributionMap:
+        """Return the attribution map of an image; `is_wanted` is asked before each forward pass.
 
         Raises:
+            Stopped: it is no longer wanted.
             UserError: a method that the model does not support; other requests took too long.
         """
+
+        def check(*_: Any) -> None:
+            if not is_wanted():
+                raise Stopped
+
         self._wait()
-        try:
+        with ExitStack() as ending:
+            ending.callback(COMPUTING.release)
+            for one in self.predictor.networks:
+                ending.callback(one.model.register_forward_pre_hook(check).remove)
             return attribute(self.predictor, image, method)
-        finally:
-            COMPUTING.release()
 
     def _wait(self) -> None:
         if not COMPUTING.acquire(timeout=self.limits.seconds):

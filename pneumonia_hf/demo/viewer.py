@@ -16,7 +16,7 @@ from pneumonia_hf.demo import case_report
 from pneumonia_hf.demo.answers import describe_change, draw_scale, make_scale, to_error
 from pneumonia_hf.demo.answers import to_html as answer_to_html
 from pneumonia_hf.demo.batch_page import ShownBatch
-from pneumonia_hf.demo.engine import FILLS, NAMES, Engine, mask
+from pneumonia_hf.demo.engine import FILLS, NAMES, Engine, Stopped, mask
 from pneumonia_hf.demo.examples import Example, film_size, simulate_opacity
 from pneumonia_hf.demo.images import map_to_data_uri, thumbnail, to_data_uri
 from pneumonia_hf.errors import UserError
@@ -24,7 +24,7 @@ from pneumonia_hf.imaging.phantom import simulate
 
 PAGE = Path(__file__).with_name("page")
 # In this order they are the body of one function, which gradio runs when the page is loaded.
-PARTS = ("viewer", "server", "files", "maps", "gestures", "hide", "opacity", "start")
+PARTS = ("dom", "viewer", "server", "files", "maps", "gestures", "hide", "opacity", "start")
 MOST_DIAMETER = 120.0  # mm
 QUICK = "cam"  # the method whose map follows the hand
 HARDLY = 0.02  # a change of the probability that is none
@@ -75,6 +75,9 @@ def add_viewer(engine: Engine, examples: list[Example], batch: gr.State) -> None
             "concurrency_id": "page", "concurrency_limit": engine.limits.requests}  # fmt: skip
     answers = {"explain": _explain, "mask": _mask, "simulate": _simulate,
                "attribute": _attribute, "report": _report}  # fmt: skip
+    # Of its own: it must not wait behind what it stops.
+    stopping = work | {"concurrency_id": None, "concurrency_limit": None}
+    viewer.stop(_stop, held, None, **stopping)
     for kind in ("analyse", *answers):
         channel, js = gr.JSON(visible=False), RECEIVE.format(kind=kind)
         if kind == "analyse":
@@ -154,11 +157,27 @@ def _require_scored(event: gr.EventData, found: Held | None) -> Held:
 def _explain(engine: Engine, event: gr.EventData, found: Held | None) -> Message:
     found = _require_scored(event, found)
     image, methods = found["xray"].image, _take(event, "methods", list)[:2]
-    return {"maps": [_draw_map(engine, image, name) for name in methods]}
+    number = _take(event, "number", int)
+
+    def is_wanted() -> bool:
+        return number > found.get("stopped", 0)
+
+    try:
+        return {"maps": [_draw_map(engine, image, name, is_wanted) for name in methods]}
+    except Stopped:
+        return {"maps": []}  # the page drops it
 
 
-def _draw_map(engine: Engine, image: Any, method: str) -> Message:
-    made = engine.attribute(image, method)
+def _stop(event: gr.EventData, found: Held | None) -> None:
+    """End the computation of the maps that were asked for up to a number."""
+    if found is not None:
+        found["stopped"] = _take(event, "number", int)
+
+
+def _draw_map(
+    engine: Engine, image: Any, method: str, is_wanted: Callable[[], bool] = lambda: True
+) -> Message:
+    made = engine.attribute(image, method, is_wanted)
     verdict = f"{engine.title_of(method)}: {engine.verdict_of(method)}."
     said = (verdict, engine.sentences.get(method), *made.warnings)
     title = " ".join(filter(None, said))
@@ -182,8 +201,9 @@ def _report(engine: Engine, event: gr.EventData, found: Held | None) -> Message:
     arguments, name = (engine, prediction, image, shown), f"{found['name']}-report.{kind}"
     if kind == "pdf":
         coded = base64.b64encode(case_report.to_pdf(*arguments)).decode()
-        return {"name": name, "kind": "application/pdf", "base64": coded}
-    return {"name": name, "kind": "text/html", "text": case_report.to_html(*arguments)}
+        return {"file": {"name": name, "kind": "application/pdf", "base64": coded}}
+    text = case_report.to_html(*arguments)
+    return {"file": {"name": name, "kind": "text/html", "text": text}}
 
 
 def _mask(engine: Engine, event: gr.EventData, found: Held | None) -> Message:
