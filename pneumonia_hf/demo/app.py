@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from gradio.utils import get_upload_folder
 from starlette.middleware import Middleware
 
 from pneumonia_hf.compat.gradio import SentenceBlocks
@@ -17,6 +18,7 @@ from pneumonia_hf.demo.engine import Engine
 from pneumonia_hf.demo.examples import list_examples
 from pneumonia_hf.demo.guard import Guard
 from pneumonia_hf.demo.limits import Limits, read_prevalence, read_setting
+from pneumonia_hf.demo.page_files import read_page
 from pneumonia_hf.demo.viewer import add_viewer
 from pneumonia_hf.inference.predictor import Predictor
 
@@ -30,11 +32,6 @@ X-rays unlike its training data.">Research only: not a medical device</span>
 <nav aria-label="About">{links}</nav>
 </div>
 """
-PAGE = Path(__file__).with_name("page")
-
-
-def _read_page(name: str) -> str:
-    return (PAGE / name).read_text(encoding="utf-8")
 
 
 def launch_options(limits: Limits, login: str | None = None) -> dict[str, Any]:
@@ -42,10 +39,10 @@ def launch_options(limits: Limits, login: str | None = None) -> dict[str, Any]:
 
     `login` is `user:password`; with it, every route wants it.
     """
-    guard = Middleware(Guard, login=login, uploads=_upload_folder())
+    guard = Middleware(Guard, login=login, uploads=get_upload_folder())
     return {
         "theme": _make_theme(),
-        "css": "".join(map(_read_page, ("page.css", "answer.css", "batch.css"))),
+        "css": read_page("page.css", "answer.css", "batch.css"),
         "max_file_size": limits.upload_mb * 10**6,
         "state_session_capacity": limits.sessions,
         "app_kwargs": {"middleware": [guard]},
@@ -85,12 +82,6 @@ def _make_theme() -> gr.themes.Base:
     )
 
 
-def _upload_folder() -> str:
-    from gradio.utils import get_upload_folder
-
-    return get_upload_folder()
-
-
 def build_demo(
     predictor: Predictor,
     limits: Limits | None = None,
@@ -116,7 +107,7 @@ def build_demo(
         batch = gr.State(None, time_to_live=1800)  # the visitor's last one
         with gr.Tabs():
             with gr.Tab("X-ray"):
-                gr.HTML(_read_page("batch.html"), elem_id="batch-bar", js_on_load=None,
+                gr.HTML(read_page("batch.html"), elem_id="batch-bar", js_on_load=None,
                         apply_default_css=False)  # fmt: skip
                 add_viewer(engine, list_examples(engine, examples), batch)
             with gr.Tab("Batch"):

@@ -14,6 +14,7 @@ import gradio as gr
 from pneumonia_hf.compat.gradio import make_upload
 from pneumonia_hf.demo.batch_table import describe_row, to_csv
 from pneumonia_hf.demo.engine import BatchRow, Engine
+from pneumonia_hf.demo.page_files import read_page
 from pneumonia_hf.errors import UserError
 from pneumonia_hf.imaging.xray import Xray
 
@@ -21,7 +22,6 @@ BATCH = (
     "Up to {batch} X-rays, or zip files of them. Sorted by what needs attention: pneumonias, "
     "unsure ones, files to check, and then the others. A click on one opens it."
 )
-PAGE = Path(__file__).with_name("page")
 SAVE = '(detail) => { document.dispatchEvent(new CustomEvent("save-file", {detail})); }'
 KEPT_MB = 500  # of the files of all visitors' batches together, in memory
 GONE = "This X-ray is no longer in memory; upload it again."
@@ -126,7 +126,7 @@ def add_batch(engine: Engine, state: gr.State) -> None:
         save = gr.Button("Save as CSV")
     table = gr.HTML(
         html_template='<div class="list"></div>',
-        js_on_load="".join((PAGE / one).read_text("utf-8") for one in ("dom.js", "batch.js")),
+        js_on_load=read_page("dom.js", "batch.js"),
         elem_id="batch",
         apply_default_css=False,
     )
@@ -147,6 +147,4 @@ def add_batch(engine: Engine, state: gr.State) -> None:
     )  # fmt: skip
     # Not gradio's `cancels`: after it the page never ran the event again.
     stop.click(lambda shown: shown.stop() if shown else None, state, None, **private)
-    save.click(to_file, state, saved, **private).success(
-        None, saved, None, js=SAVE, **private
-    )
+    save.click(to_file, state, saved, **private).success(None, saved, None, js=SAVE, **private)

@@ -42,11 +42,6 @@ def map_to_data_uri(values: np.ndarray) -> str:
     return _encode(colour_map(values), "PNG")
 
 
-def thumbnail(image: Image.Image) -> str:
-    """Return a small image for a table."""
-    return to_data_uri(image, THUMBNAIL_SIDE)
-
-
 def _encode(image: Image.Image, form: str, **options: int) -> str:
     buffer = io.BytesIO()
     image.save(buffer, form, **options)

@@ -25,24 +25,24 @@ def read_setting(variable: str, environment: Mapping[str, str] = os.environ) -> 
     return text or None
 
 
-def _limit(variable: str, default: int, meaning: str) -> int:
+def _limit(variable: str, default: int) -> int:
     """Return a field that is read from an environment variable."""
-    return field(default=default, metadata={"variable": variable, "meaning": meaning})
+    return field(default=default, metadata={"variable": variable})
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Bounds of the app. docs/space.md lists the variables."""
+    """Bounds of the app; docs/space.md says what each of the variables means."""
 
-    upload_mb: int = _limit("MAX_UPLOAD_MB", 20, "size of an upload, in MB")
-    megapixels: int = _limit("MAX_MEGAPIXELS", MAX_PIXELS // 10**6, "pixels of an image, millions")
-    batch: int = _limit("MAX_BATCH", 200, "images of a batch, zip files counted by their content")
-    unzipped_mb: int = _limit("MAX_UNZIPPED_MB", 400, "size of a batch's unzipped images, in MB")
-    queue: int = _limit("MAX_QUEUE", 64, "requests that wait; further ones are refused")
-    requests: int = _limit("MAX_REQUESTS", 4, "requests that are handled at once")
-    seconds: int = _limit("MAX_SECONDS", 60, "seconds that a batch may take, or a request wait")
-    kept_seconds: int = _limit("KEPT_SECONDS", 120, "seconds that an upload stays on disk")
-    sessions: int = _limit("MAX_SESSIONS", 100, "visitors whose last image is in memory")
+    upload_mb: int = _limit("MAX_UPLOAD_MB", 20)
+    megapixels: int = _limit("MAX_MEGAPIXELS", MAX_PIXELS // 10**6)
+    batch: int = _limit("MAX_BATCH", 200)
+    unzipped_mb: int = _limit("MAX_UNZIPPED_MB", 400)
+    queue: int = _limit("MAX_QUEUE", 64)
+    requests: int = _limit("MAX_REQUESTS", 4)
+    seconds: int = _limit("MAX_SECONDS", 60)
+    kept_seconds: int = _limit("KEPT_SECONDS", 120)
+    sessions: int = _limit("MAX_SESSIONS", 100)
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Limits:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from gradio.utils import get_upload_folder
 
 from pneumonia_hf.demo import case_report
 from pneumonia_hf.demo.answers import describe_change, draw_scale, make_scale, to_error
@@ -18,11 +19,11 @@ from pneumonia_hf.demo.answers import to_html as answer_to_html
 from pneumonia_hf.demo.batch_page import ShownBatch
 from pneumonia_hf.demo.engine import FILLS, NAMES, Engine, Stopped, mask
 from pneumonia_hf.demo.examples import Example, film_size, simulate_opacity
-from pneumonia_hf.demo.images import map_to_data_uri, thumbnail, to_data_uri
+from pneumonia_hf.demo.images import THUMBNAIL_SIDE, map_to_data_uri, to_data_uri
+from pneumonia_hf.demo.page_files import read_page
 from pneumonia_hf.errors import UserError
 from pneumonia_hf.imaging.phantom import simulate
 
-PAGE = Path(__file__).with_name("page")
 # In this order they are the body of one function, which gradio runs when the page is loaded.
 PARTS = ("dom", "viewer", "server", "files", "maps", "gestures", "hide", "opacity", "start")
 MOST_DIAMETER = 120.0  # mm
@@ -46,14 +47,18 @@ def add_viewer(engine: Engine, examples: list[Example], batch: gr.State) -> None
     """
     held = gr.State(None, time_to_live=1800)
     viewer = gr.HTML(
-        html_template=(PAGE / "viewer.html").read_text(encoding="utf-8"),
-        js_on_load="\n".join((PAGE / f"{one}.js").read_text(encoding="utf-8") for one in PARTS),
+        html_template=read_page("viewer.html"),
+        js_on_load=read_page(*(f"{one}.js" for one in PARTS)),
         elem_id="viewer",
         examples=[
-            {"title": one.title, "note": one.note, "image": thumbnail(one.open().image)}
+            {
+                "title": one.title,
+                "note": one.note,
+                "image": to_data_uri(one.open().image, THUMBNAIL_SIDE),
+            }
             for one in examples
         ],
-        phantom=thumbnail(simulate()[0]),
+        phantom=to_data_uri(simulate()[0], THUMBNAIL_SIDE),
         film=film_size(),
         kept=engine.limits.kept_seconds,
         methods=[{"method": one, "title": NAMES.get(one, one)} for one in engine.methods],
@@ -129,8 +134,6 @@ def _analyse(
 
 def _check_upload(path: str) -> str:
     """Return a path that is inside of the folder of uploads, whatever a request says."""
-    from gradio.utils import get_upload_folder
-
     if not Path(path).resolve().is_relative_to(Path(get_upload_folder()).resolve()):
         raise UserError("This is no upload; choose the file again.")
     return path

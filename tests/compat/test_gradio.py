@@ -5,6 +5,7 @@ tests/demo/test_guard.py asks for unknown endpoints: both fail without the other
 """
 
 import asyncio
+from unittest.mock import Mock
 
 import gradio as gr
 import pytest

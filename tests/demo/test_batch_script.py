@@ -4,7 +4,7 @@ import browsers
 import pytest
 from browsers import needs_browser
 
-from pneumonia_hf.demo.batch_page import PAGE
+from pneumonia_hf.demo.page_files import read_page
 
 pytestmark = needs_browser
 browser = browsers.browser
@@ -36,16 +36,15 @@ def page(browser):
     page = browser.new_page(viewport={"width": 1000, "height": 800})
     faults = []
     page.on("pageerror", lambda error: faults.append(str(error)))
-    read = {name: (PAGE / name).read_text(encoding="utf-8")
-            for name in ("batch.css", "batch.html", "dom.js", "batch.js")}  # fmt: skip
     tabs = "".join(f"<button role=tab onclick='tab = this.textContent'>{one}</button>"
                    for one in ("X-ray", "Batch"))  # fmt: skip
     page.set_content(
-        f"<style>{read['batch.css']}</style>{tabs}<div id=batch-bar>{read['batch.html']}</div>"
+        f"<style>{read_page('batch.css')}</style>{tabs}"
+        f"<div id=batch-bar>{read_page('batch.html')}</div>"
         "<div id=viewer><div class=stage tabindex=0></div></div>"
         "<div id=batch><div class=list></div></div>"
     )
-    page.evaluate(START, [read["dom.js"] + read["batch.js"], VALUE])
+    page.evaluate(START, [read_page("dom.js", "batch.js"), VALUE])
     yield page
     assert faults == []
     page.close()

@@ -8,7 +8,8 @@ import pytest
 from browsers import needs_browser
 from PIL import Image
 
-from pneumonia_hf.demo.viewer import PAGE, PARTS
+from pneumonia_hf.demo.page_files import read_page
+from pneumonia_hf.demo.viewer import PARTS
 
 pytestmark = needs_browser
 browser = browsers.browser
@@ -38,17 +39,14 @@ START = """
 """
 
 
-def read(name: str) -> str:
-    return (PAGE / name).read_text(encoding="utf-8")
-
-
 @pytest.fixture
 def page(browser):
     page = browser.new_page(viewport={"width": 1200, "height": 800})
     faults = []
     page.on("pageerror", lambda error: faults.append(str(error)))
-    page.set_content(f"<style>{read('page.css')}</style><div id=viewer>{read('viewer.html')}</div>")
-    page.evaluate(START, ["\n".join(read(f"{one}.js") for one in PARTS), PROPS])
+    style, content = read_page("page.css"), read_page("viewer.html")
+    page.set_content(f"<style>{style}</style><div id=viewer>{content}</div>")
+    page.evaluate(START, [read_page(*(f"{one}.js" for one in PARTS)), PROPS])
     yield page
     assert faults == []
     page.close()
