@@ -23,6 +23,8 @@ BATCH = (
     "unsure ones, files to check, and then the others. A click on one opens it."
 )
 SAVE = '(detail) => { document.dispatchEvent(new CustomEvent("save-file", {detail})); }'
+# Two buttons for each file would lie between them and this one.
+FOCUS = '() => { document.querySelector("#batch-run").focus(); }'
 KEPT_MB = 500  # of the files of all visitors' batches together, in memory
 GONE = "This X-ray is no longer in memory; upload it again."
 
@@ -121,7 +123,7 @@ def add_batch(engine: Engine, state: gr.State) -> None:
         file_count="multiple", height=170, label="X-rays or zip files", elem_id="batch-files"
     )
     with gr.Row():
-        run = gr.Button("Analyse", variant="primary")
+        run = gr.Button("Analyse", variant="primary", elem_id="batch-run")
         stop = gr.Button("Stop", visible=False)
         save = gr.Button("Save as CSV")
     table = gr.HTML(
@@ -141,6 +143,7 @@ def add_batch(engine: Engine, state: gr.State) -> None:
         return {"name": f"{shown.name}.csv", "kind": "text/csv", "text": to_csv(shown.rows)}
 
     private = {"api_visibility": "private"}
+    files.upload(None, None, None, js=FOCUS, **private)
     run.click(
         analyse, files, [table, state, stop], concurrency_id="batch", concurrency_limit=1,
         show_progress="hidden", **private,
