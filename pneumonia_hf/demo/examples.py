@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -79,6 +79,7 @@ def list_examples(engine: Engine, folder: Path | None) -> list[Example]:
     return found
 
 
+@lru_cache(maxsize=8)  # the map is of the same film as the probability
 def simulate_opacity(place: tuple[float, float], diameter: float) -> tuple[Xray, bool]:
     """Return the simulated patient with an opacity, and whether its centre lies in a lung.
 
