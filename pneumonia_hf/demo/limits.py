@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 
 from pneumonia_hf.errors import SettingError
 from pneumonia_hf.imaging.read import MAX_PIXELS
@@ -25,24 +25,22 @@ def read_setting(variable: str, environment: Mapping[str, str] = os.environ) -> 
     return text or None
 
 
-def _limit(variable: str, default: int) -> int:
-    """Return a field that is read from an environment variable."""
-    return field(default=default, metadata={"variable": variable})
-
-
 @dataclass(frozen=True)
 class Limits:
-    """Bounds of the app; docs/space.md says what each of the variables means."""
+    """Bounds of the app; docs/space.md says what each means.
 
-    upload_mb: int = _limit("MAX_UPLOAD_MB", 20)
-    megapixels: int = _limit("MAX_MEGAPIXELS", MAX_PIXELS // 10**6)
-    batch: int = _limit("MAX_BATCH", 200)
-    unzipped_mb: int = _limit("MAX_UNZIPPED_MB", 400)
-    queue: int = _limit("MAX_QUEUE", 64)
-    requests: int = _limit("MAX_REQUESTS", 4)
-    seconds: int = _limit("MAX_SECONDS", 60)
-    kept_seconds: int = _limit("KEPT_SECONDS", 120)
-    sessions: int = _limit("MAX_SESSIONS", 100)
+    The environment variable of each is MAX_ and its name; of the last KEPT_SECONDS.
+    """
+
+    upload_mb: int = 20
+    megapixels: int = MAX_PIXELS // 10**6
+    batch: int = 200
+    unzipped_mb: int = 400
+    queue: int = 64
+    requests: int = 4
+    seconds: int = 60
+    sessions: int = 100
+    kept_seconds: int = 120
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Limits:
@@ -53,7 +51,9 @@ class Limits:
         """
         given = {}
         for one in fields(cls):
-            variable = one.metadata["variable"]
+            variable = one.name.upper()
+            if one.name != "kept_seconds":
+                variable = f"MAX_{variable}"
             if (text := read_setting(variable, environment)) is None:
                 continue
             if not (text.isascii() and text.isdigit() and int(text) > 0):

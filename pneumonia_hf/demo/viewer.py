@@ -139,26 +139,22 @@ def _check_upload(path: str) -> str:
     return path
 
 
-def _check(event: gr.EventData, found: Held | None) -> Held:
+def _check(event: gr.EventData, found: Held | None, scored: bool = True) -> Held:
     """Return what is held, if it is the X-ray that the page shows.
 
     Raises:
-        UserError: it is another one, after a wait that was cancelled, or is no longer held.
+        UserError: it is another one, after a wait that was cancelled, or is no longer held; it
+            must be `scored`, and has no probability.
     """
     if found is None or found["number"] != _take(event, "of", int):
         raise UserError("The server no longer holds this X-ray; open it again.")
-    return found
-
-
-def _require_scored(event: gr.EventData, found: Held | None) -> Held:
-    found = _check(event, found)
-    if found["prediction"].probability is None:
+    if scored and found["prediction"].probability is None:
         raise UserError("The model does not take this for a chest X-ray.")
     return found
 
 
 def _explain(engine: Engine, event: gr.EventData, found: Held | None) -> Message:
-    found = _require_scored(event, found)
+    found = _check(event, found)
     image, methods = found["xray"].image, _take(event, "methods", list)[:2]
     number = _take(event, "number", int)
 
@@ -189,7 +185,7 @@ def _draw_map(
 
 def _report(engine: Engine, event: gr.EventData, found: Held | None) -> Message:
     """Return the report of the image, with the map that the page shows."""
-    found = _check(event, found)
+    found = _check(event, found, scored=False)
     image, prediction = found["xray"].image, found["prediction"]
     method = next(iter(_take(event, "methods", list)), None)
     shown = case_report.View(
@@ -210,7 +206,7 @@ def _report(engine: Engine, event: gr.EventData, found: Held | None) -> Message:
 
 
 def _mask(engine: Engine, event: gr.EventData, found: Held | None) -> Message:
-    found = _require_scored(event, found)
+    found = _check(event, found)
     border = _clip(_take(event, "border", NUMBER), 0, 0.45)
     left, top, right, bottom = (
         _clip(one, 0, 1) for one in (*_take(event, "box", list), *[0] * 4)[:4]
