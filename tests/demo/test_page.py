@@ -94,11 +94,11 @@ def open_tab(page, name) -> None:
 # The texts that lie over a button, an icon or an image to which they do not belong.
 COVERED = """() => {
   const found = [], texts = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
-  const all = [...document.querySelectorAll("button, svg, img")];
-  const parts = all.filter((one) => one.checkVisibility());
+  const isSeen = (one) => one.checkVisibility({visibilityProperty: true});
+  const parts = [...document.querySelectorAll("button, svg, img")].filter(isSeen);
   while (texts.nextNode()) {
     const text = texts.currentNode, range = document.createRange();
-    if (!text.textContent.trim() || !text.parentElement.checkVisibility()) continue;
+    if (!text.textContent.trim() || !isSeen(text.parentElement)) continue;
     range.selectNodeContents(text);
     for (const one of range.getClientRects())
       for (const part of parts.filter((part) => !part.contains(text))) {
