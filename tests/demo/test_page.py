@@ -93,9 +93,9 @@ def open_tab(page, name) -> None:
 
 # The texts that lie over a button, an icon or an image to which they do not belong.
 COVERED = """() => {
-  const found = [], texts = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
-  const isSeen = (one) => one.checkVisibility({opacityProperty: true});
-  const parts = [...document.querySelectorAll("button, svg, img")].filter(isSeen);
+  const viewer = document.querySelector("#viewer"), isSeen = (one) => one.checkVisibility();
+  const found = [], texts = document.createTreeWalker(viewer, NodeFilter.SHOW_TEXT);
+  const parts = [...viewer.querySelectorAll("button, svg, img")].filter(isSeen);
   while (texts.nextNode()) {
     const text = texts.currentNode, range = document.createRange();
     if (!text.textContent.trim() || !isSeen(text.parentElement)) continue;
