@@ -12,10 +12,9 @@ document.addEventListener("keydown", (event) => {
   next.focus();
   next.click();
 });
-// The tables of About scroll on a phone, and so must take the focus. A button of gradio's has no name.
+// The tables of About scroll on a phone, and so must take the focus.
 new MutationObserver(() => {
   for (const table of document.querySelectorAll("#about table:not([tabindex])")) table.tabIndex = 0;
-  for (const button of document.querySelectorAll("[aria-label='common.upload']")) button.ariaLabel = button.title = "Add files";
 }).observe(document.body, {childList: true, subtree: true});
 document.addEventListener("click", (event) => {
   const link = event.target.closest("#header a[href='#about']");
