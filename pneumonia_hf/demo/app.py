@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from gradio.utils import get_upload_folder
 from starlette.middleware import Middleware
 
 from pneumonia_hf.compat.gradio import SentenceBlocks
@@ -17,6 +18,7 @@ from pneumonia_hf.demo.engine import Engine
 from pneumonia_hf.demo.examples import list_examples
 from pneumonia_hf.demo.guard import Guard
 from pneumonia_hf.demo.limits import Limits, read_prevalence, read_setting
+from pneumonia_hf.demo.page_files import read_page
 from pneumonia_hf.demo.viewer import add_viewer
 from pneumonia_hf.inference.predictor import Predictor
 
@@ -30,24 +32,6 @@ X-rays unlike its training data.">Research only: not a medical device</span>
 <nav aria-label="About">{links}</nav>
 </div>
 """
-PAGE = Path(__file__).with_name("page")
-# Saves a text or coded bytes, given as {name, kind, text or base64}, without a file on the server.
-SAVE = """
-(file) => {
-  if (!file) return;
-  const bytes = file.base64 === undefined
-    ? new TextEncoder().encode(file.text)
-    : Uint8Array.from(atob(file.base64), (letter) => letter.charCodeAt(0));
-  const link = document.createElement("a");
-  link.href = URL.createObjectURL(new Blob([bytes], {type: file.kind}));
-  link.download = file.name;
-  link.click();
-}
-"""
-
-
-def _read_page(name: str) -> str:
-    return (PAGE / name).read_text(encoding="utf-8")
 
 
 def launch_options(limits: Limits, login: str | None = None) -> dict[str, Any]:
@@ -55,10 +39,10 @@ def launch_options(limits: Limits, login: str | None = None) -> dict[str, Any]:
 
     `login` is `user:password`; with it, every route wants it.
     """
-    guard = Middleware(Guard, login=login, uploads=_upload_folder())
+    guard = Middleware(Guard, login=login, uploads=get_upload_folder())
     return {
         "theme": _make_theme(),
-        "css": "".join(map(_read_page, ("page.css", "answer.css", "batch.css"))),
+        "css": read_page("page.css", "answer.css", "batch.css"),
         "max_file_size": limits.upload_mb * 10**6,
         "state_session_capacity": limits.sessions,
         "app_kwargs": {"middleware": [guard]},
@@ -98,12 +82,6 @@ def _make_theme() -> gr.themes.Base:
     )
 
 
-def _upload_folder() -> str:
-    from gradio.utils import get_upload_folder
-
-    return get_upload_folder()
-
-
 def build_demo(
     predictor: Predictor,
     limits: Limits | None = None,
@@ -129,11 +107,11 @@ def build_demo(
         batch = gr.State(None, time_to_live=1800)  # the visitor's last one
         with gr.Tabs():
             with gr.Tab("X-ray"):
-                gr.HTML(_read_page("batch.html"), elem_id="batch-bar", js_on_load=None,
+                gr.HTML(read_page("batch.html"), elem_id="batch-bar", js_on_load=None,
                         apply_default_css=False)  # fmt: skip
                 add_viewer(engine, list_examples(engine, examples), batch)
             with gr.Tab("Batch"):
-                add_batch(engine, batch, SAVE)
+                add_batch(engine, batch)
             with gr.Tab("About"):
                 gr.Markdown(describe_model(engine), elem_id="about")
     return demo.queue(max_size=limits.queue)

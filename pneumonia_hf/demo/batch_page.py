@@ -14,6 +14,7 @@ import gradio as gr
 from pneumonia_hf.compat.gradio import make_upload
 from pneumonia_hf.demo.batch_table import describe_row, to_csv
 from pneumonia_hf.demo.engine import BatchRow, Engine
+from pneumonia_hf.demo.page_files import read_page
 from pneumonia_hf.errors import UserError
 from pneumonia_hf.imaging.xray import Xray
 
@@ -21,7 +22,9 @@ BATCH = (
     "Up to {batch} X-rays, or zip files of them. Sorted by what needs attention: pneumonias, "
     "unsure ones, files to check, and then the others. A click on one opens it."
 )
-PAGE = Path(__file__).with_name("page")
+SAVE = '(detail) => { document.dispatchEvent(new CustomEvent("save-file", {detail})); }'
+# Two buttons for each file would lie between them and this one.
+FOCUS = '() => { document.querySelector("#batch-run").focus(); }'
 KEPT_MB = 500  # of the files of all visitors' batches together, in memory
 GONE = "This X-ray is no longer in memory; upload it again."
 
@@ -113,25 +116,19 @@ def analyse_batch(engine: Engine, store: BatchStore, paths: list[str] | None) ->
         yield {"fault": str(error)}, None, gr.Button(visible=False)
 
 
-def add_batch(engine: Engine, state: gr.State, save_script: str) -> None:
-    """Add the parts of the tab.
-
-    Args:
-        engine: what analyses.
-        state: is set to the ShownBatch; the viewer opens a row of it as batch.js asks it to.
-        save_script: saves a file in the browser.
-    """
+def add_batch(engine: Engine, state: gr.State) -> None:
+    """Add the parts of the tab, which set `state` to the ShownBatch that the viewer opens."""
     gr.Markdown(BATCH.format(batch=engine.limits.batch))
     files = make_upload(
         file_count="multiple", height=170, label="X-rays or zip files", elem_id="batch-files"
     )
     with gr.Row():
-        run = gr.Button("Analyse", variant="primary")
+        run = gr.Button("Analyse", variant="primary", elem_id="batch-run")
         stop = gr.Button("Stop", visible=False)
         save = gr.Button("Save as CSV")
     table = gr.HTML(
         html_template='<div class="list"></div>',
-        js_on_load=(PAGE / "batch.js").read_text(encoding="utf-8"),
+        js_on_load=read_page("dom.js", "batch.js"),
         elem_id="batch",
         apply_default_css=False,
     )
@@ -146,12 +143,11 @@ def add_batch(engine: Engine, state: gr.State, save_script: str) -> None:
         return {"name": f"{shown.name}.csv", "kind": "text/csv", "text": to_csv(shown.rows)}
 
     private = {"api_visibility": "private"}
+    files.upload(None, None, None, js=FOCUS, **private)
     run.click(
         analyse, files, [table, state, stop], concurrency_id="batch", concurrency_limit=1,
         show_progress="hidden", **private,
     )  # fmt: skip
     # Not gradio's `cancels`: after it the page never ran the event again.
     stop.click(lambda shown: shown.stop() if shown else None, state, None, **private)
-    save.click(to_file, state, saved, **private).success(
-        None, saved, None, js=save_script, **private
-    )
+    save.click(to_file, state, saved, **private).success(None, saved, None, js=SAVE, **private)

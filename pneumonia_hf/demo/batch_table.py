@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pneumonia_hf.demo.answers import DECISIONS, list_warnings, make_scale, to_percent
 from pneumonia_hf.demo.engine import ATTENTION
-from pneumonia_hf.demo.images import thumbnail
+from pneumonia_hf.demo.images import THUMBNAIL_SIDE, to_data_uri
 from pneumonia_hf.inference.batch import COLUMNS, list_cells
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def describe_row(row: BatchRow, engine: Engine) -> dict[str, Any]:
         "probability": share,
         "percent": "" if share is None else to_percent(share),
         "warnings": " ".join(list_warnings(engine, found)) if found else row.fault,
-        "image": thumbnail(row.xray.image) if row.xray else None,
+        "image": to_data_uri(row.xray.image, THUMBNAIL_SIDE) if row.xray else None,
     }
 
 

@@ -7,7 +7,6 @@ import html
 import io
 import textwrap
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,6 +24,7 @@ from pneumonia_hf.demo.answers import (
 )
 from pneumonia_hf.demo.answers import to_html as answer_to_html
 from pneumonia_hf.demo.images import colour_map, to_data_uri
+from pneumonia_hf.demo.page_files import read_page
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -101,7 +101,7 @@ def to_html(engine: Engine, prediction: Prediction, image: Image.Image, view: Vi
         for title, one in list_images(engine, image, view)
     )
     answer = answer_to_html(engine, prediction, list_facts(view)).replace("<details>", HTML_OPEN)
-    style = Path(__file__).with_name("page").joinpath("answer.css").read_text(encoding="utf-8")
+    style = read_page("answer.css")
     return (
         "<!doctype html><html lang='en'><meta charset='utf-8'><title>X-ray report</title>"
         f"<style>{style}:root{{--body-text-color:#111;--background-fill-primary:#fff}}"

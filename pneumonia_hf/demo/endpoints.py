@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -96,7 +97,7 @@ def add_endpoints(engine: Engine) -> None:
         return [
             {"file": row.file, "error": row.fault or None}
             | (row.prediction.to_dict() if row.prediction else empty)
-            for rows in engine.score_batch(files)
+            for rows in engine.score(engine.open_batch(files))
             for row in rows
         ]
 
@@ -107,44 +108,30 @@ def add_endpoints(engine: Engine) -> None:
         """Describe the model: name, threshold, methods with their verdicts, reports and limits."""
         return describe_model(engine)
 
+    def add(function: Callable[..., Any], inputs: Any, outputs: Any, **options: Any) -> None:
+        options = options or {
+            "concurrency_id": "requests", "concurrency_limit": engine.limits.requests,
+        }  # fmt: skip
+        gr.Button(visible=False).click(
+            function, inputs, outputs, api_name=function.__name__, **options
+        )
+
+    def choose(method: str) -> gr.Dropdown:
+        return gr.Dropdown([NO_MAP, *engine.methods], value=method, visible=False, label="method")
+
+    def describe(label: str) -> list[Any]:
+        return [gr.JSON(visible=False, label=label), gr.Image(visible=False, format="png",
+                                                              label="overlay")]  # fmt: skip
+
     # Without file types: gradio logs a traceback for each file of another one, and the engine says
     # in a sentence what can be read.
-    method = {"choices": [NO_MAP, *engine.methods], "visible": False, "label": "method"}
-    requests = {"concurrency_id": "requests", "concurrency_limit": engine.limits.requests}
     file = {"visible": False, "label": "image"}
-    result = [gr.JSON(visible=False, label="result"), gr.Image(visible=False, format="png",
-                                                               label="overlay")]  # fmt: skip
-    gr.Button(visible=False).click(
-        predict,
-        [make_upload(**file), gr.Dropdown(value=NO_MAP, **method)],
-        result,
-        api_name="predict",
-        **requests,
-    )
-    gr.Button(visible=False).click(
-        explain,
-        [
-            make_upload(**file),
-            gr.Dropdown(value=engine.offered_method, **method),
-        ],
-        [
-            gr.JSON(visible=False, label="explanation"),
-            gr.Image(visible=False, format="png", label="overlay"),
-        ],
-        api_name="explain",
-        **requests,
-    )
-    gr.Button(visible=False).click(
-        predict_batch,
-        make_upload(file_count="multiple", visible=False, label="files"),
-        gr.JSON(visible=False, label="results"),
-        api_name="predict_batch",
-        concurrency_id="batch",
-        concurrency_limit=1,
-    )
-    gr.Button(visible=False).click(
-        model_info, None, gr.JSON(visible=False, label="model"), api_name="model_info", **requests
-    )
+    add(predict, [make_upload(**file), choose(NO_MAP)], describe("result"))
+    add(explain, [make_upload(**file), choose(engine.offered_method)], describe("explanation"))
+    files = make_upload(file_count="multiple", visible=False, label="files")
+    results = gr.JSON(visible=False, label="results")
+    add(predict_batch, files, results, concurrency_id="batch", concurrency_limit=1)
+    add(model_info, None, gr.JSON(visible=False, label="model"))
 
 
 def describe_model(engine: Engine) -> dict[str, Any]:

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import time
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageFilter
+from PIL import Image, ImageFilter, ImageStat
 
 from pneumonia_hf.demo.limits import ASSUMED_PREVALENCE, BUSY, Limits
 from pneumonia_hf.demo.micro_batch import MicroBatcher
 from pneumonia_hf.errors import UserError, XrayError
 from pneumonia_hf.files import read_json
 from pneumonia_hf.imaging.phantom import simulate
-from pneumonia_hf.imaging.read import START, is_image_name, is_image_start, open_xray
+from pneumonia_hf.imaging.read import START, is_image_name, is_image_start, open_xray, to_xray
 from pneumonia_hf.imaging.xray import Xray
 from pneumonia_hf.inference.attribution import AttributionMap, attribute, methods_for
 from pneumonia_hf.inference.network import COMPUTING
@@ -56,6 +57,10 @@ class Batch:
     files: tuple[tuple[str, Path | bytes | XrayError], ...]
     skipped: tuple[tuple[str, str], ...]  # of files in zip files that are not scored: name, reason
     budget: Budget
+
+
+class Stopped(Exception):
+    """A map is no longer wanted, before it is complete."""
 
 
 class Budget:
@@ -117,8 +122,7 @@ class Engine:
     @cached_property
     def simulated_normal(self) -> float:
         """The probability of the simulated patient without an opacity."""
-        xray = Xray(simulate()[0], mode="L")
-        return self.predict(xray, refuse=False).probability
+        return self.predict(to_xray(simulate()[0]), refuse=False).probability
 
     def title_of(self, method: str) -> str:
         """Return a method's name for people."""
@@ -170,29 +174,30 @@ class Engine:
         finally:
             COMPUTING.release()
 
-    def attribute(self, image: Image.Image, method: str) -> AttributionMap:
-        """Return the attribution map of an image.
+    def attribute(
+        self, image: Image.Image, method: str, is_wanted: Callable[[], bool] = lambda: True
+    ) -> AttributionMap:
+        """Return the attribution map of an image; `is_wanted` is asked before each forward pass.
 
         Raises:
+            Stopped: it is no longer wanted.
             UserError: a method that the model does not support; other requests took too long.
         """
+
+        def check(*_: Any) -> None:
+            if not is_wanted():
+                raise Stopped
+
         self._wait()
-        try:
+        with ExitStack() as ending:
+            ending.callback(COMPUTING.release)
+            for one in self.predictor.networks:
+                ending.callback(one.model.register_forward_pre_hook(check).remove)
             return attribute(self.predictor, image, method)
-        finally:
-            COMPUTING.release()
 
     def _wait(self) -> None:
         if not COMPUTING.acquire(timeout=self.limits.seconds):
             raise UserError(BUSY)
-
-    def score_batch(self, paths: Sequence[str]) -> Iterator[list[BatchRow]]:
-        """Yield the results on uploads, and on the images in zip files, a few at a time.
-
-        Raises:
-            UserError: as of `open_batch` and `score`.
-        """
-        yield from self.score(self.open_batch(paths))
 
     def score(self, batch: Batch) -> Iterator[list[BatchRow]]:
         """Yield the results on the files of a batch, a few at a time.
@@ -215,7 +220,7 @@ class Engine:
         """
         budget, found, skipped = Budget(self.limits), [], []
         too_many = UserError(
-            f"The batch has more than {count(self.limits.batch, 'image')}; send them in parts."
+            f"The batch has more than {self.limits.batch:,} images; send them in parts."
         )
         if len(paths) > self.limits.batch:  # also of zip files without an image
             raise too_many
@@ -308,11 +313,6 @@ class Engine:
         ]
 
 
-def count(number: int, thing: str) -> str:
-    """Return a number and what is counted, in the plural unless it is one."""
-    return f"{number:,} {thing}{'' if number == 1 else 's'}"
-
-
 def _choose_method(
     reports: Sequence[dict[str, Any]], supported: Sequence[str]
 ) -> tuple[dict[str, str], dict[str, str], str | None]:
@@ -362,13 +362,7 @@ def mask(
     if fill == "black":
         cover = Image.new("L", image.size)
     elif fill == "gray":
-        cover = Image.new("L", image.size, round(_mean(image)))
+        cover = Image.new("L", image.size, round(ImageStat.Stat(image).mean[0]))
     else:
         cover = image.filter(ImageFilter.GaussianBlur(max(image.size) / 16))
     return Image.composite(cover, image, hidden)
-
-
-def _mean(image: Image.Image) -> float:
-    from PIL import ImageStat
-
-    return ImageStat.Stat(image).mean[0]

@@ -5,27 +5,26 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from pneumonia_hf.demo.limits import read_setting
+from pneumonia_hf.demo.page_files import PAGE
 from pneumonia_hf.errors import SettingError, UserError
 from pneumonia_hf.imaging import phantom
 from pneumonia_hf.imaging.phantom import ZONES, Opacity, simulate, simulate_side_view
-from pneumonia_hf.imaging.read import is_image_name
+from pneumonia_hf.imaging.read import is_image_name, to_xray
 from pneumonia_hf.imaging.xray import Xray
 
 if TYPE_CHECKING:
-    from PIL import Image
-
     from pneumonia_hf.demo.engine import Engine
 
 LOG = logging.getLogger(__name__)
 MOST = 12  # of a hospital's own
-REAL = Path(__file__).with_name("page") / "rg1.png"  # its source is in NOTICE
+REAL = PAGE / "rg1.png"  # its source is in NOTICE
 # A pneumonia of both lungs that is bright enough to be seen at the size of a thumbnail.
 PNEUMONIA = tuple(
     Opacity(ZONES[zone], 100, seed=seed)
@@ -62,7 +61,7 @@ def list_examples(engine: Engine, folder: Path | None) -> list[Example]:
             Example("No pneumonia", "simulated patient", _simulate_patient),
             Example("Pneumonia", "simulated patient", partial(_simulate_patient, PNEUMONIA)),
             Example("Another disease", "real X-ray, round masses", partial(engine.read, str(REAL))),
-            Example("Side view", "simulated, not frontal", _simulate_side),
+            Example("Side view", "simulated, not frontal", lambda: to_xray(simulate_side_view())),
         ]
     found: list[Example] = []
     for path in sorted(folder.iterdir()):
@@ -80,6 +79,7 @@ def list_examples(engine: Engine, folder: Path | None) -> list[Example]:
     return found
 
 
+@lru_cache(maxsize=8)  # the map is of the same film as the probability
 def simulate_opacity(place: tuple[float, float], diameter: float) -> tuple[Xray, bool]:
     """Return the simulated patient with an opacity, and whether its centre lies in a lung.
 
@@ -87,7 +87,7 @@ def simulate_opacity(place: tuple[float, float], diameter: float) -> tuple[Xray,
     """
     inside = is_in_lung(place)
     image, _ = simulate([Opacity(place, diameter, outside=not inside)])
-    return _to_xray(image), inside
+    return to_xray(image), inside
 
 
 def is_in_lung(place: tuple[float, float]) -> bool:
@@ -113,12 +113,4 @@ def _find_lungs() -> np.ndarray:
 
 
 def _simulate_patient(opacities: tuple[Opacity, ...] = ()) -> Xray:
-    return _to_xray(simulate(opacities)[0])
-
-
-def _simulate_side() -> Xray:
-    return _to_xray(simulate_side_view())
-
-
-def _to_xray(image: Image.Image) -> Xray:
-    return Xray(image, mode="L")
+    return to_xray(simulate(opacities)[0])

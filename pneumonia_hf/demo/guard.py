@@ -10,7 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse
 
 from pneumonia_hf.compat.gradio import UNKNOWN_CALL
 from pneumonia_hf.demo.limits import BUSY
@@ -30,9 +32,11 @@ API = "/gradio_api/"
 NO_SUCH_CALL = "No endpoint has this name and these values; 'Use via API' lists them."
 JOIN = "/gradio_api/queue/join"  # what gradio's clients ask
 MCP = "/gradio_api/mcp"
+ASK_LOGIN = 'Basic realm="X-rays", charset="UTF-8"'
 NOT_AN_IMAGE = (
     "Addresses and paths of the server are not read; give the image itself, as data:...;base64,..."
 )
+ADDRESSES = ("http://", "https://", "ftp://", "file:")
 HEADERS = {
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
@@ -63,29 +67,27 @@ class Guard:
         if scope["type"] not in ("http", "websocket"):
             await self.app(scope, receive, send)
             return
-        headers = {name.lower(): value for name, value in scope["headers"]}
+        headers, send = Headers(scope=scope), _with_headers(send)
         # gradio asks its own server once, when it starts.
         starts = not self.started and scope["path"] == STARTUP
         self.started = self.started or starts
-        if self.login and not starts and not self._is_logged_in(headers.get(b"authorization", b"")):
-            ask = [(b"www-authenticate", b'Basic realm="X-rays", charset="UTF-8"')]
-            await _answer(send, 401, "Log in with the user and password of this app.", ask)
+        if self.login and not starts and not self._is_logged_in(headers.get("authorization", "")):
+            text = {"detail": "Log in with the user and password of this app."}
+            answer = JSONResponse(text, 401, {"www-authenticate": ASK_LOGIN})
+            await answer(scope, receive, send)
             return
         if scope["type"] == "http" and scope["method"] == "POST":
-            kind = headers.get(b"content-type", b"").split(b";")[0].strip()
-            if kind != b"multipart/form-data":
+            kind = headers.get("content-type", "").split(";")[0].strip()
+            if kind != "multipart/form-data":
                 body = await _read(receive)
                 if body is None:
-                    await _refuse(send, scope["path"], 413, "The request is too long.")
-                    return
-                if not self._names_uploads_only(body):
-                    if scope["path"].startswith(MCP):  # whose clients read errors of JSON-RPC only
-                        error = {"code": -32602, "message": NOT_AN_IMAGE}
-                        asked = json.loads(body)  # an object, or a list of several
-                        number = asked.get("id") if isinstance(asked, dict) else None
-                        await _send(send, 200, {"jsonrpc": "2.0", "id": number, "error": error})
-                    else:
-                        await _refuse(send, scope["path"], 400, NOT_A_FILE)
+                    answer = _refuse(scope["path"], 413, "The request is too long.")
+                elif not self._names_uploads_only(body):
+                    answer = _refuse_file(scope["path"], body)
+                else:
+                    answer = None
+                if answer:
+                    await answer(scope, receive, send)
                     return
                 receive = _replay(body, receive)
         started = False
@@ -93,9 +95,8 @@ class Guard:
         async def note(message: Message) -> None:
             nonlocal started
             started = started or message["type"] == "http.response.start"
-            await guarded(message)
+            await send(message)
 
-        guarded = _with_headers(send)
         try:
             await self.app(scope, receive, note)
         except (UNKNOWN_CALL, KeyError, TypeError, ValueError) as error:
@@ -103,7 +104,7 @@ class Guard:
             if started or scope.get("method") != "POST" or not scope["path"].startswith(API):
                 raise
             LOG.warning("Refused a call: %r.", error)
-            await _refuse(send, scope["path"], 400, NO_SUCH_CALL)
+            await _refuse(scope["path"], 400, NO_SUCH_CALL)(scope, receive, send)
         except RuntimeError as error:
             if not (started and isinstance(error.__cause__, HTTPException)):
                 raise
@@ -111,9 +112,9 @@ class Guard:
             LOG.warning("Refused a call: %r.", error.__cause__)
             await note({"type": "http.response.body", "body": b""})
 
-    def _is_logged_in(self, given: bytes) -> bool:
-        scheme, _, coded = given.partition(b" ")
-        if scheme.lower() != b"basic":
+    def _is_logged_in(self, given: str) -> bool:
+        scheme, _, coded = given.partition(" ")
+        if scheme.lower() != "basic":
             return False
         try:
             text = base64.b64decode(coded.strip(), validate=True)
@@ -156,9 +157,6 @@ def _list_paths(content: Any) -> Iterator[Any]:
             yield one
 
 
-ADDRESSES = ("http://", "https://", "ftp://", "file:")
-
-
 async def _read(receive: Receive) -> bytes | None:
     """Return the body of a request; None if it is too long."""
     parts, length, more = [], 0, True
@@ -198,12 +196,12 @@ def _with_headers(send: Send) -> Send:
         nonlocal busy
         if message["type"] == "http.response.start":
             busy = message["status"] == 503
-            kept = [pair for pair in message["headers"] if pair[0].lower().decode() not in HEADERS]
-            added = [(name.encode(), value.encode()) for name, value in HEADERS.items()]
+            headers = MutableHeaders(raw=list(message["headers"]))
+            headers.update(HEADERS)
             if busy:
-                kept = [pair for pair in kept if pair[0].lower() != b"content-length"]
-                added.append((b"retry-after", b"10"))
-            message = message | {"headers": kept + added}
+                del headers["content-length"]
+                headers["retry-after"] = "10"
+            message = message | {"headers": headers.raw}
         elif message["type"] == "http.response.body" and busy:
             body = b"" if message.get("more_body") else json.dumps({"detail": BUSY}).encode()
             message = message | {"body": body}
@@ -212,30 +210,19 @@ def _with_headers(send: Send) -> Send:
     return guarded
 
 
-async def _refuse(send: Send, path: str, status: int, text: str) -> None:
-    """Answer with a sentence, in the form that the client of `path` shows."""
+def _refuse(path: str, status: int, text: str) -> JSONResponse:
+    """Return an answer with a sentence, in the form that the client of `path` shows."""
     if path == JOIN:  # gradio_client shows the text of this answer alone
         fault = {"__type__": "validate", "is_valid": False, "parameter_name": "request"}
-        await _send(send, 422, {"detail": [fault | {"message": text}]})
-    else:
-        await _answer(send, status, text)
+        return JSONResponse({"detail": [fault | {"message": text}]}, 422)
+    return JSONResponse({"detail": text}, status)
 
 
-async def _answer(
-    send: Send, status: int, text: str, headers: list[tuple[bytes, bytes]] | None = None
-) -> None:
-    await _send(send, status, {"detail": text}, headers)
-
-
-async def _send(
-    send: Send, status: int, content: dict, headers: list[tuple[bytes, bytes]] | None = None
-) -> None:
-    body = json.dumps(content).encode()
-    every = [
-        (b"content-type", b"application/json"),
-        (b"content-length", str(len(body)).encode()),
-        *((name.encode(), value.encode()) for name, value in HEADERS.items()),
-        *(headers or []),
-    ]
-    await send({"type": "http.response.start", "status": status, "headers": every})
-    await send({"type": "http.response.body", "body": body})
+def _refuse_file(path: str, body: bytes) -> JSONResponse:
+    if not path.startswith(MCP):
+        return _refuse(path, 400, NOT_A_FILE)
+    # Clients of MCP read errors of JSON-RPC only.
+    asked = json.loads(body)  # an object, or a list of several
+    number = asked.get("id") if isinstance(asked, dict) else None
+    error = {"code": -32602, "message": NOT_AN_IMAGE}
+    return JSONResponse({"jsonrpc": "2.0", "id": number, "error": error})

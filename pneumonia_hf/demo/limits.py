@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 
 from pneumonia_hf.errors import SettingError
 from pneumonia_hf.imaging.read import MAX_PIXELS
@@ -25,24 +25,22 @@ def read_setting(variable: str, environment: Mapping[str, str] = os.environ) -> 
     return text or None
 
 
-def _limit(variable: str, default: int, meaning: str) -> int:
-    """Return a field that is read from an environment variable."""
-    return field(default=default, metadata={"variable": variable, "meaning": meaning})
-
-
 @dataclass(frozen=True)
 class Limits:
-    """Bounds of the app. docs/space.md lists the variables."""
+    """Bounds of the app; docs/space.md says what each means.
 
-    upload_mb: int = _limit("MAX_UPLOAD_MB", 20, "size of an upload, in MB")
-    megapixels: int = _limit("MAX_MEGAPIXELS", MAX_PIXELS // 10**6, "pixels of an image, millions")
-    batch: int = _limit("MAX_BATCH", 200, "images of a batch, zip files counted by their content")
-    unzipped_mb: int = _limit("MAX_UNZIPPED_MB", 400, "size of a batch's unzipped images, in MB")
-    queue: int = _limit("MAX_QUEUE", 64, "requests that wait; further ones are refused")
-    requests: int = _limit("MAX_REQUESTS", 4, "requests that are handled at once")
-    seconds: int = _limit("MAX_SECONDS", 60, "seconds that a batch may take, or a request wait")
-    kept_seconds: int = _limit("KEPT_SECONDS", 120, "seconds that an upload stays on disk")
-    sessions: int = _limit("MAX_SESSIONS", 100, "visitors whose last image is in memory")
+    The environment variable of each is MAX_ and its name; of the last KEPT_SECONDS.
+    """
+
+    upload_mb: int = 20
+    megapixels: int = MAX_PIXELS // 10**6
+    batch: int = 200
+    unzipped_mb: int = 400
+    queue: int = 64
+    requests: int = 4
+    seconds: int = 60
+    sessions: int = 100
+    kept_seconds: int = 120
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Limits:
@@ -53,7 +51,9 @@ class Limits:
         """
         given = {}
         for one in fields(cls):
-            variable = one.metadata["variable"]
+            variable = one.name.upper()
+            if one.name != "kept_seconds":
+                variable = f"MAX_{variable}"
             if (text := read_setting(variable, environment)) is None:
                 continue
             if not (text.isascii() and text.isdigit() and int(text) > 0):

@@ -11,20 +11,21 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from gradio.utils import get_upload_folder
 
 from pneumonia_hf.demo import case_report
 from pneumonia_hf.demo.answers import describe_change, draw_scale, make_scale, to_error
 from pneumonia_hf.demo.answers import to_html as answer_to_html
 from pneumonia_hf.demo.batch_page import ShownBatch
-from pneumonia_hf.demo.engine import FILLS, NAMES, Engine, mask
+from pneumonia_hf.demo.engine import FILLS, NAMES, Engine, Stopped, mask
 from pneumonia_hf.demo.examples import Example, film_size, simulate_opacity
-from pneumonia_hf.demo.images import map_to_data_uri, thumbnail, to_data_uri
+from pneumonia_hf.demo.images import THUMBNAIL_SIDE, map_to_data_uri, to_data_uri
+from pneumonia_hf.demo.page_files import read_page
 from pneumonia_hf.errors import UserError
 from pneumonia_hf.imaging.phantom import simulate
 
-PAGE = Path(__file__).with_name("page")
 # In this order they are the body of one function, which gradio runs when the page is loaded.
-PARTS = ("viewer", "server", "files", "maps", "gestures", "hide", "opacity", "start")
+PARTS = ("dom", "viewer", "server", "files", "maps", "gestures", "hide", "opacity", "start")
 MOST_DIAMETER = 120.0  # mm
 QUICK = "cam"  # the method whose map follows the hand
 HARDLY = 0.02  # a change of the probability that is none
@@ -46,14 +47,18 @@ def add_viewer(engine: Engine, examples: list[Example], batch: gr.State) -> None
     """
     held = gr.State(None, time_to_live=1800)
     viewer = gr.HTML(
-        html_template=(PAGE / "viewer.html").read_text(encoding="utf-8"),
-        js_on_load="\n".join((PAGE / f"{one}.js").read_text(encoding="utf-8") for one in PARTS),
+        html_template=read_page("viewer.html"),
+        js_on_load=read_page(*(f"{one}.js" for one in PARTS)),
         elem_id="viewer",
         examples=[
-            {"title": one.title, "note": one.note, "image": thumbnail(one.open().image)}
+            {
+                "title": one.title,
+                "note": one.note,
+                "image": to_data_uri(one.open().image, THUMBNAIL_SIDE),
+            }
             for one in examples
         ],
-        phantom=thumbnail(simulate()[0]),
+        phantom=to_data_uri(simulate()[0], THUMBNAIL_SIDE),
         film=film_size(),
         kept=engine.limits.kept_seconds,
         methods=[{"method": one, "title": NAMES.get(one, one)} for one in engine.methods],
@@ -75,6 +80,9 @@ def add_viewer(engine: Engine, examples: list[Example], batch: gr.State) -> None
             "concurrency_id": "page", "concurrency_limit": engine.limits.requests}  # fmt: skip
     answers = {"explain": _explain, "mask": _mask, "simulate": _simulate,
                "attribute": _attribute, "report": _report}  # fmt: skip
+    # Of its own: it must not wait behind what it stops.
+    stopping = work | {"concurrency_id": None, "concurrency_limit": None}
+    viewer.stop(_stop, held, None, **stopping)
     for kind in ("analyse", *answers):
         channel, js = gr.JSON(visible=False), RECEIVE.format(kind=kind)
         if kind == "analyse":
@@ -126,39 +134,49 @@ def _analyse(
 
 def _check_upload(path: str) -> str:
     """Return a path that is inside of the folder of uploads, whatever a request says."""
-    from gradio.utils import get_upload_folder
-
     if not Path(path).resolve().is_relative_to(Path(get_upload_folder()).resolve()):
         raise UserError("This is no upload; choose the file again.")
     return path
 
 
-def _check(event: gr.EventData, found: Held | None) -> Held:
+def _check(event: gr.EventData, found: Held | None, scored: bool = True) -> Held:
     """Return what is held, if it is the X-ray that the page shows.
 
     Raises:
-        UserError: it is another one, after a wait that was cancelled, or is no longer held.
+        UserError: it is another one, after a wait that was cancelled, or is no longer held; it
+            must be `scored`, and has no probability.
     """
     if found is None or found["number"] != _take(event, "of", int):
         raise UserError("The server no longer holds this X-ray; open it again.")
-    return found
-
-
-def _require_scored(event: gr.EventData, found: Held | None) -> Held:
-    found = _check(event, found)
-    if found["prediction"].probability is None:
+    if scored and found["prediction"].probability is None:
         raise UserError("The model does not take this for a chest X-ray.")
     return found
 
 
 def _explain(engine: Engine, event: gr.EventData, found: Held | None) -> Message:
-    found = _require_scored(event, found)
+    found = _check(event, found)
     image, methods = found["xray"].image, _take(event, "methods", list)[:2]
-    return {"maps": [_draw_map(engine, image, name) for name in methods]}
+    number = _take(event, "number", int)
+
+    def is_wanted() -> bool:
+        return number > found.get("stopped", 0)
+
+    try:
+        return {"maps": [_draw_map(engine, image, name, is_wanted) for name in methods]}
+    except Stopped:
+        return {"maps": []}  # the page drops it
 
 
-def _draw_map(engine: Engine, image: Any, method: str) -> Message:
-    made = engine.attribute(image, method)
+def _stop(event: gr.EventData, found: Held | None) -> None:
+    """End the computation of the maps that were asked for up to a number."""
+    if found is not None:
+        found["stopped"] = _take(event, "number", int)
+
+
+def _draw_map(
+    engine: Engine, image: Any, method: str, is_wanted: Callable[[], bool] = lambda: True
+) -> Message:
+    made = engine.attribute(image, method, is_wanted)
     verdict = f"{engine.title_of(method)}: {engine.verdict_of(method)}."
     said = (verdict, engine.sentences.get(method), *made.warnings)
     title = " ".join(filter(None, said))
@@ -167,7 +185,7 @@ def _draw_map(engine: Engine, image: Any, method: str) -> Message:
 
 def _report(engine: Engine, event: gr.EventData, found: Held | None) -> Message:
     """Return the report of the image, with the map that the page shows."""
-    found = _check(event, found)
+    found = _check(event, found, scored=False)
     image, prediction = found["xray"].image, found["prediction"]
     method = next(iter(_take(event, "methods", list)), None)
     shown = case_report.View(
@@ -182,12 +200,13 @@ def _report(engine: Engine, event: gr.EventData, found: Held | None) -> Message:
     arguments, name = (engine, prediction, image, shown), f"{found['name']}-report.{kind}"
     if kind == "pdf":
         coded = base64.b64encode(case_report.to_pdf(*arguments)).decode()
-        return {"name": name, "kind": "application/pdf", "base64": coded}
-    return {"name": name, "kind": "text/html", "text": case_report.to_html(*arguments)}
+        return {"file": {"name": name, "kind": "application/pdf", "base64": coded}}
+    text = case_report.to_html(*arguments)
+    return {"file": {"name": name, "kind": "text/html", "text": text}}
 
 
 def _mask(engine: Engine, event: gr.EventData, found: Held | None) -> Message:
-    found = _require_scored(event, found)
+    found = _check(event, found)
     border = _clip(_take(event, "border", NUMBER), 0, 0.45)
     left, top, right, bottom = (
         _clip(one, 0, 1) for one in (*_take(event, "box", list), *[0] * 4)[:4]

@@ -157,7 +157,7 @@ def _score_by_torch(model: PreTrainedModel, images: torch.Tensor, layer: Layer |
 
     from pneumonia_hf.inference.folding import fold_batch_norms
 
-    network = fold_batch_norms(model, images)
+    network = fold_batch_norms(model, images[:2])  # which show as much as all, in less time
     layout = torch.contiguous_format
     if is_convolutional(model):
         layout = torch.channels_last

@@ -10,8 +10,7 @@ for all classes (Lee et al. 2018, arXiv:1807.03888), plus what the components le
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -57,7 +56,7 @@ class Gate:
 
     @classmethod
     def fit(cls, layer: Layer, train: np.ndarray, groups: np.ndarray) -> Gate:
-        """Fit the distance to features as `capture_features` returns them.
+        """Fit the distance to features as `compute_features` returns them.
 
         Args:
             layer: what they were measured of.
@@ -210,26 +209,19 @@ class _Found(Exception):
     """The features are known, and the rest of the network is not needed."""
 
 
-@contextmanager
-def capture_features(
-    model: PreTrainedModel, layer: Layer, stop: bool = False
-) -> Iterator[list[np.ndarray]]:
-    """Collect the features of all images that the model scores within the context.
+def compute_features(
+    model: PreTrainedModel, layer: Layer, pixel_values: torch.Tensor
+) -> np.ndarray:
+    """Return the features of images, float64 [N, F]; what follows the layer is not computed."""
 
-    For each forward pass the float64 array of `pool_features` is appended. With `stop` the context
-    ends with the first, at that layer: the rest of the network is not computed.
-    """
-    found: list[np.ndarray] = []
+    def stop(module: nn.Module, inputs: tuple, output: torch.Tensor | Sequence) -> None:
+        raise _Found(pool_features(output, layer.cells).detach().double().cpu().numpy())
 
-    def collect(module: nn.Module, inputs: tuple, output: torch.Tensor | Sequence) -> None:
-        found.append(pool_features(output, layer.cells).detach().double().cpu().numpy())
-        if stop:
-            raise _Found
-
-    hook = model.get_submodule(layer.name).register_forward_hook(collect)
+    hook = model.get_submodule(layer.name).register_forward_hook(stop)
     try:
-        yield found
-    except _Found:
-        pass
+        model(pixel_values=pixel_values)
+    except _Found as found:
+        return found.args[0]
     finally:
         hook.remove()
+    raise AssertionError(f"{layer.name} was not called")

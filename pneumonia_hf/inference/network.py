@@ -17,7 +17,7 @@ from pneumonia_hf.imaging.preprocess import to_pixel_values
 from pneumonia_hf.inference.backends import Backend, Scorer, is_convolutional, make_scorer
 from pneumonia_hf.inference.foreign import check_model
 from pneumonia_hf.inference.frontal import KINDS
-from pneumonia_hf.inference.gate import Gate, Layer, capture_features
+from pneumonia_hf.inference.gate import Gate, Layer, compute_features
 from pneumonia_hf.inference.tta import TTA_TRANSFORMS, apply_transform
 from pneumonia_hf.labels import LABELS, OTHER
 from pneumonia_hf.models.model_folder import QUANTIZATION_FILE
@@ -233,19 +233,15 @@ class Network:
             return make_scorer(self.model, images, layer, self.backend, self.ranges)
 
     def features(self, images: Sequence[Image.Image], layer: Layer) -> np.ndarray:
-        """Return what the gate knows of each image: float64 [N, F], of `capture_features`."""
+        """Return what the gate knows of each image: float64 [N, F], of `compute_features`."""
         import torch
 
-        found = []
         with COMPUTING, torch.inference_mode():
             pixel_values = self.pixel_values(images)
             if is_convolutional(self.model):  # twice as fast on a CPU
                 pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
-            for batch in pixel_values.split(BATCH):
-                with capture_features(self.model, layer, stop=True) as seen:
-                    self.model(pixel_values=batch)
-                found += seen
-        return np.concatenate(found)
+            batches = pixel_values.split(BATCH)
+            return np.concatenate([compute_features(self.model, layer, one) for one in batches])
 
     def _transformed(self, pixel_values: torch.Tensor) -> Iterator[torch.Tensor]:
         # The normalised value of black, the same everywhere: [1, 3, 1, 1].

@@ -178,11 +178,9 @@ class Predictor:
         """
         from pneumonia_hf.hub import fetch_folder, to_hub_id
 
+        if not isinstance(path_or_id, str | Path) and len(path_or_id) == 1:
+            (path_or_id,) = path_or_id
         if not isinstance(path_or_id, str | Path):
-            if len(path_or_id) == 1:
-                return cls.from_pretrained(
-                    path_or_id[0], revision, device, tta, positive_label, backend, flags
-                )
             if not path_or_id:
                 raise SettingError("An ensemble needs one or more models; none is given.")
             if revision is not None:

@@ -5,6 +5,7 @@ tests/demo/test_guard.py asks for unknown endpoints: both fail without the other
 """
 
 import asyncio
+from unittest.mock import Mock
 
 import gradio as gr
 import pytest
@@ -38,6 +39,18 @@ def test_fault_of_the_app_is_a_sentence_and_asks_for_a_traceback_in_the_log(monk
     assert ask(demo, "theirs") == ("Upload it.", False)
     monkeypatch.setattr(box, "preprocess", fill_disk)
     assert ask(demo, "theirs") == (FAULT, True)
+
+
+def test_gradio_writes_no_type_stubs_of_components_whose_source_it_does_not_find(monkeypatch):
+    import inspect
+
+    from gradio import component_meta
+
+    read = []
+    monkeypatch.setattr(component_meta, "extract_class_source_code", lambda *_: read.append(_))
+    monkeypatch.setattr(inspect, "getfile", Mock(side_effect=OSError))
+    type("Part", (gr.Textbox,), {})
+    assert read == []
 
 
 def test_inputs_of_another_form_and_addresses_are_sentences():

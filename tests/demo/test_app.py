@@ -132,9 +132,8 @@ def test_garbage_is_collected_while_the_app_serves(tmp_path):
     program = (
         "import gc, gradio\n"
         "from pneumonia_hf.demo import serve as app\n"
-        "count = lambda: gc.get_stats()[2]['collections']\n"
-        "before = count()\n"
-        "gradio.Blocks.launch = lambda *_, **options: print(gc.isenabled(), count() - before)\n"
+        "tell = lambda *_, **options: print(gc.isenabled(), gc.get_freeze_count())\n"
+        "gradio.Blocks.launch = tell\n"
         "app.main()\n"
         "print(gc.isenabled())\n"
     )
@@ -145,7 +144,7 @@ def test_garbage_is_collected_while_the_app_serves(tmp_path):
     assert done.returncode == 0, done.stderr
     during, after = (line.split() for line in done.stdout.splitlines()[-2:])
     assert during[0] == after[0] == "True"
-    assert int(during[1]) > 0  # once before it serves, so that no request waits for it
+    assert int(during[1]) > 100_000  # so that no request waits while it is walked through
     assert not list(tmp_path.glob("xrays-*"))  # the folder of uploads
 
 

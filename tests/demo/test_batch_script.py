@@ -4,7 +4,7 @@ import browsers
 import pytest
 from browsers import needs_browser
 
-from pneumonia_hf.demo.batch_page import PAGE
+from pneumonia_hf.demo.page_files import read_page
 
 pytestmark = needs_browser
 browser = browsers.browser
@@ -36,15 +36,15 @@ def page(browser):
     page = browser.new_page(viewport={"width": 1000, "height": 800})
     faults = []
     page.on("pageerror", lambda error: faults.append(str(error)))
-    read = {name: (PAGE / name).read_text(encoding="utf-8")
-            for name in ("batch.css", "batch.html", "batch.js")}  # fmt: skip
     tabs = "".join(f"<button role=tab onclick='tab = this.textContent'>{one}</button>"
                    for one in ("X-ray", "Batch"))  # fmt: skip
     page.set_content(
-        f"<style>{read['batch.css']}</style>{tabs}<div id=batch-bar>{read['batch.html']}</div>"
+        f"<style>{read_page('batch.css')}</style>{tabs}"
+        f"<div id=batch-bar>{read_page('batch.html')}</div>"
+        "<div id=viewer><div class=stage tabindex=0></div></div>"
         "<div id=batch><div class=list></div></div>"
     )
-    page.evaluate(START, [read["batch.js"], VALUE])
+    page.evaluate(START, [read_page("dom.js", "batch.js"), VALUE])
     yield page
     assert faults == []
     page.close()
@@ -117,6 +117,16 @@ def test_the_keyboard_opens_an_image_and_goes_through_those_that_are_listed(page
     page.keyboard.press("ArrowLeft")
     page.wait_for_function("opened.length === 3")
     assert page.evaluate("opened") == [4, 2, 4] and page.evaluate("tab") == "X-ray"
+    # Also from the viewer, which keeps the focus: its keys are for the X-ray.
+    stage = page.locator("#viewer .stage")
+    stage.focus()
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("PageDown")
+    assert page.evaluate("opened") == [4, 2, 4, 2]
+    page.keyboard.press("PageDown")  # it is the last
+    page.keyboard.press("PageUp")
+    assert page.evaluate("opened") == [4, 2, 4, 2, 4]
+    assert stage.evaluate("one => one === document.activeElement")
     page.keyboard.press("Escape")
     page.wait_for_function("document.activeElement.textContent === 'c.png'")
     assert page.evaluate("tab") == "Batch"

@@ -9,7 +9,7 @@ import pytest
 from helpers import draw_xray
 
 from pneumonia_hf import Predictor
-from pneumonia_hf.demo.engine import Engine, count
+from pneumonia_hf.demo.engine import Engine
 from pneumonia_hf.demo.limits import Limits
 from pneumonia_hf.errors import UserError
 
@@ -43,23 +43,23 @@ def test_a_batch_is_bounded(engine, image, tmp_path, monkeypatch):
     many = tmp_path / "many.zip"
     many.write_bytes(make_zip(**{f"{n}.png": image.read_bytes() for n in range(9)}))
     with pytest.raises(UserError, match="more than 3 images"):
-        list(engine.score_batch([str(many)]))
+        list(engine.score(engine.open_batch([str(many)])))
     bomb = tmp_path / "bomb.zip"
     bomb.write_bytes(make_zip(**{"a.png": b"\0" * 3_000_000}))
     assert bomb.stat().st_size < 10_000
-    ((row,),) = engine.score_batch([str(bomb)])
+    ((row,),) = engine.score(engine.open_batch([str(bomb)]))
     assert row.prediction is None and "more than the 1 MB allowed" in row.fault
     assert all(0 <= one <= 1_000_001 for one in asked)  # never all of an entry, whatever its size
     torn = tmp_path / "torn.zip"
     torn.write_bytes(many.read_bytes()[:700])
-    ((row,),) = engine.score_batch([str(torn)])
+    ((row,),) = engine.score(engine.open_batch([str(torn)]))
     assert row.prediction is None and "torn.zip" in row.fault
     large = tmp_path / "large.png"
     large.write_bytes(b"\x89PNG" + b"\0" * 2_000_000)
-    ((row,),) = engine.score_batch([str(large)])
+    ((row,),) = engine.score(engine.open_batch([str(large)]))
     assert "more than the 1 MB" in row.fault
     for name in ("gone.zip", "gone.png"):  # deleted after KEPT_SECONDS
-        ((row,),) = engine.score_batch([str(tmp_path / name)])
+        ((row,),) = engine.score(engine.open_batch([str(tmp_path / name)]))
         assert row.prediction is None and "upload the file again" in row.fault
 
 
@@ -101,21 +101,22 @@ def test_all_zips_of_a_request_share_one_budget(tiny_model, image, tmp_path, mon
     engine = Engine(predictor, Limits(upload_mb=1, batch=20, unzipped_mb=3))
     xray = image.read_bytes()
     # A part of the limit in each: all are read, and scored.
-    rows = [one for some in engine.score_batch(zips(9, **{"a.png": xray})) for one in some]
+    batch = engine.open_batch(zips(9, **{"a.png": xray}))
+    rows = [one for some in engine.score(batch) for one in some]
     assert len(rows) == 9 and all(one.prediction for one in rows)
     for size in (900_000, 5_000_000):  # an image that may be uploaded, and one that may not
         bombs = zips(9, **{"a.png": bytes(size), "b.png": bytes(size)})
         with pytest.raises(UserError, match=r"hold more than 3 MB; send them in parts"):
-            list(engine.score_batch(bombs))
+            list(engine.score(engine.open_batch(bombs)))
         assert sum(map(len, got)) <= 3_000_000 + 1
     with pytest.raises(UserError, match="more than 20 images"):
-        list(engine.score_batch(zips(9, **{f"{n}.png": xray for n in range(8)})))
+        engine.open_batch(zips(9, **{f"{n}.png": xray for n in range(8)}))
     assert len(got) <= 21
     with pytest.raises(UserError, match="more than 20 images"):
-        list(engine.score_batch(zips(21, **{"readme.txt": b"no image"})))
+        engine.open_batch(zips(21, **{"readme.txt": b"no image"}))
     with pytest.raises(UserError, match="took longer than"):
         slow = Engine(predictor, Limits(seconds=0))
-        list(slow.score_batch(zips(3, **{"readme.txt": b"no image"})))
+        slow.open_batch(zips(3, **{"readme.txt": b"no image"}))
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
@@ -123,14 +124,14 @@ def test_a_zip_that_python_would_unzip_at_once_is_not_unzipped(engine, tmp_path,
     path = tmp_path / "bomb.zip"
     with zipfile.ZipFile(path, "w", method) as archive:
         archive.writestr("a.png", bytes(3_000_000))
-    ((row,),) = engine.score_batch([str(path)])
+    ((row,),) = engine.score(engine.open_batch([str(path)]))
     assert row.prediction is None and "zip it again with deflate" in row.fault
 
 
 def test_an_image_that_is_too_large_hides_no_other_of_its_zip(engine, image, tmp_path):
     path = tmp_path / "mixed.zip"
     path.write_bytes(make_zip(**{"a.png": bytes(3_000_000), "b.png": image.read_bytes()}))
-    ((large, other),) = engine.score_batch([str(path)])
+    ((large, other),) = engine.score(engine.open_batch([str(path)]))
     assert "more than the 1 MB allowed" in large.fault and other.prediction is not None
 
 
@@ -206,9 +207,3 @@ def test_a_mask_hides_the_border_and_a_part_and_nothing_else():
         assert (found[hidden] != before[hidden]).mean() > 0.5
     assert (np.asarray(mask(image, 0.1, (0.25, 0.4, 0.5, 0.6)))[hidden] == 0).all()
     assert np.array_equal(np.asarray(mask(image, 0, None)), before)
-
-
-def test_one_is_no_plural():
-    assert [count(number, "image") for number in (0, 1, 2000)] == [
-        "0 images", "1 image", "2,000 images",
-    ]  # fmt: skip

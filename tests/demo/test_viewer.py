@@ -8,7 +8,7 @@ from helpers import draw_xray
 
 from pneumonia_hf import Predictor
 from pneumonia_hf.demo import viewer
-from pneumonia_hf.demo.engine import Engine
+from pneumonia_hf.demo.engine import Engine, Stopped
 from pneumonia_hf.demo.limits import Limits
 from pneumonia_hf.demo.viewer import describe_opacity
 from pneumonia_hf.errors import UserError
@@ -92,6 +92,25 @@ def test_the_page_says_whether_the_answer_moved_and_whether_it_should_have(
     inside, probability, words
 ):
     assert describe_opacity(inside, 0.1, probability).endswith(words)
+
+
+def test_a_map_that_is_no_longer_wanted_is_not_computed_to_its_end(engine):
+    asked = []
+
+    def is_wanted() -> bool:
+        asked.append(True)
+        return len(asked) < 3
+
+    image = hold(engine)["xray"].image
+    with pytest.raises(Stopped):
+        engine.attribute(image, "occlusion", is_wanted)
+    assert len(asked) == 3  # of 17 forward passes
+    assert engine.attribute(image, "cam").values.shape == (100, 120)  # nothing of it is left
+    found, event = hold(engine), make_event(of=3, number=7, methods=["occlusion"])
+    viewer._stop(make_event(number=7), found)
+    assert viewer._explain(engine, event, found) == {"maps": []}
+    event = make_event(of=3, number=8, methods=["cam"])
+    assert len(viewer._explain(engine, event, found)["maps"]) == 1
 
 
 def test_the_simulated_patient_has_an_answer_and_a_map(engine):

@@ -8,7 +8,8 @@ import pytest
 from browsers import needs_browser
 from PIL import Image
 
-from pneumonia_hf.demo.viewer import PAGE, PARTS
+from pneumonia_hf.demo.page_files import read_page
+from pneumonia_hf.demo.viewer import PARTS
 
 pytestmark = needs_browser
 browser = browsers.browser
@@ -38,17 +39,14 @@ START = """
 """
 
 
-def read(name: str) -> str:
-    return (PAGE / name).read_text(encoding="utf-8")
-
-
 @pytest.fixture
 def page(browser):
     page = browser.new_page(viewport={"width": 1200, "height": 800})
     faults = []
     page.on("pageerror", lambda error: faults.append(str(error)))
-    page.set_content(f"<style>{read('page.css')}</style><div id=viewer>{read('viewer.html')}</div>")
-    page.evaluate(START, ["\n".join(read(f"{one}.js") for one in PARTS), PROPS])
+    style, content = read_page("page.css"), read_page("viewer.html")
+    page.set_content(f"<style>{style}</style><div id=viewer>{content}</div>")
+    page.evaluate(START, [read_page(*(f"{one}.js" for one in PARTS)), PROPS])
     yield page
     assert faults == []
     page.close()
@@ -169,7 +167,10 @@ def test_the_latest_map_wins_and_a_cancelled_one_does_not_come(page):
     choose["cam"].click()
     page.get_by_role("button", name="Report as PDF").click()
     assert requests(page, "report")[0]["methods"] == ["occlusion"]
+    assert requests(page, "stop")[-1]["number"] != requests(page, "explain")[-1]["number"]
     page.get_by_role("button", name="Cancel").click()
+    # The server stops what is no longer wanted.
+    assert requests(page, "stop")[-1]["number"] == requests(page, "explain")[-1]["number"]
     answer_maps(page, "cam")
     assert shown_maps(page) == ["occlusion"]
     assert choose["occlusion"].get_attribute("aria-pressed") == "true"
@@ -256,6 +257,18 @@ def test_arrow_keys_move_what_is_hidden_and_the_border(page):
     page.get_by_label("Hidden border").focus()
     assert next_mask(lambda: page.keyboard.press("ArrowRight"))["border"] == 0.01
     assert page.locator(".point.before").get_attribute("style") == "left:40%"
+    # The edge of what the border hides can be drawn by the mouse, too.
+    film = page.locator(".film").bounding_box()
+    x, y = film["x"] + film["width"] / 2, film["y"] + film["height"] / 2
+    page.mouse.move(film["x"] + 0.01 * film["width"], y)
+    page.mouse.down()
+    page.mouse.move(film["x"] + 0.1 * film["width"], y, steps=2)
+    page.mouse.up()
+    next_mask(lambda: None)
+    moved = next_mask(lambda: page.mouse.move(x, y))
+    assert moved["border"] == pytest.approx(0.1, abs=0.01) and moved["box"] == boxes[2]
+    assert page.get_by_label("Hidden border").input_value() == "10"
+    next_mask(lambda: page.get_by_label("Hidden border").fill("1"))
     # Of moves that are faster than the answers, the last is asked for.
     for _ in range(5):
         page.keyboard.press("ArrowRight")

@@ -12,7 +12,7 @@ from pneumonia_hf.errors import UserError, XrayError
 from pneumonia_hf.inference import backends
 from pneumonia_hf.inference.backends import Scorer, make_scorer, measure_ranges
 from pneumonia_hf.inference.frontal import KINDS, Frontal
-from pneumonia_hf.inference.gate import Gate, capture_features, middle_layer
+from pneumonia_hf.inference.gate import Gate, compute_features, middle_layer
 from pneumonia_hf.inference.network import Network
 from pneumonia_hf.inference.predictor import Predictor
 from pneumonia_hf.models.build import ModelConfig, build_model
@@ -63,13 +63,14 @@ def test_scores_and_gate_features_are_those_of_the_model(built, backend):
     model, processor = built
     layer = middle_layer(model)
     pixel_values = Network(model, processor).pixel_values(images_of(7))
-    with torch.inference_mode(), capture_features(model, layer) as seen:
+    with torch.inference_mode():
         expected = model(pixel_values=pixel_values).logits.numpy()
+        seen = compute_features(model, layer, pixel_values)
     scorer = make_scorer(model, pixel_values[:2], layer, backend)
     for rows in (slice(0, 1), slice(1, 7)):  # another batch than the one it was made with
         logits, features = scorer(pixel_values[rows])
         assert logits == pytest.approx(expected[rows], abs=1e-4)
-        assert features == pytest.approx(seen[0][rows], rel=1e-3, abs=1e-4)
+        assert features == pytest.approx(seen[rows], rel=1e-3, abs=1e-4)
     assert make_scorer(model, pixel_values[:2], None, backend)(pixel_values)[1] is None
 
 

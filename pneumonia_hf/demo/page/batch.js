@@ -7,17 +7,9 @@ const order = Object.keys(names);  // of need of attention
 const headings = {file: "File", probability: "Probability", decision: "Decision", warnings: "Warnings"};
 const most = 50;  // of the skipped files, that are listed
 const state = {chip: null, column: null, down: false, open: null};
-const all = (selector) => [...element.querySelectorAll(selector)];
 const bar = () => document.querySelector("#batch-bar .bar");
 const openable = () => all("tbody tr").filter((row) => row.querySelector(".open"));
 const count = (number, thing) => `${number} ${thing}${number === 1 ? "" : "s"}`;
-
-function make(tag, attributes, ...children) {
-  const made = document.createElement(tag);
-  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
-  made.append(...children);
-  return made;
-}
 
 function compare(one, other) {
   const attention = order.indexOf(one.decision) - order.indexOf(other.decision);
@@ -56,7 +48,7 @@ function addRow(row) {
 }
 
 function render() {
-  const list = element.querySelector(".list"), value = props.value;
+  const list = find(".list"), value = props.value;
   if (!list) return;
   const focused = document.activeElement.textContent, within = list.contains(document.activeElement);
   list.replaceChildren();
@@ -83,19 +75,15 @@ function render() {
 }
 
 // Calls `act` when an element is on the screen, as it is after its tab has opened.
-function whenShown(find, act, tries = 60) {
-  const found = find();
+function whenShown(look, act, tries = 60) {
+  const found = look();
   if (found && found.offsetParent) act(found);
-  else if (tries) setTimeout(whenShown, 50, find, act, tries - 1);
-}
-
-function showTab(name) {
-  [...document.querySelectorAll("[role=tab]")].find((one) => one.textContent.trim() === name).click();
+  else if (tries) setTimeout(whenShown, 50, look, act, tries - 1);
 }
 
 function open(row) {
   if (!row) return;
-  const name = row.querySelector(".open").textContent;
+  const name = row.querySelector(".open").textContent, was = document.activeElement;
   document.dispatchEvent(new CustomEvent("xray-open", {detail: {row: Number(row.dataset.index), name}}));
   showTab("X-ray");
   state.open = row.dataset.index;
@@ -105,9 +93,9 @@ function open(row) {
     `${name}: ${place + 1} of ${rows.length}`;
   bar().querySelector("[data-step='-1']").disabled = place === 0;
   bar().querySelector("[data-step='1']").disabled = place === rows.length - 1;
-  if (!bar().contains(document.activeElement) || document.activeElement.disabled)
-    whenShown(() => bar().querySelector("[data-step='1']:enabled") || bar().querySelector("button:enabled"),
-              (button) => button.focus());
+  if (was.matches("#viewer .stage")) return;  // which keeps the focus
+  const usual = () => bar().querySelector("[data-step='1']:enabled") || bar().querySelector("button:enabled");
+  whenShown(() => bar().contains(was) && !was.disabled ? was : usual(), (button) => button.focus());
 }
 
 function step(by) {
@@ -117,7 +105,7 @@ function step(by) {
 
 function back() {
   showTab("Batch");
-  whenShown(() => element.querySelector(`tr[data-index="${state.open}"] .open`), (button) => button.focus());
+  whenShown(() => find(`tr[data-index="${state.open}"] .open`), (button) => button.focus());
 }
 
 element.addEventListener("click", (event) => {
@@ -136,9 +124,10 @@ document.addEventListener("click", (event) => {
   if (button) button.dataset.step ? step(Number(button.dataset.step)) : back();
 });
 document.addEventListener("keydown", (event) => {
-  if (!event.target.closest || !event.target.closest("#batch-bar")) return;
-  if (event.key === "ArrowRight") step(1);
-  else if (event.key === "ArrowLeft") step(-1);
+  const inBar = event.target.closest?.("#batch-bar");
+  if (bar().hidden || !(inBar || event.target.matches?.("#viewer .stage"))) return;
+  const by = {PageDown: 1, PageUp: -1, ...(inBar && {ArrowRight: 1, ArrowLeft: -1})}[event.key];
+  if (by) { event.preventDefault(); step(by); }
   else if (event.key === "Escape") back();
 });
 document.addEventListener("xray-start", () => { bar().hidden = true; });

@@ -12,8 +12,7 @@ async function open(file) {
     if (turn !== uploads) return;
     wait(null);
     restore();
-    find("#answer").innerHTML = '<div class="answer"><p class="fault" role="alert"></p></div>';
-    find("#answer .fault").textContent = "The file could not be uploaded; it may be larger than this app allows.";
+    say('<div class="answer"><p class="fault" role="alert">The file could not be uploaded; it may be larger than this app allows.</p></div>');
   }
 }
 
@@ -34,7 +33,7 @@ function request(data, name, note) {
 receivers.analyse = ({number, answer, image, width, height, view: position, side, scored, map}) => {
   cancel("explain", "mask", "report");  // of the X-ray before, asked for while this one was read
   if (number === undefined) return restore();
-  find("#answer").innerHTML = answer;
+  say(answer);
   const [name, note] = names[number];
   showMaps([]);
   Object.assign(view, usual);
@@ -44,6 +43,12 @@ receivers.analyse = ({number, answer, image, width, height, view: position, side
   showImage(image);
   if (map) explain(map);
 };
+
+// On a phone a fault would stand below the examples, out of sight.
+function say(answer) {
+  find("#answer").innerHTML = answer;
+  find("#answer .fault")?.scrollIntoView({block: "nearest"});
+}
 
 // The mode of what is shown, when nothing new has come.
 function restore() {
@@ -109,9 +114,7 @@ document.addEventListener("paste", (event) => {
 });
 for (const kind of ["html", "pdf"])
   actions[kind] = () => { wait("Writing the report"); ask("report", {format: kind, of: shown.number, methods: view.showMap ? mapsShown() : [], window: view.window, level: view.level, invert: view.invert, strength: view.strength}); };
-receivers.report = ({number, name, kind, text, base64}) => {
+receivers.report = ({number, file}) => {
   wait(null);
-  if (number === undefined) return;
-  const bytes = base64 === undefined ? new TextEncoder().encode(text) : Uint8Array.from(atob(base64), (letter) => letter.charCodeAt(0));
-  download(name, URL.createObjectURL(new Blob([bytes], {type: kind})));
+  if (number !== undefined) document.dispatchEvent(new CustomEvent("save-file", {detail: file}));
 };

@@ -59,9 +59,10 @@ stage.addEventListener("dblclick", (event) => { if (!event.target.closest("butto
 
 const arrows = {ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1]};
 const keys = {i: "invert", m: "map", f: "fit", p: "preset", "+": "in", "=": "in", "-": "out"};
-stage.addEventListener("keydown", (event) => {
-  if (event.target !== stage || film.hidden || event.ctrlKey || event.metaKey || event.altKey) return;
-  const arrow = arrows[event.key], key = event.key.toLowerCase();
+document.addEventListener("keydown", (event) => {
+  const inBar = event.target.closest?.("#batch-bar");  // whose arrows go to the next X-ray
+  if ((event.target !== stage && !inBar) || film.hidden || event.ctrlKey || event.metaKey || event.altKey) return;
+  const arrow = inBar ? undefined : arrows[event.key], key = event.key.toLowerCase();
   if (mode().key && mode().key(event, arrow)) event.preventDefault();
   else if (arrow) {
     event.preventDefault();

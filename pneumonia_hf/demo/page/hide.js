@@ -1,9 +1,11 @@
 // What if I hide something? A box or the border, on the same viewer.
 const hidden = {box: [0, 0, 0, 0], border: 0, fill: props.fills[0]};
-let corner = null;
+let corner = null;  // where a drag began; null while it moves the border
 
 function askMask() {
   placeRegion(hidden.box);
+  find(".edge").style.inset = `${100 * hidden.border}%`;
+  find(".border").value = 100 * hidden.border;
   ask("mask", {of: shown.number, border: hidden.border, box: hidden.box, fill: hidden.fill});
 }
 
@@ -27,9 +29,16 @@ function addDot(scale, probability) {
   if (scale) scale.append(make("div", {class: "point before", "data-probability": probability, style: `left:${100 * probability}%`}));
 }
 
+const GRAB = 0.02;  // of the X-ray's sides: so near to the edge of the border, a drag moves it
+const toEdge = ([x, y]) => Math.min(x, y, 1 - x, 1 - y);
 modes.hide = {
-  start(event) { corner = place(event); return true; },
+  start(event) {
+    const at = place(event);
+    corner = Math.abs(toEdge(at) - hidden.border) < GRAB ? null : at;
+    return true;
+  },
   move(event) {
+    if (!corner) { hidden.border = clamp(toEdge(place(event)), 0, 0.4); askMask(); return; }
     const other = place(event), within = (share) => clamp(share, 0, 1);
     placeRegion(hidden.box = [0, 1].map((axis) => within(Math.min(corner[axis], other[axis])))
       .concat([0, 1].map((axis) => within(Math.max(corner[axis], other[axis])))));
@@ -64,7 +73,6 @@ actions.hide = () => {
 };
 actions.clear = () => {
   Object.assign(hidden, {box: [0, 0, 0, 0], border: 0});
-  find(".border").value = 0;
   askMask();
 };
 find(".border").addEventListener("input", ({target}) => { hidden.border = Number(target.value) / 100; askMask(); });

@@ -8,8 +8,6 @@ function explain(...methods) {
   chosen = methods;
   if (!methods.length) { cancel("explain"); showMaps([]); }
   else { wait("Computing the map"); ask("explain", {of: shown.number, methods}); }
-  find(".panel.why").hidden = !methods.length;
-  find("[data-do=why]").setAttribute("aria-pressed", methods.length > 0);
   syncMethods();
 }
 
@@ -25,8 +23,6 @@ function showMaps(maps) {
   find(".maps").replaceChildren(...maps.map(({source, title}) =>
     make("img", {class: "map", src: source, alt: `Attribution map, ${title}`, draggable: "false"})));
   find(".said").textContent = maps.map((map) => map.title).join(" Right of the divider: ");
-  find(".panel.why").hidden = !chosen.length;
-  find("[data-do=why]").setAttribute("aria-pressed", chosen.length > 0);
   view.showMap = true;
   divide();
   syncMethods();
@@ -36,8 +32,6 @@ function showMaps(maps) {
 // What was not answered is no longer chosen.
 function syncMaps() {
   chosen = [...mapped];
-  find(".panel.why").hidden = !chosen.length;
-  find("[data-do=why]").setAttribute("aria-pressed", chosen.length > 0);
   syncMethods();
 }
 
@@ -50,6 +44,8 @@ function divide() {
 }
 
 function syncMethods() {
+  find(".panel.why").hidden = !chosen.length;
+  find("[data-do=why]").setAttribute("aria-pressed", chosen.length > 0);
   for (const button of all(".methods [data-method]")) {
     const {method, second} = button.dataset;
     button.setAttribute("aria-pressed", method === chosen[second ? 1 : 0]);

@@ -7,7 +7,7 @@ function ask(kind, data) {
   const channel = channels[kind] ??= {};
   const request = {...data, number: ++asked};
   channel.wanted = asked;
-  if (channel.running) channel.next = request;
+  if (channel.running) { channel.next = request; stop(kind); }
   else send(kind, request);
 }
 
@@ -18,8 +18,13 @@ function send(kind, request) {
 }
 
 function cancel(...kinds) {
-  for (const kind of kinds) Object.assign(channels[kind] ??= {}, {wanted: 0, next: null});
+  for (const kind of kinds) { Object.assign(channels[kind] ??= {}, {wanted: 0, next: null}); stop(kind); }
   wait(null);
+}
+
+// Maps take seconds: the server stops one that is no longer wanted.
+function stop(kind) {
+  if (kind === "explain" && channels[kind].running) trigger("stop", {number: channels[kind].running});
 }
 
 // `live` kinds show what comes while they wait for the last answer, since the hand still moves.

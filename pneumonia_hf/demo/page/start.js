@@ -20,6 +20,6 @@ document.addEventListener("click", (event) => {
   const link = event.target.closest("#header a[href='#about']");
   if (!link) return;
   event.preventDefault();
-  [...document.querySelectorAll("[role=tab]")].find((one) => one.textContent.trim() === "About").click();
+  showTab("About");
 });
 if (window.matchMedia("(max-width: 640px)").matches) find(".more").open = false;

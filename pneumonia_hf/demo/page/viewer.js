@@ -1,6 +1,4 @@
 // The viewer: one X-ray, its window, zoom and maps. All parts share this function: see viewer.py.
-const find = (selector) => element.querySelector(selector);
-const all = (selector) => [...element.querySelectorAll(selector)];
 const usual = {level: 128, window: 255, zoom: 1, x: 0, y: 0, invert: false, preset: 0};
 const view = {...usual, strength: 0.6, showMap: true, pan: false};
 const presets = [["as read", 128, 255], ["dark lungs", 80, 160], ["bright areas", 170, 170], ["high contrast", 128, 110]];
@@ -24,13 +22,6 @@ const tools = {
 };
 const hasMap = () => find(".maps").childElementCount > 0;
 const pressed = {invert: () => view.invert, pan: () => view.pan, map: () => view.showMap && hasMap()};
-
-function make(tag, attributes = {}, ...children) {
-  const made = document.createElement(tag);
-  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
-  made.append(...children);
-  return made;
-}
 
 function addTools() {
   for (const [name, title] of Object.entries(tools)) {
@@ -143,6 +134,12 @@ const stem = () => shown.name.replace(/\.[^.]*$/, "");
 function download(name, address) {
   make("a", {download: name, href: address}).click();
 }
+
+// A report, or the CSV of a batch: a text, or bytes in base64; no file lies on the server.
+document.addEventListener("save-file", ({detail: {name, kind, text, base64}}) => {
+  const bytes = base64 === undefined ? new TextEncoder().encode(text) : Uint8Array.from(atob(base64), (letter) => letter.charCodeAt(0));
+  download(name, URL.createObjectURL(new Blob([bytes], {type: kind})));
+});
 
 const actions = {
   preset: nextPreset, fit: reset,
