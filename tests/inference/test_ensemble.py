@@ -299,6 +299,7 @@ def test_evaluate_script_scores_an_ensemble_but_writes_no_card(
 def test_app_serves_an_ensemble_folder(ensemble_folder, tmp_path):
     # In a separate process: gradio leaves sockets open if the app is only built.
     code = """
+import sys
 from pneumonia_hf import Predictor
 from pneumonia_hf.demo.app import build_demo
 demo = build_demo(Predictor.from_pretrained(sys.argv[1]))
