@@ -134,7 +134,7 @@ TOGETHER = [[
     "logging_steps", "logging_first_step", "log_on_each_node",
     "logging_nan_inf_filter", "log_level", "log_level_replica", "disable_tqdm", "run_name",
     "project", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id",
-    "eval_on_start", "save_on_each_node", "save_total_limit", "greater_is_better",
+    "save_on_each_node", "save_total_limit", "greater_is_better",
     "restore_callback_states_from_checkpoint", "seed", "data_seed", "use_cpu",
     "dataloader_pin_memory", "train_sampling_strategy", "ddp_find_unused_parameters",
     "ddp_bucket_cap_mb", "ddp_broadcast_buffers", "ddp_static_graph", "ddp_timeout",
