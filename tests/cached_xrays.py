@@ -1,10 +1,9 @@
 """Caches for tests: decoding into a folder, also in a process of its own."""
 
 import os
-import subprocess
-import sys
+from multiprocessing.process import BaseProcess
 
-from helpers import ROOT
+from forks import start_fork
 
 from pneumonia_hf.data.cache import decode
 from pneumonia_hf.data.file_hashes import HashCache
@@ -45,12 +44,5 @@ print(len(split), split.store.count(), hashlib.sha256(pixels).hexdigest())
 """
 
 
-def start_build(folder, place) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, "-c", BUILD, str(folder), str(place)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
+def start_build(folder, place, log, before="", **environment) -> BaseProcess:
+    return start_fork(before + BUILD, folder, place, log=log, **environment)

@@ -75,6 +75,9 @@ class LocalHub:
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = (
+        True  # else each body waits 40 ms for the client to confirm its headers
+    )
 
     def __init__(self, hub: LocalHub, *args) -> None:
         self.hub = hub

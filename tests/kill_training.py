@@ -8,7 +8,8 @@ made. After each kill the same command is given again. In the end its weights an
 equal those of the first run, and so must the whole state in the last checkpoint of each phase (see
 same_bits.py): the best checkpoint, from which the model folder is made, may be older than the
 kills. A run that completes before all kills are used is compared, and another one is started.
-Each run has its own, empty cache.
+Each run has its own, empty cache. The processes are forked from one that has all imports; see
+forks.py.
 """
 
 import argparse
@@ -18,10 +19,12 @@ import os
 import random
 import re
 import signal
-import subprocess
 import sys
 import time
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+
+from forks import start_fork
 
 ROOT = Path(__file__).resolve().parents[1]
 COMPARED = ("model.safetensors", "config.json", "preprocessor_config.json")
@@ -32,7 +35,8 @@ FLAGS = (
     "--backbone xray-cnn --image_size 64 --precision fp32 --channels_last false --cpu_threads 1 "
     "--phases head:1:1e-2 all:6:3e-3 --ema_decay 0.9 --mixup 0.2 --cutmix 1 --imbalance sampler "
     "--per_device_train_batch_size 8 --logging_steps 1 --early_stopping_patience 0 "
-    "--metric_for_best_model brier --report_to none --disable_tqdm true"
+    "--metric_for_best_model brier --report_to none --disable_tqdm true "
+    "--bootstrap_resamples 20 --threshold_resamples 50 --attribution_images 1"
 ).split()
 POLL = 0.002  # seconds
 PATIENCE = 600.0  # seconds that a process may take to reach a moment
@@ -118,27 +122,22 @@ class Run:
         self.folder.mkdir()
         self.log_before = 0
         self.torn_before: Path | None = None
-        self.command = [sys.executable, str(ROOT / "train_scripts" / "train.py")]
-        self.command += ["--data_dir", str(options.data_dir), "--output_dir", str(self.output)]
-        self.command += [*options.flags, "--resume"]
+        self.flags = ["--data_dir", str(options.data_dir), "--output_dir", str(self.output)]
+        self.flags += [*options.flags, "--resume"]
 
-    def start(self) -> subprocess.Popen:
+    def start(self) -> BaseProcess:
         """Start or resume the run, by the same command."""
-        with (self.folder / "log").open("ab") as log:
-            self.log_before = log.tell()
-            return subprocess.Popen(
-                self.command,
-                stdout=log,
-                stderr=log,
-                cwd=ROOT,
-                # Unbuffered, so that each step is logged at once.
-                env=os.environ | {"PNEUMONIA_HF_CACHE": str(self.cache), "PYTHONUNBUFFERED": "1"},
-                start_new_session=True,
-            )
+        log = self.folder / "log"
+        log.touch()
+        self.log_before = log.stat().st_size
+        script, cache = ROOT / "train_scripts" / "train.py", {"PNEUMONIA_HF_CACHE": str(self.cache)}
+        return start_fork(script, *self.flags, log=log, **cache)
 
     def finish(self) -> None:
         """Complete the run."""
-        if self.start().wait() != 0:
+        process = self.start()
+        process.join()
+        if process.exitcode != 0:
             raise SystemExit((self.folder / "log").read_text()[-2000:])
 
     def is_complete(self) -> bool:
@@ -221,8 +220,8 @@ def kill_at(run: Run, name: str, generator: random.Random, seconds: float) -> st
     step = done + max(1, round(generator.uniform(*SHARES) * (total - done)))
     started = time.monotonic()
     while not has_come(run, step):
-        if process.poll() is not None:
-            if process.returncode != 0:
+        if process.exitcode is not None:
+            if process.exitcode != 0:
                 raise SystemExit((run.folder / "log").read_text()[-3000:])
             return None
         if time.monotonic() - started > PATIENCE:
@@ -230,10 +229,10 @@ def kill_at(run: Run, name: str, generator: random.Random, seconds: float) -> st
             raise SystemExit(f"{name}: not reached within {PATIENCE:.0f} s")
         time.sleep(POLL)
     time.sleep(generator.uniform(0, share * seconds))
-    if process.poll() is not None:
+    if process.exitcode is not None:
         return None
     os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    process.join()
     return describe(run)
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from cached_xrays import PROCESSOR, decode_in, open_store_in, start_build
+from forks import end_fork
 from helpers import draw_folder, draw_mask, draw_xray
 from PIL import Image
 from xray_files import make_tar
@@ -118,8 +119,10 @@ def test_unreadable_files_are_left_out_and_reported(tmp_path):
 @pytest.mark.slow
 def test_two_processes_at_once_write_one_complete_store(tmp_path):
     folder = draw_folder(tmp_path / "data", patients=60)
-    builds = [start_build(folder, tmp_path / "cache") for _ in range(2)]
-    outputs = [build.communicate(timeout=120) for build in builds]
-    assert [build.returncode for build in builds] == [0, 0], outputs
-    assert outputs[0][0] == outputs[1][0]
-    assert outputs[0][0].startswith("120 120 ")
+    logs = [tmp_path / "log-0", tmp_path / "log-1"]
+    builds = [start_build(folder, tmp_path / "cache", log) for log in logs]
+    codes = [end_fork(build) for build in builds]
+    outputs = [log.read_text().splitlines()[-1] for log in logs]
+    assert codes == [0, 0], outputs
+    assert outputs[0] == outputs[1]
+    assert outputs[0].startswith("120 120 ")

@@ -5,7 +5,6 @@ import os
 import pickle
 import shutil
 import signal
-import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -15,8 +14,9 @@ from threading import Barrier
 import numpy as np
 import pytest
 import torch
-from cached_xrays import BUILD, PROCESSOR, decode_in, open_store_in, start_build
-from helpers import ROOT, draw_folder
+from cached_xrays import PROCESSOR, decode_in, open_store_in, start_build
+from forks import end_fork
+from helpers import draw_folder
 from torch.utils.data import DataLoader
 
 from pneumonia_hf.data import pixel_store
@@ -71,24 +71,21 @@ pixel_store._write_at = write_half
 @pytest.mark.slow
 def test_killed_process_is_completed_by_the_next(tmp_path):
     folder = draw_folder(tmp_path / "data", patients=100)
-    whole = start_build(folder, tmp_path / "whole").communicate(timeout=120)[0]
-    assert whole.startswith("200 200 ")
+    whole, log = tmp_path / "whole.log", tmp_path / "log"
+    assert end_fork(start_build(folder, tmp_path / "whole", whole)) == 0
+    expected = whole.read_text().splitlines()[-1]
+    assert expected.startswith("200 200 ")
     place = tmp_path / "cache"
     kept = []
     for write in (1, 2, 4):  # pixels, records, records of the second chunk
-        build = subprocess.run(
-            [sys.executable, "-c", KILLED + BUILD, str(folder), str(place)],
-            capture_output=True,
-            cwd=ROOT,
-            env=os.environ | {"KILL_AT": str(write), "OMP_NUM_THREADS": "1"},
-            timeout=120,
-        )
-        assert build.returncode == -signal.SIGKILL
+        build = start_build(folder, place, log, KILLED, KILL_AT=str(write))
+        assert end_fork(build) == -signal.SIGKILL
         sizes = [path.stat().st_size for path in place.glob("*/facts.bin")]
         kept.append(sum(sizes) // FACTS.itemsize)
     # Complete images are kept, also those of half a chunk of records.
     assert kept == [0, 32, 96]
-    assert start_build(folder, place).communicate(timeout=120)[0] == whole
+    assert end_fork(start_build(folder, place, log)) == 0
+    assert log.read_text().splitlines()[-1] == expected
 
 
 def test_cache_that_is_deleted_while_in_use_is_an_error(data, tmp_path):

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from unittest.mock import Mock
 
 import pytest
+from forks import run_fork
 from helpers import ROOT
 
 from pneumonia_hf import Predictor
@@ -24,22 +25,17 @@ def test_page_states_its_limits_and_loads_nothing_from_other_servers(app_url):
 
 
 @pytest.mark.slow
-def test_mistakes_end_the_app_with_one_sentence():
-    for variables, sentence in (
-        ({"MODEL_ID": "./nothing"}, "error: The model folder ./nothing"),
-        ({"MAX_BATCH": "many"}, "error: MAX_BATCH is 'many'"),
-        ({"APP_LOGIN": "ann"}, "error: APP_LOGIN must be user:password"),
-        ({"GRADIO_SERVER_PORT": "99999"}, "error: GRADIO_SERVER_PORT is '99999'"),
-    ):
-        done = subprocess.run(
-            [sys.executable, str(ROOT / "app.py")],
-            env=os.environ | variables,
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 2
-        assert done.stderr.strip().splitlines()[-1].startswith(sentence)
-        assert "Traceback" not in done.stderr
+def test_a_mistake_ends_the_app_with_one_sentence():
+    """The others are in a test below, within this process."""
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "app.py")],
+        env=os.environ | {"MAX_BATCH": "many"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert done.stderr.strip().splitlines()[-1].startswith("error: MAX_BATCH is 'many'")
+    assert "Traceback" not in done.stderr
 
 
 def serve_with(monkeypatch, tmp_path, **variables: str) -> tuple:
@@ -137,11 +133,8 @@ def test_garbage_is_collected_while_the_app_serves(tmp_path):
         "app.main()\n"
         "print(gc.isenabled())\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program], env=os.environ | {"GRADIO_TEMP_DIR": str(tmp_path)},
-        capture_output=True, text=True, cwd=ROOT,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    done = run_fork(program, log=tmp_path / "log", GRADIO_TEMP_DIR=str(tmp_path))
+    assert done.returncode == 0, done.stdout
     during, after = (line.split() for line in done.stdout.splitlines()[-2:])
     assert during[0] == after[0] == "True"
     assert int(during[1]) > 100_000  # so that no request waits while it is walked through

@@ -14,6 +14,8 @@ from pneumonia_hf.evaluation import quantize
 from pneumonia_hf.evaluation.recalibrate import find_own_splits, recalibrate
 from pneumonia_hf.models.model_folder import DEFAULT_MODEL, QUANTIZATION_FILE
 
+pytestmark = pytest.mark.usefixtures("exported_once")
+
 
 @pytest.fixture
 def model(tiny_model, tmp_path):

@@ -17,6 +17,7 @@ from pneumonia_hf.inference.network import Network
 from pneumonia_hf.inference.predictor import Predictor
 from pneumonia_hf.models.build import ModelConfig, build_model
 
+pytestmark = pytest.mark.usefixtures("exported_once")
 # An export takes seconds: the other families are for all tests only.
 FAMILIES = (
     "xray-cnn",
@@ -33,22 +34,6 @@ def built(request, tmp_path_factory):
     torch.manual_seed(1)
     model, processor = build_model(ModelConfig(name, str(body), TINY_SIZES[name]))
     return model.eval(), processor
-
-
-@pytest.fixture(scope="module", autouse=True)
-def exported_once():
-    """Keep the export of each network and layer: it takes most of the time of these tests."""
-    export, kept = backends.export_network, {}
-
-    def export_or_take(model, images, layer=None, class_index=None):
-        key = id(model), images.shape[1:], layer, class_index
-        if key not in kept:
-            kept[key] = model, export(model, images, layer, class_index)  # so that the id stays its
-        return kept[key][1]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(backends, "export_network", export_or_take)
-        yield
 
 
 def images_of(count: int):

@@ -2,15 +2,13 @@ import csv
 import hashlib
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from forks import run_fork
 from helpers import (
-    ROOT,
     TINY_CONFIGS,
     assert_one_sentence,
     call_script,
@@ -298,7 +296,7 @@ def test_evaluate_script_scores_an_ensemble_but_writes_no_card(
 
 
 @pytest.mark.slow
-def test_app_serves_an_ensemble_folder(ensemble_folder):
+def test_app_serves_an_ensemble_folder(ensemble_folder, tmp_path):
     # In a separate process: gradio leaves sockets open if the app is only built.
     code = """
 import sys
@@ -307,10 +305,8 @@ from pneumonia_hf.demo.app import build_demo
 demo = build_demo(Predictor.from_pretrained(sys.argv[1]))
 print([one.value for one in demo.blocks.values() if "Model:" in str(getattr(one, "value", ""))])
 """
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(ensemble_folder)], capture_output=True, text=True, cwd=ROOT
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    done = run_fork(code, ensemble_folder, log=tmp_path / "log")
+    assert done.returncode == 0, done.stdout[-2000:]
     assert "**Model:** run" in done.stdout
     assert str(ensemble_folder.parent) not in done.stdout
 

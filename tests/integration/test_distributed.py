@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from forks import fork_two
 from helpers import ROOT, TINY_SIZES, call_script, draw_folder, save_tiny_body
 from safetensors.torch import load_file
 from same_bits import assert_same_last_checkpoint
@@ -132,7 +133,8 @@ def runs(tmp_path_factory, flags) -> Path:
     folder = tmp_path_factory.mktemp("runs")
     done = call_script("train.py", *flags(folder / "one", 1), *PLAIN)
     assert done.returncode == 0, done.stderr[-2000:]
-    accelerate("two_cpu_processes", TRAIN, *flags(folder / "two", 2), *PLAIN)
+    machine = MACHINES / "two_cpu_processes.yaml"
+    fork_two(machine, TRAIN, *flags(folder / "two", 2), *PLAIN, log=folder / "log")
     return folder
 
 
@@ -207,7 +209,8 @@ def test_metrics_of_two_processes_count_every_image_once(runs):
 def test_sharded_training_ends_in_a_plain_model_folder(runs, flags, tmp_path):
     script = tmp_path / "sharded.py"
     script.write_text(SHARDED.format(root=str(ROOT)))
-    accelerate("fsdp", script, *flags(tmp_path / "run", 2), *PLAIN)
+    flags = [*flags(tmp_path / "run", 2), *PLAIN]
+    fork_two(MACHINES / "fsdp.yaml", script, *flags, log=tmp_path / "log")
     checkpoint = next((tmp_path / "run").rglob(f"checkpoint-{STEPS}"))
     assert list(checkpoint.glob("pytorch_model_fsdp*")), "the weights were not sharded"
     assert largest_difference(load_last(runs / "one"), load_last(tmp_path / "run")) < 1e-5

@@ -13,27 +13,45 @@ from PIL import Image
 from pneumonia_hf import Predictor, read_xray
 from pneumonia_hf.models.model_folder import DEFAULT_MODEL
 
+# Answers to each line, a model folder and files, with a line: the scores of the files.
 PLAIN_PIPELINE = """
 import json, sys
 from transformers import pipeline
-folder, *files = sys.argv[1:]
-own = json.load(open(folder + "/config.json"))["model_type"] == "xray_cnn"
-classify = pipeline("image-classification", model=folder, trust_remote_code=own)
-scores = [{one["label"]: one["score"] for one in result} for result in classify(files)]
-assert not [name for name in sys.modules if name.split(".")[0] == "pneumonia_hf"]
-print(json.dumps([score["PNEUMONIA"] for score in scores]))
+for line in sys.stdin:
+    folder, *files = json.loads(line)
+    own = json.load(open(folder + "/config.json"))["model_type"] == "xray_cnn"
+    classify = pipeline("image-classification", model=folder, trust_remote_code=own)
+    scores = [{one["label"]: one["score"] for one in result} for result in classify(files)]
+    assert not [name for name in sys.modules if name.split(".")[0] == "pneumonia_hf"]
+    print("scores", json.dumps([score["PNEUMONIA"] for score in scores]), flush=True)
 """
 
 
-def score_with_plain_pipeline(folder, files, tmp_path) -> np.ndarray:
-    done = subprocess.run(
-        [sys.executable, "-c", PLAIN_PIPELINE, str(folder), *map(str, files)],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,  # outside of the repository, so that our package is not importable
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    return np.array(json.loads(done.stdout.splitlines()[-1]))
+@pytest.fixture(scope="module")
+def score_with_plain_pipeline(tmp_path_factory):
+    """Return a function that scores files in a process without our package: one for all tests."""
+    folder = tmp_path_factory.mktemp("plain")
+    with (
+        (folder / "errors").open("w+") as errors,
+        subprocess.Popen(
+            [sys.executable, "-c", PLAIN_PIPELINE],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            cwd=folder,  # outside of the repository, so that our package is not importable
+        ) as process,
+    ):
+
+        def score(model, files) -> np.ndarray:
+            process.stdin.write(json.dumps([str(model), *map(str, files)]) + "\n")
+            process.stdin.flush()
+            for line in process.stdout:
+                if line.startswith("scores "):
+                    return np.array(json.loads(line.removeprefix("scores ")))
+            raise AssertionError((folder / "errors").read_text()[-2000:])
+
+        yield score
 
 
 def score_with_script(folder, files, tmp_path) -> np.ndarray:
@@ -47,12 +65,13 @@ def score_with_script(folder, files, tmp_path) -> np.ndarray:
 
 
 # Each way in which transformers loads a model: its own classes, timm's, and code in the folder.
-# None is quick: each takes 8 to 18 s.
 @pytest.mark.families(
     "convnextv2-tiny", "vit-base", "deit-small", "dinov2-small", "resnet50", "xray-cnn"
 )
 @pytest.mark.quick_families()
-def test_plain_pipeline_predictor_and_script_agree(saved_model, tmp_path):
+def test_plain_pipeline_predictor_and_script_agree(
+    saved_model, tmp_path, score_with_plain_pipeline
+):
     files = []
     for number, size in enumerate([(80, 64), (224, 224), (500, 300), (333, 400)] * 3):
         image = draw_xray(number, ill=number % 2 == 0, size=size)
@@ -61,13 +80,15 @@ def test_plain_pipeline_predictor_and_script_agree(saved_model, tmp_path):
         files.append(name)
     ours = Predictor.from_pretrained(saved_model).probabilities([read_xray(f) for f in files])
     assert np.std(ours) > 0
-    plain = score_with_plain_pipeline(saved_model, files, tmp_path)
+    plain = score_with_plain_pipeline(saved_model, files)
     assert np.abs(plain - ours).max() <= 1e-5
     assert np.abs(score_with_script(saved_model, files, tmp_path) - ours).max() <= 1e-5
 
 
 @pytest.mark.slow
-def test_plain_pipeline_needs_read_xray_for_16_bit_and_coloured_files(tiny_model, tmp_path):
+def test_plain_pipeline_needs_read_xray_for_16_bit_and_coloured_files(
+    tiny_model, tmp_path, score_with_plain_pipeline
+):
     """As README and card say, the plain pipeline is exact for 8-bit grayscale files only."""
     plain = draw_xray(3, ill=True, size=(160, 120))
     levels = np.asarray(plain)
@@ -78,7 +99,7 @@ def test_plain_pipeline_needs_read_xray_for_16_bit_and_coloured_files(tiny_model
     files = [tmp_path / name for name in ("8.png", "16.png", "blue.png")]
     predictor = Predictor.from_pretrained(tiny_model)
     ours = predictor.probabilities([read_xray(file) for file in files])
-    piped = score_with_plain_pipeline(tiny_model, files, tmp_path)
+    piped = score_with_plain_pipeline(tiny_model, files)
     assert piped[0] == pytest.approx(ours[0], abs=1e-5)
     assert abs(piped[1] - ours[1]) > 1e-3 and abs(piped[2] - ours[2]) > 1e-3
     # As in the card: the pipeline accepts the image that read_xray returns.
@@ -98,9 +119,9 @@ def test_docs_limit_the_plain_pipeline_to_8_bit_grayscale_files(place):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not REAL_XRAYS.exists(), reason="needs the real X-rays")
-def test_default_model_agrees_on_real_xrays(tmp_path):
+def test_default_model_agrees_on_real_xrays(score_with_plain_pipeline):
     folders = ["kaggle_val/NORMAL", "kaggle_val/PNEUMONIA", "train/NORMAL", "nih_adult/PNEUMONIA"]
     files = [file for name in folders for file in sorted((REAL_XRAYS / name).iterdir())[:5]]
     ours = Predictor.from_pretrained(DEFAULT_MODEL).probabilities([read_xray(f) for f in files])
-    plain = score_with_plain_pipeline(DEFAULT_MODEL, files, tmp_path)
+    plain = score_with_plain_pipeline(DEFAULT_MODEL, files)
     assert np.abs(plain - ours).max() <= 1e-5

@@ -4,8 +4,6 @@ import errno
 import json
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,6 +11,7 @@ import optuna
 import pytest
 import torch
 import yaml
+from forks import run_fork
 from helpers import ROOT, call_script, draw_folder, save_tiny_body
 from optuna.trial import TrialState
 from safetensors.torch import load_file
@@ -35,6 +34,13 @@ from pneumonia_hf.search import study as search
 @pytest.fixture(scope="module")
 def body(tmp_path_factory) -> Path:
     return save_tiny_body(FAMILY, tmp_path_factory.mktemp("body"))
+
+
+@pytest.fixture(autouse=True)
+def undrawn(monkeypatch) -> None:
+    """Draw no figure: tests/search/test_report.py does, and so does the search of `resumed`."""
+    monkeypatch.setattr(search_report, "draw_search", lambda *given: None)
+    monkeypatch.setattr("pneumonia_hf.training.finalize.draw_curves", lambda *given: None)
 
 
 @pytest.fixture(scope="module")
@@ -121,8 +127,8 @@ def test_killed_search_ends_like_an_uninterrupted_one(resumed, tmp_path, body, x
     start_search(whole, make_recipe(body, xray_folder), **WHOLE)
     paths = [str(ROOT), str(ROOT / "tests")]
     code = KILLED.format(paths=paths, folder=str(killed), body=str(body), data=str(xray_folder))
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=240)
-    assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
+    done = run_fork(code, log=tmp_path / "log")
+    assert done.returncode == -signal.SIGKILL, done.stdout[-2000:]
     assert len(read_study(killed)) == 2
     # Within the second trial: after its first checkpoint, and before the second.
     (checkpoint,) = (killed / "search/trials/001").rglob("checkpoint-*")

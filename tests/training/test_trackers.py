@@ -41,6 +41,7 @@ def train_tracked(tracker, body, data, output, *flags, **environment) -> tuple[s
         *("--backbone", "xray-cnn", "--weights", body, "--image_size", 64),
         *("--data_dir", data, "--output_dir", output, "--precision", "fp32", "--cpu_threads", 1),
         *("--phases", "head:1:1e-2", "all:2:1e-2", "--logging_steps", 2, "--disable_tqdm", "true"),
+        *("--bootstrap_resamples", 20, "--threshold_resamples", 50, "--attribution_images", 1),
         *("--report_to", tracker, *flags),
     ]
     script = ROOT / "train_scripts" / "train.py"
