@@ -27,20 +27,21 @@ def check_shortcuts(xrays: Xrays) -> Finding:
 
     The border is the outer 4% of the image: arms, neck, abdomen, markers and collimation.
     """
-    areas, not_measured = measure_shortcuts(
-        xrays.images, xrays.label, xrays.related, _read_extras(xrays)
-    )
+    extras = _read_extras(xrays)
+    areas, not_measured = measure_shortcuts(xrays.images, xrays.label, xrays.related, extras)
     if not areas:
         return Finding("warn", 0, "not checked: too few patients of a class.")
     strong = {name: one for name, one in areas.items() if one["low"] >= SHORTCUT_WARN}
     # A network does not see metadata, and the image may or may not show what they predict.
     worst = max(one["low"] for name, one in areas.items() if not name.startswith("metadata:"))
     ranked = sorted(areas, key=lambda name: -areas[name]["auroc"])
-    listed = ", ".join(f"{name} {areas[name]['auroc']:.3f}" for name in ranked)
+    text = ", ".join(f"{name} {areas[name]['auroc']:.3f}" for name in ranked) + "."
+    if renamed := [name for name in extras if _has_one_label_each(extras[name], xrays.label)]:
+        text += f" Each value of {', '.join(renamed)} has one label: it may be the label itself."
     return Finding(
         "fail" if worst >= SHORTCUT_FAIL else "warn" if strong else "pass",
         len(strong),
-        f"AUROC from each alone: {listed}.",
+        f"AUROC from each alone: {text}",
         tuple({"shortcut": name, **one} for name, one in strong.items()),
         more={"auroc": areas, "not_measured": not_measured},
     )
@@ -48,11 +49,19 @@ def check_shortcuts(xrays: Xrays) -> Finding:
 
 def _read_extras(xrays: Xrays) -> dict[str, np.ndarray]:
     """Return the columns that may be shortcuts: metadata, and the source if there are several."""
-    names = (name for name in xrays.data.column_names if name not in NO_METADATA)
+    # The class is the name of the folder, from which the label follows.
+    names = (name for name in xrays.data.column_names if name not in NO_METADATA | {"class"})
     columns = {name: column(xrays.data, name).to_pandas().to_numpy() for name in names}
     if len(set(columns.get("source", ()))) < 2:
         columns.pop("source", None)
     return columns
+
+
+def _has_one_label_each(values: np.ndarray, labels: np.ndarray) -> bool:
+    """Return whether a column has few values, and each is of images of one label."""
+    known = [(str(value), label) for value, label in zip(values, labels, strict=True)]
+    pairs, values = set(known), {value for value, _ in known}
+    return 1 < len(values) == len(pairs) <= MOST_TEXTS
 
 
 def measure_shortcuts(

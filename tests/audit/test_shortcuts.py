@@ -57,6 +57,22 @@ def test_ages_of_a_dicom_header_are_measured_however_many_there_are():
     assert years[6] == 0.5 and years[[24, 26]].tolist() == [2, 7] and np.isnan(years[25])
 
 
+def test_a_column_that_may_be_the_label_itself_is_named(tmp_path):
+    for name, start in (("NORMAL", 0), ("PNEUMONIA", 20), ("OTHER", 40)):
+        draw_xrays(tmp_path / "drawn", patients=20, start=start)
+        shutil.copytree(tmp_path / "drawn" / "NORMAL", tmp_path / "x" / name)
+        shutil.rmtree(tmp_path / "drawn")
+    names = sorted(path.relative_to(tmp_path / "x").as_posix() for path in tmp_path.rglob("*.png"))
+    rows = [
+        f"{name},{name.split('/')[0].lower()},{number % 3}" for number, name in enumerate(names)
+    ]
+    (tmp_path / "x" / "metadata.csv").write_text("\n".join(["file_name,finding,ward", *rows]))
+    found = audit_sources(f"one_vs_rest:{tmp_path / 'x'}")[0]["shortcuts"]
+    assert "metadata:finding" in found.more["auroc"]
+    assert "metadata:class" not in found.more["auroc"]  # ours, from which the label was made
+    assert found.text.endswith(" Each value of finding has one label: it may be the label itself.")
+
+
 def test_too_few_patients_are_reported(tmp_path):
     draw_xrays(tmp_path, patients=3)
     findings, _ = audit_sources(tmp_path, FeatureConfig("pixels"))
