@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
 from operator import itemgetter
@@ -69,10 +70,12 @@ def start_scoring() -> PartialState | None:
     cores = max(1, (os.cpu_count() or 1) // local)
     os.environ.setdefault("LOKY_MAX_CPU_COUNT", str(cores))  # for joblib
     torch.set_num_threads(cores)
+    if os.environ.get("RANK", "0") == "0":  # its variables may be of an outer job that never joins
+        print(f"Waiting for all of {os.environ['WORLD_SIZE']} processes.", file=sys.stderr)
     # A process waits for the slowest one: as long as it takes.
     state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=30))
     if not state.is_main_process:
-        logging.disable(logging.WARNING)  # the main one says the same
+        logging.disable(logging.WARNING)  # the main one says nearly the same
     return state
 
 

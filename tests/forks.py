@@ -69,8 +69,14 @@ def fork_two(machine: Path, script: Path, *arguments: object, log: Path) -> None
         start_fork(script, *arguments, log=own, **common | {"RANK": str(n), "LOCAL_RANK": str(n)})
         for n, own in enumerate(logs)
     ]
-    codes = [end_fork(one) for one in processes]
-    assert codes == [0, 0], [own.read_text()[-3000:] for own in logs]
+    try:
+        codes = [end_fork(one) for one in processes]
+    except TimeoutError as error:
+        codes = error
+    finally:
+        for one in processes:
+            one.kill()  # pytest would wait for it at its end
+    assert codes == [0, 0], (codes, [own.read_text()[-3000:] for own in logs])
 
 
 def _run(program: str | Path, words: list[str], log: Path, environment: dict[str, str]) -> None:

@@ -49,9 +49,11 @@ def check_shortcuts(xrays: Xrays) -> Finding:
 
 def _read_extras(xrays: Xrays) -> dict[str, np.ndarray]:
     """Return the columns that may be shortcuts: metadata, and the source if there are several."""
-    # The class is the name of the folder, from which the label follows.
-    names = (name for name in xrays.data.column_names if name not in NO_METADATA | {"class"})
+    names = (name for name in xrays.data.column_names if name not in NO_METADATA)
     columns = {name: column(xrays.data, name).to_pandas().to_numpy() for name in names}
+    # The names of the folders, from which the label follows; a ward's class is none of them.
+    if "class" in columns and _has_one_label_each(columns["class"], xrays.label):
+        columns.pop("class")
     if len(set(columns.get("source", ()))) < 2:
         columns.pop("source", None)
     return columns

@@ -149,8 +149,12 @@ class PixelStore:
         return np.arange(start, start + len(facts))
 
     def index(self) -> dict[int, int]:
-        """Return the row of each image by the hash of its file."""
-        return {content: row for row, content in enumerate(self.facts()["content"].tolist())}
+        """Return the row of each image by the hash of its file.
+
+        A hash of 0 is of a record that a disk has lost: it would stand for each unknown hash.
+        """
+        hashes = self.facts()["content"].tolist()
+        return {content: row for row, content in enumerate(hashes) if content}
 
     def lock(self) -> AbstractContextManager[None]:
         """Keep other processes from writing; the lock is released when the process ends."""

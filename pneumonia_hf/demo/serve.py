@@ -104,3 +104,5 @@ def serve(uploads: Path) -> None:
             f"Port {port} is in use; choose another: make demo PORT=8000, "
             f"or GRADIO_SERVER_PORT=8000 python app.py."
         ) from error
+    finally:
+        gc.unfreeze()  # what is never collected is reported as leaked when Python ends

@@ -36,11 +36,13 @@ def prepare_parts(folder: Path, identity: Sequence[str]) -> None:
     Raises:
         UserError: they are not; the folder cannot be made.
     """
-    digest = hashlib.sha256(repr(list(identity)).encode(errors="surrogateescape")).hexdigest()
+    parts = repr([PART, *identity])
+    digest = hashlib.sha256(parts.encode(errors="surrogateescape")).hexdigest()
     known = read_json(folder / INPUT_FILE, otherwise=None)
     if known not in (None, {"sha256": digest}):
         raise UserError(
-            f"{folder} has results of other images or another model; remove it, or change --output."
+            f"{folder} has results of other images, another model or another version; remove it, "
+            f"or change --output."
         )
     folder.mkdir(exist_ok=True)
     write_json(folder / INPUT_FILE, {"sha256": digest})

@@ -68,9 +68,11 @@ def remove_checkpoint(checkpoint: Path) -> None:
     shutil.rmtree(doomed, ignore_errors=True)
 
 
-def list_checkpoints(folder: Path) -> list[Path]:
-    """Return the checkpoints in the folder of a phase, oldest first."""
-    return [Path(path) for path in sort_checkpoints(str(folder))]
+def list_checkpoints(folder: Path, best: str | None = None) -> list[Path]:
+    """Return the checkpoints in the folder of a phase, oldest first, but `best` before the last."""
+    paths = map(Path, sort_checkpoints(str(folder), best_model_checkpoint=best))
+    # A copy that the user has made beside them is none.
+    return [path for path in paths if path.name.removeprefix("checkpoint-").isdigit()]
 
 
 def last_checkpoint(folder: Path) -> Path | None:
@@ -82,10 +84,9 @@ def remove_old(folder: Path, keep: int | None, best: str | None) -> None:
     """Remove all but `keep` checkpoints of a phase: the best, the newest, then newer ones."""
     if keep is None:
         return
-    # The best and the newest come last.
-    for path in sort_checkpoints(str(folder), best_model_checkpoint=best)[:-keep]:
-        if path != best:
-            remove_checkpoint(Path(path))
+    for path in list_checkpoints(folder, best)[:-keep]:
+        if str(path) != best:
+            remove_checkpoint(path)
 
 
 def is_exhausted(log: list[dict[str, Any]], arguments: XrayTrainingArguments) -> bool:

@@ -70,6 +70,12 @@ def test_a_column_that_may_be_the_label_itself_is_named(tmp_path):
     found = audit_sources(f"one_vs_rest:{tmp_path / 'x'}")[0]["shortcuts"]
     assert "metadata:finding" in found.more["auroc"]
     assert "metadata:class" not in found.more["auroc"]  # ours, from which the label was made
+    plain = tmp_path / "plain"
+    draw_xrays(plain, patients=20)
+    names = sorted(path.relative_to(plain).as_posix() for path in plain.rglob("*.png"))
+    rows = [f"{name},{number % 2}" for number, name in enumerate(names)]
+    (plain / "metadata.csv").write_text("\n".join(["file_name,class", *rows]))
+    assert "metadata:class" in audit_sources(plain)[0]["shortcuts"].more["auroc"]
     assert found.text.endswith(" Each value of finding has one label: it may be the label itself.")
 
 

@@ -53,6 +53,16 @@ def test_truncated_file_is_completed(data, tmp_path, file):
     assert again.store.count() == 85
 
 
+def test_a_record_that_a_disk_has_lost_stands_for_no_image(data, tmp_path):
+    place = tmp_path / "cache"
+    good = decode_in(place, data).pixels.pixels(range(85)).clone()
+    (store,) = place.rglob("facts.bin")
+    store.write_bytes(bytes(FACTS.itemsize) + store.read_bytes()[FACTS.itemsize :])
+    for path in place.rglob("hashes.sqlite*"):
+        path.unlink()
+    assert torch.equal(decode_in(place, data).pixels.pixels(range(85)), good)
+
+
 # The process is killed after half of the nth write to the store.
 KILLED = """
 import os, signal

@@ -51,7 +51,7 @@ def test_parts_of_several_processes_are_the_table_of_one(tiny_model, images, tmp
 def test_parts_of_other_images_or_another_model_are_refused(tmp_path):
     parts.prepare_parts(tmp_path / "p", ["model", "image"])
     parts.prepare_parts(tmp_path / "p", ["model", "image"])
-    with pytest.raises(UserError, match="other images or another model"):
+    with pytest.raises(UserError, match="other images, another model"):
         parts.prepare_parts(tmp_path / "p", ["model", "imag", "e"])
 
 

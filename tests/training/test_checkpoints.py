@@ -71,6 +71,14 @@ def test_old_checkpoints_are_removed_but_the_best_and_the_newest_kept(tmp_path):
     assert [path.name for path in list_checkpoints(tmp_path)] == ["checkpoint-5", "checkpoint-20"]
 
 
+def test_copies_beside_the_checkpoints_are_neither_resumed_nor_removed(tmp_path):
+    for step in (3, 12, "3-copy", "20.bak"):
+        make_checkpoint(tmp_path, step)
+    assert last_checkpoint(tmp_path).name == "checkpoint-12"
+    remove_old(tmp_path, 1, str(tmp_path / "checkpoint-3"))
+    assert len(list(tmp_path.iterdir())) == 4
+
+
 def test_checkpoint_that_a_full_disk_truncates_is_removed_and_the_last_one_kept(
     tmp_path, body, xray_folder, monkeypatch
 ):
