@@ -48,11 +48,14 @@ def test_parts_of_several_processes_are_the_table_of_one(tiny_model, images, tmp
     assert not folder.exists()
 
 
-def test_parts_of_other_images_or_another_model_are_refused(tmp_path):
+def test_parts_of_other_images_or_another_model_are_refused(tmp_path, monkeypatch):
     parts.prepare_parts(tmp_path / "p", ["model", "image"])
     parts.prepare_parts(tmp_path / "p", ["model", "image"])
     with pytest.raises(UserError, match="other images, another model"):
         parts.prepare_parts(tmp_path / "p", ["model", "imag", "e"])
+    monkeypatch.setattr(parts, "PART", 64)  # as in another version
+    with pytest.raises(UserError, match="another version"):
+        parts.prepare_parts(tmp_path / "p", ["model", "image"])
 
 
 def test_a_name_that_is_no_text_is_kept_readable(tmp_path, tiny_model):
