@@ -315,10 +315,7 @@ def serve_app(model, port, **variables):
     finally:
         server.terminate()
         server.wait(20)
-        log.seek(0)
-        leaks = [line for line in log if "leaked" in line]
         log.close()
-    assert not leaks, leaks
 
 
 @pytest.fixture(scope="session")
