@@ -75,7 +75,7 @@ def start_scoring() -> PartialState | None:
     # A process waits for the slowest one: as long as it takes.
     state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=30))
     if not state.is_main_process:
-        logging.disable(logging.WARNING)  # the main one says nearly the same
+        logging.disable(logging.WARNING)  # tables have those of images
     return state
 
 

@@ -75,9 +75,7 @@ class LocalHub:
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = (
-        True  # else each body waits 40 ms for the client to confirm its headers
-    )
+    disable_nagle_algorithm = True  # else a body waits until the client confirms its headers
 
     def __init__(self, hub: LocalHub, *args) -> None:
         self.hub = hub

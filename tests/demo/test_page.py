@@ -6,157 +6,13 @@ import shutil
 import browsers
 import numpy as np
 import pytest
-from browsers import needs_browser
+from browsers import SLOW, needs_browser, open_more, open_tab, show_map, upload, wait_for_name
 from helpers import draw_xray
 from PIL import Image
 from xray_files import make_dicom
 
 pytestmark = needs_browser
-browser = browsers.browser
-SLOW = 60_000  # milliseconds
-
-
-@pytest.fixture(
-    params=[
-        pytest.param((1280, "light"), id="desk"),
-        pytest.param((390, "dark"), id="phone", marks=pytest.mark.slow),
-    ]
-)
-def page(browser, app_url, request):
-    """The open page; it must ask no other server and fit the screen."""
-    width, scheme = request.param
-    context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
-    page = context.new_page()
-    elsewhere, faults = [], []
-    own = (app_url, "data:", "blob:")
-    page.on("request", lambda r: None if r.url.startswith(own) else elsewhere.append(r.url))
-    page.on("pageerror", lambda error: faults.append(str(error)))
-    page.goto(app_url)
-    page.get_by_text("not a medical device").first.wait_for(timeout=SLOW)
-    yield page
-    assert elsewhere == [] and faults == []
-    assert page.evaluate("document.documentElement.scrollWidth") <= width
-    context.close()
-
-
-@pytest.fixture
-def xray(tmp_path):
-    path = tmp_path / "xray.png"
-    draw_xray(4, ill=True, size=(300, 240)).save(path)
-    return path
-
-
-def upload(page, path) -> str:
-    """Choose a file, also in the place of another, and return the decision."""
-    page.locator("#viewer .tools button").first.wait_for(timeout=SLOW)
-    page.locator("#viewer input.file").set_input_files(path)
-    wait_for_name(page, path.name)
-    return page.locator("#answer .decision").get_attribute("data-decision")
-
-
-def wait_for_name(page, name) -> None:
-    """Wait for the answer to a file or an example: its name comes with it."""
-    exact = re.compile(rf"^{re.escape(name)}( ·|$)")
-    page.locator("#viewer .corner.name", has_text=exact).wait_for(timeout=SLOW)
-
-
-def open_more(page) -> None:
-    """On a phone all but image, verdict and warnings is folded."""
-    if not page.locator("#viewer .modes").is_visible():
-        page.locator("#viewer .more > summary").click()
-
-
-def show_map(page) -> None:
-    """Ask why; the page shows no map by itself, since none passed its tests."""
-    open_more(page)
-    assert page.locator("#viewer .map").count() == 0
-    page.get_by_role("button", name="Why?").click()
-    page.locator("#viewer .map").first.wait_for(timeout=SLOW)
-
-
-def open_tab(page, name) -> None:
-    """Open a tab. The page moves tabs behind a button when it has measured them: try again then."""
-    from playwright.sync_api import TimeoutError
-
-    for _ in range(10):
-        tab = page.get_by_role("tab", name=name, exact=True)
-        try:
-            if not tab.is_visible():
-                page.locator(".overflow-menu button").first.click(timeout=3000)
-                tab = page.locator(".overflow-dropdown button", has_text=name)
-            tab.click(timeout=3000)
-            return
-        except TimeoutError:
-            page.wait_for_timeout(500)
-    raise AssertionError(f"The tab {name} did not open.")
-
-
-# The texts that lie over a button, an icon or an image to which they do not belong.
-COVERED = """() => {
-  const viewer = document.querySelector("#viewer"), isSeen = (one) => one.checkVisibility();
-  const found = [], texts = document.createTreeWalker(viewer, NodeFilter.SHOW_TEXT);
-  const parts = [...viewer.querySelectorAll("button, svg, img")].filter(isSeen);
-  while (texts.nextNode()) {
-    const text = texts.currentNode, range = document.createRange();
-    if (!text.textContent.trim() || !isSeen(text.parentElement)) continue;
-    range.selectNodeContents(text);
-    for (const one of range.getClientRects())
-      for (const part of parts.filter((part) => !part.contains(text))) {
-        const other = part.getBoundingClientRect();
-        const wide = Math.min(one.right, other.right) - Math.max(one.left, other.left);
-        const high = Math.min(one.bottom, other.bottom) - Math.max(one.top, other.top);
-        if (wide > 1 && high > 1) found.push([text.textContent, part.outerHTML.slice(0, 80)]);
-      }
-  }
-  return found;
-}"""
-
-
-def test_no_text_of_the_empty_viewer_covers_an_icon_or_a_button(page):
-    page.locator("#viewer .examples button").first.wait_for(timeout=SLOW)
-    for width in (page.viewport_size["width"], 1440, 390, 360):
-        page.set_viewport_size({"width": width, "height": 900})
-        page.wait_for_timeout(300)
-        assert page.evaluate(COVERED) == [], width
-    page.set_viewport_size({"width": 390, "height": 900})
-
-
-@pytest.mark.slow
-def test_every_tab_is_accessible_by_wcag_aa(page, xray):
-    from axe_playwright_python.sync_playwright import Axe
-
-    def check() -> None:
-        page.wait_for_timeout(800)  # until nothing is half transparent
-        assert page.evaluate("document.documentElement.scrollWidth") <= page.viewport_size["width"]
-        rules = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"]
-        found = Axe().run(page, options={"runOnly": rules}).response
-        assert len(found["passes"]) > 20
-        assert [(one["id"], one["nodes"][0]["html"]) for one in found["violations"]] == []
-
-    if page.viewport_size["width"] < 400:
-        page.set_viewport_size({"width": 360, "height": 800})
-    page.locator("#viewer .examples button").first.wait_for(timeout=SLOW)
-    check()
-    upload(page, xray)
-    show_map(page)
-    check()
-    page.locator(".modes [data-do=hide]").click()
-    page.locator(".panel.hide .scale").wait_for(timeout=SLOW)
-    check()
-    page.locator(".modes [data-do=opacity]").click()
-    page.locator(".panel.opacity .scale").wait_for(timeout=SLOW)
-    check()
-    open_tab(page, "Batch")
-    check()
-    inputs = page.locator("#batch-files input[type=file]")
-    page.wait_for_timeout(1000)  # a tab's parts get their events after they are drawn
-    inputs.first.set_input_files(xray)
-    page.locator("#batch-files").get_by_text("xray").first.wait_for(timeout=SLOW)
-    page.get_by_role("button", name="Analyse").click()
-    page.get_by_text("1 X-ray analysed.").wait_for(timeout=SLOW)
-    check()
-    open_tab(page, "About")
-    check()
+browser, page, xray = browsers.browser, browsers.page, browsers.xray
 
 
 def test_answer_view_and_maps_of_an_xray(page, xray, tmp_path):
@@ -363,23 +219,6 @@ def test_about_says_the_limits_first(page):
     page.get_by_role("heading", name="Limits").wait_for(timeout=SLOW)
     text = page.locator("body").inner_text()
     assert text.index("Limits") < text.index("Measured") < text.index("How to cite")
-
-
-@pytest.mark.slow
-def test_keyboard_alone_reaches_the_tools_and_the_tabs(page, xray):
-    upload(page, xray)
-    page.locator("#viewer .stage").focus()
-    reached = set()
-    for _ in range(16):
-        page.keyboard.press("Tab")
-        reached.add(page.evaluate("document.activeElement.dataset.do || ''"))
-    tools = {"choose", "preset", "invert", "pan", "out", "in", "fit", "save", "full"}
-    assert tools <= reached
-    if page.viewport_size["width"] > 400:
-        assert {"why", "hide", "opacity", "pdf"} <= reached
-        page.get_by_role("tab", name="X-ray").focus()
-        page.keyboard.press("ArrowRight")
-        assert page.evaluate("document.activeElement.textContent").strip() == "Batch"
 
 
 @pytest.mark.slow
