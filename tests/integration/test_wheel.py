@@ -11,21 +11,7 @@ import zipfile
 import pytest
 from helpers import ROOT, draw_folder
 
-# Several commands in one process: each start takes longer than the commands.
-COMMANDS = """
-import json, sys
-import pneumonia_hf
-from pneumonia_hf.commands import run
-
-print(pneumonia_hf.__file__, flush=True)
-for words in json.loads(sys.argv[1]):
-    sys.argv = ["pneumonia-hf", *words]
-    try:
-        run()
-    except SystemExit as ended:
-        if ended.code:
-            raise
-"""
+COMMAND = [sys.executable, "-c", "from pneumonia_hf.commands import run; run()"]
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +33,24 @@ def installed(tmp_path_factory):
     return folder / "site"
 
 
+@pytest.fixture
+def call(installed, tmp_path):
+    """Return a function that runs the command in an empty folder, with the package of the wheel."""
+
+    def run(*words: object) -> str:
+        done = subprocess.run(
+            [*COMMAND, *map(str, words)],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": str(installed)},
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+        return done.stdout
+
+    return run
+
+
 @pytest.mark.slow
 def test_wheel_has_the_command_and_holds_no_test_or_script(installed):
     (metadata,) = installed.glob("*.dist-info")
@@ -55,27 +59,27 @@ def test_wheel_has_the_command_and_holds_no_test_or_script(installed):
 
 
 @pytest.mark.slow
-def test_wheel_trains_evaluates_and_predicts_without_the_repository(installed, tmp_path):
+def test_wheel_trains_evaluates_and_predicts_without_the_repository(call, installed, tmp_path):
     data = draw_folder(tmp_path / "data", patients=20)
-    image = next(data.rglob("*.png"))
-    commands = [
-        ["train", "--backbone", "xray-cnn", "--weights", "none", "--image_size", "32",
-         "--data_dir", data, "--output_dir", "run", "--num_train_epochs", "1",
-         "--bootstrap_resamples", "20", "--threshold_resamples", "50", "--attribution_images", "1",
-         "--report_to", "none"],
-        ["evaluate", "--model", "run", "--data_dir", data, "--split", "test", "--quick",
-         "--resamples", "20", "--output_dir", "report"],
-        ["predict", "--input", image, "--output", "scores.csv"],  # by the model included
-    ]  # fmt: skip
-    done = subprocess.run(
-        [sys.executable, "-c", COMMANDS, json.dumps(commands, default=str)],
+    found = subprocess.run(
+        [sys.executable, "-c", "import pneumonia_hf; print(pneumonia_hf.__file__)"],
         capture_output=True,
         text=True,
-        cwd=tmp_path,  # an empty folder
+        cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": str(installed)},
     )
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.startswith(str(installed))
+    assert found.stdout.startswith(str(installed))
+    call(
+        "train", "--backbone", "xray-cnn", "--weights", "none", "--image_size", 32,
+        "--data_dir", data, "--output_dir", "run", "--num_train_epochs", 1, "--report_to", "none",
+        "--bootstrap_resamples", 20, "--threshold_resamples", 50, "--attribution_images", 1,
+    )  # fmt: skip
+    call(
+        "evaluate", "--model", "run", "--data_dir", data, "--split", "test", "--quick",
+        "--resamples", 20, "--output_dir", "report",
+    )  # fmt: skip
     assert json.loads((tmp_path / "report" / "report.json").read_text())["split"] == "test"
+    image = next(data.rglob("*.png"))
+    call("predict", "--input", image, "--output", "scores.csv")  # the model included
     (row,) = csv.DictReader((tmp_path / "scores.csv").read_text().splitlines())
     assert row["file"] == str(image)
