@@ -51,19 +51,16 @@ def decode(data: Dataset, processor: BaseImageProcessor, name: str = "") -> Deco
     """
     store, hash_cache = open_store(processor), HashCache()
     hashes = hash_cache.get(data)
-    index = store.index()
-    rows = np.array([index.get(content, -1) for content in hashes.tolist()], np.int64)
+    rows = store.find(hashes, store.index())
     issues: list[DataIssue] = []
     if (rows < 0).any():
         with store.lock():
             missing = np.flatnonzero(rows < 0)
-            index = store.index()  # another process may have written in the meantime
             # The store is shared by all splits and sources: only what it lacks is decoded.
-            lacking = _decode_missing(take(data, missing), store, index, processor, name)
-            for start, readings in lacking:
+            for start, readings in _decode_missing(take(data, missing), store, processor, name):
                 hash_cache.put([(reading.stat, reading.content) for reading in readings])
                 for row, reading in zip(missing[start:], readings, strict=False):
-                    rows[row], hashes[row] = index.get(reading.content, -1), reading.content
+                    rows[row], hashes[row] = reading.row, reading.content
                     issues += [reading.issue] if reading.issue else []
     kept = np.flatnonzero(rows >= 0)
     labels = column(data, "label").to_numpy().astype(np.int64)
@@ -115,29 +112,24 @@ class _Reading:
     image: Image.Image | None = None  # if it is new
     facts: np.ndarray | None = None  # if it is new
     issue: DataIssue | None = None
+    row: int = -1  # of the store
 
 
 def _decode_missing(
-    data: Dataset,
-    store: PixelStore,
-    index: dict[int, int],
-    processor: BaseImageProcessor,
-    name: str,
+    data: Dataset, store: PixelStore, processor: BaseImageProcessor, name: str
 ) -> Iterator[tuple[int, list[_Reading]]]:
-    """Decode images in parallel and append them to the store; yield each chunk and its start.
-
-    `index` gets the rows of those that are new.
-    """
+    """Decode images in parallel and append them to the store; yield each chunk and its start."""
     from joblib import cpu_count
     from tqdm.auto import tqdm
 
+    index = store.index()  # another process may have written in the meantime
     tasks = zip(list_addresses(data), open_images(data), strict=True)
     bar = tqdm(total=len(data), desc=f"Decoding {name}".strip(), unit="image", leave=False)
     with ThreadPoolExecutor(cpu_count()) as pool, bar:
 
         def submit() -> list[Future]:
             chunk = islice(tasks, CHUNK)
-            return [pool.submit(_read, address, *image, index) for address, image in chunk]
+            return [pool.submit(_read, address, *image, store, index) for address, image in chunk]
 
         start, futures = 0, submit()
         while futures:
@@ -150,6 +142,8 @@ def _decode_missing(
                 facts["content"] = np.array([*new], np.uint64)
                 facts["border"] = compute_border(pixels[:, 0])
                 index |= zip(new, store.append(pixels, facts).tolist(), strict=True)
+            for reading in readings:
+                reading.row = -1 if reading.issue else index[reading.content]
             yield start, readings
             start += len(readings)
             bar.update(len(readings))
@@ -160,6 +154,7 @@ def _read(
     address: str,
     name: str,
     source: Path | bytes | XrayError,
+    store: PixelStore,
     index: dict[int, int],
 ) -> _Reading:
     """Decode one image, unless its content is in the store."""
@@ -170,7 +165,7 @@ def _read(
         stat = stat_image(address)
         data = source if isinstance(source, bytes) else source.read_bytes()
         content = hash_content(data)
-        if content in index:
+        if store.find([content], index)[0] >= 0:
             return _Reading(content, stat)
         xray = open_xray(data, name)
         if not has_two_levels(xray.image):

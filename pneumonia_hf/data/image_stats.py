@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import zlib
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -28,12 +29,14 @@ FACTS = np.dtype(
         ("mode", "S19"),  # as stored in the file
         ("format", "S8"),
         ("border", "<u1", 4 * SEGMENTS),  # mean level along the four sides
+        # CRC-32 of the pixels and of the record above: the only sign of damage that keeps the size.
+        ("checksum", "<u4"),
     ]
 )
 
 
 def compute_facts(xray: Xray) -> np.ndarray:
-    """Return the FACTS of a full-size image: a record without content and border."""
+    """Return the FACTS of a full-size image: a record without content, border and checksum."""
     import imagehash
 
     image = xray.image
@@ -70,3 +73,9 @@ def compute_border(pixels: np.ndarray) -> np.ndarray:
     segments = [one for side in profiles for one in np.array_split(side, SEGMENTS, axis=1)]
     means = np.stack([segment.mean(axis=1) for segment in segments], axis=1)
     return np.round(means).astype(np.uint8)
+
+
+def compute_checksum(pixels: np.ndarray, record: np.void) -> int:
+    """Return the CRC-32 of an image's pixels and of its record without the checksum."""
+    offset = FACTS.fields["checksum"][1]
+    return zlib.crc32(record.tobytes()[:offset], zlib.crc32(pixels.tobytes()))

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pneumonia_hf.data.image_stats import FACTS
+from pneumonia_hf.data.image_stats import FACTS, compute_checksum
 from pneumonia_hf.errors import UserError
 from pneumonia_hf.files import hold_lock
 
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 CACHE_VARIABLE = "PNEUMONIA_HF_CACHE"  # environment variable with the cache folder
 _chosen: ContextVar[str | Path | None] = ContextVar("cache folder", default=None)
 MAPPED = 16 << 20  # bytes read through a map before the file is mapped anew
+CHECKED = 256  # images whose checksums are computed at once
 # The modules whose code determines pixels and facts.
 _MODULES = "read xray dicom dicom_display modalities jpeg_headers grayscale preprocess".split()
 READING = (
@@ -139,9 +140,11 @@ class PixelStore:
 
         Args:
             pixels: uint8 [N, 1, H, W].
-            facts: FACTS [N].
+            facts: FACTS [N]; the checksums are set here.
         """
         start = self.count()
+        for one, record in zip(pixels, facts, strict=True):
+            record["checksum"] = compute_checksum(one, record)
         # Pixels first: a record guarantees that its pixels are on the disk.
         place = start * self.height * self.width
         _write_at(self.folder / "pixels.bin", place, pixels.tobytes())
@@ -149,12 +152,26 @@ class PixelStore:
         return np.arange(start, start + len(facts))
 
     def index(self) -> dict[int, int]:
-        """Return the row of each image by the hash of its file.
+        """Return the row of each image by the hash of its file."""
+        # Of two records with one hash, the later replaces a damaged image.
+        return {content: row for row, content in enumerate(self.facts()["content"].tolist())}
 
-        A hash of 0 is of a record that a disk has lost: it would stand for each unknown hash.
+    def find(self, hashes: Iterable[int], index: dict[int, int]) -> np.ndarray:
+        """Return the row of each image, -1 for what is missing or damaged: int64 [N].
+
+        The checksum takes about 50 microseconds for 50 KB.
         """
-        hashes = self.facts()["content"].tolist()
-        return {content: row for row, content in enumerate(hashes) if content}
+        facts = self.facts()
+        rows = np.array([index.get(int(content), -1) for content in hashes], np.int64)
+        known = np.flatnonzero(rows >= 0)
+        for start in range(0, len(known), CHECKED):
+            batch = known[start : start + CHECKED]
+            records = facts[rows[batch]]
+            images = self.read(rows[batch], records["content"])
+            for at, image, record in zip(batch, images, records, strict=True):
+                if compute_checksum(image, record) != record["checksum"]:
+                    rows[at] = -1
+        return rows
 
     def lock(self) -> AbstractContextManager[None]:
         """Keep other processes from writing; the lock is released when the process ends."""

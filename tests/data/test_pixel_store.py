@@ -41,6 +41,22 @@ def test_loader_gets_whole_batches_with_and_without_workers(data, tmp_path):
         assert torch.cat([one["labels"] for one in batches]).tolist() == data["label"][:]
 
 
+def test_damage_on_the_disk_is_detected_and_repaired(data, tmp_path):
+    place = tmp_path / "cache"
+    split = decode_in(place, data).pixels
+    good = split.pixels(range(85)).clone()
+    for name, at in (("pixels.bin", 5 * 1024 + 17), ("facts.bin", 9 * FACTS.itemsize + 60)):
+        with (split.store.folder / name).open("r+b") as file:
+            file.seek(at)
+            byte = file.read(1)
+            file.seek(at)
+            file.write(bytes([byte[0] ^ 0xFF]))
+    repaired = decode_in(place, data).pixels
+    assert torch.equal(repaired.pixels(range(85)), good)
+    assert repaired.store.count() == 87
+    assert np.array_equal(decode_in(place, data).pixels.rows, repaired.rows)
+
+
 @pytest.mark.parametrize("file", ["facts.bin", "pixels.bin"])
 def test_truncated_file_is_completed(data, tmp_path, file):
     place = tmp_path / "cache"
