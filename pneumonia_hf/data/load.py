@@ -6,6 +6,7 @@ import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass
+from itertools import combinations
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
@@ -110,6 +111,7 @@ def load_xrays(config: DataConfig) -> XrayData:
     with cache_in(config.cache_dir):
         splits = _join([_add_splits(own, config, text) for own, text in listed], SPLITS)
     _check_classes(splits, config.data_dir)
+    _warn_of_shared_patients(splits)
     log_issues(splits.issues, config.strict)
     return splits
 
@@ -348,3 +350,14 @@ def _check_classes(splits: XrayData, sources: Sequence[str]) -> None:
         if len(sources) > 1 and not counts.all():
             lacking = LABELS[int(np.argmin(counts))]
             raise UserError(f"No source has {lacking} images for the {name} split; add some.")
+
+
+def _warn_of_shared_patients(splits: XrayData) -> None:
+    patients = {name: set(column(split, "patient").to_pylist()) for name, split in splits.items()}
+    for one, other in combinations(patients, 2):
+        if shared := patients[one] & patients[other]:
+            logger.warning(
+                "%d patients are in %s and in %s (%s, ...): results on %s are optimistically "
+                "biased.",
+                len(shared), one, other, min(shared), other,
+            )  # fmt: skip

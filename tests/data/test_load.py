@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 
 import numpy as np
@@ -238,6 +239,22 @@ def test_metadata_gives_the_patient(tmp_path, caplog):
     (tmp_path / "metadata.csv").write_text("file_name,patient_id\n" + "\n".join(rows) + "\n")
     assert set(load_splits(tmp_path)["all"]["patient"][:]) == {"N0", "N1", "P0", "P1"}
     assert caplog.text == ""
+
+
+def test_patients_in_several_splits_are_reported(tmp_path, caplog):
+    rows = ["file_name,patient_id"]
+    for number, name in enumerate(("train", "val", "test")):
+        draw_folder(tmp_path / name, patients=8, seed=number * 50)
+        files = sorted(path.relative_to(tmp_path) for path in (tmp_path / name).rglob("*.png"))
+        rows += [f"{file},p{at + 10 * number * (name == 'val')}" for at, file in enumerate(files)]
+    (tmp_path / "metadata.csv").write_text("\n".join(rows))
+    load_xrays(DataConfig(str(tmp_path), smallest_validation=1))
+    said = [line for line in caplog.text.splitlines() if "optimistically biased" in line]
+    assert [re.search(r"\d+ patients are in \w+ and in \w+", line)[0] for line in said] == [
+        "6 patients are in train and in validation",
+        "16 patients are in train and in test",
+        "6 patients are in validation and in test",
+    ]
 
 
 def test_fractions_that_leave_too_little_to_train_on_are_refused():
