@@ -27,10 +27,13 @@ os.environ.update(
 )
 os.environ.setdefault("HF_ENDPOINT", "http://127.0.0.1:9")  # nothing listens there
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-# One cache for the whole run, which the workers share as processes of a user would.
-os.environ.setdefault(
-    "PNEUMONIA_HF_CACHE", str(Path(tempfile.gettempdir()) / f"pneumonia-hf-tests-{os.getpid()}")
-)
+# One folder for temporary files and the cache of the whole run, which the workers share and the
+# first process removes: killed processes and gradio's client leave folders behind. The folders of
+# `tmp_path` stay outside of it, since pytest keeps those of failed tests.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())
+    os.environ["TMPDIR"] = tempfile.tempdir = tempfile.mkdtemp(prefix="pneumonia-hf-tests-")
+    os.environ.setdefault("PNEUMONIA_HF_CACHE", str(Path(tempfile.tempdir) / "cache"))
 
 import pytest
 from xdist.scheduler import LoadFileScheduling
@@ -55,9 +58,9 @@ def pytest_sessionstart(session) -> None:
 
 
 def pytest_sessionfinish(session) -> None:
-    """Remove the cache, when the last worker has ended."""
+    """Remove the temporary files, when the last worker has ended."""
     if not hasattr(session.config, "workerinput"):
-        shutil.rmtree(os.environ["PNEUMONIA_HF_CACHE"], ignore_errors=True)
+        shutil.rmtree(os.environ["TMPDIR"], ignore_errors=True)
     gc.unfreeze()  # libraries check at exit that nothing of theirs is left
 
 
