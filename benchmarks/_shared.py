@@ -1,12 +1,21 @@
-"""Shared by feeding.py and training.py: their networks, and transformers' example as a baseline.
+"""Shared by the benchmarks: networks, transformers' example as a baseline, the app.
 
 Not a benchmark: the name begins with an underscore, so that the tests do not run it.
 """
 
 from __future__ import annotations
 
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import time
+import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def make_convnext(size: int):
@@ -152,3 +161,43 @@ def wait(device) -> None:
 
     if device.type != "cpu":
         torch.accelerator.synchronize()
+
+
+def time_forward(predictor, file: Path) -> float:
+    """Return the median seconds of 20 forward passes of the bare network on an image."""
+    import torch
+
+    from pneumonia_hf import read_xray
+
+    network = predictor.network
+    pixel_values = network.pixel_values([read_xray(file)])
+
+    times = []
+    with torch.inference_mode():
+        for _ in range(20):
+            started = time.perf_counter()
+            network.model(pixel_values=pixel_values)
+            times.append(time.perf_counter() - started)
+    return statistics.median(times)
+
+
+def start_app(model: str) -> tuple[subprocess.Popen, str]:
+    """Start the app on a free port of this machine; return it and its address when it answers."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    environment = os.environ | {"MODEL_ID": model, "GRADIO_SERVER_PORT": str(port)}
+    environment |= {"MAX_QUEUE": "1000"}
+    server = subprocess.Popen([sys.executable, str(ROOT / "app.py")], env=environment,
+                              stdout=subprocess.DEVNULL)  # fmt: skip
+    url = f"http://127.0.0.1:{port}"
+    for _ in range(480):
+        try:
+            urllib.request.urlopen(url, timeout=5).close()
+            return server, url
+        except OSError:
+            if server.poll() is not None:
+                raise SystemExit("The app did not start.") from None
+            time.sleep(0.25)
+    server.kill()
+    raise SystemExit("The app did not start within two minutes.")

@@ -8,25 +8,19 @@ and its answer must be that of `Predictor` for this image. The table also compar
 after each round of all clients.
 """
 
-import os
-import socket
 import ssl
 import statistics
-import subprocess
-import sys
 import tempfile
 import threading
 import time
-import urllib.request
 from pathlib import Path
 
 import numpy as np
-from _shared import describe_machine
+from _shared import describe_machine, start_app, time_forward
 from PIL import Image, ImageFilter
 
 from pneumonia_hf.cli import make_parser, run_script
 
-ROOT = Path(__file__).resolve().parents[1]
 TOLERANCE = 1e-5
 CONTEXT = ssl.create_default_context()
 
@@ -58,9 +52,9 @@ def main() -> None:
             found.probability if found.probability is not None else found.distance
             for found in predictor.predict_files(files)
         ]
-        forward = _time_forward(predictor, files[0])
+        forward = time_forward(predictor, files[0])
         started = time.perf_counter()
-        server, url = _start(model)
+        server, url = start_app(model)
         start = time.perf_counter() - started
         try:
             _ask(url, files[:1], expected)
@@ -104,43 +98,6 @@ def _draw(path: Path, seed: int, side: int) -> Path:
     noise = np.random.default_rng(seed).integers(0, 256, (side, side), dtype=np.uint8)
     Image.fromarray(noise).filter(ImageFilter.GaussianBlur(6)).save(path)
     return path
-
-
-def _time_forward(predictor, file: Path) -> float:
-    from pneumonia_hf import read_xray
-
-    network = predictor.network
-    pixel_values = network.pixel_values([read_xray(file)])
-    import torch
-
-    times = []
-    with torch.inference_mode():
-        for _ in range(20):
-            started = time.perf_counter()
-            network.model(pixel_values=pixel_values)
-            times.append(time.perf_counter() - started)
-    return statistics.median(times)
-
-
-def _start(model: str) -> tuple[subprocess.Popen, str]:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    environment = os.environ | {"MODEL_ID": model, "GRADIO_SERVER_PORT": str(port)}
-    environment |= {"MAX_QUEUE": "1000"}
-    server = subprocess.Popen([sys.executable, str(ROOT / "app.py")], env=environment,
-                              stdout=subprocess.DEVNULL)  # fmt: skip
-    url = f"http://127.0.0.1:{port}"
-    for _ in range(480):
-        try:
-            urllib.request.urlopen(url, timeout=5).close()
-            return server, url
-        except OSError:
-            if server.poll() is not None:
-                raise SystemExit("The app did not start.") from None
-            time.sleep(0.25)
-    server.kill()
-    raise SystemExit("The app did not start within two minutes.")
 
 
 def _ask(

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from browsers import BROWSER
 from helpers import ROOT, draw_folder, save_tiny_body
 
 from pneumonia_hf.models.build import ModelConfig, build_model
@@ -55,6 +56,10 @@ CASES = {
     "memory.py": Case(
         "--backbones xray-cnn --rounds 1 --steps 1 --batch 2 --image_size 64",
         (("returns it, images/s", "keeps it, images/s", "ratio"),),
+    ),
+    "page.py": Case(
+        "--moves 2 --model MODEL",
+        (("median, ms", "slowest, ms", "bare forward pass, ms"),),
     ),
     "processes.py": Case(
         "--data_dir DATA --model MODEL --images 8 --rounds 1 --counts 16",
@@ -177,6 +182,9 @@ def path_with(folder: str) -> str:
 def test_every_benchmark_takes_a_step_and_prints_numbers(name, results):
     assert name in CASES, f"add to CASES how benchmarks/{name} runs for one step"
     status, printed, errors = results[name]
+    if name == "page.py" and BROWSER is None:
+        assert "Chromium is needed" in str(status)
+        pytest.skip("no Chromium on this machine")
     assert status == 0, (status, errors)
     check_tables(printed, CASES[name].tables)
 
