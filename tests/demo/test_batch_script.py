@@ -90,10 +90,10 @@ def test_texts_of_others_are_text_and_what_was_skipped_is_listed_with_the_reason
 
 
 def test_the_list_says_how_far_it_is(page):
-    assert "5 X-rays analysed." in page.locator("#batch").inner_text()
-    assert "Analysing: 1 of 5 X-rays done." in show(page, rows=ROWS[:1], done=False)
+    assert "4 X-rays analysed, 1 file not readable." in page.locator("#batch").inner_text()
+    assert "Analysing: 1 of 5 files done." in show(page, rows=ROWS[:1], done=False)
     assert page.locator("progress").get_attribute("value") == "1"
-    assert "Stopped: 1 of 5 X-rays analysed." in show(page, rows=ROWS[:1])
+    assert "Stopped: 1 of 5 files analysed." in show(page, rows=ROWS[:1])
     assert "1 X-ray analysed." in show(page, rows=ROWS[:1], total=1)
     page.evaluate("props.value = {fault: 'There is no image.'}; redraw()")
     assert page.get_by_role("alert").inner_text() == "There is no image."

@@ -20,8 +20,9 @@ function compare(one, other) {
 }
 
 function addStatus(list, {rows, total, skipped, done}) {
-  const part = `${rows.length} of ${count(total, "X-ray")}`;
-  const text = !done ? `Analysing: ${part} done.` : rows.length < total ? `Stopped: ${part} analysed.` : `${count(total, "X-ray")} analysed.`;
+  const part = `${rows.length} of ${count(total, "file")}`, torn = rows.filter((row) => !row.decision).length;
+  const ended = `${count(total - torn, "X-ray")} analysed${torn ? `, ${count(torn, "file")} not readable` : ""}.`;
+  const text = !done ? `Analysing: ${part} done.` : rows.length < total ? `Stopped: ${part} analysed.` : ended;
   list.append(make("p", {role: "status"}, text));
   if (!done) list.append(make("progress", {max: total, value: rows.length, "aria-label": "done"}));
   const chips = make("div", {class: "chips", role: "group", "aria-label": "Show only"});
