@@ -12,6 +12,7 @@ import pytest
 from helpers import LAUNCHER, ROOT, call_script, draw_folder
 
 from pneumonia_hf import distributed
+from pneumonia_hf.errors import Stopped
 
 
 def test_each_item_is_computed_by_one_process_and_the_results_are_in_order(monkeypatch):
@@ -32,6 +33,21 @@ def test_each_item_is_computed_by_one_process_and_the_results_are_in_order(monke
         found = distributed.share_out(compute, 20, 4)
     assert found == list(range(0, 200, 10))
     assert computed == [*range(4), *range(12, 16), *range(4, 8), *range(16, 20), *range(8, 12)]
+
+
+def test_sigterm_to_one_of_several_scoring_processes_is_a_sentence(monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(
+        distributed, "PartialState", lambda **_: SimpleNamespace(is_main_process=True)
+    )
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        distributed.start_scoring()
+        assert "Waiting for all of 2 processes." in capsys.readouterr().err
+        with pytest.raises(Stopped, match="completed work is kept"):
+            os.kill(os.getpid(), signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def find_second(launcher: int) -> int | None:
