@@ -8,6 +8,7 @@ import time
 
 import pytest
 from helpers import ROOT, save_tiny_body, train_tiny
+from transformers import TrainerCallback
 
 from pneumonia_hf.errors import Stopped, UserError
 from pneumonia_hf.training.checkpoints import (
@@ -60,6 +61,21 @@ def test_sigterm_ends_a_run_at_once_or_where_it_may_wait_is_kept_for_the_next_st
         os.kill(os.getpid(), signal.SIGTERM)
         reached.append("the next line")
     assert not reached
+
+
+class Terminate(TrainerCallback):
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_sigterm_makes_a_checkpoint_at_the_next_step_and_not_at_the_end_of_the_epoch(
+    tmp_path, body, xray_folder
+):
+    changes = {"callbacks": [Terminate()], "per_device_train_batch_size": 4}
+    with pytest.raises(Stopped, match="with a checkpoint of step [23];"):
+        train_tiny("vit-base", body, xray_folder, tmp_path / "run", **changes)
+    assert last_checkpoint(phase_folder(tmp_path / "run", 1)) is not None
 
 
 @pytest.mark.slow
