@@ -73,7 +73,7 @@ def test_sigterm_makes_a_checkpoint_at_the_next_step_and_not_at_the_end_of_the_e
     tmp_path, body, xray_folder
 ):
     changes = {"callbacks": [Terminate()], "per_device_train_batch_size": 4}
-    with pytest.raises(Stopped, match="with a checkpoint of step [23];"):
+    with pytest.raises(Stopped, match=r"with a checkpoint of step [23];"):
         train_tiny("vit-base", body, xray_folder, tmp_path / "run", **changes)
     assert last_checkpoint(phase_folder(tmp_path / "run", 1)) is not None
 
