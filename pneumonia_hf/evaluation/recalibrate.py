@@ -103,9 +103,13 @@ def calibrate(
     }
 
 
-def list_hospitals(data: Dataset) -> dict[str, list[str | None]]:
-    """Return `hospitals` and `views` of the images, where the data has these columns."""
-    return {f"{name}s": data[name][:] for name in ("hospital", "view") if name in data.column_names}
+def list_hospitals(data: Dataset) -> dict[str, list]:
+    """Return `hospitals`, `views` and `other_disease`, where the data has their columns."""
+    found = {f"{name}s": data[name][:] for name in ("hospital", "view")
+             if name in data.column_names}  # fmt: skip
+    if "class" in data.column_names:
+        found["other_disease"] = [bool(one) and one not in LABELS for one in data["class"][:]]
+    return found
 
 
 def score_validation(

@@ -149,13 +149,14 @@ def calibrate_scores(
     hospitals: Sequence[str] | None = None,
     views: Sequence[str | None] | None = None,
     other: np.ndarray | None = None,
+    other_disease: Sequence[bool] | None = None,
 ) -> Calibration:
     """Return temperature and operating point for the log odds of validation images.
 
     `log_odds` are [N], or with kinds of copies [K, N], of which the first are the plain images:
     both follow from all kinds, the metrics from the plain images alone. `resamples` are those of
-    the metrics' intervals; `hospitals` and `views` are of each image, [N]; `other` is as of
-    `divide_logits`; for the others see `choose_threshold`.
+    the metrics' intervals; `hospitals`, `views` and `other_disease` are of each image, [N]; `other`
+    is as of `divide_logits`; for the others see `choose_threshold`.
     """
     kinds = np.atleast_2d(np.asarray(log_odds, dtype=np.float64))
     temperature = fit_temperature(labels, kinds, other)
@@ -170,7 +171,7 @@ def calibrate_scores(
     of_hospitals = {}
     if hospitals is not None:
         of_hospitals = measure_hospitals(
-            labels, plain, point.threshold, patients, hospitals, views, resamples
+            labels, plain, point.threshold, patients, hospitals, views, resamples, other_disease
         )
     return Calibration(temperature, point, plain, metrics, of_hospitals, required_sensitivity)
 

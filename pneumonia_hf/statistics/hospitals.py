@@ -16,6 +16,10 @@ from pneumonia_hf.statistics.thresholds import list_measurable
 OF_HOSPITALS = ("auroc", "sensitivity", "specificity")
 QUANTILES = np.linspace(0, 1, 51)
 CLASSES = ("normals", "pneumonias")
+# Where enough of the normals are images of another disease: how often they come differs as much
+# between places as the share of pneumonias.
+THREE_CLASSES = ("healthy", "others", "pneumonias")
+FEWEST_OF_CLASS = 20
 
 
 def rates_at(log_odds: Mapping[str, Sequence[float]], threshold: float) -> dict[str, float]:
@@ -33,6 +37,7 @@ def measure_hospitals(
     hospitals: Sequence[str],
     views: Sequence[str | None] | None,
     resamples: int,
+    other_disease: Sequence[bool] | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Return the results of each hospital, and of each of its views, as run.json stores them.
 
@@ -41,7 +46,8 @@ def measure_hospitals(
     Returns:
         By hospital, or "hospital, view": `patients` and the number of images of each class; AUROC,
         sensitivity and specificity at `threshold` as value, low and high; of a hospital also
-        `log_odds`, the QUANTILES of its images of each class.
+        `log_odds`, the QUANTILES of its images of each class, and of THREE_CLASSES with their
+        numbers if FEWEST_OF_CLASS or more of its normals are `other_disease` and as many are not.
     """
     labels, names, patients = map(np.asarray, (labels, hospitals, patients))
     groups = {name: names == name for name in list_measurable(labels, names)}
@@ -61,6 +67,12 @@ def measure_hospitals(
             **{metric: asdict(interval) for metric, interval in metrics.items()},
         }
         if name in names:
+            if other_disease is not None:
+                sick = of_class["normals"] & np.asarray(other_disease)
+                parts = {"healthy": of_class["normals"] & ~sick, "others": sick}
+                if min(map(np.sum, parts.values())) >= FEWEST_OF_CLASS:
+                    of_class |= parts
+                    found[name] |= {kind: int(np.sum(of)) for kind, of in parts.items()}
             found[name]["log_odds"] = {
                 kind: np.quantile(to_logit(probabilities[of]), QUANTILES).round(4).tolist()
                 for kind, of in of_class.items()

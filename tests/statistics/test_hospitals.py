@@ -31,6 +31,19 @@ def test_each_hospital_and_view_with_enough_images_has_its_numbers():
     assert "log_odds" not in found["nih, AP"]
 
 
+def test_images_of_another_disease_are_a_class_of_their_own_where_there_are_enough(monkeypatch):
+    labels, probabilities, patients, hospitals, _ = draw_hospitals()
+    sick = (hospitals == "nih") & (np.arange(108) % 4 == 0)
+    sick |= (hospitals == "children") & (np.arange(108) == 2)
+    monkeypatch.setattr("pneumonia_hf.statistics.hospitals.FEWEST_OF_CLASS", 5)
+    found = measure_hospitals(labels, probabilities, 0.9, patients, hospitals, None, 20, sick)
+    nih, sick = found["nih"], sick & (labels == 0)
+    assert (nih["healthy"], nih["others"]) == (nih["normals"] - sick[40:].sum(), sick[40:].sum())
+    middle = np.median(to_logit(probabilities[40:][sick[40:]]))
+    assert nih["log_odds"]["others"][25] == pytest.approx(middle, abs=1e-4)
+    assert "others" not in found["children"] and "others" not in found["children"]["log_odds"]
+
+
 def test_calibration_measures_hospitals_at_the_threshold_that_it_chooses_for_the_worst():
     labels, probabilities, patients, hospitals, views = draw_hospitals()
     found, pooled = (
