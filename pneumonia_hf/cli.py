@@ -230,7 +230,7 @@ def _rename_flags(arguments: Sequence[str] | None) -> list[str]:
 def similar(name: str, known: set[str]) -> str:
     """Return the end of a sentence on an unknown name: the one that was meant, or where all are."""
     close = get_close_matches(name, known, n=1)
-    return f"; did you mean {close[0]}?" if close else "; --help lists all"
+    return f" (did you mean {close[0]}?)" if close else "; --help lists all"
 
 
 def add_positive_label(parser: ArgumentParser) -> None:

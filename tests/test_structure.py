@@ -15,7 +15,7 @@ PACKAGE = ROOT / "pneumonia_hf"
 # Each may import those before it, never those after it.
 ORDER = (
     "errors reasons labels files compat memory hub cli distributed imaging data statistics "
-    "reporting models inference audit evaluation training search demo publish commands"
+    "reporting models inference audit evaluation training search demo publish commands __main__"
 ).split()
 # The only modules or packages that may import a library.
 BOUNDARIES = {

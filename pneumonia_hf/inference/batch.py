@@ -33,6 +33,8 @@ def find_inputs(inputs: Sequence[str | Path]) -> list[Path]:
     Raises:
         UserError: there is nothing to score.
     """
+    if addresses := [one for one in map(str, inputs) if one.startswith(("http://", "https://"))]:
+        raise UserError(f"Addresses are not read; download {addresses[0]}, and give the file.")
     found = []
     for path in map(Path, inputs):
         found += sorted(filter(is_image_file, path.rglob("*"))) if path.is_dir() else [path]

@@ -6,13 +6,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from threading import RLock
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 import numpy as np
 from PIL import Image
 
 from pneumonia_hf.compat.torch import stamp_weights
-from pneumonia_hf.errors import ModelError
+from pneumonia_hf.errors import ModelError, SettingError
 from pneumonia_hf.imaging.preprocess import to_pixel_values
 from pneumonia_hf.inference.backends import Backend, Scorer, is_convolutional, make_scorer
 from pneumonia_hf.inference.foreign import check_model
@@ -107,7 +107,12 @@ class Network:
 
         Raises:
             ModelError: the folder holds no usable model.
+            SettingError: an unknown backend, or no such device.
         """
+        if backend not in get_args(Backend):
+            raise SettingError(
+                f"Unknown backend {backend!r}; choose from {', '.join(get_args(Backend))}."
+            )
         import torch
         from transformers import AutoImageProcessor, AutoModelForImageClassification
 
@@ -132,7 +137,11 @@ class Network:
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         gate = Gate.load(folder, name)
-        model = model.to(device)
+        try:
+            model = model.to(device)
+        except (RuntimeError, AssertionError) as error:  # the second where torch has no CUDA
+            reason = str(error).splitlines()[0].rstrip(".")
+            raise SettingError(f"The device {device!r} cannot be used: {reason}.") from error
         return cls(model, processor, name, folder, gate, positive_label, backend, label_flag)
 
     @property
@@ -252,6 +261,9 @@ class Network:
 def _positive_index(model: PreTrainedModel, name: str, wanted: str, flag: str) -> int:
     """Return the class number of a class: public models of this task differ in their order."""
     labels = model.config.id2label
+    names = {label.strip().upper() for label in labels.values()}
+    if wanted.strip().upper() == LABELS[0] and LABELS[1] in names:
+        raise ModelError(f"{name} has a class {LABELS[1]}; {flag} cannot be {LABELS[0]}.")
     for index, label in labels.items():
         if label.strip().upper() == wanted.strip().upper():
             return int(index)

@@ -173,7 +173,7 @@ class Predictor:
             flags: what the user names the model and the class with, for messages.
 
         Raises:
-            UserError: no such model, an unreachable Hub, a folder without a usable model, an
+            UserError: no such model, backend or device, an unreachable Hub, an unusable model, an
                 ensemble within a list, one revision for several models, or not a class for each.
         """
         from pneumonia_hf.hub import fetch_folder, to_hub_id
@@ -268,9 +268,11 @@ class Predictor:
         ]
 
     def predict_files(
-        self, paths: Sequence[Path], refuse: bool = True
+        self, paths: Sequence[str | Path] | str | Path, refuse: bool = True
     ) -> Iterator[Prediction | XrayError]:
         """Yield the decision on each file, in order, or the error of one that cannot be read."""
+        if isinstance(paths, str | Path):
+            paths = [paths]
         return self.predict_images(((None, path) for path in paths), refuse)
 
     def predict_images(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pneumonia_hf.data.boxes import BOXES
 from pneumonia_hf.data.load import find_listed, load_splits, read_hospitals
 from pneumonia_hf.data.pixel_store import cache_in
 from pneumonia_hf.data.sources import parse_source
@@ -19,6 +20,7 @@ from pneumonia_hf.inference.predictor import Predictor
 from pneumonia_hf.reporting.numbers import to_text
 from pneumonia_hf.reporting.page import Page, Section, Table, to_markdown
 from pneumonia_hf.statistics.intervals import Interval
+from pneumonia_hf.training.run import number_classes
 from pneumonia_hf.training.train import run_recipe
 
 if TYPE_CHECKING:
@@ -73,8 +75,14 @@ def leave_one_site_out(recipe: Recipe, arguments: XrayTrainingArguments) -> list
     if arguments.world_size > 1:
         raise UserError("Leaving out sites runs in one process; start it with python.")
     folder, found = Path(arguments.output_dir), []
+    rest = {
+        site: [text for text in recipe.data.data_dir if text not in own]
+        for site, own in sources.items()
+    }
+    for site, others in rest.items():
+        _check_needs(site, others, recipe, arguments)
     for site, own_sources in sources.items():
-        others = [text for text in recipe.data.data_dir if text not in own_sources]
+        others = rest[site]
         hospitals = [
             f"{name}={','.join(parse_source(text).name for text in texts)}"
             for name, texts in sources.items()
@@ -90,6 +98,24 @@ def leave_one_site_out(recipe: Recipe, arguments: XrayTrainingArguments) -> list
         page = _to_page(found, _unscored(recipe))
         replace_text(folder / TABLE_FILE, to_markdown(page))
     return found
+
+
+def _check_needs(
+    site: str, others: list[str], recipe: Recipe, arguments: XrayTrainingArguments
+) -> None:
+    """Raise a UserError if the other sites lack what the recipe needs: before the first run."""
+    from datasets import concatenate_datasets
+
+    if not (recipe.model.other_class or arguments.box_weight):
+        return
+    data = concatenate_datasets(list(load_splits(others).values()))
+    try:
+        if recipe.model.other_class:
+            number_classes(data)
+    except UserError as error:
+        raise UserError(f"Without {site}: {error}") from error
+    if arguments.box_weight and not any(data[BOXES][:] if BOXES in data.column_names else ()):
+        raise UserError(f"Without {site}: no training image has a box; leave --box_weight out.")
 
 
 def _score(

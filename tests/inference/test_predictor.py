@@ -119,6 +119,13 @@ def test_predictions_keep_the_order_of_files_and_errors(predictor, tmp_path):
         assert results[number].probability == pytest.approx(expected, abs=1e-6)
 
 
+def test_a_single_path_is_one_file(predictor, tmp_path):
+    path = tmp_path / "x.png"
+    IMAGES[0].save(path)
+    one, other = list(predictor.predict_files(str(path))), list(predictor.predict_files(path))
+    assert one == other == [predictor.predict(path)]
+
+
 def test_class_order_is_by_name_not_by_position():
     processor = make_processor(64, (0.5,) * 3, (0.5,) * 3)
     scores = {}
@@ -151,6 +158,26 @@ def test_model_of_another_task_is_rejected(tmp_path):
     model = AutoModelForImageClassification.from_config(TINY_CONFIGS["convnextv2-tiny"])
     with pytest.raises(UserError, match="no class named PNEUMONIA"):
         Predictor(Network(model, make_processor(64, (0.5,) * 3, (0.5,) * 3)))
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"backend": "tensorrt"}, "Unknown backend 'tensorrt'; choose from torch, onnx"),
+        ({"device": "quantum"}, "The device 'quantum' cannot be used"),
+        pytest.param(
+            {"device": "cuda"},
+            "The device 'cuda' cannot be used",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU"),
+        ),
+        ({"positive_label": "normal"}, "has a class PNEUMONIA; --positive_label cannot be NORMAL"),
+    ],
+)
+def test_settings_that_cannot_be_used_are_refused_when_the_model_is_loaded(
+    tiny_model, settings, words
+):
+    with pytest.raises(UserError, match=words):
+        Predictor.from_pretrained(tiny_model, **settings)
 
 
 def test_damaged_model_folders_are_rejected_in_one_sentence(tiny_model, tmp_path):

@@ -138,8 +138,8 @@ def test_mistakes_in_names_and_folders_are_one_sentence(tmp_path):
     mistakes = [
         (["--config", nowhere, *required], f"The recipe {nowhere} does not exist; check --config."),
         (["--config", text, *required], f"The recipe {text} is not a YAML file"),
-        (["--learning_rat", 1, *required], "Unknown flag --learning_rat; did you mean --learning"),
-        (["--config", typo, *required], "'learning_rat'; did you mean learning_rate?."),
+        (["--learning_rat", 1, *required], "Unknown flag --learning_rat (did you mean --learning"),
+        (["--config", typo, *required], "'learning_rat' (did you mean learning_rate?)."),
         (["--data_dir", nowhere, *output], f"The data folder {nowhere} does not exist; check --da"),
         (["--data_dir", f"site={nowhere}", *output], f"The data folder {nowhere} does not exist"),
         (["--data_dir", tmp_path, nowhere, *output], f"The data folder {nowhere} does not exist"),

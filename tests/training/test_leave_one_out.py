@@ -10,6 +10,7 @@ from sklearn.metrics import roc_auc_score
 from pneumonia_hf import Predictor
 from pneumonia_hf.data.file_hashes import hash_images, to_hex
 from pneumonia_hf.data.load import DataConfig, load_splits
+from pneumonia_hf.errors import UserError
 from pneumonia_hf.models.build import ModelConfig
 from pneumonia_hf.statistics.intervals import Interval
 from pneumonia_hf.training import leave_one_out as module
@@ -59,6 +60,34 @@ def test_each_site_is_scored_by_a_model_that_has_not_seen_it(tmp_path):
     # A complete search repeats nothing.
     again = call_script("leave_one_site_out.py", *flags)
     assert again.stdout.count("is complete already") == 2
+
+
+@pytest.mark.parametrize(
+    ("other_class", "box_weight", "words"),
+    [
+        (True, 0, "Without b: No training image is of a class besides"),
+        (False, 0.5, "Without b: no training image has a box"),
+    ],
+)
+def test_what_the_rest_lacks_is_said_before_the_first_run(
+    tmp_path, monkeypatch, other_class, box_weight, words
+):
+    sources = [draw_folder(tmp_path / name, patients=6) for name in ("a", "b")]
+    other = sources[1] / "Effusion"
+    other.mkdir()
+    for number, path in enumerate(sorted((sources[1] / "NORMAL").iterdir())[:2]):
+        path.rename(other / f"IM-000{number}-0009.png")
+    boxes = [f"{path.relative_to(sources[1])},0.1 0.1 0.2 0.2" for path in
+             sorted((sources[1] / "PNEUMONIA").iterdir())]  # fmt: skip
+    (sources[1] / "metadata.csv").write_text("\n".join(["file_name,boxes", *boxes]))
+    monkeypatch.setattr(module, "run_recipe", lambda *_: pytest.fail("a run has begun"))
+    recipe = Recipe(
+        DataConfig([f"a={sources[0]}", f"b=one_vs_rest:{sources[1]}"]),
+        ModelConfig("xray-cnn", other_class=other_class),
+    )
+    arguments = XrayTrainingArguments(output_dir=str(tmp_path / "runs"), box_weight=box_weight)
+    with pytest.raises(UserError, match=words):
+        leave_one_site_out(recipe, arguments)
 
 
 def test_all_sources_of_a_hospital_are_left_out_together(tmp_path, monkeypatch):
