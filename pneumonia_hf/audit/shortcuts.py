@@ -145,8 +145,10 @@ def _area_over_patients(
 
     draws = draw_patients(labels, groups, RESAMPLES, seed=0)
     (found,) = bootstrap(measure, len(labels), draws)
-    values = {"auroc": found.value, "low": found.low, "high": found.high}
-    return {name: round(value, 4) for name, value in values.items()}
+    # Without an interval every resample has this value.
+    low, high = np.nan_to_num([found.low, found.high], nan=found.value)
+    values = {"auroc": found.value, "low": low, "high": high}
+    return {name: round(float(value), 4) for name, value in values.items()}
 
 
 def _sample_groups(groups: np.ndarray) -> np.ndarray:

@@ -34,7 +34,7 @@ from pneumonia_hf.evaluation.steps import Steps
 from pneumonia_hf.evaluation.subgroups import list_groups, score_other_classes
 from pneumonia_hf.inference.predictor import Predictor
 from pneumonia_hf.inference.score_check import explain_score_misfit
-from pneumonia_hf.reporting.numbers import to_share, to_text
+from pneumonia_hf.reporting.numbers import to_count, to_share, to_text
 from pneumonia_hf.reporting.page import Page, Section, Summary
 
 if TYPE_CHECKING:
@@ -170,8 +170,8 @@ def _list_notes(evaluation: Evaluation) -> tuple[list[str], list[str]]:
     others = []
     if seen["test"]:
         others.append(
-            f"{seen['test']} of these images are of the internal test set, of the same site as the "
-            f"training data: the numbers say little about another site."
+            f"The internal test set, of the same site as the training data, holds {seen['test']} "
+            f"of these images: the numbers say little about another site."
         )
     if not any(seen.values()):
         others.append(explain_score_misfit(predictor, evaluation.probabilities))
@@ -184,6 +184,6 @@ def _list_notes(evaluation: Evaluation) -> tuple[list[str], list[str]]:
             f"number below, as REFER."
         )
     if unreadable := len(evaluation.unreadable):
-        files = "file" if unreadable == 1 else "files"
-        others.append(f"{unreadable} {files} could not be read and are in no number below.")
+        files = to_count(unreadable, "file")
+        others.append(f"{files} could not be read, and no number below counts them.")
     return biased, [one for one in dict.fromkeys(others) if one]

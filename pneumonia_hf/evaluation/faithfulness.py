@@ -54,7 +54,9 @@ class MethodResult:
     @property
     def faults(self) -> tuple[str, ...]:
         """Why the method fails; none if it passes."""
-        points = self.truth is None or self.truth.methods[self.method].hits_gain.low > 0
+        # A gain without an interval is that of every resample.
+        gain = self.truth and self.truth.methods[self.method].hits_gain
+        points = not gain or (gain.value > 0 and not gain.low <= 0)
         tests = {
             "not shown to point at disease better than a fixed map of the lungs": points,
             "much the same with permuted weights": (

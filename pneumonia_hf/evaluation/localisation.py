@@ -124,12 +124,15 @@ def compare_with_truth(
     )
     draws = list(draw_patients(np.zeros(len(masks), int), patients, resamples))
 
-    def mean(values: np.ndarray) -> Interval:
-        return bootstrap(lambda rows: [values[rows].mean()], len(values), draws)[0]
+    def measure(table: np.ndarray, other: np.ndarray) -> list[Interval]:
+        return bootstrap(
+            lambda rows: [table[rows, 0] == 1, table[rows, 1].mean(), other[rows].mean()],
+            len(table),
+            draws,
+        )
 
     methods = {
-        name: Location(*map(mean, (*table.T, (table - fixed)[:, 0])))
-        for name, table in found.items()
+        name: Location(*measure(table, (table - fixed)[:, 0])) for name, table in found.items()
     }
-    area = mean(masks.mean(axis=(1, 2)))
-    return Truth(source, len(masks), len(set(patients)), area, *map(mean, fixed.T), methods)
+    hits, mass, area = measure(fixed, masks.mean(axis=(1, 2)))
+    return Truth(source, len(masks), len(set(patients)), area, hits, mass, methods)

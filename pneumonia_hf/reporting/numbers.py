@@ -47,6 +47,11 @@ def to_slope(slope: Interval) -> str:
     return to_text(slope)
 
 
+def to_count(count: int, noun: str) -> str:
+    """Return a number of things, such as 1 image or 2 images."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
 def to_share(count: int, total: int) -> str:
     """Return a share in percent, such as 12.5%."""
     return f"{count / total:.1%}"

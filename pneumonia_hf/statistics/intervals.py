@@ -20,11 +20,15 @@ class Interval:
     high: float = math.nan
 
 
-def percentile_interval(value: float, draws: Sequence[float]) -> Interval:
+def percentile_interval(
+    value: float, draws: Sequence[float], hits: np.ndarray | None = None
+) -> Interval:
     """Return a value with the 2.5th and 97.5th percentiles of its bootstrap draws.
 
     The ends are NaN if more than MOST_UNDEFINED of the draws are: what they leave would be chosen
-    by being defined.
+    by being defined. Where the draws are all equal, nothing was missed, or all: the bootstrap
+    cannot draw errors that it has not seen. The share of `hits` then takes the exact binomial
+    interval (Clopper and Pearson 1934, images as independent), and other values have none.
     """
     defined = [draw for draw in draws if not math.isnan(draw)]
     if not defined or len(draws) - len(defined) > MOST_UNDEFINED * len(draws):
@@ -32,6 +36,13 @@ def percentile_interval(value: float, draws: Sequence[float]) -> Interval:
     # Likelihood ratios may be infinite, and nothing can be interpolated between infinities.
     method = "linear" if np.isfinite(defined).all() else "nearest"
     low, high = np.percentile(defined, [2.5, 97.5], method=method)
+    if math.isclose(low, high, abs_tol=1e-12):
+        if hits is None:
+            return Interval(float(value))
+        from scipy.stats import binomtest
+
+        exact = binomtest(int(hits.sum()), len(hits)).proportion_ci(method="exact")
+        low, high = exact.low, exact.high
     return Interval(float(value), float(low), float(high))
 
 
@@ -61,12 +72,23 @@ def draw_patients(
 
 
 def bootstrap(
-    measure: Callable[[np.ndarray], Sequence[float]], count: int, resamples: Iterable[np.ndarray]
+    measure: Callable[[np.ndarray], Sequence[float | np.ndarray]],
+    count: int,
+    resamples: Iterable[np.ndarray],
 ) -> list[Interval]:
     """Return each number that `measure` finds on `count` images, with its percentile interval.
 
-    `measure` takes rows; `resamples` are those of each resample, as of `draw_patients`.
+    `measure` takes rows, and returns a share as the booleans whose mean it is; `resamples` are the
+    rows of each resample, as of `draw_patients`.
     """
     values = measure(np.arange(count))
-    draws = zip(*map(measure, resamples), strict=True)
-    return [percentile_interval(*pair) for pair in zip(values, draws, strict=True)]
+    draws = zip(*(map(mean, measure(rows)) for rows in resamples), strict=True)
+    return [
+        percentile_interval(mean(one), of, one if isinstance(one, np.ndarray) else None)
+        for one, of in zip(values, draws, strict=True)
+    ]
+
+
+def mean(values: float | np.ndarray) -> float:
+    """Return the mean of numbers or booleans; NaN of none."""
+    return float(np.mean(values)) if np.size(values) else math.nan

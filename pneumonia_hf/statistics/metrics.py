@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pneumonia_hf.statistics.intervals import Interval, percentile_interval
+from pneumonia_hf.statistics.intervals import Interval, mean, percentile_interval
 
 FEWEST_PATIENTS = 5  # of each class, below which an area under a curve has no interval
 Labels = np.ndarray  # [N] of 0 (NORMAL) and 1 (PNEUMONIA)
@@ -17,7 +17,7 @@ Probabilities = np.ndarray  # [N], P(pneumonia) in 0..1
 
 def accuracy(labels: Labels, probabilities: Probabilities, threshold: float) -> float:
     """Return the share of images on the right side of the threshold."""
-    return _share(PROPORTIONS["accuracy"](labels, probabilities, threshold))
+    return mean(PROPORTIONS["accuracy"](labels, probabilities, threshold))
 
 
 def balanced_accuracy(labels: Labels, probabilities: Probabilities, threshold: float) -> float:
@@ -28,22 +28,22 @@ def balanced_accuracy(labels: Labels, probabilities: Probabilities, threshold: f
 
 def sensitivity(labels: Labels, probabilities: Probabilities, threshold: float) -> float:
     """Return the share of pneumonias that are positive (recall, true positive rate)."""
-    return _share(PROPORTIONS["sensitivity"](labels, probabilities, threshold))
+    return mean(PROPORTIONS["sensitivity"](labels, probabilities, threshold))
 
 
 def specificity(labels: Labels, probabilities: Probabilities, threshold: float) -> float:
     """Return the share of normals that are negative (true negative rate)."""
-    return _share(PROPORTIONS["specificity"](labels, probabilities, threshold))
+    return mean(PROPORTIONS["specificity"](labels, probabilities, threshold))
 
 
 def precision(labels: Labels, probabilities: Probabilities, threshold: float) -> float:
     """Return the share of pneumonias among the positives; it depends on the prevalence."""
-    return _share(PROPORTIONS["precision"](labels, probabilities, threshold))
+    return mean(PROPORTIONS["precision"](labels, probabilities, threshold))
 
 
 def npv(labels: Labels, probabilities: Probabilities, threshold: float) -> float:
     """Return the share of normals among the negatives; it depends on the prevalence."""
-    return _share(PROPORTIONS["npv"](labels, probabilities, threshold))
+    return mean(PROPORTIONS["npv"](labels, probabilities, threshold))
 
 
 def f1(labels: Labels, probabilities: Probabilities, threshold: float) -> float:
@@ -274,23 +274,10 @@ def metric_interval(
     threshold: float,
     draws: Sequence[float],
 ) -> Interval:
-    """Return a metric with its percentile interval, or another where the draws are all equal.
-
-    Then nothing was missed, or all: the bootstrap cannot draw errors that it has not seen. A
-    proportion takes the exact binomial interval (Clopper and Pearson 1934, images as independent),
-    and other metrics have no interval.
-    """
-    from scipy.stats import binomtest
-
-    value = METRICS[name].function(labels, probabilities, threshold)
-    found = percentile_interval(value, draws)
-    if found.low != found.high:  # NaN too
-        return found
-    if name not in PROPORTIONS:
-        return Interval(found.value)
-    hits = PROPORTIONS[name](labels, probabilities, threshold)
-    exact = binomtest(int(hits.sum()), len(hits)).proportion_ci(method="exact")
-    return Interval(found.value, float(exact.low), float(exact.high))
+    """Return a metric with its interval, as of `percentile_interval`."""
+    images = labels, probabilities, threshold
+    hits = PROPORTIONS[name](*images) if name in PROPORTIONS else None
+    return percentile_interval(METRICS[name].function(*images), draws, hits)
 
 
 def has_few_patients(labels: Labels, patients: Sequence[str] | np.ndarray) -> bool:
@@ -321,7 +308,3 @@ def bootstrap_intervals(
         name: metric_interval(name, *images, [] if name in few else [one[name] for one in draws])
         for name in names
     }
-
-
-def _share(hits: np.ndarray) -> float:
-    return float(np.mean(hits)) if len(hits) else math.nan

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
-from pneumonia_hf.statistics.intervals import Interval, bootstrap
+from pneumonia_hf.statistics.intervals import Interval, bootstrap, mean
 from pneumonia_hf.statistics.log_odds import to_logit
 
 
@@ -90,14 +89,13 @@ def measure_referral(
     ill = labels == 1
     wrong, kept = positive != ill, ~referred
 
-    def measure(rows: np.ndarray) -> tuple[float, ...]:
+    def measure(rows: np.ndarray) -> tuple[np.ndarray, ...]:
         shown = rows[kept[rows]]
         error = wrong[shown]
-        return (_mean(wrong[rows]), _mean(error), 1 - _mean(error[ill[shown]]),
-                1 - _mean(error[~ill[shown]]))  # fmt: skip
+        return wrong[rows], error, ~error[ill[shown]], ~error[~ill[shown]]
 
     error, of_kept, *rest = bootstrap(measure, len(labels), resamples)
-    return Referral(int(referred.sum()), error, of_kept, _mean(wrong[referred]), *rest)
+    return Referral(int(referred.sum()), error, of_kept, mean(wrong[referred]), *rest)
 
 
 def split_by_reason(
@@ -106,10 +104,6 @@ def split_by_reason(
     """Return what each reason to refer buys; `reasons` are masks, [N] each, and may overlap."""
     wrong = positive != (labels == 1)
     return tuple(
-        ReferralReason(name, int(mask.sum()), _mean(wrong[mask]), _mean(wrong[~mask]))
+        ReferralReason(name, int(mask.sum()), mean(wrong[mask]), mean(wrong[~mask]))
         for name, mask in reasons.items()
     )
-
-
-def _mean(values: np.ndarray) -> float:
-    return float(values.mean()) if len(values) else math.nan

@@ -236,8 +236,6 @@ def by_prevalence(
         return np.ravel([predictive_values(*both, one) for one in PREVALENCES]).tolist()
 
     found = bootstrap(measure, len(labels), resamples)
-    # Not defined if no resample changes the value.
-    found = [Interval(of.value) if of.low == of.high else of for of in found]
     pairs = zip(PREVALENCES, found[::2], found[1::2], strict=True)
     return tuple(PredictiveValues(*one) for one in pairs)
 

@@ -115,6 +115,7 @@ def test_each_fault_is_found_and_the_right_map_passes(found):
 
 def test_agreement_with_occlusion_says_what_it_should(found):
     assert of(found, "occlusion").occlusion.value == pytest.approx(1)
+    assert np.isnan(of(found, "occlusion").occlusion.low)  # with itself, in every resample
     assert of(found, "gradient").occlusion.value > 0.3 > of(found, "wrong").occlusion.value
 
 

@@ -53,6 +53,12 @@ def test_the_fixed_map_is_made_of_other_patients():
     assert truth.methods["map"].mass.value == pytest.approx(0.5)
     assert apart.fixed_hits.value == pytest.approx(4 / 7)
     assert (truth.patients, apart.patients) == (4, 7)
+    # All maps hit, and no fixed map: what no resample changes has no width of 0.
+    located, width = truth.methods["map"], 1 - 0.025 ** (1 / 7)
+    assert (truth.fixed_hits.low, truth.fixed_hits.high) == pytest.approx((0, width))
+    assert (located.hits.low, located.hits.high) == pytest.approx((1 - width, 1))
+    for of in (located.mass, located.hits_gain):
+        assert np.isnan([of.low, of.high]).all()
 
 
 def test_the_phantom_has_an_opacity_in_every_zone_and_differs_in_nothing_else():

@@ -21,6 +21,19 @@ def test_an_interval_of_which_many_draws_are_undefined_has_no_ends():
     assert np.isnan(percentile_interval(0.5, [*draws, np.nan, np.nan]).low)
 
 
+def test_draws_that_are_all_equal_give_a_share_the_exact_interval_and_others_none():
+    right = np.ones(14, bool)
+    resamples = [np.arange(14)] * 5
+    share, none, number = bootstrap(
+        lambda rows: (right[rows], ~right[rows], right[rows].sum()), 14, resamples
+    )
+    assert (share.value, share.high) == (1, 1) and share.low == pytest.approx(0.025 ** (1 / 14))
+    assert (none.value, none.low) == (0, 0) and none.high == pytest.approx(1 - share.low)
+    assert number.value == 14 and np.isnan([number.low, number.high]).all()
+    (of_none,) = bootstrap(lambda rows: [right[rows][:0]], 14, resamples)
+    assert np.isnan([of_none.value, of_none.low]).all()
+
+
 def test_each_number_has_the_percentiles_of_its_own_draws():
     values = np.array([3.0, 1.0, 2.0])
     resamples = [np.array(rows) for rows in ([0, 0, 0], [1, 1, 1], [2, 2, 2])]

@@ -32,6 +32,22 @@ def test_a_model_without_errors_has_no_area():
     draws = [np.array([0, 1])]
     found = risk_coverage(np.array([0, 1]), np.array([0.1, 0.9]), 0.5, draws)
     assert found.aurc.value == 0 and found.excess == 0
+    assert np.isnan([found.aurc.low, found.aurc.high]).all()
+
+
+def test_kept_images_without_an_error_have_the_exact_interval():
+    labels, positive = np.repeat([0, 1], 8), np.repeat([0, 1], 8).astype(bool)
+    referred = np.arange(16) % 8 == 0  # one of each class
+    found = measure_referral(labels, positive, referred, draw_patients(labels, range(16), 50))
+    for interval, images in (
+        (found.error, 16),
+        (found.error_of_kept, 14),
+        (found.sensitivity_of_kept, 7),
+        (found.specificity_of_kept, 7),
+    ):
+        width = 1 - 0.025 ** (1 / images)  # Clopper and Pearson, no error in so many
+        ends = (0, width) if interval.value == 0 else (1 - width, 1)
+        assert (interval.low, interval.high) == pytest.approx(ends)
 
 
 def test_each_reason_says_what_it_refers_and_what_remains():

@@ -9,7 +9,7 @@ from typing import Any
 import pneumonia_hf
 from pneumonia_hf.data.patients import describe_patients
 from pneumonia_hf.evaluation.context import Evaluation
-from pneumonia_hf.reporting.numbers import read_interval, to_slope, to_text
+from pneumonia_hf.reporting.numbers import read_interval, to_count, to_slope, to_text
 from pneumonia_hf.reporting.page import Section, Table
 
 OPEN = "open: to be written by those who do the study"
@@ -51,8 +51,9 @@ def _describe_groups(numbers: Numbers) -> str:
 def _describe_failures(numbers: Numbers) -> str:
     counts = numbers["confusion"]
     return (
-        f"{counts['false_negative']} pneumonias missed and {counts['false_positive']} normals "
-        f"called pneumonia; see Examples and predictions.csv"
+        f"{to_count(counts['false_negative'], 'pneumonia')} missed and "
+        f"{to_count(counts['false_positive'], 'normal')} called pneumonia; see Examples and "
+        f"predictions.csv"
     )
 
 

@@ -14,7 +14,7 @@ from pneumonia_hf.evaluation.context import Evaluation
 from pneumonia_hf.evaluation.scores import Scores, score_images
 from pneumonia_hf.hub import public_name
 from pneumonia_hf.labels import LABELS
-from pneumonia_hf.reporting.numbers import to_text
+from pneumonia_hf.reporting.numbers import to_count, to_text
 from pneumonia_hf.reporting.page import Section, Table
 from pneumonia_hf.statistics.comparison import McNemar, mcnemar, paired_differences
 from pneumonia_hf.statistics.intervals import Interval, draw_patients
@@ -119,13 +119,13 @@ def describe(found: Comparison, model: str) -> Section:
             ["metric", "difference (95% interval)"],
             [[METRICS[name].title, to_text(value)] for name, value in found.differences.items()],
         ),
-        f"McNemar's exact test: {model} alone is wrong on {test.only_first_wrong} images, "
-        f"{found.other} alone on {test.only_second_wrong}, p = {test.p:.2g}; it counts images as "
-        f"independent.",
+        f"McNemar's exact test: {model} alone is wrong on "
+        f"{to_count(test.only_first_wrong, 'image')}, {found.other} alone on "
+        f"{test.only_second_wrong}, p = {test.p:.2g}; it counts images as independent.",
     ]
     if cases:
         body += [
-            f"They disagree on {len(cases)} images; the farthest apart:",
+            f"They disagree on {to_count(len(cases), 'image')}; the farthest apart:",
             Table(
                 ["file", "label", model, found.other],
                 [

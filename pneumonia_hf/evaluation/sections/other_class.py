@@ -28,14 +28,12 @@ def measure(evaluation: Evaluation, numbers: Mapping[str, Any]) -> Section:
     share = scores.other / np.maximum(1 - scores.probabilities, 1e-12)  # of those not pneumonia
     called = np.where(evaluation.positive, LABELS[1], np.where(share >= 0.5, OTHER, LABELS[0]))
 
-    def measure_rows(rows: np.ndarray) -> Sequence[float]:
+    def measure_rows(rows: np.ndarray) -> Sequence[float | np.ndarray]:
         rows = rows[classes[rows] != LABELS[1]]
         is_other = classes[rows] == OTHER
         named = share[rows] >= 0.5
-        # Without images of a class the mean of none is NaN.
-        rates = [float(of.mean()) if len(of) else np.nan for of in (named[is_other],
-                                                                   ~named[~is_other])]  # fmt: skip
-        return auroc(is_other.astype(int), share[rows], np.nan), *rates
+        area = auroc(is_other.astype(int), share[rows], np.nan)
+        return area, named[is_other], ~named[~is_other]
 
     found = bootstrap(measure_rows, len(classes), evaluation.resamples)
     counts = {

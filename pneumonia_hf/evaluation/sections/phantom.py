@@ -92,7 +92,7 @@ class Phantom:
         refused = sum(one == "REFUSED" for one in self.decisions.values())
         texts = {
             "The normal film is called PNEUMONIA.": self.normal >= self.threshold,
-            f"{refused} of {len(self.decisions)} films are REFUSED as no chest X-rays.": refused,
+            f"REFUSED as no chest X-ray: {refused} of {len(self.decisions)} films.": refused,
             NEVER_CALLED: self.find_smallest(*ZONES) is None,
             f"Opacities of {USUAL} mm in the lungs raise the log odds by {_to_text(self.inside)}, "
             f"and the same opacities beside the lungs by {_to_text(self.beside)}.": (

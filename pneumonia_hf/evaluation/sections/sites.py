@@ -19,7 +19,7 @@ from pneumonia_hf.evaluation.scores import Scores, score_images
 from pneumonia_hf.evaluation.subgroups import Others, list_groups, score_other_classes
 from pneumonia_hf.files import expand
 from pneumonia_hf.reporting.drawing import draw_forest
-from pneumonia_hf.reporting.numbers import to_share, to_text
+from pneumonia_hf.reporting.numbers import to_count, to_share, to_text
 from pneumonia_hf.reporting.page import Figure, Section, Table
 from pneumonia_hf.statistics.intervals import Interval, draw_patients, percentile_interval
 from pneumonia_hf.statistics.metrics import auroc, bootstrap_intervals, has_few_patients
@@ -188,8 +188,8 @@ def _describe_sites(evaluation: Evaluation, found: list[SiteResult]) -> list[str
         "hospital that it has never seen.",
         Table(header, rows),
         "\n".join(
-            f"- {one.name}: {one.left_out} images of patients on whom the model was trained or "
-            f"chosen are left out; {one.in_test} of the others are of its own test split."
+            f"- {one.name}: without {to_count(one.left_out, 'image')} of patients on whom the "
+            f"model was trained or chosen; {one.in_test} of the others are of its own test split."
             for one in found
             if one.seen
         ),

@@ -111,9 +111,12 @@ def test_counts_and_rates_by_hand(by_hand):
     shares = np.array([0.2, 0.6, 0.9, 0.1, 0.7, 0.5, 0.5, 0.5])
     other = shares * (1 - by_hand.probabilities)
     evaluation = replace(by_hand, scores=replace(by_hand.scores, rows=rows, other=other))
+    vars(evaluation)["resamples"] = [np.arange(8)] * 5
     found = other_class.measure(evaluation, {}).numbers["other_abnormal"]
     assert found["called"]["NORMAL"] == {"NORMAL": 1, OTHER: 0, "PNEUMONIA": 0}
     assert found["called"][OTHER] == {"NORMAL": 0, OTHER: 1, "PNEUMONIA": 1}
     assert found["called"]["PNEUMONIA"] == {"NORMAL": 1, OTHER: 1, "PNEUMONIA": 3}
     assert (found["auroc"]["value"], found["sensitivity"]["value"]) == (1, 1)
+    assert found["sensitivity"]["low"] == pytest.approx(0.025 ** (1 / 2))  # both of two
+    assert np.isnan(found["auroc"]["low"])
     assert other_class.measure(by_hand, {}).numbers == {"other_abnormal": None}

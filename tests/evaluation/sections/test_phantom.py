@@ -83,7 +83,7 @@ def test_a_model_that_reads_the_whole_film_fails_the_control():
 
 def test_what_is_refused_or_called_without_an_opacity_is_a_failure():
     refusing = measure_phantom(KnownModel(lung_mask(), 0.4, "REFUSED"))
-    assert refusing.failures == ["7 of 7 films are REFUSED as no chest X-rays."]
+    assert refusing.failures == ["REFUSED as no chest X-ray: 7 of 7 films."]
     text = " ".join(one for one in describe(refusing).body if isinstance(one, str))
     assert "normal, right upper, right middle" in text and "are refused" in text
     assert measure_phantom(KnownModel(lung_mask(), 100)).failures == [NEVER_CALLED]
