@@ -50,6 +50,11 @@ class XrayMetric(evaluate.Metric):
 
     def _compute(self, predictions, references, threshold: float = 0.5) -> dict[str, float]:
         labels, scores = np.asarray(references), np.asarray(predictions)
+        if not (np.isin(labels, (0, 1)).all() and ((scores >= 0) & (scores <= 1)).all()):  # NaN too
+            raise UserError(
+                "A metric takes predictions from 0 to 1 and references of 0 (NORMAL) or 1 "
+                "(PNEUMONIA); mend those that are not, such as NaN."
+            )
         return {name: METRICS[name].function(labels, scores, threshold) for name in self.names}
 
 

@@ -35,3 +35,13 @@ def test_each_metric_is_a_module_of_its_own_and_combines_without_a_network(monke
 def test_an_unknown_metric_is_refused_by_name():
     with pytest.raises(UserError, match="Unknown metric 'auc'; choose from accuracy"):
         XrayMetric("auc")
+
+
+@pytest.mark.parametrize(
+    ("predictions", "references"),
+    [([0.2, np.nan], [0, 1]), ([0.2, np.inf], [0, 1]), ([-0.1, 0.9], [0, 1]),
+     ([0.2, 1.1], [0, 1]), ([0.2, 0.9], [0, 2]), ([0.2, 0.9], [-1, 1])],
+)  # fmt: skip
+def test_what_is_no_probability_or_label_is_refused(predictions, references):
+    with pytest.raises(UserError, match="takes predictions from 0 to 1 and references"):
+        XrayMetric("auprc").compute(predictions=predictions, references=references)
