@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass
 from itertools import combinations
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -121,11 +121,13 @@ def load_splits(
     strict: bool = False,
     may_lack: bool = False,
     hospitals: Sequence[str] | None = None,
+    others: Sequence[str] = (),
 ) -> XrayData:
     """Return the sources' own splits: `train`, `validation`, `test`, or `all` without splits.
 
     Rows are as `load_xrays` returns them. With `may_lack`, a split may lack a class. For
-    `hospitals` see DataConfig.
+    `hospitals` see DataConfig. `others` are the folders that `list_others` takes: their files are
+    not said to be left out.
 
     Raises:
         UserError: a source is missing, has neither splits nor classes, or lacks a class.
@@ -135,7 +137,13 @@ def load_splits(
     splits = _join(listed, (ALL, *SPLITS))
     if not may_lack:
         _check_classes(splits, sources)
-    log_issues(splits.issues, strict)
+    issues = [
+        one
+        for one in splits.issues
+        if one.kind not in ("unknown_label", "no_place")
+        or not any(PurePosixPath(one.file).is_relative_to(folder) for folder in others)
+    ]
+    log_issues(issues, strict)
     return splits
 
 

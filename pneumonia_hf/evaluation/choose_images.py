@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections import Counter
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +18,8 @@ from pneumonia_hf.models.run_manifest import read_manifest
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+logger = logging.getLogger(__name__)
 
 USED = ("train", "validation", "unlabelled")  # splits that a model was trained or chosen on
 SPLIT_OF_NAME = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
@@ -42,19 +46,20 @@ def choose_split(
     split: str | None,
     predictor: Predictor,
     strict: bool = False,
+    others: Sequence[str] = (),
 ) -> tuple[str, Dataset]:
     """Return the name and the rows of the split to score.
 
     With `split`, the folder of that name; if there is none, the images of the model's own split
     of that name (for an ensemble: common to all members), found by their bytes. Without `split`,
-    the test folder, or all of a folder without splits.
+    the test folder, or all of a folder without splits. For `others` see `load_splits`.
 
     Raises:
         UserError: there is no such split.
     """
     from datasets import concatenate_datasets
 
-    splits = load_splits(data_dir, strict)
+    splits = load_splits(data_dir, strict, others=others)
     where = data_dir if isinstance(data_dir, str | Path) else ", ".join(data_dir)
     if split is None:
         if ALL in splits and len(splits) > 1:
@@ -95,9 +100,19 @@ def own_hashes(predictor: Predictor, splits: Collection[str]) -> set[str]:
 
 
 def leave_out_used(others: Sequence[OtherImage], predictor: Predictor) -> list[OtherImage]:
-    """Return the images of neither class on which the model was neither trained nor chosen."""
+    """Return the images of neither class on which the model was neither trained nor chosen.
+
+    How many of each folder are left out is logged.
+    """
     used = own_hashes(predictor, USED)
-    return [one for one in others if to_hex([hash_content(one.path.read_bytes())])[0] not in used]
+    kept = [one for one in others if to_hex([hash_content(one.path.read_bytes())])[0] not in used]
+    count, left = (Counter(one.folder for one in of) for of in (others, kept))
+    for folder, images in (count - left).items():
+        logger.warning(
+            f"{images} of {count[folder]} images of {folder} left out: the model was trained or "
+            f"chosen on them."
+        )
+    return kept
 
 
 def count_seen(predictor: Predictor, dataset: Dataset) -> dict[str, int]:

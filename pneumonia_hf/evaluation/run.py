@@ -81,7 +81,9 @@ def report_on(
     predictor = Predictor.from_pretrained(
         models.models, device=device, tta=models.tta, positive_label=models.positive_label
     )
-    split, data = choose_split(inputs.data_dir, inputs.split, predictor, config.strict)
+    split, data = choose_split(
+        inputs.data_dir, inputs.split, predictor, config.strict, inputs.other_classes
+    )
     if inputs.images:
         data, others = select_listed(data, others, inputs.images)
     others = leave_out_used(others, predictor)

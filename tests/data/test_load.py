@@ -360,3 +360,12 @@ def test_other_images_of_patients_of_both_rsna_samples_are_excluded():
         assert 0 < kept.sum() < len(mined)
         assert set(np.array(mined["patient"][:])[~kept]) <= labelled
         assert not set(np.array(mined["patient"][:])[kept]) & labelled
+
+
+def test_folders_that_are_scored_as_other_classes_are_not_said_to_be_left_out(tmp_path, caplog):
+    folder = draw_folder(tmp_path / "data", patients=2)
+    for name in ("OTHER", "OTHER2"):
+        shutil.copytree(folder / "NORMAL", folder / name)
+    assert len(load_splits(folder, others=["OTHER/"])["all"]) == 4
+    (text,) = (one for one in caplog.messages if "neither NORMAL nor" in one)
+    assert text.startswith("2 file(s)") and "OTHER2/" in text and "OTHER/" not in text

@@ -9,9 +9,11 @@ import pytest
 from helpers import assert_one_sentence, call_script, draw_folder, quick_flags
 
 from pneumonia_hf.data.file_hashes import hash_images, to_hex
+from pneumonia_hf.data.folder_source import OtherImage
 from pneumonia_hf.data.load import load_splits
 from pneumonia_hf.errors import UserError
-from pneumonia_hf.evaluation.choose_images import choose_split
+from pneumonia_hf.evaluation import choose_images
+from pneumonia_hf.evaluation.choose_images import choose_split, leave_out_used
 from pneumonia_hf.evaluation.context import EvaluationConfig
 from pneumonia_hf.evaluation.evaluate import evaluate_predictor
 
@@ -42,6 +44,20 @@ def test_split_folders_are_preferred_to_own_splits(predictor, tmp_path):
         choose_split(tmp_path, "tset", predictor)
     with pytest.raises(UserError, match=r"none of the .* images of the model's own test split"):
         choose_split(tmp_path / "test", "test", predictor)
+
+
+def test_used_images_of_other_classes_are_counted(tmp_path, monkeypatch, caplog):
+    images = []
+    for number, folder in enumerate(["EDEMA"] * 3 + ["MASS"] * 2):
+        path = tmp_path / f"{number}.png"
+        path.write_bytes(bytes([number]))
+        images.append(OtherImage(path, path.name, folder, {}))
+    used = {hashlib.sha256(bytes([number])).hexdigest()[:16] for number in (0, 1)}
+    monkeypatch.setattr(choose_images, "own_hashes", lambda *_: used)
+    assert leave_out_used(images, None) == images[2:]
+    assert caplog.messages == [
+        "2 of 3 images of EDEMA left out: the model was trained or chosen on them."
+    ]
 
 
 def test_only_listed_images_are_scored_also_of_other_classes(tiny_model, adults, tmp_path):

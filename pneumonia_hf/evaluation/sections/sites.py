@@ -65,7 +65,7 @@ def load_site(text: str, predictor: Predictor, other_classes: Sequence[str] = ()
     from datasets import concatenate_datasets
 
     source = parse_source(text)
-    data = concatenate_datasets(list(load_splits([text]).values()))
+    data = concatenate_datasets(list(load_splits([text], others=other_classes).values()))
     used, own_test = own_hashes(predictor, USED), own_hashes(predictor, ["test"])
     hashes, patients = to_hex(hash_images(data)), data["patient"][:]
     known = {patient for one, patient in zip(hashes, patients, strict=True) if one in used}
