@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from pneumonia_hf.data.table import NO_METADATA
+from pneumonia_hf.data.table import NO_METADATA, RESERVED
 from pneumonia_hf.evaluation.context import Evaluation
 from pneumonia_hf.labels import LABELS
 from pneumonia_hf.reporting.page import Page
@@ -64,20 +64,25 @@ def write_predictions(evaluation: Evaluation, folder: Path) -> None:
     import pyarrow
     from pyarrow import parquet
 
-    scores, others = evaluation.scores, evaluation.others.rows
+    scores, pairs = evaluation.scores, evaluation.others.rows
+    images, found = [one for one, _ in pairs], [one for _, one in pairs]
     columns: dict[str, list[Any]] = {
-        "file": [*scores.files, *(one[0] for one in others)],
-        "patient": [*scores.patients, *("" for _ in others)],
-        "label": [*(LABELS[one] for one in scores.labels), *(one[1] for one in others)],
-        "probability": [*scores.probabilities.tolist(), *(one[2] for one in others)],
-        "decision": [*scores.decisions.tolist(), *(one[3] for one in others)],
-        "gate_distance": [*scores.distances.tolist(), *(None for _ in others)],
+        "file": [*scores.files, *(one.file for one in images)],
+        "patient": [*scores.patients, *(one.cells.get("patient_id", "") for one in images)],
+        "label": [*(LABELS[one] for one in scores.labels), *(one.folder for one in images)],
+        "probability": [*scores.probabilities.tolist(), *(one.probability for one in found)],
+        "decision": [*scores.decisions.tolist(), *(one.decision for one in found)],
+        "gate_distance": [*scores.distances.tolist(), *(one.distance for one in found)],
     }
     if not np.isnan(scores.other).all():
-        columns["other_abnormal"] = [*scores.other.tolist(), *(None for _ in others)]
+        columns["other_abnormal"] = [*scores.other.tolist(), *(one.other_abnormal for one in found)]
     for name in scores.rows.column_names:
         if name not in NO_METADATA | columns.keys():
-            columns[name] = [*map(_to_cell, scores.rows[name][:]), *(None for _ in others)]
+            cells = [*map(_to_cell, scores.rows[name][:])]
+            # All images are of one source; a data set renames a reserved column.
+            key = name.rstrip("_") if name.rstrip("_") in RESERVED else name
+            more = [cells[0] if name == "source" else one.cells.get(key) for one in images]
+            columns[name] = cells + more
     with (folder / "predictions.csv").open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file, lineterminator="\n")
         table.writerow(columns)

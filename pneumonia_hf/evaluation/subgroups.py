@@ -104,7 +104,7 @@ class ScoredOthers:
     """The images of neither class: in groups, one by one, and those that cannot be read."""
 
     groups: tuple[Others, ...] = ()
-    rows: tuple[tuple[str, str, float, str], ...] = ()  # file, class, probability, decision
+    rows: tuple[tuple[OtherImage, Prediction], ...] = ()
     unreadable: tuple[str, ...] = ()  # the reason of each
 
 
@@ -313,8 +313,7 @@ def score_other_classes(
             own = ill & np.array([one == value for one in of_main])
             groups.append((f"{folder}, {column} {value}", members[folder, value], own))
     summary = tuple(_describe_others(*group, main, resamples) for group in groups)
-    rows = tuple((one.file, one.folder, found.probability, found.decision) for one, found in scored)
-    return ScoredOthers(summary, rows, tuple(filter(None, faults)))
+    return ScoredOthers(summary, tuple(scored), tuple(filter(None, faults)))
 
 
 def _describe_others(

@@ -1,13 +1,18 @@
 import csv
 import json
+from dataclasses import replace
+from pathlib import Path
 
 import jsonschema
 import numpy as np
 import pytest
 
 from pneumonia_hf import EvaluationConfig, Predictor, evaluate_predictor
+from pneumonia_hf.data.folder_source import OtherImage
 from pneumonia_hf.evaluation.choose_images import choose_split
-from pneumonia_hf.evaluation.report import FIGURES, SCHEMA_FILE, write_report
+from pneumonia_hf.evaluation.report import FIGURES, SCHEMA_FILE, write_predictions, write_report
+from pneumonia_hf.evaluation.subgroups import ScoredOthers
+from pneumonia_hf.inference.predictor import Prediction
 
 
 def test_report_json_follows_its_schema(written):
@@ -39,6 +44,30 @@ def test_predictions_are_the_same_in_csv_and_parquet(written):
     assert len(rows) == len(table) == 96
     assert [float(one["probability"]) for one in rows] == [one["probability"] for one in table]
     assert [one["file"] for one in rows] == [one["file"] for one in table]
+
+
+def test_images_of_neither_class_have_their_metadata_too(by_hand, tmp_path):
+    rows = by_hand.scores.rows
+    for name in ("view", "source", "source_"):
+        rows = rows.add_column(name, [f"{name} {row}" for row in range(len(rows))])
+    cells = {"patient_id": "p9", "view": "AP", "source": "ward", "label": "OTHER", "more": "x"}
+    others = ScoredOthers(rows=(
+        (OtherImage(Path("a"), "OTHER/a.png", "OTHER", cells),
+         Prediction("NORMAL", 0.25, 0.5, "REFER", (), distance=1.5)),
+        (OtherImage(Path("b"), "OTHER/b.png", "OTHER", {}),
+         Prediction("NORMAL", 0.25, 0.5, "NORMAL", ())),
+    ))  # fmt: skip
+    scores = replace(by_hand.scores, rows=rows)
+    write_predictions(replace(by_hand, scores=scores, others=others), tmp_path)
+    with (tmp_path / "predictions.csv").open() as lines:
+        *_, first, second = csv.DictReader(lines)
+    assert first == {
+        "file": "OTHER/a.png", "patient": "p9", "label": "OTHER", "probability": "0.25",
+        "decision": "REFER", "gate_distance": "1.5", "view": "AP", "source": "source 0",
+        "source_": "ward",
+    }  # fmt: skip
+    empty = ("patient", "gate_distance", "view", "source_")
+    assert [second[name] for name in empty] == [""] * 4 and second["decision"] == "NORMAL"
 
 
 def test_the_page_is_one_file_with_every_section_and_figure(report, written):
