@@ -86,6 +86,17 @@ def test_excluded_images_are_in_no_split(xray_folder, tmp_path):
     assert sorted(files) == sorted(set(data["file"][:]) - excluded)
 
 
+def test_excluded_images_are_left_out_of_the_splits_that_a_source_has(tmp_path):
+    for number, name in enumerate(("train", "val", "test")):
+        draw_folder(tmp_path / "data" / name, patients=8, seed=number * 100)
+    own, listed = load_splits(tmp_path / "data"), tmp_path / "excluded.txt"
+    listed.write_text("\n".join(to_hex(hash_images(own[name]))[0] for name in ALL))
+    # 15 images are not too few.
+    config = DataConfig(str(tmp_path / "data"), smallest_validation=15, exclude_images=str(listed))
+    splits = load_xrays(config)
+    assert [splits[name]["file"][:] for name in ALL] == [own[name]["file"][1:] for name in ALL]
+
+
 def test_several_lists_of_images_are_one(xray_folder, tmp_path):
     hashes = to_hex(hash_images(load_splits(xray_folder)["all"]))
     paths = [tmp_path / name for name in ("a.txt", "b.txt")]
