@@ -37,7 +37,7 @@ def test_class_folders_are_split_by_patient_and_no_image_is_lost(xray_folder):
     assert sorted(files) == sorted(map(str, xray_folder.rglob("*.png")))
     for name in ("validation", "test"):
         share = len(splits[name]) / len(files)
-        assert 0.1 < share < 0.2
+        assert share == pytest.approx(0.15, abs=0.02)  # of all images, also of the second
         assert 0.4 < sum(splits[name]["label"][:]) / len(splits[name]) < 0.6
 
 
@@ -84,6 +84,17 @@ def test_excluded_images_are_in_no_split(xray_folder, tmp_path):
     files = [file for name in ALL for file in splits[name]["file"][:]]
     excluded = {data["file"][row] for row in rows}
     assert sorted(files) == sorted(set(data["file"][:]) - excluded)
+
+
+def test_excluded_images_are_left_out_of_the_splits_that_a_source_has(tmp_path):
+    for number, name in enumerate(("train", "val", "test")):
+        draw_folder(tmp_path / "data" / name, patients=8, seed=number * 100)
+    own, listed = load_splits(tmp_path / "data"), tmp_path / "excluded.txt"
+    listed.write_text("\n".join(to_hex(hash_images(own[name]))[0] for name in ALL))
+    # 15 images are not too few.
+    config = DataConfig(str(tmp_path / "data"), smallest_validation=15, exclude_images=str(listed))
+    splits = load_xrays(config)
+    assert [splits[name]["file"][:] for name in ALL] == [own[name]["file"][1:] for name in ALL]
 
 
 def test_several_lists_of_images_are_one(xray_folder, tmp_path):

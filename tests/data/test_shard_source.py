@@ -18,6 +18,7 @@ from xray_files import (
 )
 
 from pneumonia_hf import read_xray
+from pneumonia_hf.data import shard_source
 from pneumonia_hf.data.load import load_splits
 from pneumonia_hf.data.sources import open_images, parse_source
 from pneumonia_hf.errors import UserError, XrayError
@@ -95,6 +96,17 @@ def test_local_shards_are_found_by_a_pattern(tmp_path):
     make_tar(tmp_path / "more.tar", 4)
     with pytest.raises(UserError, match="name their split and some do not"):
         load_splits(f"shards:{tmp_path}/*.tar")
+
+
+def test_change_of_any_shard_is_noticed(tmp_path):
+    files = [tmp_path / name for name in ("0.tar", "1.tar")]
+    for file in files:
+        file.write_text("x")
+    where = "|".join(map(str, files))
+    before = shard_source.stat_shards(where)
+    os.utime(files[0], (1, 1))  # earlier than the other: the latest time stays
+    shard_source._stat_files.cache_clear()
+    assert shard_source.stat_shards(where) != before
 
 
 def test_image_that_is_gone_from_its_shard_is_an_error_and_the_others_are_read(tmp_path):

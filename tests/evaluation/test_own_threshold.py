@@ -8,6 +8,7 @@ import pytest
 from helpers import assert_one_sentence, call_script, draw_folder
 
 from pneumonia_hf import Predictor
+from pneumonia_hf.evaluation import own_threshold
 from pneumonia_hf.models.model_folder import REPORTS_FILE
 
 
@@ -26,6 +27,13 @@ def model(tiny_model, tmp_path):
     (folder / "run.json").write_text(json.dumps(run))
     (folder / REPORTS_FILE).write_text("[]")
     return folder
+
+
+def rates_at(threshold):
+    """Return the rates of the hospital `children`, whose log odds are uniform."""
+    log_odds = np.log(threshold / (1 - threshold))
+    above = 1 - np.clip(log_odds / 4, 0, 1), np.clip(log_odds / 4 + 1, 0, 1)
+    return dict(zip(("sensitivity", "specificity"), map(pytest.approx, above), strict=True))
 
 
 def read_files(folder):
@@ -60,7 +68,10 @@ def test_only_the_threshold_changes_and_the_model_says_where_it_is_from(model, t
     assert rates["sensitivity"]["value"] == pytest.approx(np.mean(np.array(positive)[ill]))
     decisions = [one.decision for one in point.predict_files(paths, refuse=False)]
     assert rates["in_range"] <= np.mean([one == "REFER" for one in decisions])
-    assert found["validation"]["children"]["old"].keys() == {"sensitivity", "specificity"}
+    assert found["validation"]["children"] == {
+        "old": rates_at(old["threshold"]), "new": rates_at(config["threshold"])
+    }  # fmt: skip
+    assert old["threshold"] != config["threshold"]
     assert f"Old threshold {old['threshold']:.4f}" in done.stdout
     assert "optimistically biased" in done.stdout and "images of children" in done.stdout
     card = " ".join((new / "README.md").read_text().split())
@@ -72,6 +83,21 @@ def test_only_the_threshold_changes_and_the_model_says_where_it_is_from(model, t
     assert call_script("recalibrate.py", *flags).returncode == 0
     assert {name: read_files(model)[name] for name in copied} == copied
     assert not (model / REPORTS_FILE).exists() and not list(model.glob(".*"))
+
+
+def test_the_model_keeps_its_required_sensitivity(model, tmp_path, monkeypatch):
+    config = json.loads((model / "config.json").read_text())
+    config["pneumonia_hf"]["required_sensitivity"] = 0.875
+    (model / "config.json").write_text(json.dumps(config))
+    asked = []
+    for name in ("choose_threshold", "measure_left_out"):
+        function = getattr(own_threshold, name)
+        monkeypatch.setattr(
+            own_threshold, name, lambda *of, call=function: asked.append(of[-1]) or call(*of)
+        )
+    monkeypatch.setattr(own_threshold, "RESAMPLES", 3)
+    own_threshold.choose_own_threshold(model, str(draw_folder(tmp_path / "mine", patients=20)))
+    assert asked == [0.875, 0.875]
 
 
 def test_few_images_or_both_sources_are_one_sentence(model, tmp_path):

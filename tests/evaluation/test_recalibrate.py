@@ -20,7 +20,13 @@ def test_recalibration_gives_the_same_model_as_training(
 ):
     # With as many resamples as the tiny model was trained with: the ends of a range follow them.
     few = partial(recalibrate.calibrate, resamples=20, threshold_resamples=50)
-    monkeypatch.setattr(recalibrate, "calibrate", few)
+    asked = []
+
+    def calibrate(predictor, validation, required, **more):
+        asked.append(required)
+        return few(predictor, validation, **more)
+
+    monkeypatch.setattr(recalibrate, "calibrate", calibrate)
     model = tmp_path / "model"
     shutil.copytree(tiny_model, model, ignore=shutil.ignore_patterns("checkpoints"))
     before = json.loads((model / "config.json").read_text())["pneumonia_hf"]
@@ -30,8 +36,11 @@ def test_recalibration_gives_the_same_model_as_training(
         head_of(predictor.network.model).weight *= 4
         head_of(predictor.network.model).bias *= 4
     earlier = {"temperature": before["temperature"] / 4, "attribution_references": {}}
+    earlier |= {"required_sensitivity": 0.875}
     predictor.network.model.config.pneumonia_hf = before | earlier
     predictor.network.model.save_pretrained(model)
+    run = json.loads((model / "run.json").read_text())
+    (model / "run.json").write_text(json.dumps(run | {"own_threshold": {}}))
     other = draw_folder(tmp_path / "other", patients=3, seed=90_000)
     done = call_script("recalibrate.py", "--model", model, "--data_dir", other)
     assert_one_sentence(done, "validation images", "set --data_dir")
@@ -46,6 +55,7 @@ def test_recalibration_gives_the_same_model_as_training(
     run = json.loads((model / "run.json").read_text())
     assert run["validation"]["config"] == after
     assert not run["validation"]["remarks"]["temperature_at_bound"]
+    assert asked == [0.875] and "own_threshold" not in run
     assert not list(model.glob(".*"))
 
 
@@ -61,6 +71,7 @@ def test_own_images_get_the_hospitals_of_training(tmp_path, caplog):
     (model / "run.json").write_text(json.dumps(run))
     splits = recalibrate.find_own_splits(model, [str(one) for one in folders])
     assert [set(one["hospital"]) for one in splits] == [{"nih"}, {"nih"}] and not caplog.text
+    assert [to_hex(hash_images(one)) for one in splits] == [hashes[:2], hashes[2:]]
     named = [f"{name}={one}" for name, one in zip("cb", folders, strict=True)]
     _, validation = recalibrate.find_own_splits(model, named)
     assert set(validation["hospital"]) == {"b", "c"} and "--hospitals nih=a,b" in caplog.text

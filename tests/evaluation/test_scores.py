@@ -100,3 +100,8 @@ def test_scores_of_another_gate_config_or_label_are_not_taken_up(tiny_model, tmp
         json.dumps(processor | {"image_mean": [0.4] * 3})
     )
     assert identify(Predictor.from_pretrained(model), data) != keys[0]
+    network, point = Predictor.from_pretrained(model).network, {"threshold": 0.5}
+    point |= {"refer_low": 0.4, "refer_high": 0.6}
+    ensembles = [Predictor(network, settings=point | {"temperature": one}) for one in (1, 2)]
+    keys = [identify(one, data) for one in (*ensembles, Predictor(network, tta=True))]
+    assert len({*map(tuple, [*keys, identify(Predictor(network), data)])}) == 4

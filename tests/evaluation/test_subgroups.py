@@ -176,6 +176,10 @@ def test_other_findings_are_compared_with_the_pneumonias_of_the_same_view(by_han
     assert [one.auroc.value for one in found] == [pytest.approx(5 / 12), pytest.approx(5 / 6), 0]
     assert [(one.count, one.called) for one in found] == [(12, 8), (6, 2), (6, 6)]
     assert found[1].auroc.low < 5 / 6 < found[1].auroc.high
+    # Images of one patient are no sample of patients.
+    same = [replace(one, cells=one.cells | {"patient_id": "o"}) for one in others]
+    found = score_other_classes(predictor, same, columns, main, 50).groups
+    assert found[0].auroc.value == pytest.approx(5 / 12) and np.isnan(found[0].auroc.low)
     # Four pneumonias are too few.
     columns["view"][7] = "AP"
     found = score_other_classes(predictor, others, columns, main, 50).groups

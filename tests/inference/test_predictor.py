@@ -11,7 +11,8 @@ from xray_files import make_dicom
 from pneumonia_hf import Predictor, XrayError, open_xray, read_xray
 from pneumonia_hf.errors import UserError
 from pneumonia_hf.imaging.preprocess import make_processor
-from pneumonia_hf.inference.network import Network
+from pneumonia_hf.inference.frontal import KINDS
+from pneumonia_hf.inference.network import Network, NetworkScores
 from pneumonia_hf.inference.predictor import FIELDS
 from pneumonia_hf.reasons import Reason
 from pneumonia_hf.statistics.thresholds import OperatingPoint
@@ -80,6 +81,25 @@ def test_decision_follows_threshold_and_its_range(predictor, monkeypatch):
 
 
 @pytest.mark.parametrize(
+    ("point", "distance", "label", "decision"),
+    [
+        ((0.5, 0.2, 0.5), 0.99, "PNEUMONIA", "PNEUMONIA"),  # the upper end is not in the range
+        ((0.5, 0.5, 0.8), 0.99, "PNEUMONIA", "REFER"),  # the lower end is
+        ((0.6, 0.55, 0.8), 0.99, "NORMAL", "NORMAL"),
+        ((0.6, 0.55, 0.8), 1.0, "NORMAL", "REFER"),
+    ],
+)
+def test_bounds_themselves_decide(predictor, monkeypatch, point, distance, label, decision):
+    verdicts = np.array([[distance, *[np.nan] * len(KINDS)]])
+    scores = NetworkScores(np.zeros(1), verdicts, np.zeros(1))  # probabilities of exactly 0.5
+    monkeypatch.setattr(predictor, "score", lambda *_, **__: scores)
+    monkeypatch.setattr(predictor, "operating_point", OperatingPoint(*point))
+    found = predictor.predict(IMAGES[0])
+    assert (found.label, found.decision, found.other_abnormal) == (label, decision, 0.25)
+    assert (Reason.OTHER_ABNORMAL in found.reasons) == (label == "NORMAL")
+
+
+@pytest.mark.parametrize(
     ("image", "word"),
     [
         (Image.new("L", (300, 300), 90), "blank"),
@@ -124,6 +144,17 @@ def test_a_single_path_is_one_file(predictor, tmp_path):
     IMAGES[0].save(path)
     one, other = list(predictor.predict_files(str(path))), list(predictor.predict_files(path))
     assert one == other == [predictor.predict(path)]
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_both_ways_of_scoring_files_refuse_only_where_asked_to(predictor, monkeypatch, alone):
+    def tell(some, refuse, alone=False):
+        return [(refuse, alone) for _ in some]
+
+    monkeypatch.setattr(predictor, "_predict_some", tell)
+    monkeypatch.setattr(Network, "can_score_alone", alone)
+    for refuse in (False, True):
+        assert list(predictor.predict_images([(None, b"")], refuse)) == [(refuse, alone)]
 
 
 def test_class_order_is_by_name_not_by_position():

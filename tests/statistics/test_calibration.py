@@ -5,6 +5,7 @@ import pytest
 from scipy.stats import chi2
 
 from pneumonia_hf.statistics.calibration import (
+    calibrate_scores,
     calibration_p_value,
     divide_logits,
     fit_logistic,
@@ -283,6 +284,18 @@ def test_calibration_test_has_its_false_positive_rate_and_power():
             alarms[at] += calibration_p_value(ill.astype(int), probabilities) < 0.05
     assert alarms[0] / 400 < 0.08  # fewer than 5%: the prevalence is taken from the data
     assert alarms[1] / 400 > 0.9
+
+
+def test_metrics_are_of_the_plain_images_at_a_threshold_that_keeps_the_sensitivity():
+    labels, probabilities, patients = draw(200)
+    logits = to_logit(probabilities)
+    found = calibrate_scores(labels, [logits, logits + 2], patients, 1.0, 5, 20)
+    plain = to_probability(logits / found.temperature.value)
+    assert found.probabilities == pytest.approx(plain)
+    negative = plain < found.point.threshold
+    assert not negative[labels == 1].any()
+    specificity = found.metrics["specificity"]["value"]
+    assert 0 < specificity < 1 and specificity == pytest.approx(np.mean(negative[labels == 0]))
 
 
 def test_a_temperature_divides_the_logits_of_three_classes():

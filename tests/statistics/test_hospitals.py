@@ -1,9 +1,13 @@
+from dataclasses import asdict
+
 import numpy as np
 import pytest
 
 from pneumonia_hf.statistics.calibration import calibrate_scores
 from pneumonia_hf.statistics.hospitals import QUANTILES, measure_hospitals, rates_at
+from pneumonia_hf.statistics.intervals import draw_patients
 from pneumonia_hf.statistics.log_odds import to_logit, to_probability
+from pneumonia_hf.statistics.metrics import bootstrap_intervals
 
 
 def draw_hospitals():
@@ -25,7 +29,9 @@ def test_each_hospital_and_view_with_enough_images_has_its_numbers():
     assert (nih["normals"], nih["pneumonias"], nih["patients"]) == (33, 23, 28)
     ill = probabilities[inside][labels[inside] == 1]
     assert nih["sensitivity"]["value"] == pytest.approx(np.mean(ill >= 0.9))
-    assert nih["auroc"]["low"] <= nih["auroc"]["value"] <= nih["auroc"]["high"]
+    images = labels[inside], probabilities[inside], 0.9, np.array(patients)[inside]
+    draws = draw_patients(images[0], images[3], 20)  # of patients, who have two images
+    assert nih["auroc"] == asdict(bootstrap_intervals(*images, draws, ("auroc",))["auroc"])
     assert nih["log_odds"]["pneumonias"][25] == pytest.approx(np.median(to_logit(ill)), abs=1e-4)
     assert len(nih["log_odds"]["normals"]) == len(QUANTILES)
     assert "log_odds" not in found["nih, AP"]
@@ -54,6 +60,7 @@ def test_calibration_measures_hospitals_at_the_threshold_that_it_chooses_for_the
     nih = (hospitals == "nih") & (labels == 0)
     specificity = np.mean(found.probabilities[nih] < found.point.threshold)
     assert found.hospitals["nih"]["specificity"]["value"] == pytest.approx(specificity)
+    assert "nih, AP" in found.hospitals
 
 
 def test_rates_at_another_threshold_follow_from_the_quantiles():

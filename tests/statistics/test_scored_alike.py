@@ -19,7 +19,7 @@ def make_bin(probability: float, share: float, low: float, high: float, images: 
 def test_share_and_interval_never_fall_with_a_rising_score():
     # Three bins of which the middle one is lower than the first.
     bins = [
-        make_bin(0.2, 0.3, 0.2, 0.45),
+        make_bin(0.2, 0.3, 0.2, 0.45, images=150),
         make_bin(0.5, 0.1, 0.05, 0.2),
         make_bin(0.9, 0.9, 0.8, 1),
     ]
@@ -27,8 +27,8 @@ def test_share_and_interval_never_fall_with_a_rising_score():
     for name in ("value", "low", "high"):
         assert np.diff([getattr(one, name) for one in found]).min() >= -1e-12, name
     assert all(one.low <= one.value <= one.high for one in found)
-    # The first two bins are one, with the mean of their shares, 0.2 at a prevalence of 30%.
-    assert found[150].value == pytest.approx(0.2 * 0.7 / (0.2 * 0.7 + 0.8 * 0.3), abs=0.01)
+    # The first two bins are one, with the share of all their images, 0.25 at a prevalence of 30%.
+    assert found[150].value == pytest.approx(0.25 * 0.7 / (0.25 * 0.7 + 0.75 * 0.3), abs=0.01)
 
 
 def test_between_two_bins_the_interval_reaches_from_one_to_the_other():

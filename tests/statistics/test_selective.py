@@ -19,6 +19,12 @@ def test_risk_and_coverage_equal_counts_by_hand():
     assert found.excess == pytest.approx(1 / 3 / 4)
 
 
+def test_the_surest_image_is_the_farthest_in_log_odds():
+    # From a threshold of 0.1, -3.9 is 1.7 away and -0.8 1.3; of the probabilities 0.3 is farther.
+    found = risk_coverage(np.zeros(2, int), np.array([0.02, 0.3]), 0.1, [np.arange(2)])
+    assert found.risk == pytest.approx([0, 0.5])
+
+
 def test_equally_sure_images_count_with_their_mean_error_in_any_order():
     labels, scores = np.array([1, 0, 1, 0]), np.array([0.9, 0.9, 0.9, 0.9])
     for order in ([0, 1, 2, 3], [1, 3, 0, 2]):

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from pneumonia_hf.statistics import thresholds
 from pneumonia_hf.statistics.calibration import fit_temperature
 from pneumonia_hf.statistics.intervals import draw_patients
 from pneumonia_hf.statistics.log_odds import to_logit, to_probability
@@ -127,9 +128,10 @@ def test_thresholds_for_a_sensitivity_reach_it_and_only_the_models_own_is_usable
 
 
 def test_net_benefit_equals_counts_by_hand():
-    # 4 ill of 10; at a risk of 0.2 (odds 1/4) 3 hits and 2 false alarms: 0.3 - 0.2 / 4.
+    # 4 ill of 10; at a risk of 0.2 (odds 1/4) 3 hits and 2 false alarms: 0.3 - 0.2 / 4. A score of
+    # 0.25 is for a prevalence of 50%: with odds of 1/3 x 4/6, it is 0.18 here.
     labels = np.array([1] * 4 + [0] * 6)
-    scores = np.array([0.9, 0.8, 0.7, 0.05, 0.6, 0.5] + [0.02] * 4)
+    scores = np.array([0.9, 0.8, 0.7, 0.25, 0.6, 0.5] + [0.02] * 4)
     curve = decision_curve(labels, scores)
     at = int(np.flatnonzero(RISKS == 0.2)[0])
     assert curve.model[at] == pytest.approx(0.3 - 0.2 / 4)
@@ -171,6 +173,25 @@ def test_threshold_is_the_best_for_the_worst_hospital():
     pooled = choose_threshold(labels, probabilities, patients, resamples=50)
     worst = choose_threshold(labels, probabilities, patients, resamples=50, groups=hospitals)
     assert 0.2 < pooled.threshold < 0.5 and 0.6 < worst.low <= worst.high < 0.8
+
+
+def test_hospital_of_few_images_chooses_nothing_beside_two_others():
+    few = LEAST_IMAGES - 1
+    labels = [0, 1] * (2 * LEAST_IMAGES + few)
+    hospitals = np.repeat(["a", "b", "c"], [2 * LEAST_IMAGES] * 2 + [2 * few])
+    # Any threshold of 0.2..0.4 is right in the first two; the third's pneumonias are lower.
+    probabilities = [0.2, 0.4] * LEAST_IMAGES + [0.1, 0.9] * LEAST_IMAGES + [0.2, 0.25] * few
+    patients = range(len(labels))
+    found = choose_threshold(labels, probabilities, patients, resamples=20, groups=hospitals)
+    assert 0.25 < found.low <= found.high < 0.4
+
+
+def test_range_holds_95_percent_of_the_resamples(monkeypatch):
+    logits = iter(np.linspace(-1, 1, 41))
+    monkeypatch.setattr(thresholds, "_youden_logit", lambda *_: next(logits))
+    found = choose_threshold([0, 1], [0.2, 0.8], ["a", "b"], resamples=41)
+    ends = to_logit(np.array([found.low, found.threshold, found.high]))
+    assert ends == pytest.approx([-0.95, 0, 0.95])
 
 
 def test_one_hospital_or_too_few_images_of_others_change_nothing():

@@ -7,7 +7,13 @@ from helpers import (
 from safetensors.torch import load_file
 from transformers import AutoModelForImageClassification, TrainerCallback
 
-from pneumonia_hf.training.averaging import AVERAGE_FILE, load_best
+from pneumonia_hf.training.averaging import (
+    AVERAGE_FILE,
+    load_average,
+    load_best,
+    make_average,
+    save_average,
+)
 from pneumonia_hf.training.checkpoints import (
     list_checkpoints,
     phase_folder,
@@ -35,6 +41,15 @@ def test_averaged_weights_are_evaluated_and_saved(tmp_path, xray_folder, body, c
     assert not all(torch.equal(saved[name], raw[name]) for name in body_names)
     loaded = load_best(checkpoint).state_dict()
     assert all(torch.equal(loaded[name], average[name]) for name in average)
+
+
+def test_average_that_is_loaded_goes_on_at_its_step(tmp_path):
+    model = torch.nn.Linear(2, 1)
+    average = make_average(model, 0.0)
+    for _ in range(3):
+        average.update_parameters(model)
+    save_average(average, tmp_path)
+    assert int(load_average(model, 0.0, tmp_path).n_averaged) == 3
 
 
 @pytest.mark.parametrize("changes", [{"ema_decay": 0.3}, {"average_from": 0.5}])

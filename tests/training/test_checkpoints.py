@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 from helpers import save_tiny_body, train_tiny
@@ -9,13 +11,16 @@ from pneumonia_hf.training import averaging, checkpoints
 from pneumonia_hf.training.averaging import AVERAGE_FILE
 from pneumonia_hf.training.checkpoints import (
     UNFINISHED,
+    choose_outcome,
     install_checkpoint,
+    is_exhausted,
     last_checkpoint,
     list_checkpoints,
     phase_folder,
     remove_checkpoint,
     remove_old,
 )
+from pneumonia_hf.training.phases import Outcome
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +33,19 @@ def make_checkpoint(folder, step: int):
     checkpoint.mkdir(parents=True)
     (checkpoint / "file").write_text("x")
     return checkpoint
+
+
+@pytest.mark.parametrize(("sign", "metric"), [(1, "auroc"), (-1, "loss")])
+def test_lower_is_better_where_the_metric_says_so(sign, metric):
+    arguments = SimpleNamespace(
+        metric_for_best_model=metric, greater_is_better=sign > 0, early_stopping_patience=2,
+        load_best_model_at_end=True,
+    )  # fmt: skip
+    values = [sign * value for value in (0.1, 0.4, 0.2, 0.3)]
+    log = [{"loss": 1.0}, *({f"eval_{metric}": value} for value in values)]
+    assert is_exhausted(log, arguments) and not is_exhausted(log[:-1], arguments)
+    outcomes = [Outcome("checkpoint-1", value, 1, 1, None, []) for value in values]
+    assert choose_outcome(outcomes, arguments) == 1
 
 
 def test_checkpoint_exists_only_when_it_is_complete(tmp_path, monkeypatch):

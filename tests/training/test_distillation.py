@@ -10,8 +10,12 @@ from helpers import rename_classes, save_tiny_body, train_tiny
 from PIL import Image
 from transformers import TrainerCallback
 
+from pneumonia_hf.data.file_hashes import to_hex
+from pneumonia_hf.data.load import DataConfig
 from pneumonia_hf.errors import UserError
+from pneumonia_hf.imaging.preprocess import make_processor
 from pneumonia_hf.training.arguments import XrayTrainingArguments
+from pneumonia_hf.training.distillation import load_teacher, load_unlabelled
 from pneumonia_hf.training.losses import Targets
 
 
@@ -38,7 +42,6 @@ def test_teacher_scores_the_pixels_of_the_student_as_it_is_served(
     from pneumonia_hf.imaging.read import read_xray
     from pneumonia_hf.inference.predictor import Predictor
     from pneumonia_hf.training import distillation
-    from pneumonia_hf.training.distillation import load_teacher
 
     monkeypatch.setattr(distillation, "fast_precision", lambda device: "fp32")
     vit = save_tiny_body("vit-base", tmp_path / "vit")
@@ -123,7 +126,6 @@ def test_unlabelled_images_join_each_batch_and_the_manifest_counts_them(
 
 
 def test_unlabelled_images_have_no_share_of_any_class(teacher):
-    from pneumonia_hf.training.distillation import load_teacher
 
     pixels = torch.randint(0, 256, (5, 1, 40, 40)).float()
     classes = torch.tensor([[1.0, 0.0], [0.2, 0.8]])
@@ -134,12 +136,13 @@ def test_unlabelled_images_have_no_share_of_any_class(teacher):
     assert torch.equal(loaded.add_unlabelled(pixels), pixels)  # there are none
 
 
-def test_loss_of_an_unlabelled_image_is_the_teachers_alone():
+@pytest.mark.parametrize("imbalance", ["weights", "none"])
+def test_loss_of_an_unlabelled_image_is_the_teachers_alone(imbalance):
     from types import SimpleNamespace
 
     from pneumonia_hf.training.losses import XrayLoss
 
-    settings = {"imbalance": "weights", "teacher": "x", "distil_weight": 0.5,
+    settings = {"imbalance": imbalance, "teacher": "x", "distil_weight": 0.5,
                 "distil_temperature": 1.0, "label_smoothing_factor": 0.1,
                 "box_weight": 0.0}  # fmt: skip
     loss = XrayLoss(np.array([0, 0, 0, 1]), SimpleNamespace(**settings))
@@ -182,3 +185,22 @@ def test_teacher_that_has_seen_the_validation_images_is_refused(
     (teacher / "run.json").write_text(json.dumps(run))
     with pytest.raises(UserError, match="was made with 3 images of the validation split"):
         train_tiny("convnextv2-tiny", body, xray_folder, tmp_path / "run", teacher=str(teacher))
+    # A student may be chosen on the teacher's validation images, but not tested on them.
+    chosen_on = run["hashes"]["validation"][3:]
+    load_teacher(str(teacher), {"validation": chosen_on})
+    with pytest.raises(UserError, match="images of the test split"):
+        load_teacher(str(teacher), {"test": chosen_on})
+
+
+def test_listed_test_images_and_excluded_ones_are_not_learned_without_labels(tmp_path, xray_folder):
+    files = sorted((xray_folder / "NORMAL").iterdir())[:5]
+    for name, file in zip(("test", "excluded"), files, strict=False):
+        (tmp_path / name).write_text(hash_file(file))
+    lists = {"test_images": str(tmp_path / "test"), "exclude_images": str(tmp_path / "excluded")}
+    (tmp_path / "hospital").mkdir()
+    for file in files:
+        shutil.copy(file, tmp_path / "hospital")
+    folders, processor = [str(tmp_path / "hospital")], make_processor(32, (0.5,) * 3, (0.5,) * 3)
+    config = DataConfig([str(xray_folder)], **lists)
+    found = load_unlabelled(folders, processor, config, {hash_file(files[2])})
+    assert sorted(to_hex(found.hashes)) == sorted(map(hash_file, files[3:]))
