@@ -14,7 +14,7 @@ import pneumonia_hf
 from pneumonia_hf.data.file_hashes import hash_images, to_hex
 from pneumonia_hf.data.sources import open_images
 from pneumonia_hf.data.table import column
-from pneumonia_hf.errors import DataError, ModelError, XrayError
+from pneumonia_hf.errors import DataError, XrayError
 from pneumonia_hf.evaluation.steps import Steps
 from pneumonia_hf.hub import find_weights
 from pneumonia_hf.inference.predictor import Prediction, Predictor
@@ -72,7 +72,6 @@ def score_images(
 
     Raises:
         DataError: no image of a class can be read; with `strict`, any cannot.
-        ModelError: a probability is not finite.
     """
     steps = steps or Steps()
     found = steps.run(
@@ -171,10 +170,6 @@ def _predict(predictor: Predictor, data: Dataset, name: str, steps: Steps) -> di
     kept = [row for row, fault in enumerate(faults) if fault is None]
     predictions: list[Prediction] = [results[row] for row in kept]
     probabilities = np.array([one.probability for one in predictions], np.float64)
-    if broken := np.sum(~np.isfinite(probabilities)):
-        raise ModelError(
-            f"{broken} of {len(kept)} probabilities are not finite; the model's weights are broken."
-        )
     return {
         "kept": np.array(kept, np.int64),
         "probabilities": probabilities,

@@ -193,6 +193,9 @@ class Network:
 
         With `alone`, which needs `can_score_alone`, one core computes, and other threads may score
         at the same time.
+
+        Raises:
+            ModelError: a score is not finite.
         """
         import torch
 
@@ -216,6 +219,8 @@ class Network:
                 else self.gate.judge(features.astype(np.float64))
             )
         log_odds, other = map(np.concatenate, scores)
+        if not np.isfinite(log_odds).all():  # it would be called NORMAL
+            raise ModelError(f"The scores of {self.name} are not finite; its weights are broken.")
         return NetworkScores(log_odds, np.concatenate(verdicts), other)
 
     @property

@@ -59,14 +59,6 @@ def test_masks_are_in_no_measurement_and_are_listed(tmp_path, by_hand):
     )
 
 
-def test_a_model_that_gives_no_number_is_an_error(tmp_path, monkeypatch):
-    data = load_splits(draw_folder(tmp_path / "data", patients=2))["all"]
-    broken = Prediction("NORMAL", float("nan"), 0.5, "NORMAL", ())
-    monkeypatch.setattr(StubPredictor, "predict_images", lambda *_, refuse: [broken] * len(data))
-    with pytest.raises(UserError, match="4 of 4 probabilities are not finite"):
-        _predict(StubPredictor(), data, "data", Steps())
-
-
 def test_one_class_alone_is_an_error(predictor, xray_folder):
     data = load_splits(xray_folder)["all"].select(range(5))
     with pytest.raises(UserError, match="no readable PNEUMONIA"):

@@ -14,6 +14,7 @@ from pneumonia_hf.imaging.preprocess import make_processor
 from pneumonia_hf.inference.frontal import KINDS
 from pneumonia_hf.inference.network import Network, NetworkScores
 from pneumonia_hf.inference.predictor import FIELDS
+from pneumonia_hf.models.backbones import head_of
 from pneumonia_hf.reasons import Reason
 from pneumonia_hf.statistics.thresholds import OperatingPoint
 
@@ -137,6 +138,14 @@ def test_predictions_keep_the_order_of_files_and_errors(predictor, tmp_path):
     for number in (0, 30, 32, 69):
         expected = predictor.probabilities([read_xray(paths[number])])[0]
         assert results[number].probability == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_model_that_gives_no_number_is_an_error(tiny_model):
+    broken = Predictor.from_pretrained(tiny_model)
+    with torch.no_grad():
+        head_of(broken.network.model).weight[0, 0] = torch.nan
+    with pytest.raises(UserError, match="are not finite; its weights are broken"):
+        broken.predict(IMAGES[0])
 
 
 def test_a_single_path_is_one_file(predictor, tmp_path):
