@@ -18,7 +18,7 @@ from pneumonia_hf.data.file_hashes import hash_images, to_hex
 from pneumonia_hf.data.issues import DataIssue, log_issues
 from pneumonia_hf.data.pixel_store import cache_in
 from pneumonia_hf.data.sources import SOURCES, Source, parse_source
-from pneumonia_hf.data.splits import SPLIT_TOLERANCE, split_by_patient
+from pneumonia_hf.data.splits import split_by_patient
 from pneumonia_hf.data.table import ALL, SPLIT_NAMES, XrayData, column, to_dataset
 from pneumonia_hf.errors import UserError
 from pneumonia_hf.labels import LABELS
@@ -286,18 +286,13 @@ def _add_splits(splits: XrayData, config: DataConfig, source: str) -> XrayData:
         if name not in own and lists:
             train, listed = _split_listed(train, lists)
             own |= {name: listed} if len(listed) else {}
-    # Both fractions are of all images, but the second split is taken from the rest.
-    count = len(train)
-    if "test" not in own:
-        train, own["test"] = split_by_patient(train, config.test_fraction, config.split_seed)
-    if "validation" not in own:
-        of_rest = count / len(train)
-        train, own["validation"] = split_by_patient(
-            train,
-            config.validation_fraction * of_rest,
-            config.split_seed,
-            SPLIT_TOLERANCE * of_rest,
-        )
+    count = len(train)  # both fractions are of all these images
+    for name in ("test", "validation"):
+        if name not in own:
+            fraction, flag_name = getattr(config, f"{name}_fraction"), f"--{name}_fraction"
+            train, own[name] = split_by_patient(
+                train, fraction, config.split_seed, count, flag_name
+            )
     own["train"] = train
     is_listed = config.test_images or config.validation_images
     if not is_listed and sum(map(len, own.values())) != count_kept:
