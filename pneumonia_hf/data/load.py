@@ -180,7 +180,7 @@ def _list_sources(
         found = SOURCES[source.kind].list(source.where)
         splits = {name: _add_source(d, source, hospitals, several) for name, d in found.items()}
         for name, data in splits.items():
-            _check_one_source(source, name, data, may_lack or several)
+            _check_one_source(source, name, data, may_lack or several, found.issues)
         issues = [*found.issues, *find_both_labels(found)]
         if several:
             issues = [
@@ -229,7 +229,9 @@ def find_both_labels(splits: dict[str, Dataset]) -> list[DataIssue]:
     ]
 
 
-def _check_one_source(source: Source, split: str, data: Dataset, may_lack: bool) -> None:
+def _check_one_source(
+    source: Source, split: str, data: Dataset, may_lack: bool, issues: Sequence[DataIssue]
+) -> None:
     """Raise an error if a split lacks a class, or log a warning where it may."""
     counts = np.bincount(column(data, "label").to_numpy(), minlength=len(LABELS))
     for label in np.flatnonzero(counts == 0):
@@ -251,6 +253,12 @@ def _check_one_source(source: Source, split: str, data: Dataset, may_lack: bool)
         found = next((one for one in others if one.upper() == name), None)
         if found:
             raise UserError(f"{others[found]} holds no images; put the {name} X-rays there.")
+        unknown = [one for one in issues if one.kind == "unknown_label"]
+        if inside := [one for one in unknown if (root / one.file).is_relative_to(folder)]:
+            raise UserError(
+                f"{folder} has no {name} images, but {len(inside)} that are neither NORMAL nor "
+                f"PNEUMONIA: {inside[0].file}, {inside[0].reason}; rename that label."
+            )
         has = f" (it has {', '.join([*others][:5])})" if others else ""
         raise UserError(
             f"{folder} has no {name} folder, and both classes are needed{has}; add {folder / name}."

@@ -197,6 +197,16 @@ def test_flat_folder_gets_its_labels_from_metadata(tmp_path):
     assert found["both_labels"] == ["p0", "p1", "p2"]
 
 
+def test_unknown_label_of_metadata_is_named_where_a_class_is_lacking(tmp_path):
+    rows = [f"images/{number}.png,{('Normal', 'Lung Opacity')[number % 2]}" for number in range(6)]
+    (tmp_path / "images").mkdir()
+    for number in range(6):
+        draw_xray(number, ill=False).save(tmp_path / "images" / f"{number}.png")
+    (tmp_path / "metadata.csv").write_text("file_name,label\n" + "\n".join(rows))
+    with pytest.raises(UserError, match=r"no PNEUMONIA images, but 3 .* says 'Lung Opacity'"):
+        load_splits(tmp_path)
+
+
 def test_contradictions_of_metadata_and_folders_are_reported(tmp_path, caplog):
     folder = draw_folder(tmp_path / "data", patients=3)
     write_metadata(
