@@ -279,6 +279,8 @@ class _Lister:
             self.listing.issues.append(DataIssue("odd_name", shown, "rename it"))
         elif any(_is_system_file(name) for name in file.parts):
             self._report("system_file", path, "hidden or created by an operating system")
+        elif path.is_symlink() and not path.exists():
+            self._report("not_an_image", path, "a link to a file that does not exist")
         elif not is_image_file(path):
             self._report("not_an_image", path, f"its extension is {path.suffix or 'missing'}")
         elif is_mask:

@@ -171,6 +171,14 @@ def test_links_are_followed_without_cycles(tmp_path):
     assert len(load_splits(tmp_path / "data")["all"]) == 6
 
 
+def test_link_to_a_file_that_does_not_exist_is_reported_as_such(tmp_path):
+    folder = draw_folder(tmp_path / "data", patients=2)
+    (folder / "NORMAL" / "one.jpeg").symlink_to(tmp_path / "annex" / "one.jpeg")
+    (issue,) = load_splits(folder).issues
+    assert issue.file == "NORMAL/one.jpeg"
+    assert issue.reason == "a link to a file that does not exist"
+
+
 def write_metadata(folder, *lines: str) -> None:
     (folder / "metadata.csv").write_text("\n".join(lines) + "\n")
 
