@@ -215,6 +215,19 @@ def test_unknown_label_of_metadata_is_named_where_a_class_is_lacking(tmp_path):
         load_splits(tmp_path)
 
 
+def test_patients_written_as_not_available_are_none_and_a_split_column_is_no_split(
+    tmp_path, caplog
+):
+    folder = draw_flat(tmp_path / "data")
+    patients = ("NA", "nan", "NaN", "None", "p1", "p1")
+    rows = [f"{number}.png,{number % 2},{one},test" for number, one in enumerate(patients)]
+    write_metadata(folder, "file_name,label,patient_id,Split", *rows)
+    splits = load_splits(folder)
+    assert [*splits] == ["all"]
+    assert len(set(splits["all"]["patient"][:])) == 5
+    assert caplog.text.count("column split of metadata.csv is not used") == 1
+
+
 def test_contradictions_of_metadata_and_folders_are_reported(tmp_path, caplog):
     folder = draw_folder(tmp_path / "data", patients=3)
     write_metadata(
