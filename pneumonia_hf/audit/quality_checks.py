@@ -14,7 +14,14 @@ from pneumonia_hf.audit.dataset import (
 from pneumonia_hf.data.issues import ISSUE_KINDS, NOT_STRICT
 from pneumonia_hf.imaging.xray import LEAST_SPREAD, LONGEST_SHAPE, SMALLEST_SIDE
 from pneumonia_hf.labels import LABELS
+from pneumonia_hf.reasons import Reason
 
+HEADER_WORDS = {  # of DICOM files
+    Reason.MODALITY: "say that they are no chest radiographs",
+    Reason.VIEW: "say that they are not frontal",
+    Reason.BITS: "have values of more bits than stated",
+    Reason.WINDOW: "have a window that cannot be applied",
+}
 WHITE_SHARE = 0.1  # of saturated pixels; real X-rays have up to 0.04
 DARK, BRIGHT = 40.0, 220.0  # mean gray levels; real X-rays have 60 to 200
 FEW = 0.01  # share of the images up to which an unusual exposure is acceptable
@@ -48,17 +55,22 @@ def check_sizes(xrays: Xrays) -> Finding:
 
 
 def check_modes(xrays: Xrays) -> Finding:
-    """Encodings: file formats, bit depths and colour; coloured images are not X-rays."""
-    coloured = np.flatnonzero(xrays.images.facts("coloured"))
+    """Encodings: formats, bit depths, colour, and DICOM headers that name no frontal X-ray."""
+    coloured, doubts = xrays.images.facts("coloured"), xrays.images.facts("doubt")
     formats, modes = xrays.images.facts("format"), xrays.images.facts("mode")
     kinds: dict[str, int] = {}
     for name in np.unique(formats):
         for mode, count in zip(*np.unique(modes[formats == name], return_counts=True), strict=True):
             kinds[f"{name.decode()} {mode.decode()}".strip()] = int(count)
     text = ", ".join(f"{count} {name}" for name, count in kinds.items())
-    if len(coloured):
-        text += f"; {len(coloured)} are coloured"
-    return finding_of_images(xrays, coloured, f"{text}.", kinds=kinds)
+    if coloured.any():
+        text += f"; {np.count_nonzero(coloured)} are coloured"
+    for doubt, words in HEADER_WORDS.items():
+        if count := np.count_nonzero(doubts == doubt.name.encode()):
+            text += f"; {count} {words}"
+    odd = np.flatnonzero((coloured > 0) | (doubts != b""))
+    captions = [doubts[row].decode().lower() or "coloured" for row in odd]
+    return finding_of_images(xrays, odd, f"{text}.", captions, kinds=kinds)
 
 
 def check_brightness(xrays: Xrays) -> Finding:

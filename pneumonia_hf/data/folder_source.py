@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import logging
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,7 +22,9 @@ from pneumonia_hf.labels import LABELS, find_label, find_plain_label
 if TYPE_CHECKING:
     from datasets import Dataset
 
+logger = logging.getLogger(__name__)
 KNOWN_COLUMNS = {"file_name", "label", "patient_id"}  # of metadata.csv, in any case
+NO_PATIENT = {"na", "nan", "none"}  # what tables write in an empty cell
 NORMAL = LABELS.index("NORMAL")
 # Beside a folder of images: masks, as of the COVID-19 Radiography Database, or lung masks.
 MASK_FOLDER = re.compile(r"(.*[\W_])?(masks?|segmentations?)", re.IGNORECASE)
@@ -85,6 +88,10 @@ def list_folder(where: str, one_vs_rest: bool = False) -> XrayData:
             f"{root} has neither train/ val/ test/ nor NORMAL/ and PNEUMONIA/ folders; {hint}"
         )
     lister.report_missing()
+    if not splits and any("split" in map(str.lower, row) for row in lister.rows.values()):
+        logger.warning(
+            "The column split of metadata.csv is not used; folders train/, val/ and test/ are."
+        )
     for name, split in listing.items():
         if not len(split) and listing.issues:
             first = listing.issues[0]
@@ -196,6 +203,8 @@ class _Lister:
                 path = os.path.normpath(folder / file.replace("\\", "/"))
                 missing += [] if os.path.exists(path) else [file]
             cells = {key: value.strip() for key, value in row.items() if value and value.strip()}
+            if cells.get("patient_id", "").lower() in NO_PATIENT:
+                del cells["patient_id"]
             if rows.setdefault(path, cells) != cells:
                 raise UserError(f"{table} names {file} twice with different values; keep one line.")
         if not lines:
@@ -279,6 +288,8 @@ class _Lister:
             self.listing.issues.append(DataIssue("odd_name", shown, "rename it"))
         elif any(_is_system_file(name) for name in file.parts):
             self._report("system_file", path, "hidden or created by an operating system")
+        elif path.is_symlink() and not path.exists():
+            self._report("not_an_image", path, "a link to a file that does not exist")
         elif not is_image_file(path):
             self._report("not_an_image", path, f"its extension is {path.suffix or 'missing'}")
         elif is_mask:

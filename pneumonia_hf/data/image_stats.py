@@ -8,9 +8,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pneumonia_hf.reasons import Reason
+
 if TYPE_CHECKING:
     from pneumonia_hf.imaging.xray import Xray
 
+HEADER_DOUBTS = (Reason.MODALITY, Reason.VIEW, Reason.BITS, Reason.WINDOW)
 SEGMENTS = 8  # per side of the border
 BORDER = 0.04  # width of the border strips, as a share of the image's side
 # Shares are of all pixels of the full-size image.
@@ -28,6 +31,7 @@ FACTS = np.dtype(
         ("coloured", "<u1"),
         ("mode", "S19"),  # as stored in the file
         ("format", "S8"),
+        ("doubt", "S8"),  # the first of HEADER_DOUBTS that the file's header raises
         ("border", "<u1", 4 * SEGMENTS),  # mean level along the four sides
         # CRC-32 of the pixels and of the record above: the only sign of damage that keeps the size.
         ("checksum", "<u4"),
@@ -57,6 +61,8 @@ def compute_facts(xray: Xray) -> np.ndarray:
     record["coloured"] = xray.coloured
     record["mode"] = xray.mode.encode()[:19]
     record["format"] = xray.format.encode()[:8]
+    found = {caveat.reason for caveat in xray.caveats}
+    record["doubt"] = next((one.name.encode() for one in HEADER_DOUBTS if one in found), b"")
     return record
 
 

@@ -18,7 +18,7 @@ from pneumonia_hf.data.file_hashes import hash_images, to_hex
 from pneumonia_hf.data.issues import DataIssue, log_issues
 from pneumonia_hf.data.pixel_store import cache_in
 from pneumonia_hf.data.sources import SOURCES, Source, parse_source
-from pneumonia_hf.data.splits import SPLIT_TOLERANCE, split_by_patient
+from pneumonia_hf.data.splits import split_by_patient
 from pneumonia_hf.data.table import ALL, SPLIT_NAMES, XrayData, column, to_dataset
 from pneumonia_hf.errors import UserError
 from pneumonia_hf.labels import LABELS
@@ -180,7 +180,7 @@ def _list_sources(
         found = SOURCES[source.kind].list(source.where)
         splits = {name: _add_source(d, source, hospitals, several) for name, d in found.items()}
         for name, data in splits.items():
-            _check_one_source(source, name, data, may_lack or several)
+            _check_one_source(source, name, data, may_lack or several, found.issues)
         issues = [*found.issues, *find_both_labels(found)]
         if several:
             issues = [
@@ -229,7 +229,9 @@ def find_both_labels(splits: dict[str, Dataset]) -> list[DataIssue]:
     ]
 
 
-def _check_one_source(source: Source, split: str, data: Dataset, may_lack: bool) -> None:
+def _check_one_source(
+    source: Source, split: str, data: Dataset, may_lack: bool, issues: Sequence[DataIssue]
+) -> None:
     """Raise an error if a split lacks a class, or log a warning where it may."""
     counts = np.bincount(column(data, "label").to_numpy(), minlength=len(LABELS))
     for label in np.flatnonzero(counts == 0):
@@ -251,6 +253,12 @@ def _check_one_source(source: Source, split: str, data: Dataset, may_lack: bool)
         found = next((one for one in others if one.upper() == name), None)
         if found:
             raise UserError(f"{others[found]} holds no images; put the {name} X-rays there.")
+        unknown = [one for one in issues if one.kind == "unknown_label"]
+        if inside := [one for one in unknown if (root / one.file).is_relative_to(folder)]:
+            raise UserError(
+                f"{folder} has no {name} images, but {len(inside)} that are neither NORMAL nor "
+                f"PNEUMONIA: {inside[0].file}, {inside[0].reason}; rename that label."
+            )
         has = f" (it has {', '.join([*others][:5])})" if others else ""
         raise UserError(
             f"{folder} has no {name} folder, and both classes are needed{has}; add {folder / name}."
@@ -286,18 +294,13 @@ def _add_splits(splits: XrayData, config: DataConfig, source: str) -> XrayData:
         if name not in own and lists:
             train, listed = _split_listed(train, lists)
             own |= {name: listed} if len(listed) else {}
-    # Both fractions are of all images, but the second split is taken from the rest.
-    count = len(train)
-    if "test" not in own:
-        train, own["test"] = split_by_patient(train, config.test_fraction, config.split_seed)
-    if "validation" not in own:
-        of_rest = count / len(train)
-        train, own["validation"] = split_by_patient(
-            train,
-            config.validation_fraction * of_rest,
-            config.split_seed,
-            SPLIT_TOLERANCE * of_rest,
-        )
+    count = len(train)  # both fractions are of all these images
+    for name in ("test", "validation"):
+        if name not in own:
+            fraction, flag_name = getattr(config, f"{name}_fraction"), f"--{name}_fraction"
+            train, own[name] = split_by_patient(
+                train, fraction, config.split_seed, count, flag_name
+            )
     own["train"] = train
     is_listed = config.test_images or config.validation_images
     if not is_listed and sum(map(len, own.values())) != count_kept:

@@ -6,15 +6,20 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-# File names of the Kermany set, in which one patient has up to 30 images.
+# File names of the Kermany set on Kaggle, in which one patient has up to 30 images.
 KERMANY_NAME = re.compile(r"^(person\d+)_(?:bacteria|virus)_\d+|^((?:NORMAL2-)?IM-\d+)-\d+")
-# Patients from such file names: `train/person1008`, `a:IM-0115`.
+# File names of the set under its own DOI: class, number of the patient, number of the image.
+NUMBERED_NAME = re.compile(r"^(?:NORMAL|BACTERIA|VIRUS)-(\d+)-\d+")
+# Groups by names of the first kind: `train/person1008`, `a:IM-0115`.
 KERMANY_PATIENT = re.compile(r"(^|[/:])(person\d+|(NORMAL2-)?IM-\d+)$")
 
 
 def find_patient(file: str, prefix: str) -> str | None:
     """Return the patient in a file name of the Kermany set, or None for other names."""
-    match = KERMANY_NAME.match(Path(file).name)
+    name = Path(file).name
+    if numbered := NUMBERED_NAME.match(name):
+        return numbered[1]  # in every split and class
+    match = KERMANY_NAME.match(name)
     if not match:
         return None
     # Other software uses such names too, with a folder for each patient.
@@ -23,7 +28,7 @@ def find_patient(file: str, prefix: str) -> str | None:
 
 
 def named_by_file(patients: Iterable[str]) -> bool:
-    """Return whether all patients are groups by file name of the Kermany set.
+    """Return whether all patients are groups by file name of the Kermany set on Kaggle.
 
     The true number of patients may then be larger: `personN_bacteria` and `personN_virus` are
     numbered separately, so a group may hold two patients. And no group can have both labels,

@@ -19,7 +19,11 @@ SPLIT_DRAWS = 200  # random orders of the patients to try
 
 
 def split_by_patient(
-    data: Dataset, fraction: float, seed: int, tolerance: float = SPLIT_TOLERANCE
+    data: Dataset,
+    fraction: float,
+    seed: int,
+    whole: int | None = None,
+    flag: str = "--test_fraction",
 ) -> tuple[Dataset, Dataset]:
     """Divide `data` into two splits without a common patient; the second has the `fraction`.
 
@@ -27,7 +31,8 @@ def split_by_patient(
     their labels (NORMAL only, PNEUMONIA only, both) and by STRATIFYING of their first image, so
     that the classes keep their shares.
 
-    `fraction`, above 0 and below 1, is a share of the images, and `tolerance` its largest error.
+    `fraction`, above 0 and below 1, is met to within SPLIT_TOLERANCE. Both are shares of the
+    images, or of `whole` images of which `data` is the rest. `flag` requests it.
 
     Raises:
         UserError: no draw meets the share within the tolerance, or a split would lack a class.
@@ -35,6 +40,9 @@ def split_by_patient(
     import pyarrow.compute as pc
 
     labels = column(data, "label").to_numpy()
+    whole = whole or len(labels)
+    requested, of_rest = fraction, whole / max(len(labels), 1)
+    fraction, tolerance = requested * of_rest, SPLIT_TOLERANCE * of_rest
     ranks = pc.rank(column(data, "patient"), tiebreaker="dense").to_numpy()  # from 1
     patients = ranks.astype(np.int64) - 1
     images = np.zeros((patients.max(initial=-1) + 1, len(LABELS)), np.int64)  # of each patient
@@ -57,15 +65,16 @@ def split_by_patient(
             f"{np.sum(images[:, label] > 0)} with {name}" for label, name in enumerate(LABELS)
         )
         raise UserError(
-            f"Too few patients ({counts}) to split off {fraction:.1%} of the images with both "
+            f"Too few patients ({counts}) to split off {requested:.1%} of the images with both "
             f"classes; give more images, or train/, val/ and test/ folders."
         )
     second = best[patients]
     if best_error > tolerance + 1e-9:  # in floating point, 0.16 - 0.15 exceeds 0.01
+        share = second.sum() / whole
         raise UserError(
-            f"Whole patients cannot make up {fraction:.1%} of the {len(labels)} images; the "
-            f"nearest share found is {second.mean():.1%}. Request that with --validation_fraction "
-            f"or --test_fraction, or give more patients."
+            f"Whole patients cannot make up {requested:.1%} of the {whole} images; the nearest "
+            f"share found is {share:.1%}. Request that with {flag} {share:.3f}, or give more "
+            f"patients."
         )
     return take(data, np.flatnonzero(~second)), take(data, np.flatnonzero(second))
 

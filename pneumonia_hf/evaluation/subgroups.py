@@ -42,7 +42,7 @@ AGES = (6, 18, 40, 60, 80)  # first years of all age bands but the youngest
 MOST_VALUES = 12  # of a column of text: more are names or remarks
 FEWEST = 5  # images of a class, below which a group has no metric
 SIGNIFICANT = 0.05  # adjusted p-value below which a gap is flagged
-FILE_KIND = re.compile(r"[_-](bacteria|virus)[_-]", re.IGNORECASE)
+FILE_KIND = re.compile(r"(?:^|[/:_-])(bacteria|virus)[_-]", re.IGNORECASE)
 
 
 @dataclass(frozen=True)

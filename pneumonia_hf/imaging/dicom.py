@@ -129,7 +129,10 @@ def _find_side_view(dataset: Dataset) -> str | None:
         is_lateral = re.search(r"\blateral", meaning) and "decubitus" not in meaning
         if is_lateral or code.get("CodeValue") in _LATERAL_CODES:
             return "lateral"
-    return None
+    directions = dataset.get("PatientOrientation") or ()  # of rows and columns (C.7.6.1.1.1)
+    is_given = not position and not isinstance(directions, str)
+    # Neither is towards the front or the back of a patient who is seen from there.
+    return "lateral" if is_given and any(str(one)[:1] in set("AP") for one in directions) else None
 
 
 class _LimitedReader:

@@ -133,11 +133,11 @@ def _rescale(stored: np.ndarray, dataset: Dataset) -> np.ndarray:
     if dataset.get("ModalityLUTSequence"):
         return _apply_table(stored, dataset, dataset.ModalityLUTSequence[0])[0]
     slope, intercept = dataset.get("RescaleSlope"), dataset.get("RescaleIntercept")
-    if not slope or intercept is None:  # absent or empty; a slope of 0 would leave no X-ray
+    if not slope:  # absent or empty; a slope of 0 would leave no X-ray
         for key in {"RescaleSlope", "RescaleIntercept"} & set(dataset.dir()):
             delattr(dataset, key)
         return stored.astype(np.float64)
-    values = stored * float(slope) + float(intercept)
+    values = stored * float(slope) + float(intercept or 0)
     if not np.isfinite(values).all():
         raise ValueError("its rescale slope and intercept are invalid")
     return values
@@ -162,7 +162,8 @@ def _apply_window(
             least, most = apply_windowing(np.array([-np.inf, np.inf]), dataset)
         else:
             return None
-        if not (np.isfinite([least, most]).all() and least < most):
+        # pydicom's output falls from least to most where the rescale slope is negative.
+        if not (np.isfinite([least, most]).all() and least != most):
             raise ValueError("the window has no range")
     except Exception:
         # Windows without width and tables without length are common; pydicom raises many types

@@ -234,11 +234,13 @@ def _read_dicom(name: str, stream: BinaryIO, max_pixels: int) -> Xray:
 
 def _to_gray(image: Image.Image) -> tuple[np.ndarray, bool]:
     # Pillow's conversion clips 16-bit values at 255, which turns X-rays white.
-    if image.mode in _GRAY_16_MODES:
-        return _scale_16_bit(image), False
-    if image.mode in {"I", "F"}:
-        return scale_wide(image), False
-    return colours_to_gray(image)
+    if image.mode not in _GRAY_16_MODES | {"I", "F"}:
+        return colours_to_gray(image)
+    gray = _scale_16_bit(image) if image.mode in _GRAY_16_MODES else scale_wide(image)
+    # Of TIFF files whose lowest value is white, Pillow inverts those of up to 8 bits alone.
+    if getattr(image, "tag_v2", {}).get(ExifTags.Base.PhotometricInterpretation) == 0:
+        np.subtract(255, gray, out=gray)
+    return gray, False
 
 
 def _scale_16_bit(levels: Image.Image | np.ndarray) -> np.ndarray:

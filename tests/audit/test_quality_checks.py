@@ -5,6 +5,7 @@ import shutil
 import numpy as np
 from helpers import draw_textured_xray
 from PIL import Image
+from xray_files import make_dicom
 
 from pneumonia_hf.audit.run import audit_sources
 
@@ -18,6 +19,9 @@ def test_each_odd_image_or_file_is_reported_by_its_check(clean, tmp_path):
     Image.merge("RGB", [draw_textured_xray(n, False) for n in (3, 4, 5)]).save(
         normal / "colour.png"
     )
+    gray = np.asarray(draw_textured_xray(7, False)).astype(np.uint16) * 16
+    (normal / "ct.dcm").write_bytes(make_dicom(gray, Modality="CT"))
+    (normal / "lateral.dcm").write_bytes(make_dicom(gray[::-1], ViewPosition="LL"))
     white = np.asarray(draw_textured_xray(6, False)).copy()
     white[:60] = 255
     Image.fromarray(white).save(normal / "white.png")
@@ -27,7 +31,7 @@ def test_each_odd_image_or_file_is_reported_by_its_check(clean, tmp_path):
     expected = {
         "blank": ["blank.png"],
         "sizes": ["long.png", "small.png"],
-        "modes": ["colour.png"],
+        "modes": ["colour.png", "ct.dcm", "lateral.dcm"],
         "saturated": ["white.png"],
         "unreadable": ["text.jpeg"],
         "strays": ["notes.txt"],
@@ -35,6 +39,6 @@ def test_each_odd_image_or_file_is_reported_by_its_check(clean, tmp_path):
     for name, files in expected.items():
         assert findings[name].more["files"] == [f"train/NORMAL/{file}" for file in files], name
         assert findings[name].verdict == "warn", name
-    assert findings["unknown_patients"].count == 6
+    assert findings["unknown_patients"].count == 8
     assert findings["unknown_patients"].more["files"] == ["train/NORMAL/blank.png"]
     assert "not an image" in findings["unreadable"].examples[0]["reason"]

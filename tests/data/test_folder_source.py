@@ -171,6 +171,14 @@ def test_links_are_followed_without_cycles(tmp_path):
     assert len(load_splits(tmp_path / "data")["all"]) == 6
 
 
+def test_link_to_a_file_that_does_not_exist_is_reported_as_such(tmp_path):
+    folder = draw_folder(tmp_path / "data", patients=2)
+    (folder / "NORMAL" / "one.jpeg").symlink_to(tmp_path / "annex" / "one.jpeg")
+    (issue,) = load_splits(folder).issues
+    assert issue.file == "NORMAL/one.jpeg"
+    assert issue.reason == "a link to a file that does not exist"
+
+
 def write_metadata(folder, *lines: str) -> None:
     (folder / "metadata.csv").write_text("\n".join(lines) + "\n")
 
@@ -195,6 +203,29 @@ def test_flat_folder_gets_its_labels_from_metadata(tmp_path):
     assert found["unknown_label"] == ["6.png"]
     assert found["no_place"] == ["7.png"]
     assert found["both_labels"] == ["p0", "p1", "p2"]
+
+
+def test_unknown_label_of_metadata_is_named_where_a_class_is_lacking(tmp_path):
+    rows = [f"images/{number}.png,{('Normal', 'Lung Opacity')[number % 2]}" for number in range(6)]
+    (tmp_path / "images").mkdir()
+    for number in range(6):
+        draw_xray(number, ill=False).save(tmp_path / "images" / f"{number}.png")
+    (tmp_path / "metadata.csv").write_text("file_name,label\n" + "\n".join(rows))
+    with pytest.raises(UserError, match=r"no PNEUMONIA images, but 3 .* says 'Lung Opacity'"):
+        load_splits(tmp_path)
+
+
+def test_patients_written_as_not_available_are_none_and_a_split_column_is_no_split(
+    tmp_path, caplog
+):
+    folder = draw_flat(tmp_path / "data")
+    patients = ("NA", "nan", "NaN", "None", "p1", "p1")
+    rows = [f"{number}.png,{number % 2},{one},test" for number, one in enumerate(patients)]
+    write_metadata(folder, "file_name,label,patient_id,Split", *rows)
+    splits = load_splits(folder)
+    assert [*splits] == ["all"]
+    assert len(set(splits["all"]["patient"][:])) == 5
+    assert caplog.text.count("column split of metadata.csv is not used") == 1
 
 
 def test_contradictions_of_metadata_and_folders_are_reported(tmp_path, caplog):

@@ -201,6 +201,16 @@ def test_share_that_whole_patients_cannot_meet_is_refused(tmp_path):
     assert (len(kept), len(second)) == (10, 2)
 
 
+def test_share_that_the_error_advises_is_met(tmp_path):
+    folder = draw_folder(tmp_path / "data", patients=15)
+    shares = {"test_fraction": 0.133}
+    with pytest.raises(UserError, match=r"15.0% of the 30 images.*--validation_\w+ 0.1") as error:
+        load_xrays(DataConfig(str(folder), **shares))
+    advised = re.search(r"--(\w+) ([\d.]+),", str(error.value))
+    splits = load_xrays(DataConfig(str(folder), **shares, **{advised[1]: float(advised[2])}))
+    assert len(splits["validation"]) / 30 == pytest.approx(float(advised[2]), abs=0.001)
+
+
 def test_patient_with_both_labels_stays_in_one_split():
     listing, table = XrayData(), RowTable()
     for patient in range(100):

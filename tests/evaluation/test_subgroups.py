@@ -7,7 +7,12 @@ import pytest
 from datasets import Dataset
 
 from pneumonia_hf.data.folder_source import OtherImage
-from pneumonia_hf.evaluation.subgroups import measure_subgroups, score_other_classes, to_groups
+from pneumonia_hf.evaluation.subgroups import (
+    list_groups,
+    measure_subgroups,
+    score_other_classes,
+    to_groups,
+)
 from pneumonia_hf.inference.predictor import Prediction
 from pneumonia_hf.statistics.intervals import draw_patients
 from pneumonia_hf.statistics.metrics import auroc, auroc_within
@@ -184,6 +189,12 @@ def test_other_findings_are_compared_with_the_pneumonias_of_the_same_view(by_han
     columns["view"][7] = "AP"
     found = score_other_classes(predictor, others, columns, main, 50).groups
     assert np.isnan(found[2].auroc.value)
+
+
+def test_file_names_say_whether_bacteria_or_a_virus():
+    names = ["a:BACTERIA-1008087-0001.jpeg", "PNEUMONIA/VIRUS-6-0001.jpeg", "person1_virus_1.jpeg"]
+    data = Dataset.from_dict({"file": [*names, "NORMAL-1-1.jpeg"], "label": [1, 1, 1, 0]})
+    assert list_groups(data, []) == {"file name": ["bacteria", "virus", "virus", None]}
 
 
 def test_groups_of_one_class_and_small_groups():

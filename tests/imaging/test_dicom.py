@@ -189,6 +189,21 @@ def test_frontal_and_unknown_view_positions_are_no_warning(position):
 
 
 @pytest.mark.parametrize(
+    ("directions", "position", "lateral"),
+    [
+        *((["A", "F"], "", True), (["P", "F"], None, True), (["AL", "F"], None, True)),
+        *((["F", "A"], None, True), (["L", "F"], None, False), (["R", "FA"], None, False)),
+        *((["A", "F"], "PA", False), ("PA", None, False), (None, None, False)),
+    ],
+)
+def test_directions_of_a_lateral_film_without_a_view_position_are_a_warning(
+    directions, position, lateral
+):
+    found = find_warnings(PatientOrientation=directions, ViewPosition=position)
+    assert found == ("The DICOM file says that its view is lateral, not frontal.",) * lateral
+
+
+@pytest.mark.parametrize(
     ("value", "meaning", "view"),
     [
         ("399067008", "", "lateral"),

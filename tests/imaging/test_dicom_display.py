@@ -67,6 +67,28 @@ def test_window_applies_to_rescaled_values():
     assert np.abs(np.asarray(plain, int) - np.asarray(read_xray(moved), int)).max() <= 1
 
 
+@pytest.mark.parametrize("function", [None, "LINEAR", "LINEAR_EXACT", "SIGMOID"])
+@pytest.mark.parametrize(("slope", "intercept"), [(-1, 4095), (-0.5, 0), (-1, None)])
+def test_window_applies_to_values_of_a_negative_slope(slope, intercept, function):
+    # Stored are other values; the displayed ones, and the window with them, are moved and scaled.
+    moved = {"RescaleSlope": slope, "WindowWidth": 2000 * abs(slope)}
+    moved["WindowCenter"] = (1900 - 4095) * abs(slope) + (intercept or 0)
+    if intercept is not None:
+        moved["RescaleIntercept"] = intercept
+    plain = {"WindowCenter": 1900, "WindowWidth": 2000}
+    if function:
+        moved["VOILUTFunction"] = plain["VOILUTFunction"] = function
+    found = open_xray(make_dicom(4095 - CHEST, **moved))
+    expected = np.asarray(read_xray(make_dicom(CHEST, **plain)), int)
+    assert found.warnings == ()
+    assert np.abs(np.asarray(found.image, int) - expected).max() <= 1
+
+
+def test_slope_without_an_intercept_is_applied():
+    found = np.asarray(read_xray(make_dicom(4095 - CHEST, RescaleSlope=-1)), int)
+    assert np.abs(found - np.asarray(read_xray(make_dicom(CHEST)), int)).max() <= 1
+
+
 def test_sigmoid_window_is_applied():
     image = read_xray(
         make_dicom(RAMP, WindowCenter=2048, WindowWidth=1024, VOILUTFunction="SIGMOID")

@@ -13,7 +13,7 @@ from PIL import Image
 from xray_files import RAMP, encode, make_dicom
 
 from pneumonia_hf import XrayError, open_xray, read_xray
-from pneumonia_hf.imaging.read import is_image_file
+from pneumonia_hf.imaging.read import is_image_file, to_xray
 
 
 def encode_png_16(*channels: np.ndarray) -> bytes:
@@ -75,18 +75,34 @@ def test_16_bit_colours_and_alpha_are_read_like_16_bit_gray(channels):
     assert np.abs(np.asarray(found.image, int) - np.asarray(gray, int)).max() <= 1
 
 
-def test_16_bit_colours_of_a_tiff_keep_their_gray_levels():
+def encode_tiff(pixels: np.ndarray, photometric: int) -> bytes:
+    """Write an uncompressed TIFF, whose photometric interpretation Pillow would not keep."""
     from PIL import TiffImagePlugin
 
-    ramp = np.tile(np.linspace(300, 4000, 400), (50, 1)).astype("<u2")
-    tags = {256: 400, 257: 50, 258: (16, 16, 16), 259: 1, 262: 2, 273: 0, 277: 3, 278: 50}
-    pixels = np.dstack([ramp] * 3).tobytes()
+    height, width, samples = np.atleast_3d(pixels).shape
+    tags = {256: width, 257: height, 258: (8 * pixels.itemsize,) * samples, 259: 1}
+    tags |= {262: photometric, 273: 0, 277: samples, 278: height, 279: pixels.nbytes}
     directory = TiffImagePlugin.ImageFileDirectory_v2(prefix=b"II")
-    for tag, value in (tags | {279: len(pixels)}).items():
+    for tag, value in (tags | {339: 3 if pixels.dtype.kind == "f" else 1}).items():
         directory[tag] = value
-    data = b"II*\0\x08\0\0\0" + directory.tobytes(8) + pixels
+    return b"II*\0\x08\0\0\0" + directory.tobytes(8) + pixels.tobytes()
+
+
+def test_16_bit_colours_of_a_tiff_keep_their_gray_levels():
+    ramp = np.tile(np.linspace(300, 4000, 400), (50, 1)).astype("<u2")
+    data = encode_tiff(np.dstack([ramp] * 3), photometric=2)
     expected = np.asarray(read_xray(encode_png_16(ramp)), int)
     assert np.abs(np.asarray(read_xray(data), int) - expected).max() <= 1
+
+
+@pytest.mark.parametrize("type", ["u1", "<u2", "<f4"])
+def test_tiff_whose_lowest_value_is_white_is_inverted(type):
+    values = (np.asarray(GRAY) * (257.0 if type == "<u2" else 1)).astype(type)
+    most = np.iinfo(type).max if type != "<f4" else 255
+    data = {0: encode_tiff((most - values).astype(type), 0), 1: encode_tiff(values, 1)}
+    for opened in (lambda one: one, lambda one: Image.open(io.BytesIO(one))):
+        white, black = (np.asarray(to_xray(opened(one)).image, int) for one in data.values())
+        assert np.abs(white - black).max() <= 1
 
 
 @pytest.mark.parametrize("type", ["int32", "float32"])
