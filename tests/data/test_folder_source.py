@@ -219,12 +219,12 @@ def test_patients_written_as_not_available_are_none_and_a_split_column_is_no_spl
     tmp_path, caplog
 ):
     folder = draw_flat(tmp_path / "data")
-    patients = ("NA", "nan", "NaN", "None", "p1", "p1")
+    patients = ("NA", "NA", "NaN", "NaN", "None", "None")
     rows = [f"{number}.png,{number % 2},{one},test" for number, one in enumerate(patients)]
     write_metadata(folder, "file_name,label,patient_id,Split", *rows)
     splits = load_splits(folder)
     assert [*splits] == ["all"]
-    assert len(set(splits["all"]["patient"][:])) == 5
+    assert len(set(splits["all"]["patient"][:])) == 6
     assert caplog.text.count("column split of metadata.csv is not used") == 1
 
 
