@@ -94,6 +94,5 @@ def _nearest_mixture(scores: np.ndarray, classes: Sequence[np.ndarray]) -> tuple
 def _list_shares(classes: int) -> np.ndarray:
     """Return the shares of the mixtures that are tried, [mixtures, classes]."""
     steps = STEPS[classes]
-    numbers = product(range(steps + 1), repeat=classes - 1)
-    shares = np.array([one for one in numbers if sum(one) <= steps]) / steps
-    return np.column_stack([1 - shares.sum(axis=1), shares])
+    numbers = product(range(steps + 1), repeat=classes)
+    return np.array([one for one in numbers if sum(one) == steps])[::-1] / steps
