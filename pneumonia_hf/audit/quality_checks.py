@@ -11,6 +11,7 @@ from pneumonia_hf.audit.dataset import (
     finding_of_images,
     finding_of_issues,
 )
+from pneumonia_hf.data.image_stats import HEADER_DOUBTS
 from pneumonia_hf.data.issues import ISSUE_KINDS, NOT_STRICT
 from pneumonia_hf.imaging.xray import LEAST_SPREAD, LONGEST_SHAPE, SMALLEST_SIDE
 from pneumonia_hf.labels import LABELS
@@ -65,9 +66,9 @@ def check_modes(xrays: Xrays) -> Finding:
     text = ", ".join(f"{count} {name}" for name, count in kinds.items())
     if coloured.any():
         text += f"; {np.count_nonzero(coloured)} are coloured"
-    for doubt, words in HEADER_WORDS.items():
+    for doubt in HEADER_DOUBTS:
         if count := np.count_nonzero(doubts == doubt.name.encode()):
-            text += f"; {count} {words}"
+            text += f"; {count} {HEADER_WORDS[doubt]}"
     odd = np.flatnonzero((coloured > 0) | (doubts != b""))
     captions = [doubts[row].decode().lower() or "coloured" for row in odd]
     return finding_of_images(xrays, odd, f"{text}.", captions, kinds=kinds)
