@@ -69,7 +69,7 @@ def test_two_processes_make_the_report_of_one_also_after_one_was_killed(tiny_mod
     settings = {"env": os.environ | {"OMP_NUM_THREADS": "1"}, "text": True}
     output = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     running = subprocess.Popen([*map(str, command)], **settings, **output)
-    while not (tmp_path / ".two.steps").exists():  # the first pass is complete
+    while not (tmp_path / "two" / ".steps").exists():  # the first pass is complete
         assert running.poll() is None, running.communicate()
         time.sleep(0.02)
     os.kill(find_second(running.pid), signal.SIGKILL)
@@ -80,7 +80,7 @@ def test_two_processes_make_the_report_of_one_also_after_one_was_killed(tiny_mod
     done = subprocess.run([*map(str, command)], **settings, capture_output=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("The report is in") == 1
-    assert not (tmp_path / ".two.steps").exists()
+    assert not (tmp_path / "two" / ".steps").exists()
     one = call_script("evaluate_model.py", *flags[:-1], tmp_path / "one")
     assert one.returncode == 0, one.stderr
     for name in ("predictions.csv", "report.json"):

@@ -9,7 +9,7 @@ import numpy as np
 from pneumonia_hf.audit.dataset import Finding, Xrays
 from pneumonia_hf.audit.label_errors import MOST_ROWS, cross_validate, has_enough_groups
 from pneumonia_hf.data.ages import to_number
-from pneumonia_hf.data.table import NO_METADATA, column
+from pneumonia_hf.data.table import CLASS, NO_METADATA, column
 from pneumonia_hf.statistics.intervals import bootstrap, draw_patients
 from pneumonia_hf.statistics.metrics import auroc
 
@@ -51,9 +51,7 @@ def _read_extras(xrays: Xrays) -> dict[str, np.ndarray]:
     """Return the columns that may be shortcuts: metadata, and the source if there are several."""
     names = (name for name in xrays.data.column_names if name not in NO_METADATA)
     columns = {name: column(xrays.data, name).to_pandas().to_numpy() for name in names}
-    # The names of the folders, from which the label follows; a ward's class is none of them.
-    if "class" in columns and _has_one_label_each(columns["class"], xrays.label):
-        columns.pop("class")
+    columns.pop(CLASS, None)  # the label follows from it
     if len(set(columns.get("source", ()))) < 2:
         columns.pop("source", None)
     return columns

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pneumonia_hf.data.issues import DataIssue
-from pneumonia_hf.data.patients import find_patient
+from pneumonia_hf.data.patients import find_patient, is_patient
 from pneumonia_hf.data.table import ALL, SPLIT_NAMES, RowTable, XrayData
 from pneumonia_hf.errors import UserError, XrayError
 from pneumonia_hf.labels import LABELS, find_label, find_plain_label
@@ -117,8 +117,9 @@ def list_rows(
         if found is None:
             listing.issues.append(DataIssue("unknown_label", file, f"its label is {label!r}"))
             continue
-        patient = _pop_first(row, ("patient_id", "patient"))
-        patient = patient or find_patient(Path(file_name).name, prefix)
+        patient = _pop_first(row, ("patient_id", "patient")) or ""
+        if not is_patient(patient):
+            patient = find_patient(Path(file_name).name, prefix)
         extra = {
             name: str(value)
             for name, value in row.items()

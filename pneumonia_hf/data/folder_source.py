@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pneumonia_hf.data.issues import DataIssue, log_issues
-from pneumonia_hf.data.patients import find_patient
+from pneumonia_hf.data.patients import find_patient, is_patient
 from pneumonia_hf.data.table import ALL, SPLIT_NAMES, RowTable, XrayData
 from pneumonia_hf.errors import UserError
 from pneumonia_hf.files import expand
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 KNOWN_COLUMNS = {"file_name", "label", "patient_id"}  # of metadata.csv, in any case
-NO_PATIENT = {"na", "nan", "none"}  # what tables write in an empty cell
 NORMAL = LABELS.index("NORMAL")
 # Beside a folder of images: masks, as of the COVID-19 Radiography Database, or lung masks.
 MASK_FOLDER = re.compile(r"(.*[\W_])?(masks?|segmentations?)", re.IGNORECASE)
@@ -203,8 +202,8 @@ class _Lister:
                 path = os.path.normpath(folder / file.replace("\\", "/"))
                 missing += [] if os.path.exists(path) else [file]
             cells = {key: value.strip() for key, value in row.items() if value and value.strip()}
-            if cells.get("patient_id", "").lower() in NO_PATIENT:
-                del cells["patient_id"]
+            if not is_patient(cells.get("patient_id", "")):
+                cells.pop("patient_id", None)
             if rows.setdefault(path, cells) != cells:
                 raise UserError(f"{table} names {file} twice with different values; keep one line.")
         if not lines:
@@ -214,7 +213,15 @@ class _Lister:
                 f"{len(missing)} of the {len(lines)} rows of {table} match no file, the first "
                 f"being {missing[0]!r}; give file_name relative to {folder}, or remove the table."
             )
-        self.rows |= rows
+        for path, cells in rows.items():
+            known = self.rows.get(path, {})
+            clash = next((key for key, cell in cells.items() if known.get(key, cell) != cell), None)
+            if clash:
+                raise UserError(
+                    f"{table} says {clash} {cells[clash]!r} of {Path(path).name}, and another "
+                    f"metadata.csv {known[clash]!r}; keep one of them."
+                )
+            self.rows[path] = known | cells
         self.tables.add(table)
         return True
 
@@ -236,11 +243,13 @@ class _Lister:
             if text is not None and self.parse_label(text) != label:
                 reason = f"its folder says {LABELS[label]}, which is used; metadata.csv says {text}"
                 self._report("metadata_other_label", path, reason)
-            if self.one_vs_rest:
-                row["class"] = name.upper()
             patient = row.pop("patient_id", None)
             patient = patient or find_patient(path.relative_to(folder).as_posix(), prefix)
-            table.add(str(path), self.relative(path), label, patient, row)
+            class_name = None
+            if self.one_vs_rest:
+                own = find_plain_label(name)
+                class_name = name.upper() if own is None else LABELS[own]
+            table.add(str(path), self.relative(path), label, patient, row, class_name)
 
         for class_folder in sorted(class_folders, key=label_of.__getitem__):
             must_be_listed = self.read_metadata(class_folder) or has_metadata

@@ -291,9 +291,16 @@ def _add_splits(splits: XrayData, config: DataConfig, source: str) -> XrayData:
         )
         train = concatenate_datasets([train, own.pop("validation")])
     for name, lists in (("test", config.test_images), ("validation", config.validation_images)):
-        if name not in own and lists:
+        if not lists:
+            continue
+        if name not in own:
             train, listed = _split_listed(train, lists)
             own |= {name: listed} if len(listed) else {}
+        elif count := int(find_listed(train, lists).sum()):
+            raise UserError(
+                f"--{name}_images lists {count} training images of {source}, which has a {name} "
+                f"split of its own; move them into it, or leave one of the two out."
+            )
     count = len(train)  # both fractions are of all these images
     for name in ("test", "validation"):
         if name not in own:

@@ -13,6 +13,13 @@ NUMBERED_NAME = re.compile(r"^(?:NORMAL|BACTERIA|VIRUS)-(\d+)-\d+")
 # Groups by names of the first kind: `train/person1008`, `a:IM-0115`.
 KERMANY_PATIENT = re.compile(r"(^|[/:])(person\d+|(NORMAL2-)?IM-\d+)$")
 
+_NO_PATIENT = {"", "na", "nan", "none"}  # what tables write in an empty cell
+
+
+def is_patient(text: str) -> bool:
+    """Return whether the text of a cell names a patient."""
+    return text.strip().lower() not in _NO_PATIENT
+
 
 def find_patient(file: str, prefix: str) -> str | None:
     """Return the patient in a file name of the Kermany set, or None for other names."""

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pneumonia_hf.data.table import column, take
+from pneumonia_hf.data.table import CLASS, column, take
 from pneumonia_hf.errors import UserError
 from pneumonia_hf.labels import LABELS
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 SPLIT_TOLERANCE = 0.01  # between the requested share of the images and the actual one
-STRATIFYING = ("class", "view")  # columns, where a source has them
+STRATIFYING = (CLASS, "view")  # columns, where a source has them
 SPLIT_DRAWS = 200  # random orders of the patients to try
 
 

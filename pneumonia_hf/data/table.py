@@ -32,7 +32,8 @@ SPLIT_NAMES = {
 ALL = "all"  # the only split of a source without splits
 OWN_COLUMNS = ("image", "label", "patient", "file", "source", "hospital")
 NO_METADATA = {*OWN_COLUMNS, "boxes"} - {"source"}
-RESERVED = {*OWN_COLUMNS, "path", "bytes", ""}  # further columns get another name
+CLASS = "class"  # of an image of a one_vs_rest source alone: NORMAL, PNEUMONIA or another
+RESERVED = {*OWN_COLUMNS, CLASS, "path", "bytes", ""}  # further columns get another name
 
 
 class XrayData(dict):
@@ -66,8 +67,12 @@ class RowTable:
         label: int,
         patient: str | None,
         extra: dict[str, str] | None = None,
+        class_name: str | None = None,
     ) -> None:
-        """Add an image; without `patient` it counts as a patient of its own."""
+        """Add an image; without `patient` it counts as a patient of its own.
+
+        `extra` are its further columns, `class_name` is that of CLASS.
+        """
         if patient is None:
             # Rows of a dataset may all have the same file name.
             patient = file if os.path.isabs(path) else f"{file}#{self.count}"
@@ -75,7 +80,10 @@ class RowTable:
             self.unnamed += 1
         for name, value in zip(self.columns, (path, label, patient, file), strict=True):
             self.columns[name].append(value)
-        self.extras.append(extra or {})
+        extra = dict(extra or {})
+        if CLASS in extra:
+            extra[f"{CLASS}_"] = extra.pop(CLASS)
+        self.extras.append(extra | ({CLASS: class_name} if class_name else {}))
         self.count += 1
         if len(self.extras) == self.CHUNK:
             self._flush()
@@ -89,7 +97,7 @@ class RowTable:
         }
         for name in sorted({name for extra in self.extras for name in extra}):
             key = name
-            while key in RESERVED or key in arrays:
+            while key in RESERVED - {CLASS} or key in arrays:
                 key += "_"
             arrays[key] = pa.array([extra.get(name) for extra in self.extras], pa.string())
         self.chunks.append(pa.table(arrays))

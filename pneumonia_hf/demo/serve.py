@@ -11,7 +11,14 @@ from unittest.mock import patch
 
 def main() -> None:
     """Load the model and serve the app until it is stopped."""
+    from pneumonia_hf.errors import SettingError
     from pneumonia_hf.memory import keep_freed_memory
+
+    if given := " ".join(sys.argv[1:]):
+        raise SettingError(
+            f"The app takes no arguments such as {given}; its settings are environment variables, "
+            f"such as GRADIO_SERVER_PORT=7861 (docs/space.md lists them)."
+        )
 
     keep_freed_memory(arenas=2)
     gc.disable()  # collections take a quarter of the start, and imports leave little garbage

@@ -15,6 +15,7 @@ from pneumonia_hf.data.file_hashes import hash_images, to_hex
 from pneumonia_hf.data.load import load_splits
 from pneumonia_hf.data.patients import named_by_file
 from pneumonia_hf.data.sources import open_images, parse_source
+from pneumonia_hf.data.table import CLASS
 from pneumonia_hf.errors import UserError
 from pneumonia_hf.evaluation.gate_fit import fit_gate
 from pneumonia_hf.evaluation.perturbations import COUNTERFACTUALS, ROBUST, perturb
@@ -107,8 +108,8 @@ def list_hospitals(data: Dataset) -> dict[str, list]:
     """Return `hospitals`, `views` and `other_disease`, where the data has their columns."""
     found = {f"{name}s": data[name][:] for name in ("hospital", "view")
              if name in data.column_names}  # fmt: skip
-    if "class" in data.column_names:
-        found["other_disease"] = [bool(one) and one not in LABELS for one in data["class"][:]]
+    if CLASS in data.column_names:
+        found["other_disease"] = [bool(one) and one not in LABELS for one in data[CLASS][:]]
     return found
 
 

@@ -56,7 +56,7 @@ def report_on(
 ) -> Report:
     """Score models on data, and write the report into `folder`.
 
-    What was computed before an interruption is kept beside `folder`, and used by the next call
+    What was computed before an interruption is kept in `folder`, and used by the next call
     with the same model and images.
 
     Args:
@@ -98,7 +98,7 @@ def report_on(
             positive_label=models.compare_positive_label,
             flags=("--compare", "--compare_positive_label"),
         )
-    kept = folder.with_name(f".{folder.name}.steps")
+    kept = folder / ".steps"
     steps = Steps(kept, identify(predictor, data), state)
     name = inputs.name or " + ".join(one.name for one in sources)
     report = evaluate_predictor(predictor, data, name, split, config, others, steps, sites, second)

@@ -98,8 +98,12 @@ def _list_stored(pixels: np.ndarray, dataset: Dataset) -> tuple[np.ndarray, np.n
     stored = np.arange(1 << bits).astype(f"u{bits // 8}").view(f"{'ui'[signed]}{bits // 8}")
     if not dataset.file_meta.TransferSyntaxUID.is_encapsulated:
         # The bits above those stored may hold an overlay or garbage.
-        unused = bits - dataset.BitsStored
-        stored = np.right_shift(np.left_shift(stored, unused), unused)
+        above = unused = bits - dataset.BitsStored
+        high = dataset.get("HighBit")
+        # Until 2011 garbage could lie below the values too. Some headers are wrong about that.
+        if high in range(dataset.BitsStored, bits) and levels.max() >= 1 << dataset.BitsStored:
+            above = bits - 1 - high
+        stored = np.right_shift(np.left_shift(stored, above), unused)
     return levels, stored.astype(np.int32)
 
 

@@ -66,15 +66,31 @@ def read_xray(
 
 
 def to_xray(source: Xray | Image.Image | str | Path | bytes) -> Xray:
-    """Return the X-ray in a file or its bytes, or a decoded image with what its pixels tell."""
+    """Return the X-ray in a file or its bytes, or a decoded image with what its pixels tell.
+
+    A decoded image is turned upright by its EXIF data, as pipelines of transformers turn it.
+
+    Raises:
+        TypeError: the source is of another type.
+        XrayError: as of open_xray.
+    """
     if isinstance(source, Xray):
         return source
-    if not isinstance(source, Image.Image):
+    if isinstance(source, str | Path | bytes):
         return open_xray(source)
-    if source.mode == "L":
+    if not isinstance(source, Image.Image):
+        raise TypeError(
+            f"An X-ray is a path, the bytes of a file, a PIL image or an Xray, not "
+            f"{type(source).__name__}; make an array an image with PIL.Image.fromarray."
+        )
+    try:
+        orientation = _find_orientation(source)
+    except Exception as error:  # Pillow raises a dozen types of error on damaged files
+        raise XrayError(f"The image has damaged EXIF data ({_shorten_reason(error)}).") from error
+    if source.mode == "L" and orientation in (None, 1):
         return Xray(source, source.mode)
     gray, coloured = _to_gray(source)
-    return Xray(Image.fromarray(gray), source.mode, coloured=coloured)
+    return Xray(_turn(Image.fromarray(gray), orientation), source.mode, coloured=coloured)
 
 
 def open_xray(
@@ -212,11 +228,7 @@ def _read_image(name: str, stream: BinaryIO, max_pixels: int) -> Xray:
         raise XrayError(
             f"{name} is damaged and cannot be decoded ({_shorten_reason(error)})."
         ) from error
-    image = Image.fromarray(gray)
-    if orientation is not None:
-        image.getexif()[ExifTags.Base.Orientation] = orientation
-        ImageOps.exif_transpose(image, in_place=True)
-    return Xray(image, mode, form, coloured)
+    return Xray(_turn(Image.fromarray(gray), orientation), mode, form, coloured)
 
 
 def _read_dicom(name: str, stream: BinaryIO, max_pixels: int) -> Xray:
@@ -330,6 +342,13 @@ def _find_orientation(image: Image.Image) -> int | None:
     if block:
         _count_directories(io.BytesIO(block.removeprefix(b"Exif\0\0")))
     return image.getexif().get(ExifTags.Base.Orientation)
+
+
+def _turn(image: Image.Image, orientation: int | None) -> Image.Image:
+    if orientation is not None:
+        image.getexif()[ExifTags.Base.Orientation] = orientation
+        ImageOps.exif_transpose(image, in_place=True)
+    return image
 
 
 def _check_cost(name: str, image: Image.Image, stream: BinaryIO) -> None:

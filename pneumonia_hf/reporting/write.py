@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from collections.abc import Callable, Sequence
@@ -43,13 +44,14 @@ def write_page(
     Raises:
         UserError: the folder cannot be made.
     """
-    unfinished = folder.with_name(f".{folder.name}.unfinished")
+    # Within the folder, which may be a mount point: files move within one file system alone.
+    unfinished = folder / ".report.unfinished"
     shutil.rmtree(unfinished, ignore_errors=True)
     try:
         unfinished.mkdir(parents=True)
     except OSError as error:
         raise UserError(
-            f"{folder.parent} cannot be written ({error.strerror}); choose another --output_dir."
+            f"{folder} cannot be written ({error.strerror}); choose another --output_dir."
         ) from error
     try:
         files = save_figures(page.figures, unfinished)
@@ -57,16 +59,18 @@ def write_page(
         (unfinished / f"{name}.md").write_text(to_markdown(page, files), encoding="utf-8")
         (unfinished / f"{name}.html").write_text(to_html(page, files), encoding="utf-8")
         write_json(unfinished / f"{name}.json", page.numbers)
-        for file in older:
-            (folder / file).unlink(missing_ok=True)
         made = [file for file in unfinished.rglob("*") if file.is_file()]
         # The JSON file comes last: with it, the report is complete.
         for file in sorted(made, key=lambda file: file.suffix == ".json"):
             place = folder / file.relative_to(unfinished)
             place.parent.mkdir(parents=True, exist_ok=True)
             os.replace(file, place)
+        for file in {*older} - {file.relative_to(unfinished).as_posix() for file in made}:
+            (folder / file).unlink(missing_ok=True)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            folder.rmdir()  # if there is nothing in it, it was made above
 
 
 def save_figures(figures: Sequence[Figure], folder: Path) -> dict[str, Path]:

@@ -153,7 +153,7 @@ def _to_recipe(recipe: Recipe, arguments: XrayTrainingArguments) -> str:
     keys = asdict(recipe.data) | asdict(recipe.model) | asdict(recipe.augment)
     defaults = XrayTrainingArguments(output_dir=".").to_dict()
     for name, value in arguments.to_dict().items():
-        is_plain = isinstance(value, str | int | float | bool | list)
+        is_plain = isinstance(value, str | int | float | bool | list | dict)
         if name not in NOT_IN_RECIPE and is_plain and value != defaults.get(name):
             keys[name] = value
     return yaml.safe_dump(keys, sort_keys=False, allow_unicode=True)

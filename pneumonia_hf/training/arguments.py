@@ -73,6 +73,7 @@ class XrayTrainingArguments(TrainingArguments):
         "cosine", f"cosine, linear, constant, {PLATEAU} or another of transformers'."
     )
     max_grad_norm: float = 1.0
+    ddp_timeout: int = 30 * 86400  # seconds: the others wait while the main process calibrates
     eval_strategy: str = "epoch"
     save_strategy: str = "epoch"
     save_total_limit: int | None = 2

@@ -212,7 +212,7 @@ def _changed_arguments(arguments: XrayTrainingArguments) -> dict[str, Any]:
         name: value
         for name, value in arguments.to_dict().items()
         if name in defaults
-        and isinstance(value, str | int | float | bool | list)
+        and isinstance(value, str | int | float | bool | list | dict)
         and value != defaults[name]
         and (value or isinstance(defaults[name], bool | int | float))
         and not (name in UNNAMED or name.startswith(("hub_", "push_")))

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from pneumonia_hf.compat.torch import WORKER_DEAD, find_cause
 from pneumonia_hf.errors import Stopped
 
 LAUNCHED = "ACCELERATE_MIXED_PRECISION"  # in the environment that accelerate launch makes
@@ -60,6 +61,11 @@ def catch_sigterm() -> Iterator[StopRequest]:
     before = signal.signal(signal.SIGTERM, receive)
     try:
         yield request
+    except Exception as error:
+        # A cluster may signal the processes that read data as well, which then die.
+        if request.received and find_cause(error) == WORKER_DEAD:
+            raise Stopped(f"Stopped by SIGTERM; {AGAIN}") from error
+        raise
     finally:
         signal.signal(signal.SIGTERM, before)
         if request.received and sys.exception() is None:

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pneumonia_hf.data.boxes import BOXES
+from pneumonia_hf.data.file_hashes import hash_images, to_hex
 from pneumonia_hf.data.load import find_listed, load_splits, read_hospitals
 from pneumonia_hf.data.pixel_store import cache_in
 from pneumonia_hf.data.sources import parse_source
 from pneumonia_hf.errors import UserError
+from pneumonia_hf.evaluation.choose_images import USED, own_hashes
 from pneumonia_hf.evaluation.context import EvaluationConfig
 from pneumonia_hf.evaluation.evaluate import evaluate_predictor
 from pneumonia_hf.files import replace_text, write_json
@@ -126,9 +128,12 @@ def _score(
     data = concatenate_datasets(list(load_splits(sources).values()))
     if lists := _unscored(recipe):
         data = data.select(np.flatnonzero(~find_listed(data, lists)))
-    report = evaluate_predictor(
-        Predictor.from_pretrained(model), data, site, config=EvaluationConfig(external=True)
-    )
+    predictor = Predictor.from_pretrained(model)
+    is_known = np.isin(to_hex(hash_images(data)), list(own_hashes(predictor, (*USED, "test"))))
+    if is_known.any():
+        print(f"{is_known.sum()} images of {site} are of the other sites too, and are left out.")
+        data = data.select(np.flatnonzero(~is_known))
+    report = evaluate_predictor(predictor, data, site, config=EvaluationConfig(external=True))
     return LeftOut(
         site,
         tuple(parse_source(one).name for one in others),

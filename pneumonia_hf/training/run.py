@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import time
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from pneumonia_hf.audit.run import audit_briefly
 from pneumonia_hf.data.boxes import BOXES
 from pneumonia_hf.data.cache import decode_splits
 from pneumonia_hf.data.file_hashes import to_hex
-from pneumonia_hf.data.table import NO_METADATA
+from pneumonia_hf.data.table import CLASS, NO_METADATA
 from pneumonia_hf.distributed import broadcast_from_main
 from pneumonia_hf.errors import UserError
 from pneumonia_hf.evaluation.perturbations import ROBUST
@@ -56,6 +57,17 @@ class Images:
     # What the network learns: the training images with their boxes, if the loss needs them, and
     # with the class of OTHER, if it has one.
     train: XrayPixels
+
+    @property
+    def further_prints(self) -> dict[str, str]:
+        """SHA-256 of what else of the training images decides the weights."""
+        found = {"sites": self.sites, "balanced columns": self.cells, "classes": self.train.labels}
+        found["boxes"] = getattr(self.train, "boxes", None)
+        return {
+            f"{name} of images": hashlib.sha256(str(list(of)).encode()).hexdigest()
+            for name, of in found.items()
+            if of is not None
+        }
 
 
 @dataclass(frozen=True)
@@ -124,7 +136,7 @@ def prepare_run(
             audit_briefly(images.data, {name: images.pixels[name] for name in images.data}),
             flush=True,
         )
-    settings = describe_run(recipe, images.fingerprints, arguments)
+    settings = describe_run(recipe, images.fingerprints | images.further_prints, arguments)
     run_id = broadcast_from_main(create_run_state, folder, settings, arguments.resume)
     validation = images.pixels["validation"]
     if arguments.metric_for_best_model == ROBUST:
@@ -175,7 +187,7 @@ def number_classes(data: Dataset) -> np.ndarray:
     Raises:
         UserError: no image is of another class.
     """
-    names = data["class"][:] if "class" in data.column_names else []
+    names = data[CLASS][:] if CLASS in data.column_names else []
     is_other = np.array([bool(name) and name not in LABELS for name in names])
     if not is_other.any():
         raise UserError(

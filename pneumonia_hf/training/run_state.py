@@ -114,7 +114,7 @@ def describe_run(
         asdict(recipe.model)
         | asdict(recipe.augment)
         | settings
-        | {"precision": arguments.computed_precision}
+        | {"precision": arguments.computed_precision, "hospitals": recipe.data.hospitals}
         | {f"{name} images": content for name, content in fingerprints.items()}
         | {
             # Another minor version may train differently with the same settings.

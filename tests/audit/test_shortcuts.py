@@ -75,7 +75,7 @@ def test_a_column_that_may_be_the_label_itself_is_named(tmp_path):
     names = sorted(path.relative_to(plain).as_posix() for path in plain.rglob("*.png"))
     rows = [f"{name},{number % 2}" for number, name in enumerate(names)]
     (plain / "metadata.csv").write_text("\n".join(["file_name,class", *rows]))
-    assert "metadata:class" in audit_sources(plain)[0]["shortcuts"].more["auroc"]
+    assert "metadata:class_" in audit_sources(plain)[0]["shortcuts"].more["auroc"]
     assert found.text.endswith(" Each value of finding has one label: it may be the label itself.")
 
 

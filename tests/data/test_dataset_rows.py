@@ -32,6 +32,11 @@ def test_patient_number_0_is_a_patient_and_nan_is_not(tmp_path):
     labels = [0, 1] * 4
     file = tmp_path / "x.parquet"
     write_parquet(file, kinds, **columns, label=labels, patient_id=patients)
+    texts = ["a", "a", "nan", "nan", "NA", "None", " ", "b"]  # as pandas' astype(str) writes
+    kinds |= {"patient_id": Value("string")}
+    write_parquet(tmp_path / "text.parquet", kinds, **columns, label=labels, patient_id=texts)
+    found = load_splits(f"shards:{tmp_path / 'text.parquet'}")["all"]["patient"][:]
+    assert len(set(found)) == 7 and not {"nan", "NA", "None", " "} & set(found)
     data = load_splits(f"shards:{file}")["all"]
     assert data["label"][:] == labels
     assert data["patient"][:4] + data["patient"][6:] == ["0", "0", "1", "1", "2", "2"]

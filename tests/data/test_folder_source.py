@@ -115,7 +115,16 @@ def test_one_vs_rest_reads_the_labels_of_a_flat_folder(tmp_path):
     lines = [f"{number}.png,{label}" for number, label in enumerate(labels)]
     (folder / "metadata.csv").write_text("\n".join(["file_name,label", *lines]) + "\n")
     assert load_splits(str(folder))["all"]["label"][:] == [0, 1]
-    assert load_splits(f"one_vs_rest:{folder}")["all"]["label"][:] == [0, 1, 0]
+    data = load_splits(f"one_vs_rest:{folder}")["all"]
+    assert data["label"][:] == [0, 1, 0] and data["class"][:] == ["NORMAL", "PNEUMONIA", "EFFUSION"]
+    # 0 and 1 are names of the two classes; a column of that name is another one.
+    lines = ["0.png,0,Normal", "1.png,1,", "2.png,OTHER,ward"]
+    (folder / "metadata.csv").write_text("\n".join(["file_name,label,class", *lines]) + "\n")
+    data = load_splits(f"one_vs_rest:{folder}")["all"]
+    assert data["class"][:] == ["NORMAL", "PNEUMONIA", "OTHER"]
+    assert data["class_"][:] == ["Normal", None, "ward"]
+    data = load_splits(str(folder))["all"]
+    assert "class" not in data.column_names and data["class_"][:] == ["Normal", None]
 
 
 def test_jpeg_files_under_other_names_are_images(tmp_path):
@@ -370,6 +379,21 @@ def test_two_links_to_one_folder_both_count(tmp_path):
     for name in ("a", "b"):
         (tmp_path / "data" / "NORMAL" / name).symlink_to(folder / "NORMAL")
     assert len(load_splits(tmp_path / "data")["all"]) == 12
+
+
+def test_tables_of_several_folders_are_joined(tmp_path):
+    folder = draw_folder(tmp_path / "data", patients=3)
+    names = sorted(one.name for one in (folder / "NORMAL").iterdir())
+    rows = [f"{one.relative_to(folder)},p{one.stem}" for one in folder.rglob("*.png")]
+    (folder / "metadata.csv").write_text("\n".join(["file_name,patient_id", *rows]))
+    table = folder / "NORMAL" / "metadata.csv"
+    table.write_text("\n".join(["file_name,view", *(f"{name},PA" for name in names)]))
+    data = load_splits(folder)["all"]
+    assert {one[0] for one in data["patient"][:]} == {"p"}
+    assert data["view"][:3] == ["PA"] * 3
+    table.write_text(f"file_name,patient_id\n{names[0]},other\n")
+    with pytest.raises(UserError, match=r"patient_id 'other' of .*and another metadata.csv 'p"):
+        load_splits(folder)
 
 
 @pytest.mark.parametrize(

@@ -63,6 +63,18 @@ def test_listed_images_are_the_test_split_and_their_patients_are_not_trained_on(
     assert 8 <= len(files["test"] - of_one) <= 16
 
 
+def test_listed_training_images_of_a_source_with_its_own_split_are_refused(tmp_path):
+    for name, seed in (("train", 0), ("test", 500)):
+        draw_folder(tmp_path / "data" / name, patients=20, seed=seed)
+    own = load_splits(tmp_path / "data")
+    listed = tmp_path / "list.txt"
+    listed.write_text("\n".join(to_hex(hash_images(own["test"]))[:3]))
+    load_xrays(DataConfig(str(tmp_path / "data"), test_images=str(listed)))
+    listed.write_text("\n".join(to_hex(hash_images(own["train"]))[:3]))
+    with pytest.raises(UserError, match=r"--test_images lists 3 training images of .*data, which"):
+        load_xrays(DataConfig(str(tmp_path / "data"), test_images=str(listed)))
+
+
 def test_listed_images_are_the_validation_split(xray_folder, tmp_path):
     data = load_splits(xray_folder)["all"]
     rows = range(0, len(data), 5)

@@ -38,6 +38,15 @@ def test_a_mistake_ends_the_app_with_one_sentence():
     assert "Traceback" not in done.stderr
 
 
+def test_arguments_are_not_ignored(monkeypatch):
+    from pneumonia_hf.demo import serve as app
+
+    monkeypatch.setattr("sys.argv", ["app.py", "--port", "1"])
+    monkeypatch.setattr(app, "make_upload_folder", Mock(side_effect=AssertionError))
+    with pytest.raises(SettingError, match="no arguments such as --port 1; its settings are"):
+        app.main()
+
+
 def serve_with(monkeypatch, tmp_path, **variables: str) -> tuple:
     """Return what the app loads its model with, given environment variables."""
     from pneumonia_hf.demo import serve as app

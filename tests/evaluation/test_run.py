@@ -93,11 +93,11 @@ def test_an_interrupted_evaluation_goes_on_and_gives_the_same_report(
     flags += ["--output_dir", tmp_path / "report"]
     stopped = call_script("evaluate_model.py", *flags)
     assert stopped.returncode == 130 and not (tmp_path / "report").exists()
-    assert (tmp_path / ".report.steps").exists()
+    assert (tmp_path / "report" / ".steps").exists()
     done = call_script("evaluate_model.py", *flags)
     assert done.returncode == 0, done.stderr
     made.remove("stopped")
     assert len(made) == len(set(made)) == 41  # each kind of copies, and the control, was made once
-    assert not (tmp_path / ".report.steps").exists()
+    assert not (tmp_path / "report" / ".steps").exists()
     for name in ("report.json", "predictions.csv", "report.html"):
         assert (tmp_path / "report" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()

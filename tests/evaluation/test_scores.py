@@ -8,11 +8,13 @@ from pneumonia_hf import EvaluationConfig, Predictor, evaluate_predictor, open_x
 from pneumonia_hf.data.folder_source import OtherImage
 from pneumonia_hf.data.load import load_splits
 from pneumonia_hf.errors import UserError
-from pneumonia_hf.evaluation.scores import _predict
+from pneumonia_hf.evaluation import scores
+from pneumonia_hf.evaluation.scores import _predict, score_images
 from pneumonia_hf.evaluation.steps import Steps
 from pneumonia_hf.evaluation.subgroups import score_other_classes
 from pneumonia_hf.inference.predictor import Prediction
 from pneumonia_hf.reasons import OF_INPUT, REFUSING, Reason
+from pneumonia_hf.statistics.thresholds import OperatingPoint
 
 
 class StubPredictor:
@@ -57,6 +59,23 @@ def test_masks_are_in_no_measurement_and_are_listed(tmp_path, by_hand):
     assert unreadable == (
         "person9_virus_0.png: The image has only two gray levels, as a mask has.",
     )
+
+
+def test_refused_images_do_not_count_as_unlike(monkeypatch, tmp_path):
+    caveats = {True: (Reason.SIDE_VIEW.caveat(),), False: (Reason.UNLIKE.caveat(),)}
+
+    class Distant(StubPredictor):
+        operating_point = OperatingPoint(0.5, 0.4, 0.6)
+
+        def predict_images(self, images, refuse):
+            assert not refuse
+            for number, _ in enumerate(images):
+                yield Prediction("NORMAL", 0.1, 0.5, "REFER", caveats[number == 0], distance=2.0)
+
+    monkeypatch.setattr(scores, "identify", lambda *_: ["stub"])
+    found = score_images(Distant(), load_splits(draw_folder(tmp_path, patients=2))["all"])
+    assert found.reasons[scores.NO_CHEST].tolist() == [True, False, False, False]
+    assert found.reasons[scores.UNLIKE].tolist() == [False, True, True, True]
 
 
 def test_one_class_alone_is_an_error(predictor, xray_folder):

@@ -59,6 +59,25 @@ def test_bits_above_those_stored_are_ignored():
     assert np.array_equal(read_xray(make_dicom(garbage)), read_xray(make_dicom(RAMP)))
 
 
+@pytest.mark.parametrize("high", [13, 15])
+@pytest.mark.parametrize("signed", [0, 1])
+def test_values_may_begin_at_a_higher_bit(high, signed):
+    shift = high - 11
+    values = RAMP.astype(np.int64) - signed * 2048
+    garbage = np.arange(256) % (1 << shift) | (np.arange(256) % 2 << (high + 1))
+    data = make_dicom((values << shift) + garbage, HighBit=high, PixelRepresentation=signed)
+    expected = make_dicom(values, PixelRepresentation=signed)
+    assert np.array_equal(read_xray(data), read_xray(expected))
+
+
+@pytest.mark.parametrize("high", [0, 15, 16, 65535])
+def test_wrong_high_bit_is_ignored_where_the_values_fit_below_it(high):
+    noise = np.random.default_rng(0).integers(0, 4096, (64, 64))
+    window = {"WindowCenter": 1000, "WindowWidth": 600}
+    found, expected = make_dicom(noise, HighBit=high, **window), make_dicom(noise, **window)
+    assert np.array_equal(read_xray(found), read_xray(expected))
+
+
 def test_window_applies_to_rescaled_values():
     plain = read_xray(make_dicom(RAMP, WindowCenter=2048, WindowWidth=1024))
     moved = make_dicom(

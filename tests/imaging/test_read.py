@@ -135,6 +135,10 @@ def test_exif_rotation_is_applied(form, orientation):
     data = encode(GRAY, form, exif=exif)
     expected = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
     assert np.array_equal(np.asarray(read_xray(data)), np.asarray(expected))
+    opened = Image.open(io.BytesIO(data))
+    before = opened.size if form != "TIFF" else expected.size  # Pillow turns those by itself
+    assert np.array_equal(np.asarray(to_xray(opened).image), np.asarray(expected))
+    assert opened.size == before  # the caller's image is left as it was
 
 
 def test_png_with_a_dicom_extension_is_read(tmp_path):

@@ -1,6 +1,7 @@
 """What is known of an X-ray beside its image, and the checks whether it can be one."""
 
 import dataclasses
+import io
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from helpers import draw_xray
 from PIL import Image
 from xray_files import RAMP, encode, make_dicom
 
-from pneumonia_hf import open_xray, read_xray
+from pneumonia_hf import XrayError, open_xray, read_xray
 from pneumonia_hf.imaging.read import to_xray
 from pneumonia_hf.reasons import Caveat, Reason
 
@@ -83,3 +84,16 @@ def test_decoded_gray_image_is_not_copied_and_16_bits_are_scaled():
     assert to_xray(xray) is xray
     deep = Image.fromarray((np.asarray(GRAY).astype(np.uint16) << 4) + 300)
     assert np.ptp(np.asarray(to_xray(deep).image)) == 255
+
+
+def test_decoded_image_with_damaged_exif_data_is_refused():
+    image = GRAY.copy()
+    image.info["exif"] = b"Exif\0\0II*\0\xff"
+    with pytest.raises(XrayError, match=r"The image has damaged EXIF data \(.+\)\.$"):
+        to_xray(image)
+
+
+@pytest.mark.parametrize("source", [np.zeros((64, 64)), io.BytesIO(b""), None])
+def test_other_types_than_images_are_named(source):
+    with pytest.raises(TypeError, match=f"not {type(source).__name__}; make an array an image"):
+        to_xray(source)

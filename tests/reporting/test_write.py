@@ -1,6 +1,8 @@
 """The files of a report."""
 
 import json
+import os
+from pathlib import Path
 
 import pytest
 from matplotlib.figure import Figure as Drawing
@@ -60,12 +62,28 @@ def test_a_report_replaces_an_older_one_wholly_or_not_at_all(tmp_path, monkeypat
     def fail(*_, **__):
         raise OSError("the disk is full")
 
+    for place, function in ((writing, "to_html"), (writing.os, "replace")):
+        with monkeypatch.context() as patch, pytest.raises(OSError, match="full"):
+            patch.setattr(place, function, fail)
+            write_page(new, folder, older=("gone.png",))
+        assert {one.name: one.read_bytes() for one in folder.iterdir()} == before
+        assert [one.name for one in tmp_path.iterdir()] == ["report"]
     with monkeypatch.context() as patch, pytest.raises(OSError, match="full"):
         patch.setattr(writing, "to_html", fail)
-        write_page(new, folder)
-    assert {one.name: one.read_bytes() for one in folder.iterdir()} == before
-    assert [one.name for one in tmp_path.iterdir()] == ["report"]
+        write_page(new, tmp_path / "another")
+    assert not (tmp_path / "another").exists()
+    moved, replace = [], os.replace
+
+    def note(old, new):
+        moved.append(old)
+        replace(old, new)
+
+    monkeypatch.setattr(writing.os, "replace", note)
     write_page(new, folder, older=("gone.png", "gone.svg", "never.png"))
     assert {one.name for one in folder.iterdir()} == before.keys() - {"gone.png", "gone.svg"}
     assert read_json(folder / "report.json", None) == {"a": 2}
     assert json.loads((folder / "report.json").read_text()) == {"a": 2}
+    assert moved and all(one.is_relative_to(folder) for one in moved)  # it may be a mount point
+    monkeypatch.chdir(tmp_path)
+    write_page(new, Path("."))
+    assert (tmp_path / "report.json").exists()

@@ -60,3 +60,20 @@ def test_importance_is_reported_from_ten_trials_on(tmp_path, xray_folder, monkey
     assert len(runs) == 12 and set(shares) == set(RANGES)
     assert max(shares, key=shares.get) == "learning_rate"
     assert sum(shares.values()) == pytest.approx(1, abs=0.02)
+
+
+def test_mappings_among_the_arguments_are_kept(tmp_path):
+    import yaml
+
+    from pneumonia_hf.search.report import _to_recipe
+    from pneumonia_hf.training.arguments import XrayTrainingArguments
+    from pneumonia_hf.training.finalize import _changed_arguments
+
+    schedule = {"lr_scheduler_type": "cosine_with_restarts"}
+    schedule["lr_scheduler_kwargs"] = {"num_cycles": 3}
+    arguments = XrayTrainingArguments(output_dir=str(tmp_path), **schedule)
+    for found in (
+        yaml.safe_load(_to_recipe(make_recipe("none", tmp_path), arguments)),
+        _changed_arguments(arguments),
+    ):
+        assert found["lr_scheduler_kwargs"] == {"num_cycles": 3}

@@ -56,6 +56,16 @@ def test_sigterm_ends_a_run_at_once_or_where_it_may_wait_is_kept_for_the_next_st
             assert stop.has_come  # and the training goes on to its checkpoint
         assert not stop.may_wait
         raise Stopped("saved")
+    dead = RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly")  # of the same signal
+    with (
+        pytest.raises(Stopped, match="Stopped by SIGTERM"),
+        catch_sigterm() as stop,
+        stop.waiting(),
+    ):
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise dead
+    with pytest.raises(RuntimeError, match="exited"), catch_sigterm() as stop:
+        raise dead
     reached = []
     with pytest.raises(Stopped, match="Stopped by SIGTERM"), catch_sigterm():
         os.kill(os.getpid(), signal.SIGTERM)

@@ -10,6 +10,7 @@ from pneumonia_hf.errors import UserError
 from pneumonia_hf.imaging.preprocess import make_processor
 from pneumonia_hf.models.build import ModelConfig
 from pneumonia_hf.training.arguments import XrayTrainingArguments
+from pneumonia_hf.training.boxes import BoxedPixels
 from pneumonia_hf.training.interruption import StopRequest
 from pneumonia_hf.training.recipe import Recipe
 from pneumonia_hf.training.run import Run, number_cells, number_classes, prepare_run
@@ -66,6 +67,33 @@ def test_images_of_other_classes_are_the_third():
     for without in (data.select([0, 2, 3]), data.remove_columns("class")):
         with pytest.raises(UserError, match="one_vs_rest:FOLDER, or leave --other_class out"):
             number_classes(without)
+
+
+def test_resume_notices_other_columns_and_hospitals(tmp_path, recipe):
+    before = prepare(recipe, tmp_path)
+    (tmp_path / "checkpoints" / "phase-1" / "checkpoint-5").mkdir(parents=True)
+    data = replace(recipe.data, hospitals=["one=a,b"])
+    with pytest.raises(UserError, match=r"begun with other hospitals \(null, now"):
+        prepare(replace(recipe, data=data), tmp_path, resume=True)
+    prints = before.images.further_prints
+    assert prints.keys() == {"sites of images", "classes of images"}
+    train = before.images.train
+    boxes = [None] * len(train)
+    changed = BoxedPixels(**vars(train), boxes=boxes, known=np.zeros(len(train), bool))
+    boxed = replace(before.images, train=changed, cells=np.arange(len(train)))
+    assert boxed.further_prints.keys() - prints.keys() == {
+        "boxes of images", "balanced columns of images"
+    }  # fmt: skip
+    others = replace(train, labels=train.labels + (train.labels == 0) * 2)
+    found = replace(boxed, train=others, sites=1 - before.images.sites).further_prints
+    assert all(found[name] != prints[name] for name in prints)
+    boxes[0] = "0 0 1 1"
+    assert (
+        boxed.further_prints["boxes of images"]
+        != replace(boxed, train=replace(changed, boxes=[None] * len(train))).further_prints[
+            "boxes of images"
+        ]
+    )
 
 
 def test_making_a_run_prints_and_writes_nothing(tmp_path, recipe, capsys):

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from pneumonia_hf.data.table import CLASS
 from pneumonia_hf.evaluation.context import Evaluation
 from pneumonia_hf.labels import LABELS, OTHER
 from pneumonia_hf.reporting.numbers import to_share, to_text
@@ -69,7 +70,7 @@ def measure(evaluation: Evaluation, numbers: Mapping[str, Any]) -> Section:
 def list_classes(evaluation: Evaluation) -> np.ndarray:
     """Return the class of each image, OTHER for all that is named neither: text [N]."""
     rows = evaluation.scores.rows
-    names = rows["class"][:] if "class" in rows.column_names else [None] * len(rows)
+    names = rows[CLASS][:] if CLASS in rows.column_names else [None] * len(rows)
     own = [name if name in LABELS or not name else OTHER for name in names]
     pairs = zip(own, evaluation.labels.tolist(), strict=True)
     return np.array([LABELS[1] if label else name or LABELS[0] for name, label in pairs])
