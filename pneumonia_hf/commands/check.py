@@ -7,7 +7,7 @@ The exit status is 0 if it does, and 1 or 2 if not: for a weekly job.
 
 from __future__ import annotations
 
-from pneumonia_hf.cli import make_parser
+from pneumonia_hf.cli import add_positive_label, make_parser
 
 
 def main() -> int:
@@ -19,11 +19,12 @@ def main() -> int:
     parser.add_argument(
         "--model", help="Model to compare with; default: the one that the Space says it serves."
     )
+    add_positive_label(parser)
     options = parser.parse_args()
 
     from pneumonia_hf.demo.check import check_space
 
-    faults = check_space(options.space, options.model)
+    faults = check_space(options.space, options.model, options.positive_label)
     ending = "answers wrongly." if faults else "answers as its model does here."
     print(*faults, f"{options.space} {ending}", sep="\n")
     return int(bool(faults))

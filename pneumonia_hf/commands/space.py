@@ -5,7 +5,8 @@ pneumonia-hf space --repo_id me/pneumonia-demo --model me/NAME@v1
 
 from __future__ import annotations
 
-from pneumonia_hf.cli import make_parser
+from pneumonia_hf.cli import add_positive_label, make_parser
+from pneumonia_hf.errors import SettingError
 
 
 def main() -> None:
@@ -19,12 +20,20 @@ def main() -> None:
     parser.add_argument(
         "--hardware", default="cpu-basic", help="Hint for who duplicates it; nothing is rented."
     )
+    add_positive_label(parser)
+    parser.set_defaults(positive_label=[])  # without it, the Space's own variable stays
     options = parser.parse_args()
+    if len(options.positive_label) > 1:
+        raise SettingError("A Space takes one class for all models; give one --positive_label.")
 
     from pneumonia_hf.publish.space import make_space
 
     pushed, needs_token = make_space(
-        options.repo_id, options.model, not options.public, options.hardware
+        options.repo_id,
+        options.model,
+        not options.public,
+        options.hardware,
+        next(iter(options.positive_label), None),
     )
     what = "The Space is" if pushed.is_new else "The files are as they were; the Space is"
     print(f"{what} {pushed.url.partition('/commit/')[0]}.")

@@ -99,6 +99,7 @@ def _read(source: Path | bytes | None) -> bytes:
 
 def analyse_batch(engine: Engine, store: BatchStore, paths: list[str] | None) -> Iterator[tuple]:
     """Yield what the list shows, the ShownBatch, and the button that stops it."""
+    shown = None
     try:
         if not paths:
             raise UserError("Upload X-rays or a zip file of them first.")
@@ -113,7 +114,8 @@ def analyse_batch(engine: Engine, store: BatchStore, paths: list[str] | None) ->
             yield shown.describe(done=False), shown, gr.skip()
         yield shown.describe(done=True), shown, gr.Button(visible=False)
     except UserError as error:
-        yield {"fault": str(error)}, None, gr.Button(visible=False)
+        found = shown.describe(done=True) if shown else {}
+        yield found | {"fault": str(error)}, shown, gr.Button(visible=False)
 
 
 def add_batch(engine: Engine, state: gr.State) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import ssl
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,16 @@ from pneumonia_hf.errors import HubError, ModelError, UserError
 from pneumonia_hf.hub import ADDRESSES, HUB_ID, find_space_address
 from pneumonia_hf.imaging.phantom import Opacity, simulate
 from pneumonia_hf.inference.predictor import Prediction, Predictor
+from pneumonia_hf.labels import LABELS
 from pneumonia_hf.models.model_folder import DEFAULT_MODEL
 
 TOLERANCE = 1e-3  # of a probability, between machines
 SECONDS = 120.0  # a Space that sleeps wakes up in the meantime
 
 
-def check_space(space: str, model: str | None = None) -> list[str]:
+def check_space(
+    space: str, model: str | None = None, positive_label: str | Sequence[str] = LABELS[1]
+) -> list[str]:
     """Return in sentences what a running app answers unlike its model; nothing if all is right.
 
     It is asked about a simulated patient, with and without an opacity, and an image without
@@ -29,6 +33,7 @@ def check_space(space: str, model: str | None = None) -> list[str]:
     Args:
         space: `owner/name` of a Space, or the address of an app.
         model: folder or Hub id; by default what the app says it serves, at that commit.
+        positive_label: the model's class of images with pneumonia, as of `Predictor`.
 
     Raises:
         UserError: it does not run, or does not answer; the model is unknown here.
@@ -44,7 +49,7 @@ def check_space(space: str, model: str | None = None) -> list[str]:
         client = Client(address, token, verbose=False, ssl_verify=context, httpx_kwargs=limit)
         served = client.predict(api_name="/model_info")
         model = model or name_served(served["model"], served.get("commit"))
-        predictor = Predictor.from_pretrained(model)
+        predictor = Predictor.from_pretrained(model, positive_label=positive_label)
         for name, image in draw_images().items():
             with tempfile.TemporaryDirectory() as folder:
                 file = Path(folder) / "image.png"

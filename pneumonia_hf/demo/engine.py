@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import time
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from PIL import Image, ImageFilter, ImageStat
@@ -255,8 +256,8 @@ class Engine:
             with zipfile.ZipFile(path) as archive:
                 for entry in archive.infolist():
                     budget.check_time()
-                    name = Path(entry.filename).name
-                    known = is_image_name(name)
+                    name, base = _name_entry(entry.filename)
+                    known = is_image_name(base)
                     if entry.is_dir():
                         continue
                     if "__MACOSX" in entry.filename:
@@ -311,6 +312,17 @@ class Engine:
         return [
             row if row.xray is None else replace(row, prediction=next(predictions)) for row in rows
         ]
+
+
+def _name_entry(stored: str) -> tuple[str, str]:
+    """Return a zip entry's path for people, and its base name.
+
+    The folders tell apart PAT1/IM0001.dcm and PAT2/IM0001.dcm. What leads out of the zip is left
+    out: "..", a drive, and "/" at the beginning.
+    """
+    path = PurePosixPath(stored.replace("\\", "/"))
+    kept = [one for one in path.parts if one != ".." and not re.fullmatch("/+|[A-Za-z]:", one)]
+    return "/".join(kept) or path.name or "?", path.name
 
 
 def _choose_method(

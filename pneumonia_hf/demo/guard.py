@@ -82,7 +82,7 @@ class Guard:
                 body = await _read(receive)
                 if body is None:
                     answer = _refuse(scope["path"], 413, "The request is too long.")
-                elif not self._names_uploads_only(body):
+                elif not self._names_uploads_only(scope["path"], body):
                     answer = _refuse_file(scope["path"], body)
                 else:
                     answer = None
@@ -122,13 +122,15 @@ class Guard:
             return False
         return hmac.compare_digest(text, self.login.encode())  # takes as long for any text
 
-    def _names_uploads_only(self, body: bytes) -> bool:
+    def _names_uploads_only(self, path: str, body: bytes) -> bool:
         """Return whether each file in a JSON body is inside of the folder of uploads."""
         try:
             content = json.loads(body)
         except (ValueError, RecursionError):
             return True  # gradio refuses what is not JSON
-        return all(self._is_upload(path) for path in _list_paths(content))
+        if _is_mcp(path):
+            content = _list_arguments(content)
+        return all(self._is_upload(one) for one in _list_paths(content))
 
     def _is_upload(self, path: Any) -> bool:
         if not isinstance(path, str) or "\0" in path:
@@ -139,6 +141,26 @@ class Guard:
             return Path(path).resolve().is_relative_to(self.uploads)
         except (OSError, RuntimeError, ValueError):
             return False
+
+
+def _is_mcp(path: str) -> bool:
+    return path == MCP or path.startswith(f"{MCP}/")
+
+
+def _list_arguments(content: Any) -> list[Any]:
+    """Return the arguments in MCP messages; what is not well-formed is returned whole.
+
+    Nobody reads the addresses elsewhere in a message: of a client's website and its icons. The
+    method does not matter: at `prompts/get`, gradio calls a tool if no prompt has the name.
+    """
+
+    def read(message: Any) -> Any:
+        match message:
+            case {"jsonrpc": "2.0", "method": str(), "params": dict(params)}:
+                return params.get("arguments")
+        return message
+
+    return [read(one) for one in (content if isinstance(content, list) else [content])]
 
 
 def _list_paths(content: Any) -> Iterator[Any]:
@@ -219,7 +241,7 @@ def _refuse(path: str, status: int, text: str) -> JSONResponse:
 
 
 def _refuse_file(path: str, body: bytes) -> JSONResponse:
-    if not path.startswith(MCP):
+    if not _is_mcp(path):
         return _refuse(path, 400, NOT_A_FILE)
     # Clients of MCP read errors of JSON-RPC only.
     asked = json.loads(body)  # an object, or a list of several

@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import gradio as gr
@@ -108,10 +108,11 @@ def _analyse(
         raise UserError("There is no such example.")
     try:
         if of_batch:
-            xray, name = batch.open(row, engine), batch.rows[row].file
+            xray, file = batch.open(row, engine), PurePosixPath(batch.rows[row].file)
+            name = "-".join([*file.parts[:-1], file.stem])  # folders in a zip tell files apart
         else:
             xray = engine.read(_check_upload(path)) if path else examples[example].open()
-            name = path or examples[example].title
+            name = Path(path or examples[example].title).stem
         prediction = engine.predict(xray)
     except UserError as error:  # in the place of the answer, where it stays
         return None, number | {"answer": to_error(str(error))}
@@ -119,7 +120,7 @@ def _analyse(
     text = answer_to_html(engine, prediction, [("Time", f"{seconds:.2f} s")])
     scored = prediction.probability is not None
     width, height = xray.image.size
-    held = {"xray": xray, "prediction": prediction, "name": Path(name).stem}
+    held = {"xray": xray, "prediction": prediction, "name": name}
     return number | held, number | {
         "answer": text,
         "image": to_data_uri(xray.image),

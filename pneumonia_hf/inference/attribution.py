@@ -11,9 +11,12 @@ from PIL import Image
 
 from pneumonia_hf.errors import SettingError
 from pneumonia_hf.inference.attribution_methods import METHODS, NEEDS, enlarge
+from pneumonia_hf.inference.foreign import does_crop, find_crop
 from pneumonia_hf.inference.network import COMPUTING, Network
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from pneumonia_hf.inference.predictor import Predictor
 
 OWN_SCALE = (
@@ -46,10 +49,11 @@ def attribute(
 ) -> AttributionMap:
     """Return how much each place of `image` is evidence for pneumonia, on the model's own scale.
 
-    Evidence against pneumonia is left out. The value 1 is the reference that was measured on
-    validation images and is stored with the model, or more; so a dark map means that little was
-    found. The map of an ensemble is the mean of its members' maps. `method` is of METHODS, by
-    default the first that the model supports; any other is a SettingError.
+    Evidence against pneumonia is left out, and what a processor crops off has the value 0. The
+    value 1 is the reference that was measured on validation images and is stored with the model, or
+    more; so a dark map means that little was found. The map of an ensemble is the mean of its
+    members' maps. `method` is of METHODS, by default the first that the model supports; any other
+    is a SettingError.
     """
     supported = methods_for(predictor)
     method = method or supported[0]
@@ -90,8 +94,23 @@ def overlay(image: Image.Image, values: np.ndarray, opacity: float = 0.5) -> Ima
 def _attribute_one(network: Network, image: Image.Image, method: str) -> AttributionMap:
     with COMPUTING:
         found = METHODS[method](network, network.pixel_values([image]))
-    values = enlarge(found, image.size[::-1])  # [H, W]
+    values = _to_image(found, network, image.size)
     reference = network.attribution_references.get(method)
     scale = reference or float(values.max())
     values = (values / max(scale, 1e-12)).clamp(0, 1)
     return AttributionMap(values.cpu().numpy(), reference is not None)
+
+
+def _to_image(found: Tensor, network: Network, size: tuple[int, int]) -> Tensor:
+    """Return a map of the network's input as one of an image of `size` (width, height): [H, W]."""
+    from torch.nn.functional import pad
+
+    width, height = size
+    if not does_crop(network.processor):
+        return enlarge(found, (height, width))
+    shares = find_crop(network.processor, size)
+    left, top, right, bottom = (
+        round(share * side) for share, side in zip(shares, (*size, *size), strict=True)
+    )
+    part = enlarge(found, (bottom - top, right - left))
+    return pad(part, (left, width - right, top, height - bottom))  # below 0 it cuts off

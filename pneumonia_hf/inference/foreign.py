@@ -47,11 +47,43 @@ def check_model(model: PreTrainedModel, processor: BaseImageProcessor, name: str
 def list_caveats(model: PreTrainedModel, processor: BaseImageProcessor) -> list[Caveat]:
     """Return what holds for each decision of a model that other projects made."""
     caveats = []
-    edge = (getattr(processor, "size", None) or {}).get("shortest_edge") or NO_CROP_FROM
-    crops = getattr(processor, "crop_pct", None) and edge < NO_CROP_FROM
-    if crops or getattr(processor, "do_center_crop", False):
+    if does_crop(processor):
         caveats.append(Reason.CROPS.caveat())
     labels = [label.strip() for label in model.config.id2label.values()]
     if len(labels) > 2 and (others := [one for one in labels if one.upper() not in OUR_CLASSES]):
         caveats.append(Reason.MORE_CLASSES.caveat(classes=", ".join(others)))
     return caveats
+
+
+def does_crop(processor: BaseImageProcessor) -> bool:
+    """Return whether a processor takes the middle of each image alone."""
+    edge = (getattr(processor, "size", None) or {}).get("shortest_edge") or NO_CROP_FROM
+    by_share = getattr(processor, "crop_pct", None) and edge < NO_CROP_FROM
+    return bool(by_share or getattr(processor, "do_center_crop", False))
+
+
+def find_crop(
+    processor: BaseImageProcessor, size: tuple[int, int]
+) -> tuple[float, float, float, float]:
+    """Return which part of images of `size` (width, height) a processor that crops takes.
+
+    Left, top, right and bottom are shares of the sides, beyond 0 and 1 where it adds a margin. They
+    are measured on images of that size, whose gray says how far right or down it is, to half a
+    percent: each processor computes its crop in its own way.
+    """
+    along, across = (np.round(255 * (np.arange(one) + 0.5) / one).astype(np.uint8) for one in size)
+    shape = size[::-1]
+    grays = (np.uint8(0), np.uint8(255), along, across[:, None])
+    images = (Image.fromarray(np.ascontiguousarray(np.broadcast_to(one, shape))) for one in grays)
+    black, white, right, down = (
+        to_pixel_values([one], processor)[0, 0].double().numpy() for one in images
+    )
+    middle = tuple(side // 2 for side in black.shape)
+    ends = []
+    for line in (right[middle[0]], down[:, middle[1]]):
+        place = (line - black[middle]) / (white[middle] - black[middle])
+        at = np.flatnonzero((place > 0.1) & (place < 0.9))  # neither a margin nor near an edge
+        slope, start = np.polyfit(at + 0.5, place[at], 1)
+        ends.append((float(start), float(start + slope * len(place))))
+    (left, right), (top, bottom) = ends
+    return left, top, right, bottom

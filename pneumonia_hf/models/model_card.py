@@ -6,12 +6,20 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from pneumonia_hf.data.patients import describe_patients
 from pneumonia_hf.errors import UserError
 from pneumonia_hf.files import read_json, replace_text, write_json
 from pneumonia_hf.hub import HUB_ID
 from pneumonia_hf.labels import LABELS
-from pneumonia_hf.models.model_folder import CARD_FILE, ENSEMBLE_FILE, REPORTS_FILE, RUN_FILE
+from pneumonia_hf.models.model_folder import (
+    CARD_FILE,
+    ENSEMBLE_FILE,
+    GATE_FILE,
+    REPORTS_FILE,
+    RUN_FILE,
+)
 from pneumonia_hf.models.run_manifest import RunManifest, read_manifest
 from pneumonia_hf.reporting.numbers import read_interval, to_text
 from pneumonia_hf.reporting.page import markdown_table
@@ -88,6 +96,7 @@ def make_card(folder: Path) -> ModelCard:
         hospitals=hospital_table(manifest.validation.hospitals),
         template_path=str(CARD_TEMPLATE),
         run=manifest.content,
+        gate=_describe_gate(folder),
         reports=reports,
         to_text=lambda numbers: to_text(read_interval(numbers)),
         count_patients=describe_patients,
@@ -108,6 +117,17 @@ def make_ensemble_card(folder: Path, members: Sequence[str]) -> ModelCard:
         members=dict(zip(members, manifests, strict=True)),
         to_text=lambda numbers: to_text(read_interval(numbers)),
     )
+
+
+def _describe_gate(folder: Path) -> dict[str, bool]:
+    """Return what the input gate in a model folder does; nothing without a gate."""
+    from safetensors import safe_open
+
+    if not (folder / GATE_FILE).exists():
+        return {}
+    with safe_open(folder / GATE_FILE, framework="numpy") as gate:
+        refers = bool(np.isfinite(gate.get_tensor("limit")))  # where it is infinite, none is far
+        return {"refers": refers, "refuses": "weights" in gate.keys()}  # gates of 0.5 have none
 
 
 def _make_metadata(

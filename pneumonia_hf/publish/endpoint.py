@@ -42,7 +42,8 @@ class EndpointHandler:
         inputs = inputs.get("file") if isinstance(inputs, dict) else inputs
         if isinstance(inputs, str):
             try:
-                inputs = base64.b64decode(inputs.rpartition(",")[2], validate=True)  # data:...,
+                coded = "".join(inputs.rpartition(",")[2].split())  # data:..., and lines of 76
+                inputs = base64.b64decode(coded, validate=True)
             except ValueError as error:
                 raise XrayError(f"The text is no base64; {TAKES}") from error
         if isinstance(inputs, bytes):

@@ -29,7 +29,11 @@ variables `MODEL_ID` and `MODEL_REVISION` of this Space. Written by pneumonia-hf
 
 
 def make_space(
-    repo_id: str, model: str, private: bool = True, hardware: str = "cpu-basic"
+    repo_id: str,
+    model: str,
+    private: bool = True,
+    hardware: str = "cpu-basic",
+    positive_label: str | None = None,
 ) -> tuple[Pushed, bool]:
     """Create or update a Space that serves a model; change only what is different.
 
@@ -38,6 +42,8 @@ def make_space(
         model: Hub id with an optional `@revision`; the Space keeps its commit.
         private: of a new Space.
         hardware: the hint for those who duplicate the Space; it rents nothing.
+        positive_label: the model's class of images with pneumonia; None leaves the Space's
+            variable as it is, without which that is PNEUMONIA.
 
     Returns:
         What is on the Hub, and whether the model is private: then the Space needs a token.
@@ -51,7 +57,10 @@ def make_space(
     files["README.md"] = make_readme(found.id, found.sha, found.card_data, hardware).encode()
     message = f"Serve {found.id} at {found.sha[:12]}"
     pushed = push_files(repo_id, files, message, is_ours, private, kind="space")
-    set_variables(repo_id, {"MODEL_ID": found.id, "MODEL_REVISION": found.sha})
+    variables = {"MODEL_ID": found.id, "MODEL_REVISION": found.sha}
+    if positive_label:
+        variables["POSITIVE_LABEL"] = positive_label
+    set_variables(repo_id, variables)
     return pushed, bool(found.private)
 
 

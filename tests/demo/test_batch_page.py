@@ -1,5 +1,7 @@
 """A batch that is analysed, stopped, and opened again."""
 
+from unittest.mock import patch
+
 import gradio as gr
 import pytest
 from helpers import draw_xray
@@ -7,8 +9,9 @@ from helpers import draw_xray
 from pneumonia_hf import Predictor
 from pneumonia_hf.demo import batch_page, viewer
 from pneumonia_hf.demo.batch_page import BatchStore, ShownBatch, analyse_batch
+from pneumonia_hf.demo.batch_table import to_csv
 from pneumonia_hf.demo.engine import BatchRow, Engine
-from pneumonia_hf.demo.limits import Limits
+from pneumonia_hf.demo.limits import BUSY, Limits
 from pneumonia_hf.errors import UserError
 from pneumonia_hf.inference.predictor import Prediction
 
@@ -42,6 +45,18 @@ def test_an_x_ray_of_a_batch_is_opened_as_it_was_uploaded(engine, tmp_path):
         assert "no longer in memory" in viewer._analyse(engine, [], event, batch)[1]["answer"]
 
 
+def test_downloads_of_an_x_ray_in_a_zip_are_named_after_its_folders_too(engine, tmp_path):
+    path = tmp_path / "x.png"
+    draw_xray(1, ill=True, size=(120, 100)).save(path)
+    names = {"PAT1/IM1.png": "PAT1-IM1", "1.2.840/IM1": "1.2.840-IM1", "x.png": "x"}
+    none = Prediction(None, None, 0.5, "REFUSED", ())
+    rows = [BatchRow(name, none, "", None) for name in names]
+    batch = ShownBatch("x", 3, (), rows, contents=[path.read_bytes()] * 3)
+    for row, name in enumerate(names.values()):
+        event = make_event(number=1, path=None, example=-1, row=row)
+        assert viewer._analyse(engine, [], event, batch)[0]["name"] == name
+
+
 def test_a_batch_that_is_stopped_keeps_what_is_done_and_another_can_follow(engine, tmp_path):
     path = tmp_path / "x.png"
     draw_xray(1, ill=True, size=(120, 100)).save(path)
@@ -53,6 +68,26 @@ def test_a_batch_that_is_stopped_keeps_what_is_done_and_another_can_follow(engin
             shown.stop()
         value, shown, _ = list(running)[-1]
         assert value["done"] and len(value["rows"]) == len(shown.rows) == done
+
+
+@pytest.mark.parametrize("fault", [BUSY, "The batch took longer than 60 s"])
+def test_a_batch_that_is_broken_off_keeps_what_is_done_with_the_reason(engine, tmp_path, fault):
+    path = tmp_path / "x.png"
+    draw_xray(1, ill=True, size=(120, 100)).save(path)
+    running = analyse_batch(engine, BatchStore(), [str(path)] * 20)
+    for done in (0, 8):
+        value, shown, _ = next(running)
+        assert len(value["rows"]) == done
+    if fault == BUSY:
+        with patch.object(engine, "_wait", side_effect=UserError(BUSY)):
+            (last,) = running
+    else:
+        with patch("time.monotonic", return_value=1e12):
+            (last,) = running
+    value, kept, stop = last
+    assert fault in value["fault"] and value["done"] and not stop.visible
+    assert kept is shown and len(value["rows"]) == len(kept.rows) == 8
+    assert len(to_csv(kept.rows).splitlines()) == 9
 
 
 def test_the_oldest_batch_loses_its_files_first(monkeypatch):

@@ -95,6 +95,13 @@ def test_the_list_says_how_far_it_is(page):
     assert page.locator("progress").get_attribute("value") == "1"
     assert "Stopped: 1 of 5 files analysed." in show(page, rows=ROWS[:1])
     assert "1 X-ray analysed." in show(page, rows=ROWS[:1], total=1)
+    # What was analysed before the time was over stays, under the reason.
+    broken = show(page, rows=ROWS[:1], fault="The batch took longer than 60 s.")
+    assert page.get_by_role("alert").inner_text() == "The batch took longer than 60 s."
+    assert broken.index("took longer") < broken.index("Stopped: 1 of 5 files analysed.")
+    assert shown(page) == ["b10.png"]
+    show(page, rows=[], fault="The batch took longer than 60 s.")
+    assert page.locator("#batch table").count() == 0
     page.evaluate("props.value = {fault: 'There is no image.'}; redraw()")
     assert page.get_by_role("alert").inner_text() == "There is no image."
 

@@ -1,5 +1,7 @@
 """Whether a running app answers as its model does."""
 
+import json
+import shutil
 import sys
 from dataclasses import replace
 
@@ -40,13 +42,21 @@ def test_the_saved_token_goes_to_no_address(monkeypatch):
 
 
 def test_a_running_app_answers_as_its_model_and_not_as_another(
-    app_url, tiny_model, monkeypatch, capsys
+    app_url, tiny_model, monkeypatch, capsys, tmp_path
 ):
-    for model, status, words in (
-        (tiny_model, 0, "answers as its model does here."),
-        (DEFAULT_MODEL, 1, "answers wrongly."),
+    renamed = shutil.copytree(
+        tiny_model, tmp_path / "renamed", ignore=shutil.ignore_patterns("checkpoints")
+    )
+    config = json.loads((renamed / "config.json").read_text())
+    config["id2label"] = {"0": "healthy", "1": "Lung opacity"}
+    config["label2id"] = {"healthy": 0, "Lung opacity": 1}
+    (renamed / "config.json").write_text(json.dumps(config))
+    for model, more, status, words in (
+        (tiny_model, (), 0, "answers as its model does here."),
+        (DEFAULT_MODEL, (), 1, "answers wrongly."),
+        (renamed, ("--positive_label", "lung opacity"), 0, "answers as its model does here."),
     ):
-        words_given = ["pneumonia-hf", "check", "--space", app_url, "--model", str(model)]
+        words_given = ["pneumonia-hf", "check", "--space", app_url, "--model", str(model), *more]
         monkeypatch.setattr(sys, "argv", words_given)
         assert commands.main() == status
         assert words in capsys.readouterr().out

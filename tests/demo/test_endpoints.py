@@ -68,11 +68,12 @@ def test_a_batch_keeps_its_order_and_names_what_cannot_be_read(client, image, tm
     draw_xray(5, ill=False, size=(200, 260)).save(other)
     text.write_text("no image")
     with zipfile.ZipFile(tmp_path / "more.zip", "w") as archive:
-        archive.write(other, "folder/../../evil.jpeg")
+        archive.writestr("folder/../../evil.jpeg", other.read_bytes())
         archive.writestr("readme.txt", "not an image")
     files = [handle_file(one) for one in (image, text, tmp_path / "more.zip", other)]
     found = client.predict(files, api_name="/predict_batch")
-    assert [one["file"] for one in found] == ["xray.png", "scan.jpeg", "evil.jpeg", "other.jpeg"]
+    names = ["xray.png", "scan.jpeg", "folder/evil.jpeg", "other.jpeg"]
+    assert [one["file"] for one in found] == names
     assert "not an image that can be read" in found[1]["error"] and found[1]["decision"] is None
     predictor = Predictor.from_pretrained(tiny_model)
     for one, path in zip((found[0], found[2], found[3]), (image, other, other), strict=True):
@@ -87,13 +88,17 @@ def test_an_mcp_client_gets_the_same_answer_and_no_address_is_read(app_url, imag
 
     from mcp import ClientSession, McpError
     from mcp.client.streamable_http import streamable_http_client
+    from mcp.types import Icon, Implementation
 
+    site = "https://example.com/"
+    icons = [Icon(src=f"{site}icon.png")]
+    who = Implementation(name="x", version="1", websiteUrl=site, icons=icons)
     coded = "data:image/png;base64," + base64.b64encode(image.read_bytes()).decode()
 
     async def ask():
         async with (
             streamable_http_client(app_url + "/gradio_api/mcp/") as (reading, writing, _),
-            ClientSession(reading, writing) as session,
+            ClientSession(reading, writing, client_info=who) as session,
         ):
             await session.initialize()
             tools = (await session.list_tools()).tools

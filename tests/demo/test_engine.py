@@ -9,7 +9,8 @@ import pytest
 from helpers import draw_xray
 
 from pneumonia_hf import Predictor
-from pneumonia_hf.demo.engine import Engine
+from pneumonia_hf.demo.batch_table import to_csv
+from pneumonia_hf.demo.engine import BatchRow, Engine
 from pneumonia_hf.demo.limits import Limits
 from pneumonia_hf.errors import UserError
 
@@ -76,10 +77,35 @@ def test_images_in_a_zip_file_are_found_by_their_first_bytes(image, tmp_path, mo
         ("notes.txt", "its name is not that of an image"),
         ("d", "it does not begin as an image does"),
         (".e", "its name is not that of an image"),
-        ("f.png", "written by macOS beside the files"),
+        ("__MACOSX/f.png", "written by macOS beside the files"),
     )
     monkeypatch.setattr("pneumonia_hf.demo.engine.MOST_SKIPPED", 2)
     assert len(engine.open_batch([str(tmp_path / "x.zip")]).skipped) == 2
+
+
+def test_files_of_a_zip_keep_their_folders_and_lead_nowhere(tmp_path):
+    engine = Engine.__new__(Engine)  # without a model
+    engine.limits = Limits()
+    names = {
+        "PAT1/IM0001.dcm": "PAT1/IM0001.dcm",
+        "PAT2/IM0001.dcm": "PAT2/IM0001.dcm",
+        "PAT3\\.\\a.png": "PAT3/a.png",
+        "/etc/b.png": "etc/b.png",
+        "//c.png": "c.png",
+        "C:\\in/d.png": "in/d.png",
+        "PAT4/../../e..png": "PAT4/e..png",
+        "../=1+1/f.png": "=1+1/f.png",
+    }
+    hidden = ("PAT1/.g.png", "PAT1\\.h.png", "PAT.png/i.txt", "..")
+    path = tmp_path / "x.zip"
+    path.write_bytes(make_zip(**dict.fromkeys((*names, *hidden), b"x")))
+    batch = engine.open_batch([str(path)])
+    found = [name for name, _ in batch.files]
+    assert found == list(names.values())
+    skipped = ["PAT1/.g.png", "PAT1/.h.png", "PAT.png/i.txt", ".."]
+    assert [name for name, _ in batch.skipped] == skipped
+    table = to_csv([BatchRow(name, None, "", None) for name in found])
+    assert "\n'=1+1/f.png," in table and "\nPAT2/IM0001.dcm," in table
 
 
 def test_all_zips_of_a_request_share_one_budget(tiny_model, image, tmp_path, monkeypatch):

@@ -73,6 +73,52 @@ def test_several_mcp_calls_in_one_request_are_refused_alike(app_url):
     assert status == 200 and "are not read" in json.loads(body)["error"]["message"]
 
 
+def test_mcp_messages_may_name_addresses_outside_of_what_tools_are_given():
+    from starlette.applications import Starlette
+    from starlette.middleware import Middleware
+    from starlette.responses import PlainTextResponse
+    from starlette.routing import Route
+    from starlette.testclient import TestClient
+
+    from pneumonia_hf.demo.guard import Guard
+
+    app = Starlette(
+        routes=[Route("/{path:path}", lambda _: PlainTextResponse("in"), methods=["POST"])],
+        middleware=[Middleware(Guard, login=None, uploads="/nowhere")],
+    )
+    site = "https://example.com/"
+    who = {"name": "x", "version": "1", "websiteUrl": site, "icons": [{"src": site}]}
+    hello = {"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": {"clientInfo": who}}
+
+    def ask(method="tools/call", **given):
+        params = {"name": "predict", "arguments": given}
+        return hello | {"method": method, "params": params}
+
+    allowed = [hello, [hello], ask(image="data:,"), [hello, ask()], {"method": "x", "params": []},
+               ask() | {"params": {"name": "predict", "_meta": {"x": site}}}]  # fmt: skip
+    call = ask(image=site)
+    refused = [
+        *(call, [call], [hello, call], [[call]], ask(image={"path": "/etc/passwd"}), site),
+        *(
+            ask(files=[{"path": site}]),
+            ask(image=" FILE:///etc/passwd"),
+            ask("prompts/get", x=site),
+        ),
+        # Not well-formed.
+        {"jsonrpc": "2.0", "id": 1, "params": hello["params"]},
+        *(hello | one for one in ({"jsonrpc": "1.0"}, {"method": None}, {"params": [site]})),
+    ]
+    with TestClient(app) as served:
+        for place in ("/gradio_api/mcp", "/gradio_api/mcp/", "/gradio_api/mcp/messages/"):
+            for one in allowed:
+                assert served.post(place, json=one).text == "in", one
+            for one in refused:
+                answer = served.post(place, json=one).json()
+                assert "are not read" in answer["error"]["message"], one
+        for place in ("/gradio_api/queue/join", "/gradio_api/mcpx", "/gradio_api/call/mcp"):
+            assert "upload the file itself" in served.post(place, json=hello).text
+
+
 def test_a_login_is_wanted_by_every_route():
     import base64
 

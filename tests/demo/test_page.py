@@ -48,6 +48,7 @@ def test_a_hidden_part_moves_the_probability_by_mouse_and_by_keys(page, xray):
     page.get_by_role("button", name="What if I hide something?").click()
     result = page.locator(".panel.hide .result")
     result.locator(".scale").wait_for(timeout=SLOW)
+    assert page.get_by_role("button", name="Why?").is_disabled()
 
     def moves(action) -> None:
         before = [result.evaluate(PROBABILITY), page.locator("#viewer .xray").get_attribute("src")]
@@ -86,6 +87,7 @@ def test_a_hidden_part_moves_the_probability_by_mouse_and_by_keys(page, xray):
     # Leaving shows the whole X-ray again.
     page.get_by_role("button", name="What if I hide something?").click()
     assert page.locator("#answer").is_visible()
+    assert page.get_by_role("button", name="Why?").is_enabled()
 
 
 def test_an_opacity_is_moved_and_grown_by_mouse_and_by_keys(page):

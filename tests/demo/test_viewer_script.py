@@ -232,11 +232,24 @@ def test_gestures_and_keys_change_the_view(page):
     with page.expect_download() as saved:
         page.get_by_role("button", name="Save the image").click()
     assert saved.value.suggested_filename == "a.png"
+    # Of a zip file in a batch, with its folders.
+    page.evaluate(
+        "detail => document.dispatchEvent(new CustomEvent('xray-open', {detail}))",
+        {"row": 1, "name": "1.2.840/IM1"},
+    )
+    answer_image(page, requests(page, "analyse")[-1]["number"], 120)
+    with page.expect_download() as saved:
+        page.get_by_role("button", name="Save the image").click()
+    assert saved.value.suggested_filename == "1.2.840-IM1.png"
 
 
 def test_arrow_keys_move_what_is_hidden_and_the_border(page):
     open_image(page)
-    page.get_by_role("button", name="What if I hide something?").click()
+    # A map is of the whole X-ray: it is not laid over one with hidden parts.
+    hide, why = (page.locator(f".modes [data-do={one}]") for one in ("hide", "why"))
+    assert why.is_enabled()
+    hide.click()
+    assert why.is_disabled()
 
     def next_mask(act) -> dict:
         """Return the request that follows, and answer it."""
@@ -276,6 +289,8 @@ def test_arrow_keys_move_what_is_hidden_and_the_border(page):
     next_mask(lambda: None)
     assert requests(page, "mask")[-1]["border"] == 0.06
     assert requests(page, "mask")[-1]["of"] == requests(page, "analyse")[-1]["number"]
+    hide.click()
+    assert why.is_enabled()
 
 
 def test_an_opacity_follows_mouse_and_keys_and_its_map_waits_for_rest(page):

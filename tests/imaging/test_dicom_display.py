@@ -76,6 +76,9 @@ def test_wrong_high_bit_is_ignored_where_the_values_fit_below_it(high):
     window = {"WindowCenter": 1000, "WindowWidth": 600}
     found, expected = make_dicom(noise, HighBit=high, **window), make_dicom(noise, **window)
     assert np.array_equal(read_xray(found), read_xray(expected))
+    if high > 15:
+        garbage = make_dicom(noise | (noise << 12), HighBit=high, **window)
+        assert np.array_equal(read_xray(garbage), read_xray(expected))
 
 
 def test_window_applies_to_rescaled_values():

@@ -3,20 +3,26 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from helpers import TINY_CONFIGS, draw_xray
+from PIL import Image, ImageDraw
 from transformers import (
     AutoModelForImageClassification,
     BitImageProcessor,
     ConvNextImageProcessor,
     EfficientNetImageProcessor,
+    LevitImageProcessor,
     ViTImageProcessor,
     pipeline,
 )
 
 from pneumonia_hf import Predictor
 from pneumonia_hf.errors import UserError
+from pneumonia_hf.inference.attribution import attribute
+from pneumonia_hf.inference.attribution_methods import METHODS
+from pneumonia_hf.inference.foreign import find_crop
 from pneumonia_hf.reasons import Reason
 
 # A wide film, as most are: a crop takes its sides off.
@@ -64,19 +70,56 @@ def test_labels_in_another_order_with_pickled_weights_only(tmp_path):
     assert [one.reason for one in predictor.caveats] == [Reason.NO_THRESHOLD]
 
 
-@pytest.mark.parametrize("kind", ["convnext", "bit"])
+CROPPING = {
+    "convnext": ConvNextImageProcessor(size={"shortest_edge": 32}, crop_pct=0.875),
+    "bit": BitImageProcessor(
+        size={"shortest_edge": 40}, crop_size={"height": 32, "width": 32}, do_center_crop=True
+    ),
+    # With a margin above and below.
+    "padded": BitImageProcessor(
+        size={"shortest_edge": 24}, crop_size={"height": 32, "width": 32}, do_center_crop=True
+    ),
+    "levit": LevitImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}),
+}
+# Of images of 200 x 120: left, top, right and bottom.
+PARTS = {
+    "convnext": (47, 7, 153, 113),
+    "bit": (52, 12, 148, 108),
+    "padded": (20, -20, 180, 140),
+    "levit": (47, 7, 153, 113),
+}
+
+
+@pytest.mark.parametrize("kind", CROPPING)
 def test_a_processor_that_crops_is_followed_and_named(tmp_path, kind):
-    processor = (
-        ConvNextImageProcessor(size={"shortest_edge": 32}, crop_pct=0.875)
-        if kind == "convnext"
-        else BitImageProcessor(
-            size={"shortest_edge": 40}, crop_size={"height": 32, "width": 32}, do_center_crop=True
-        )
-    )
+    processor = CROPPING[kind]
     folder = save_model(tmp_path, "convnextv2-tiny", ["NORMAL", "PNEUMONIA"], processor)
     predictor = check_scores(folder, "PNEUMONIA")
     warnings = predictor.predict(IMAGES[0]).warnings
     assert "The image processor of this model crops the border of each image." in warnings
+
+
+@pytest.mark.parametrize("kind", CROPPING)
+def test_a_map_lies_on_the_part_that_a_processor_takes(tmp_path, monkeypatch, kind):
+    image = Image.new("L", (200, 120))
+    ImageDraw.Draw(image).rectangle((110, 30, 139, 59), fill=255)
+    labels = ["NORMAL", "PNEUMONIA"]
+    predictor = Predictor.from_pretrained(
+        save_model(tmp_path, "convnextv2-tiny", labels, CROPPING[kind])
+    )
+    # The map of a network that looks at what is bright.
+    monkeypatch.setitem(METHODS, "occlusion", lambda _, pixels: (pixels - pixels.min())[0, 0])
+    found = find_crop(predictor.network.processor, image.size) * np.array([200, 120, 200, 120])
+    assert found == pytest.approx(PARTS[kind], abs=2)
+    values = attribute(predictor, image, "occlusion").values
+    assert values.shape == (120, 200)
+    bright = np.zeros(values.shape, bool)
+    bright[30:60, 110:140] = True
+    assert (bright & (values > 0.5)).sum() > 0.8 * (bright | (values > 0.5)).sum()
+    outside = np.ones(values.shape, bool)
+    left, top, right, bottom = PARTS[kind]
+    outside[max(top - 2, 0) : bottom + 2, max(left - 2, 0) : right + 2] = False
+    assert outside.any() and not values[outside].any()
 
 
 def test_a_class_of_three_is_taken_by_its_name_and_the_others_are_named(tmp_path):

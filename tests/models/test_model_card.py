@@ -1,10 +1,12 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from pneumonia_hf.models.model_card import make_card
-from pneumonia_hf.models.model_folder import DEFAULT_MODEL, REPORTS_FILE, RUN_FILE
+from pneumonia_hf.models.model_folder import DEFAULT_MODEL, GATE_FILE, REPORTS_FILE, RUN_FILE
 from pneumonia_hf.statistics.hospitals import OF_HOSPITALS
 
 
@@ -26,6 +28,25 @@ def test_card_says_when_no_attribution_method_passes_its_tests(tmp_path, faithfu
 
 def test_card_of_the_default_model_is_that_of_its_files():
     assert (DEFAULT_MODEL / "README.md").read_text() == str(make_card(DEFAULT_MODEL))
+
+
+def test_card_says_only_what_the_gate_of_its_model_does(tmp_path):
+    whole = load_file(DEFAULT_MODEL / GATE_FILE)
+    distance = {name: one for name, one in whole.items() if name not in ("weights", "bias")}
+    far = {"limit": np.array(np.inf, np.float32)}
+    shutil.copy(DEFAULT_MODEL / RUN_FILE, tmp_path)
+    texts = []
+    for gate in (None, whole, distance, whole | far):
+        if gate:
+            save_file(gate, tmp_path / GATE_FILE)
+        text = str(make_card(tmp_path)).partition("reads all of these files,\n")[2]
+        texts.append(text.partition("\n\n")[0])
+    for text, refers, refuses in zip(texts, (0, 1, 1, 0), (0, 1, 0, 1), strict=True):
+        assert ("unlike the\ntraining images" in text) == refers
+        assert (", and refuses what is no chest X-ray." in text) == refuses
+        assert text.startswith("applies the threshold below, and refers") == (not refuses)
+    none = "It has no input gate: it does not notice images that are no chest X-rays."
+    assert [none in text for text in texts] == [True, False, False, False]
 
 
 def test_metadata_keep_the_data_sets_of_reports_apart_under_no_invented_id():

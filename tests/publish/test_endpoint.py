@@ -47,6 +47,10 @@ def test_each_kind_of_request_has_the_numbers_of_the_predictor(handler):
         json.dumps(found)
     assert handler({"inputs": to_text(PNG)}) == expected
     assert handler({"inputs": f"data:image/png;base64,{to_text(PNG)}"}) == expected
+    lines = base64.encodebytes(PNG).decode()
+    assert lines.count("\n") > 1
+    for text in (lines, lines.replace("\n", "\r\n"), f"data:image/png;base64,{lines}"):
+        assert handler({"inputs": {"file": text}}) == expected
     assert handler({"inputs": PNG}) == expected
     assert handler({"inputs": IMAGE.convert("RGB")}) == expected  # as the endpoint decodes it
 
@@ -58,6 +62,7 @@ def test_each_kind_of_request_has_the_numbers_of_the_predictor(handler):
         ({"inputs": {"image": "x"}}, "There is no image"),
         ({"inputs": "/etc/passwd"}, "no base64"),
         ({"inputs": "https://example.com/x.png"}, "no base64"),
+        ({"inputs": {"file": f"{to_text(PNG)}\n!"}}, "no base64"),
         ({"inputs": {"file": to_text(b"no image")}}, "the image"),
     ],
 )

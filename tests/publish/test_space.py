@@ -86,6 +86,19 @@ def test_command_prints_the_address_and_what_a_private_model_needs(hub, model, m
     assert "hf_of_me" not in str(space_of(hub).variables)  # no token is sent there by itself
 
 
+def test_command_names_the_class_of_a_model_of_another_project(hub, model, monkeypatch):
+    words = ["pneumonia-hf", "space", "--repo_id", "me/demo", "--model", "me/x@v1"]
+    for given, expected in (([], None), (["Lung opacity"], "Lung opacity"), ([], "Lung opacity"),
+                            (["PNEUMONIA"], "PNEUMONIA")):  # fmt: skip
+        flags = ["--positive_label", *given] if given else []
+        monkeypatch.setattr(sys, "argv", words + flags)
+        commands.main()
+        assert space_of(hub).variables.get("POSITIVE_LABEL") == expected
+    monkeypatch.setattr(sys, "argv", [*words, "--positive_label", "a", "b"])
+    with pytest.raises(UserError, match="one class for all models"):
+        commands.main()
+
+
 def test_each_mistake_is_one_sentence(hub, model, tmp_path):
     for repo_id, name, words in (
         ("demo", "me/x", "give it as owner/name"),

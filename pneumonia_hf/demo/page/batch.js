@@ -1,7 +1,8 @@
 // The list of a batch: chips filter it, headings sort it, and a row opens its X-ray in the viewer,
 // above which a bar (#batch-bar) goes on to the next. The viewer is asked by the event "xray-open" of
 // the document with {row, name}; it says "xray-start" whenever it opens anything.
-// The value: {rows, total, skipped, done} as of ShownBatch.describe, {fault}, or null.
+// The value: {rows, total, skipped, done} as of ShownBatch.describe, {fault}, both of a batch that was
+// broken off, or null.
 const names = {PNEUMONIA: "pneumonia", REFER: "unsure", REFUSED: "refused", "": "not readable", NORMAL: "normal"};
 const order = Object.keys(names);  // of need of attention
 const headings = {file: "File", probability: "Probability", decision: "Decision", warnings: "Warnings"};
@@ -54,7 +55,8 @@ function render() {
   const focused = document.activeElement.textContent, within = list.contains(document.activeElement);
   list.replaceChildren();
   if (!value) return;
-  if (value.fault) return list.append(make("p", {role: "alert"}, value.fault));
+  if (value.fault) list.append(make("p", {role: "alert"}, value.fault));
+  if (!value.rows?.length && value.fault) return;
   const rows = value.rows.map((row, index) => ({...row, index}));
   if (!rows.some((row) => row.decision === state.chip)) state.chip = null;
   addStatus(list, {...value, rows});

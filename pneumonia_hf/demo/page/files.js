@@ -74,6 +74,7 @@ function setMode(mode) {
   find(".intro").hidden = Boolean(shown) || mode !== "empty" || find("#answer").childElementCount > 0;
   const scored = Boolean(shown && shown.scored);
   for (const name of ["why", "hide"]) find(`.modes [data-do=${name}]`).disabled = !scored || mode === "opacity" || Boolean(shown.simulated);
+  if (mode === "hide") find(".modes [data-do=why]").disabled = true;  // a map is of the whole X-ray
   find(".reports").hidden = !shown || mode !== "view";
   find("#answer").hidden = mode === "opacity" || mode === "hide";
   find(".region").hidden = true;
@@ -84,7 +85,7 @@ function setMode(mode) {
 function addExamples() {
   const minutes = Math.ceil(props.kept * 1.25 / 60);
   find(".privacy").textContent = "JPEG, PNG, TIFF, BMP, WebP or DICOM. Deleted from the server's disk within "
-    + `${minutes} minutes and from its memory within an hour; never stored or sent elsewhere.`;
+    + `${minutes} minutes (an hour, if the upload breaks off) and from its memory within an hour; never stored or sent elsewhere.`;
   const list = find(".examples");
   props.examples.forEach(({title, note, image}, number) => {
     const button = make("button", {type: "button"}, make("img", {src: image, alt: ""}), make("b", {}, title), make("span", {}, note));

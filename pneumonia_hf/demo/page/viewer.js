@@ -129,7 +129,7 @@ function paint() {
   return canvas.toDataURL("image/png");
 }
 
-const stem = () => shown.name.replace(/\.[^.]*$/, "");
+const stem = () => shown.name.replace(/\.[^./]*$/, "").replaceAll("/", "-");  // folders in a zip
 
 function download(name, address) {
   make("a", {download: name, href: address}).click();
