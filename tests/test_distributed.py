@@ -76,7 +76,7 @@ def test_two_processes_make_the_report_of_one_also_after_one_was_killed(tiny_mod
     printed, errors = running.communicate(timeout=300)
     assert running.returncode != 0 and not printed
     assert errors.count("completed work is kept") == 1, errors
-    assert not (tmp_path / "two").exists()
+    assert [one.name for one in (tmp_path / "two").iterdir()] == [".steps"]
     done = subprocess.run([*map(str, command)], **settings, capture_output=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("The report is in") == 1

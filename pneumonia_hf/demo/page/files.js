@@ -84,8 +84,9 @@ function setMode(mode) {
 
 function addExamples() {
   const minutes = Math.ceil(props.kept * 1.25 / 60);
-  find(".privacy").textContent = "JPEG, PNG, TIFF, BMP, WebP or DICOM. Deleted from the server's disk within "
-    + `${minutes} minutes (an hour, if the upload breaks off) and from its memory within an hour; never stored or sent elsewhere.`;
+  // An upload that breaks off stays for an hour, as does what is in memory.
+  find(".privacy").textContent = "JPEG, PNG, TIFF, BMP, WebP or DICOM. Deleted from the server's disk and memory within "
+    + `${minutes > 60 ? `${minutes} minutes` : "an hour"}; never stored or sent elsewhere.`;
   const list = find(".examples");
   props.examples.forEach(({title, note, image}, number) => {
     const button = make("button", {type: "button"}, make("img", {src: image, alt: ""}), make("b", {}, title), make("span", {}, note));
