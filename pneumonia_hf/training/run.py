@@ -60,11 +60,11 @@ class Images:
 
     @property
     def further_prints(self) -> dict[str, str]:
-        """SHA-256 of what else of the training images decides the weights."""
+        """SHA-256 of what else of the training images decides the weights, as of `fingerprints`."""
         found = {"sites": self.sites, "balanced columns": self.cells, "classes": self.train.labels}
         found["boxes"] = getattr(self.train, "boxes", None)
         return {
-            f"{name} of images": hashlib.sha256(str(list(of)).encode()).hexdigest()
+            f"{name} of training": hashlib.sha256(str(list(of)).encode()).hexdigest()
             for name, of in found.items()
             if of is not None
         }

@@ -1,3 +1,4 @@
+import json
 from dataclasses import FrozenInstanceError, fields, replace
 
 import numpy as np
@@ -76,22 +77,24 @@ def test_resume_notices_other_columns_and_hospitals(tmp_path, recipe):
     with pytest.raises(UserError, match=r"begun with other hospitals \(null, now"):
         prepare(replace(recipe, data=data), tmp_path, resume=True)
     prints = before.images.further_prints
-    assert prints.keys() == {"sites of images", "classes of images"}
+    assert prints.keys() == {"sites of training", "classes of training"}
+    state = json.loads((tmp_path / "checkpoints" / "recipe.json").read_text())
+    assert {name: state["made_of"].get(f"{name} images") for name in prints} == prints
     train = before.images.train
     boxes = [None] * len(train)
     changed = BoxedPixels(**vars(train), boxes=boxes, known=np.zeros(len(train), bool))
     boxed = replace(before.images, train=changed, cells=np.arange(len(train)))
     assert boxed.further_prints.keys() - prints.keys() == {
-        "boxes of images", "balanced columns of images"
+        "boxes of training", "balanced columns of training"
     }  # fmt: skip
     others = replace(train, labels=train.labels + (train.labels == 0) * 2)
     found = replace(boxed, train=others, sites=1 - before.images.sites).further_prints
     assert all(found[name] != prints[name] for name in prints)
     boxes[0] = "0 0 1 1"
     assert (
-        boxed.further_prints["boxes of images"]
+        boxed.further_prints["boxes of training"]
         != replace(boxed, train=replace(changed, boxes=[None] * len(train))).further_prints[
-            "boxes of images"
+            "boxes of training"
         ]
     )
 
