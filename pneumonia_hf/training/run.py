@@ -64,7 +64,7 @@ class Images:
         found = {"sites": self.sites, "balanced columns": self.cells, "classes": self.train.labels}
         found["boxes"] = getattr(self.train, "boxes", None)
         return {
-            f"{name} of training": hashlib.sha256(str(list(of)).encode()).hexdigest()
+            f"{name} of training": hashlib.sha256(str(np.asarray(of).tolist()).encode()).hexdigest()
             for name, of in found.items()
             if of is not None
         }
